@@ -1,0 +1,94 @@
+"""Bytes handed to the block layer per operation, with the last checkpoint and the close.
+
+The base is bare SQLite with a commit for each transaction that the operation needs.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.bare import BareDatabase, bare_database
+from bench.data import BIG, SECTOR, SMALL, variant
+from bench.device import disk
+from bench.goals import KIB, MIB, Goal
+from bench.operations import CREATE, REWRITE, write_file
+from bench.report import Report
+from bench.servers import pmxcfs_server
+
+SECTORS_PER_MIB = MIB // 512
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done *count* times on the mount, and what to bare SQLite."""
+
+    name: str
+    count: int
+    ours: Callable[[str, int], None]
+    bare: Callable[[BareDatabase, int], None]
+    most_kib: float
+
+
+def _replace(root: str, number: int) -> None:
+    write_file(f"{root}/f.tmp.{number}", CREATE, variant(SMALL, number))
+    os.rename(f"{root}/f.tmp.{number}", f"{root}/f")
+
+
+def _replace_bare(database: BareDatabase, number: int) -> None:
+    database.commit(2, variant(SMALL, number))
+    database.commit(1, variant(SMALL, number))
+
+
+def _save_sectors(root: str, number: int) -> None:
+    write_file(f"{root}/F", REWRITE | os.O_CREAT, variant(SECTOR, number), times=SECTORS_PER_MIB)
+
+
+def _save(root: str, number: int) -> None:
+    write_file(f"{root}/F", REWRITE | os.O_CREAT, variant(BIG, number))
+
+
+def _save_bare(database: BareDatabase, number: int) -> None:
+    database.commit(1, variant(BIG, number))
+
+
+# Often enough that several checkpoints fall into the count: one is due per 4 MiB of log.
+CASES = (
+    Case("1 KiB replaced through tmp + rename", 1500, _replace, _replace_bare, 28),
+    Case("1 MiB in 512-byte writes", 20, _save_sectors, _save_bare, 2.2 * KIB),
+    Case("1 MiB in one write", 20, _save, _save_bare, 2.2 * KIB),
+)
+
+
+def our_bytes(case: Case, workdir: Path) -> float:
+    """Return the bytes that one operation on our mount writes."""
+    with disk(workdir) as device:
+        with pmxcfs_server(workdir, statedir=device.mountpoint / "state") as server:
+            before = device.written()
+            for number in range(case.count):
+                case.ours(server.root, number)
+        return (device.written() - before) / case.count
+
+
+def bare_bytes(case: Case, workdir: Path) -> float:
+    """Return the bytes that the same changes cost in bare SQLite."""
+    with disk(workdir) as device:
+        with bare_database(device.mountpoint / "bare") as database:
+            before = device.written()
+            for number in range(case.count):
+                case.bare(database, number)
+        return (device.written() - before) / case.count
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def bench_bytes(case: Case, workdir: Callable[[], Path], report: Report) -> None:
+    report.add(
+        "bytes",
+        case.name,
+        unit="KiB",
+        ours=our_bytes(case, workdir()) / KIB,
+        base=bare_bytes(case, workdir()) / KIB,
+        goal=Goal(absolute=case.most_kib),
+    )

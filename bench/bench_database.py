@@ -1,0 +1,55 @@
+"""One commit through our database module against bare SQLite, by turns in one run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.bare import SOME_TIME, bare_database
+from bench.data import BIG, REWRITTEN, SMALL, many_files, variant
+from bench.goals import Goal
+from bench.populate import saved_tree
+from bench.report import Report
+from bench.turns import Benchmark, by_turns
+from pmxcfs.checkpointer import Checkpointer
+
+WITHIN = 1.5  # times bare SQLite, both rows of a mutation included: our own limit
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rounds", "batch"),
+    [("commit of 1 KiB", SMALL, 30, 50), ("commit of 1 MiB", BIG, 15, 4)],
+    ids=["1 KiB", "1 MiB"],
+)
+def bench_commit(
+    name: str,
+    content: list[bytes],
+    rounds: int,
+    batch: int,
+    workdir: Callable[[], Path],
+    benchmark: Benchmark,
+    report: Report,
+) -> None:
+    """Ours changes the file in the tree, saves and settles, as local mode does."""
+    path, files = workdir() / "config.db", many_files(REWRITTEN)
+    with saved_tree(path, files) as (database, tree), bare_database(workdir()) as bare:
+        checkpointer = Checkpointer(database)  # as in the daemon; bare SQLite has its own way
+        checkpointer.start()
+        entries = [tree.find(f"d0/f{i}") for i in range(REWRITTEN)]
+
+        def ours(number: int) -> None:
+            entry = entries[number % REWRITTEN]
+            assert entry is not None
+            data = variant(content, number // REWRITTEN)
+            tree.write(entry, 0, data, truncate=True, writer=0, mtime=SOME_TIME)
+            database.save(tree)
+            tree.settle()
+
+        def base(number: int) -> None:
+            bare.commit(1 + number % REWRITTEN, variant(content, number // REWRITTEN))
+
+        try:
+            pair = by_turns(benchmark, ours, base, rounds=rounds, batch=batch)
+        finally:
+            checkpointer.close()
+    report.add("database", name, unit="µs", ours=pair.ours, base=pair.base, goal=Goal(WITHIN))

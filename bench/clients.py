@@ -1,0 +1,82 @@
+"""Several client processes at once, started together.
+
+Processes, not threads: clients that wait for one another's interpreter lock would measure it.
+"""
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from typing import Any, TypeVar
+
+from bench.data import BIG, REWRITTEN, variant
+from bench.operations import REWRITE, read_file, write_file
+from bench.turns import times_us
+
+Result = TypeVar("Result")
+PATIENCE = 60.0  # seconds that the slowest client may take
+
+
+def together(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Run each job in a process of its own, all from one moment on; return their results."""
+    context = multiprocessing.get_context("fork")  # a job need not be picklable
+    barrier = context.Barrier(len(jobs))
+    results: list[Result] = []
+    with contextlib.ExitStack() as cleanup:
+        pipes = []
+        for job in jobs:
+            reader, sink = context.Pipe(duplex=False)
+            pipes.append(cleanup.enter_context(reader))
+            client = context.Process(target=_run, args=(job, barrier, sink), daemon=True)
+            client.start()
+            cleanup.callback(client.join)
+            cleanup.callback(client.kill)
+            sink.close()
+        for pipe in pipes:
+            if not pipe.poll(PATIENCE):
+                raise TimeoutError(f"a client took more than {PATIENCE} s")
+            results.append(pipe.recv())
+    return results
+
+
+def _run(job: Callable[[], Any], barrier: Barrier, sink: Connection) -> None:
+    barrier.wait(PATIENCE)
+    sink.send(job())
+
+
+def parallel_read_us(root: str, *, processes: int, count: int) -> float:
+    """Return how many microseconds pass per open + read + close of all processes together."""
+
+    def job() -> tuple[int, int]:
+        start = time.perf_counter_ns()
+        for i in range(count):
+            read_file(f"{root}/d0/f{i % REWRITTEN}")
+        return start, time.perf_counter_ns()
+
+    starts, ends = zip(*together([job] * processes), strict=True)
+    return float(max(ends) - min(starts)) / 1000 / (processes * count)
+
+
+def read_times_us(root: str, *, readers: int, seconds: float, writer: bool) -> list[float]:
+    """Return the time of each open + read + close while nobody, or one *writer*, saves 1 MiB."""
+
+    def reading() -> list[float]:
+        numbers = _until(time.monotonic() + seconds)
+        return times_us(lambda i: read_file(f"{root}/d0/f{i % REWRITTEN}"), numbers)
+
+    def writing() -> list[float]:
+        for number in _until(time.monotonic() + seconds):
+            write_file(f"{root}/d5/F0", REWRITE, variant(BIG, number))
+        return []
+
+    times = together([reading] * readers + [writing] * writer)
+    return [time for client in times for time in client]
+
+
+def _until(deadline: float) -> Iterator[int]:
+    number = 0
+    while time.monotonic() < deadline:
+        yield number
+        number += 1

@@ -1,0 +1,59 @@
+"""Make a database with given files, through the project's own tree and database.
+
+The state that a benchmark starts from is there before the daemon is, and so the kernel has not
+seen any of it.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.data import File
+from pmxcfs._core import Entry, Tree
+from pmxcfs.database import Database
+from pmxcfs.messages import EntryType
+
+
+@contextlib.contextmanager
+def saved_tree(path: Path, files: Iterator[File]) -> Iterator[tuple[Database, Tree]]:
+    """Create the database file *path* with these files; yield it with its tree, both settled."""
+    now = int(time.time())
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    database = Database.open(path, now=now)
+    try:
+        tree = Tree(keep_undo=False)
+        tree.load(database.load(now=now).records)
+        for name, content in files:
+            add_file(tree, name, content, now=now)
+        database.save(tree)
+        tree.settle()
+        yield database, tree
+    finally:
+        database.close()
+
+
+def write_database(path: Path, files: Iterator[File]) -> None:
+    """Create the database file *path* with these files and the directories above them."""
+    with saved_tree(path, files):
+        pass
+
+
+def add_file(tree: Tree, path: str, content: bytes, *, now: int) -> Entry:
+    """Add a file to a tree, with the directories above it."""
+    directory, _, name = path.rpartition("/")
+    parent = add_directory(tree, directory, now=now)
+    entry = tree.create(parent, name, EntryType.FILE, writer=0, mtime=now)
+    tree.write(entry, 0, content, truncate=True, writer=0, mtime=now)
+    return entry
+
+
+def add_directory(tree: Tree, path: str, *, now: int) -> Entry:
+    """Return the directory at *path*, made if it is missing."""
+    if not path:
+        return tree.root
+    if found := tree.find(path):
+        return found
+    above, _, name = path.rpartition("/")
+    parent = add_directory(tree, above, now=now)
+    return tree.create(parent, name, EntryType.DIRECTORY, writer=0, mtime=now)

@@ -1,0 +1,131 @@
+"""Run the two servers: real daemons on real mounts, which leave nothing behind whatever happens.
+
+Placement: client and servers share one CPU. A message then costs two context switches and nothing
+else; on two CPUs it costs two wake-ups of a sleeping CPU, which on a virtual machine take several
+times as long as all that is to be measured here. Only what needs several CPUs asks for them.
+"""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.data import NODE
+
+START_PATIENCE, STOP_PATIENCE = 60.0, 20.0  # seconds; loading 100,000 files is the longest start
+REPOSITORY = Path(__file__).parents[1]
+FLOOR_SOURCE = Path(__file__).parent / "floor" / "floor.c"
+
+
+class Server(NamedTuple):
+    """A daemon that serves *root*."""
+
+    root: str
+    pid: int
+    start_s: float  # from the start of the process until the mount has answered
+
+
+def pin(cpus: set[int], *, pids: Sequence[int] = ()) -> None:
+    """Put this process and all threads of *pids* on these CPUs; children inherit it."""
+    os.sched_setaffinity(0, cpus)
+    for pid in pids:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), cpus)
+
+
+@contextlib.contextmanager
+def on_all_cpus(*servers: Server) -> Iterator[None]:
+    """Let this process and the servers use every CPU for a while."""
+    before, pids = os.sched_getaffinity(0), [server.pid for server in servers]
+    pin(set(range(os.cpu_count() or 1)), pids=pids)
+    try:
+        yield
+    finally:
+        pin(before, pids=pids)
+
+
+def build_floor(directory: Path) -> Path:
+    """Compile the floor server into *directory*; return the program's path."""
+    program = directory / "floor"
+    query = ["pkg-config", "--cflags", "--libs", "fuse"]
+    flags = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+    options = ["-O2", "-Wall", "-Wextra", "-Werror", *shlex.split(flags)]
+    subprocess.run(["cc", os.fspath(FLOOR_SOURCE), "-o", os.fspath(program), *options], check=True)
+    return program
+
+
+@contextlib.contextmanager
+def floor_server(program: Path, workdir: Path) -> Iterator[Server]:
+    """Serve constants; *workdir* must not exist yet."""
+    mountpoint = workdir / "mnt"
+    mountpoint.mkdir(parents=True)
+    with _mounted([program, mountpoint], mountpoint) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def pmxcfs_server(workdir: Path, *, statedir: Path | None = None) -> Iterator[Server]:
+    """Serve the database in *statedir*, by default ``workdir/state``; without one, an empty one."""
+    mountpoint, rundir, statedir = workdir / "mnt", workdir / "run", statedir or workdir / "state"
+    for directory in (mountpoint, rundir, statedir):
+        directory.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Path | str] = {
+        "--mountpoint": mountpoint,
+        "--statedir": statedir,
+        "--rundir": rundir,
+        "--pidfile": rundir / "pid",
+        "--nodename": NODE,
+    }
+    command = [sys.executable, "-m", "pmxcfs", "-f", "-l", *chain.from_iterable(options.items())]
+    with _mounted(command, mountpoint) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _mounted(command: Sequence[str | Path], mountpoint: Path) -> Iterator[Server]:
+    """Run a server in the foreground until the block ends; it must then end with 0."""
+    log = mountpoint.parent / "log"
+    with contextlib.ExitStack() as cleanup:
+        output = cleanup.enter_context(log.open("wb"))
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output)
+        cleanup.callback(_unmount, mountpoint)
+        cleanup.callback(_stop, process)
+        _await_mount(mountpoint, process, log=log)
+        yield Server(os.fspath(mountpoint), process.pid, time.perf_counter() - start)
+    if process.returncode != 0:
+        raise RuntimeError(f"{command[0]} ended with {process.returncode}: {log.read_text()}")
+
+
+def _await_mount(mountpoint: Path, process: subprocess.Popen[bytes], *, log: Path) -> None:
+    """Block until the mount answers; fail as soon as the server is dead."""
+    deadline = time.monotonic() + START_PATIENCE
+    while not os.path.ismount(mountpoint):
+        if process.poll() is not None:
+            raise RuntimeError(f"no mount, exit status {process.returncode}: {log.read_text()}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no mount within {START_PATIENCE} s: {log.read_text()}")
+        time.sleep(0.002)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _unmount(mountpoint: Path) -> None:
+    """Take away what a server that died has left."""
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    if any(line.split()[1] == os.fspath(mountpoint) for line in mounts):
+        subprocess.run(["umount", "-l", mountpoint], check=True)

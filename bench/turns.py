@@ -1,0 +1,92 @@
+"""Time two sides by turns: a batch of operations on one, the same batch on the other, and so on.
+
+What drifts on a machine within seconds (its clock, its neighbors) then hits both sides alike, and
+their ratio stays. An operation is a function of a running number, so that it can take a new name
+each time; both sides get the same numbers.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+Operation = Callable[[int], object]
+
+
+class Benchmark(Protocol):
+    """What we use of pytest-benchmark's fixture, which has no types of its own."""
+
+    def pedantic(
+        self,
+        target: Callable[[], None],
+        *,
+        setup: Callable[[], None],
+        rounds: int,
+        warmup_rounds: int = 0,
+    ) -> None:
+        """Call setup and target by turns; the target's time is kept."""
+
+
+class Pair(NamedTuple):
+    """The medians of one operation in microseconds."""
+
+    ours: float
+    base: float
+
+
+def times_us(operation: Operation, numbers: Iterable[int]) -> list[float]:
+    """Run the operation once per number and return how long each took, in microseconds."""
+    times = []
+    for number in numbers:
+        start = time.perf_counter_ns()
+        operation(number)
+        times.append((time.perf_counter_ns() - start) / 1000)
+    return times
+
+
+class Turns:
+    """Two sides of an operation and the times of each, one batch at a time."""
+
+    def __init__(self, ours: Operation, base: Operation, *, batch: int) -> None:
+        self._operations = ours, base
+        self._times: tuple[list[float], list[float]] = [], []
+        self._batch = batch
+        self._round = 0
+
+    def play_base(self) -> None:
+        """Take the base's turn of the next round."""
+        self._play(1)
+
+    def play_ours(self) -> None:
+        """Take our turn, which ends the round. The first round is warming up and not kept."""
+        self._play(0)
+        if self._round == 0:
+            for times in self._times:
+                times.clear()
+        self._round += 1
+
+    def _play(self, side: int) -> None:
+        first = self._round * self._batch
+        self._times[side].extend(
+            times_us(self._operations[side], range(first, first + self._batch))
+        )
+
+    def medians(self) -> Pair:
+        """Return the median of each side."""
+        ours, base = (statistics.median(times) for times in self._times)
+        return Pair(ours, base)
+
+
+def by_turns(
+    benchmark: Benchmark, ours: Operation, base: Operation, *, rounds: int, batch: int
+) -> Pair:
+    """Time both sides; the numbers run from 0 to (rounds + 1) x batch - 1."""
+    turns = Turns(ours, base, batch=batch)
+    gc.collect()
+    gc.disable()
+    try:
+        benchmark.pedantic(turns.play_ours, setup=turns.play_base, rounds=rounds, warmup_rounds=1)
+    finally:
+        gc.enable()
+    return turns.medians()

@@ -1,0 +1,613 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False
+"""The inode table: entries, their published content, and what is still unpublished.
+
+``Tree`` is one version of the configuration tree: a directory per dict, an entry per inode, totals
+kept as it changes. It knows nothing of quorum, limits, guests or locks: whoever calls decides what
+is allowed, the tree only refuses what it could not represent (ValueError, OverflowError).
+
+Two layers of content: *published* is what the database, other nodes, versions and checksums know;
+a ``Draft`` holds what local writers have added to a file since, and readers on this node see it.
+
+Threads: each method is atomic under the GIL but ``checksum`` and ``index``, which may let others
+run while they hash; callers hold one lock over whatever belongs together. No clock, no files.
+Invariants: a detached directory is empty, an inode is in the table exactly while it is attached,
+``private`` follows from the position, and the root is inode 0.
+"""
+
+import hashlib
+import struct
+
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from pmxcfs._content cimport Draft, as_size, cut, end_of, splice
+
+from pmxcfs.errors import Failed
+from pmxcfs.messages import EntryType, to_bytes, to_text
+
+cdef uint8_t DIRECTORY = EntryType.DIRECTORY
+cdef uint8_t FILE = EntryType.FILE
+cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
+
+# Layouts of storage.md, "Checksums and index"; version, writer, mtime, size, type, parent.
+_META = struct.Struct("<QIIIBQ")
+_INODE = struct.Struct("<Q")
+# version, last inode, writer, mtime, count, total bytes
+_INDEX_HEADER = struct.Struct("<QQIIII")
+_INDEX_ENTRY_SIZE = 40  # inode and digest
+
+
+cdef list components(str path):
+    """Split a path into its names; empty components do not count."""
+    return [part for part in path.split("/") if part]
+
+
+@cython.final
+cdef class Entry:
+    """One inode: a file or a directory."""
+
+    cdef readonly uint64_t inode
+    cdef readonly uint64_t version
+    cdef public uint64_t node
+    cdef readonly uint32_t writer
+    cdef readonly uint32_t mtime
+    cdef readonly uint8_t type
+    cdef readonly bint private
+    cdef bint _is_orphan  # removed, but still open; nothing of it is ever published again
+    cdef readonly str name
+    cdef readonly Entry parent
+    cdef dict _children  # name -> Entry; None until there is one
+    cdef bytes _data  # published; shorter than _size (empty) only where no bytes are known
+    cdef Py_ssize_t _size
+    cdef Draft _draft
+    cdef str _last_path  # None while attached
+
+    def __cinit__(self):
+        self.name = ""
+        self._data = b""
+
+    def __repr__(self):
+        return f"<Entry {self.inode} {self.path!r}>"
+
+    @property
+    def is_directory(self):
+        return self.type == DIRECTORY
+
+    @property
+    def is_attached(self):
+        return self.parent is not None or self.inode == 0
+
+    @property
+    def path(self):
+        cdef list names = []
+        cdef Entry entry = self
+        while entry.parent is not None:
+            names.append(entry.name)
+            entry = entry.parent
+        if entry._last_path:
+            names.append(entry._last_path)
+        return "/".join(reversed(names))
+
+    @property
+    def content(self):
+        return bytes(self._size) if self.is_hollow() else self._data
+
+    @property
+    def stored(self):
+        return None if self.type == DIRECTORY or self.is_hollow() else self._data
+
+    @property
+    def size(self):
+        return self._size
+
+    @property
+    def child_count(self):
+        return 0 if self._children is None else len(self._children)
+
+    def child(self, str name not None):
+        return None if self._children is None else self._children.get(name)
+
+    def children(self):
+        return [] if self._children is None else list(self._children.values())
+
+    @property
+    def has_draft(self):
+        return self._draft is not None
+
+    @property
+    def has_unpublished(self):
+        return self._draft is not None and self._draft.is_dirty() and not self._is_orphan
+
+    @property
+    def unpublished_since_ns(self):
+        return 0 if self._draft is None else self._draft.since_ns
+
+    @property
+    def visible_size(self):
+        return self._size if self._draft is None else len(self._draft.buffer)
+
+    def read(self, offset, size):
+        cdef Py_ssize_t start = as_size(offset)
+        cdef Py_ssize_t stop = start + as_size(size)
+        if self._draft is not None:
+            return cut(self._draft.buffer, start, stop)
+        cdef bytes content = self.content
+        return content if start == 0 and stop >= len(content) else content[start:stop]
+
+    cdef bint is_hollow(self) noexcept:
+        return self._size > 0 and len(self._data) == 0
+
+    cdef tuple state(self):
+        """Return what ``Tree.rollback`` needs to put this entry back."""
+        return (self.parent, self.name, self.version, self.writer, self.mtime, self._data, self._size)
+
+    cdef int restore(self, tuple state) except -1:
+        """Take back everything of *state* but the position."""
+        _, _, self.version, self.writer, self.mtime, self._data, self._size = state
+        return 0
+
+    cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1:
+        self.version = version
+        self.writer = writer
+        self.mtime = mtime
+        return 0
+
+    cdef bytes meta(self):
+        """Return what a checksum covers of this entry, without inode and content."""
+        parent = 0 if self.parent is None else self.parent.inode
+        fields = _META.pack(self.version, self.writer, self.mtime, self._size, self.type, parent)
+        return fields + to_bytes(self.name)
+
+
+cdef Entry new_entry(uint64_t inode, uint8_t type):
+    cdef Entry entry = Entry.__new__(Entry)
+    entry.inode = inode
+    entry.type = type
+    return entry
+
+
+cdef bint is_private_place(Entry parent, str name) except -1:
+    """Tell whether *name* in *parent* is below ``priv`` or ``nodes/NAME/priv``, or one of them."""
+    if parent.private:
+        return True
+    if name != "priv":
+        return False
+    if parent.inode == 0:
+        return True
+    cdef Entry above = parent.parent
+    return above.name == "nodes" and above.parent is not None and above.parent.inode == 0
+
+
+@cython.final
+cdef class Tree:
+    """The inode table."""
+
+    cdef readonly Entry root
+    cdef readonly int64_t content_bytes
+    cdef readonly int64_t unpublished_growth
+    cdef bint _keep_undo
+    cdef dict _table  # inode -> Entry, the root included
+    cdef dict _touched  # Entry -> its state at the last settle (None without undo); in that order
+    cdef dict _dirty  # Entry -> None, those with dirty bytes in the order they became so
+
+    def __cinit__(self, *, bint keep_undo=True):
+        self.root = new_entry(0, DIRECTORY)
+        self.root.version = 1
+        self._keep_undo = keep_undo
+        self._table = {0: self.root}
+        self._touched = {}
+        self._dirty = {}
+
+    @property
+    def version(self):
+        return self.root.version
+
+    @property
+    def entry_count(self):
+        return len(self._table) - 1
+
+    def load(self, records):
+        """Fill a tree that nothing was done with from *records*, in any order.
+
+        ValueError if they do not make a tree; it is of no use then.
+        """
+        if len(self._table) > 1 or self._touched:
+            raise ValueError("only an empty tree can be loaded")
+        cdef list entries = []
+        cdef list parents = []
+        for record in records:
+            if record.inode == 0:
+                self.root.stamp(record.version, record.writer, record.mtime)
+            else:
+                entries.append(self.admit(record))
+                parents.append(record.parent)
+        for entry, parent in zip(entries, parents):
+            self.place(entry, self._table.get(parent))
+        self.settle_positions(len(entries))
+
+    cdef Entry admit(self, record):
+        """Put a record's entry into the table, named but without a position."""
+        if record.inode in self._table:
+            raise ValueError(f"inode {record.inode} is there twice")
+        if record.type != DIRECTORY and record.type != FILE:
+            raise ValueError(f"inode {record.inode} has unknown type {record.type}")
+        cdef Entry entry = new_entry(record.inode, record.type)
+        entry.stamp(record.version, record.writer, record.mtime)
+        entry.name = to_text(record.name)
+        if record.data:
+            entry._data = record.data
+            entry._size = as_size(len(record.data))
+        if entry.type == DIRECTORY and entry._size:
+            raise ValueError(f"inode {record.inode} is a directory with data")
+        self._table[record.inode] = entry
+        return entry
+
+    cdef int place(self, Entry entry, Entry parent) except -1:
+        """Put an admitted entry into *parent*."""
+        if parent is None:
+            raise ValueError(f"inode {entry.inode} has no directory to be in")
+        self.check_free(parent, entry.name)
+        self.link(entry, parent, entry.name)
+        return 0
+
+    cdef int settle_positions(self, Py_ssize_t expected) except -1:
+        """Set from the root down what follows from the position, and count what is reached."""
+        cdef list waiting = [self.root]
+        cdef Py_ssize_t reached = -1
+        cdef Entry entry
+        while waiting:
+            entry = waiting.pop()
+            reached += 1
+            if entry.parent is not None:
+                entry.private = is_private_place(entry.parent, entry.name)
+            waiting.extend(entry.children())
+        if reached != expected:
+            raise ValueError(f"{expected - reached} entries are their own ancestors")
+        return 0
+
+    def find(self, str path not None):
+        """Return the entry at *path*, or None."""
+        return self.walk(components(path))
+
+    def find_parent(self, str path not None):
+        """Return (entry, last name): where *path* would be, which may be a file, or None.
+
+        For the root that is (None, "").
+        """
+        cdef list names = components(path)
+        if not names:
+            return None, ""
+        name = names.pop()
+        return self.walk(names), name
+
+    cdef Entry walk(self, list names):
+        cdef Entry entry = self.root
+        for name in names:
+            if entry._children is None:
+                return None
+            entry = entry._children.get(name)
+            if entry is None:
+                return None
+        return entry
+
+    def get(self, inode):
+        """Return the attached entry with this inode number, or None."""
+        return self._table.get(inode)
+
+    # Published mutations.
+
+    def create(self, Entry parent not None, str name not None, uint8_t type, *,
+               uint32_t writer, uint32_t mtime):
+        """Make an empty file or directory; its inode is the new version."""
+        self.check_attached(parent)
+        self.check_free(parent, name)
+        if type != DIRECTORY and type != FILE:
+            raise ValueError(f"unknown type {type}")
+        if self.root.version + 1 in self._table:
+            raise Failed(f"inode {self.root.version + 1} for {name!r} is in use already")
+        cdef Entry entry = new_entry(self.advance(writer, mtime), type)
+        self.touched(entry)
+        entry.stamp(self.root.version, writer, mtime)
+        self.attach(entry, parent, name)
+        return entry
+
+    def write(self, Entry entry not None, offset, bytes data not None, *,
+              bint truncate, uint32_t writer, uint32_t mtime):
+        """Put *data* at *offset*; with *truncate* the file ends behind it."""
+        self.check_file(entry)
+        self.check_attached(entry)
+        cdef Py_ssize_t start = as_size(offset)
+        cdef Py_ssize_t end = end_of(start, data)
+        cdef bytes content
+        if len(entry._data) == 0 and len(data) == 0:
+            content = b""  # a size without bytes (cluster.md, "Messages"): the writer may be a C node
+        else:
+            content = splice(entry._data, start, data, truncate)
+            end = len(content)
+        self.touched(entry)
+        entry.stamp(self.advance(writer, mtime), writer, mtime)
+        self.content_bytes += end - entry._size
+        entry._data = content
+        entry._size = end
+        self.follow(entry)
+
+    def rename(self, Entry entry not None, Entry parent not None, str name not None, *,
+               uint32_t writer, uint32_t mtime):
+        """Move an entry to *name* in *parent*; return what stood there, detached, or None.
+
+        Neither a moved nor a replaced directory may have entries.
+        """
+        self.check_leaf(entry)
+        self.check_attached(parent)
+        cdef Entry replaced = parent.child(name)
+        if replaced is None:
+            self.check_free(parent, name)
+        else:
+            self.check_leaf(replaced)
+        if parent is entry or replaced is entry:
+            raise ValueError(f"{entry.path!r} can't be moved onto or into itself")
+        cdef uint64_t version = self.advance(writer, mtime)
+        if replaced is not None:
+            self.detach(replaced)
+        self.detach(entry)
+        self.attach(entry, parent, name)
+        entry.stamp(version, writer, mtime)
+        return replaced
+
+    def remove(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
+        """Remove a file or an empty directory; only the root is stamped."""
+        self.check_leaf(entry)
+        self.advance(writer, mtime)
+        self.detach(entry)
+
+    def drop(self, Entry entry not None):
+        """Remove a file or an empty directory without a new version."""
+        self.check_leaf(entry)
+        self.detach(entry)
+
+    def touch(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
+        """Set the modification time."""
+        self.check_attached(entry)
+        self.touched(entry)
+        entry.stamp(self.advance(writer, mtime), writer, mtime)
+
+    cdef uint64_t advance(self, uint32_t writer, uint32_t mtime) except 0:
+        """Begin a mutation: raise the version, stamp the root, return the version."""
+        if self.root.version == LAST_VERSION:
+            raise Failed("the tree's version can't be raised any more")
+        self.touched(self.root)
+        self.root.stamp(self.root.version + 1, writer, mtime)
+        return self.root.version
+
+    cdef int touched(self, Entry entry) except -1:
+        """Note that *entry* is about to differ from what is saved."""
+        if entry not in self._touched:
+            self._touched[entry] = entry.state() if self._keep_undo else None
+        return 0
+
+    cdef int attach(self, Entry entry, Entry parent, str name) except -1:
+        self.link(entry, parent, name)
+        entry.private = is_private_place(parent, name)
+        self._table[entry.inode] = entry
+        return 0
+
+    cdef int link(self, Entry entry, Entry parent, str name) except -1:
+        """Put *entry* into *parent*, counted, everything else left to the caller."""
+        if parent._children is None:
+            parent._children = {}
+        parent._children[name] = entry
+        entry.parent = parent
+        entry.name = name
+        entry._last_path = None
+        self.content_bytes += entry._size
+        return 0
+
+    cdef int detach(self, Entry entry) except -1:
+        self.touched(entry)
+        entry._last_path = entry.path
+        del entry.parent._children[entry.name]
+        del self._table[entry.inode]
+        entry.parent = None
+        self.content_bytes -= entry._size
+        return 0
+
+    # What callers hand in.
+
+    cdef int check_attached(self, Entry entry) except -1:
+        if self._table.get(entry.inode) is not entry:
+            raise ValueError(f"{entry!r} is not in the tree")
+        return 0
+
+    cdef int check_leaf(self, Entry entry) except -1:
+        """Check that *entry* can be taken out of its directory."""
+        self.check_attached(entry)
+        if entry.inode == 0 or entry.child_count:
+            raise ValueError(f"{entry!r} is the root or has entries")
+        return 0
+
+    cdef int check_free(self, Entry parent, str name) except -1:
+        """Check that *name* can be a new entry of *parent*."""
+        if parent.type != DIRECTORY or not name or "/" in name or parent.child(name) is not None:
+            raise ValueError(f"{name!r} can't be made in {parent!r}")
+        return 0
+
+    cdef int check_file(self, Entry entry) except -1:
+        if entry.type != FILE:
+            raise ValueError(f"{entry!r} is not a file")
+        return 0
+
+    # Saving.
+
+    def unsaved(self):
+        """Return {inode: entry to write, or None to delete} since the last settle.
+
+        The root is not in it. What was made and removed since is a deletion of no row.
+        """
+        cdef Entry entry
+        cdef dict rows = {}
+        for entry in self._touched:
+            if entry.inode != 0:
+                rows[entry.inode] = None if entry.parent is None else entry
+        return rows
+
+    def settle(self):
+        """Forget how to undo: everything so far is saved."""
+        self._touched = {}
+
+    def rollback(self):
+        """Go back to the last settle and return the entries that this touched, without the root.
+
+        Unpublished bytes stay, over the content that is published again.
+        """
+        cdef Entry entry
+        cdef tuple state
+        if not self._keep_undo:
+            raise ValueError("this tree keeps no undo log")
+        cdef dict touched = self._touched
+        for entry in touched:
+            if entry.parent is not None:
+                self.detach(entry)
+        for entry, state in touched.items():
+            entry.restore(state)
+            if state[0] is not None:
+                self.attach(entry, state[0], state[1])
+            self.follow(entry)
+        self.settle()
+        return [entry for entry in touched if entry is not self.root]
+
+    # Unpublished content.
+
+    def write_unpublished(self, Entry entry not None, offset, bytes data not None, *,
+                          int64_t now_ns):
+        """Let readers here see *data* at *offset*, zeros in a gap; no data changes nothing."""
+        cdef Py_ssize_t start = as_size(offset)
+        end_of(start, data)
+        if data:
+            self.draft_of(entry).write(start, data)
+            self.note_dirty(entry, now_ns)
+
+    def truncate_unpublished(self, Entry entry not None, size, *, int64_t now_ns):
+        """Let readers here see *size* bytes; unless it grows, the file is published whole."""
+        cdef Py_ssize_t end = as_size(size)
+        self.draft_of(entry).truncate(end)
+        self.note_dirty(entry, now_ns)
+
+    def take_unpublished(self, Entry entry not None):
+        """Return what the next WRITE has to carry, or None if that is nothing.
+
+        Readers go on seeing it. The WRITE must be applied before any that is taken later, and
+        ends with ``finish_unpublished``, or ``discard_unpublished`` if it fails.
+        """
+        if not entry.has_unpublished:
+            return None
+        self._dirty.pop(entry)
+        return entry._draft.take()
+
+    def finish_unpublished(self, Entry entry not None):
+        """Settle the oldest WRITE taken, which was applied or is about to be.
+
+        Before applying it, with the lock held for both, is cheaper. Does nothing if a
+        discard came first.
+        """
+        cdef Draft draft = entry._draft
+        if draft is None or not draft.flights:
+            return
+        draft.flights.pop(0)
+        if draft.flights or draft.is_dirty():
+            self.follow(entry)
+        else:
+            self.discard_unpublished(entry)
+
+    def discard_unpublished(self, Entry entry not None):
+        """Show readers the published content again, whatever was written since or is under way."""
+        self._dirty.pop(entry, None)
+        if entry._draft is not None:
+            self.unpublished_growth -= entry._draft.growth
+            entry._draft = None
+
+    def orphan(self, Entry entry not None):
+        """Never publish what is written to *entry*: it was removed here while it is open."""
+        entry._is_orphan = True
+        self._dirty.pop(entry, None)
+        if entry._draft is not None:
+            self.unpublished_growth -= entry._draft.growth
+            entry._draft.growth = 0
+
+    def unpublished(self):
+        """Return the entries with bytes that no WRITE carries yet, oldest first."""
+        return sorted(self._dirty, key=_since)
+
+    cdef Draft draft_of(self, Entry entry):
+        """Return the file's draft, which starts as the published content."""
+        self.check_file(entry)
+        if entry._draft is None:
+            entry._draft = Draft.__new__(Draft)
+            entry._draft.buffer.extend(entry.content)
+            entry._draft.whole = entry.is_hollow()  # see Draft.rebase
+        return entry._draft
+
+    cdef int note_dirty(self, Entry entry, int64_t now_ns) except -1:
+        if entry._is_orphan:
+            return 0
+        if entry not in self._dirty:
+            self._dirty[entry] = None
+            entry._draft.since_ns = now_ns
+        self.weigh(entry)
+        return 0
+
+    cdef int follow(self, Entry entry) except -1:
+        """Adapt the draft, if there is one, to what is published now."""
+        if entry._draft is not None:
+            entry._draft.rebase(entry.content, entry.is_hollow())
+            self.weigh(entry)
+        return 0
+
+    cdef int weigh(self, Entry entry) except -1:
+        """Bring the growth in line with a draft's size."""
+        cdef Draft draft = entry._draft
+        cdef Py_ssize_t growth = max(<Py_ssize_t>0, len(draft.buffer) - entry._size)
+        self.unpublished_growth += growth - draft.growth
+        draft.growth = growth
+        return 0
+
+    # Comparing with other nodes.
+
+    def checksum(self):
+        """Return the state checksum (32 bytes); its cost is the tree's size."""
+        digest = hashlib.sha256()
+        for inode in sorted(self._table):
+            feed(digest, self._table[inode], True)
+        return digest.digest()
+
+    def entry_checksum(self, Entry entry not None):
+        """Return the checksum of one entry alone (32 bytes)."""
+        digest = hashlib.sha256()
+        feed(digest, entry, True)
+        return digest.digest()
+
+    def index(self):
+        """Return the index that nodes compare in a sync; its cost is the tree's size."""
+        cdef list inodes = sorted(self._table)
+        cdef Entry root = self.root
+        total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
+        parts = [_INDEX_HEADER.pack(root.version, inodes[-1], root.writer, root.mtime,
+                                    len(inodes), total)]
+        for inode in inodes:
+            digest = hashlib.sha256()
+            feed(digest, self._table[inode], False)
+            parts.append(_INODE.pack(inode) + digest.digest())
+        return b"".join(parts)
+
+
+cdef int feed(object digest, Entry entry, bint with_inode) except -1:
+    """Hash one entry as storage.md lays it out."""
+    if with_inode:
+        digest.update(_INODE.pack(entry.inode))
+    digest.update(entry.meta())
+    digest.update(entry._data)
+    return 0
+
+
+def _since(Entry entry not None):
+    """Sort key of ``Tree.unpublished``."""
+    return entry.unpublished_since_ns

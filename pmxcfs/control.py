@@ -1,0 +1,112 @@
+"""The socket by which tests do to the daemon what a cluster would do to it.
+
+Exists only with ``--test-control``, in the run directory, for root alone. One JSON object a line
+goes in, ``{"do": NAME, ...arguments}``, and one comes out: the answer, or ``{"error": ERRNO,
+"message": ...}``. Contract: spec operations.md, "Command line".
+"""
+
+import errno
+import json
+import logging
+import os
+import socketserver
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+from pmxcfs.errors import PmxcfsError
+from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Write
+
+_log = logging.getLogger("pmxcfs.main")
+
+POLL = 0.02  # seconds that a stop may take to be noticed
+
+Command = Callable[..., Mapping[str, object] | None]
+
+
+class Control:
+    """A server of *commands*, each called with *lock* held and the request's other fields."""
+
+    def __init__(
+        self, path: Path, commands: Mapping[str, Command], *, lock: AbstractContextManager[object]
+    ) -> None:
+        self._path = path
+        with suppress(FileNotFoundError):
+            path.unlink()  # of a daemon that was killed; the state lock says it is not running
+        self._server = _Server(str(path), _handler_of(commands, lock))
+        path.chmod(0o600)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL,), name="control", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start answering."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and remove the socket. Must not hold the lock."""
+        self._server.shutdown()
+        self._server.server_close()
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    block_on_close = False  # a client that stays connected must not delay the stop
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        _log.warning("a connection of the test control broke", exc_info=True)
+
+
+def _handler_of(
+    commands: Mapping[str, Command], lock: AbstractContextManager[object]
+) -> type[socketserver.StreamRequestHandler]:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                answer = _answer(commands, lock, line)
+                self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+    return Handler
+
+
+def _answer(
+    commands: Mapping[str, Command], lock: AbstractContextManager[object], line: bytes
+) -> Mapping[str, object]:
+    try:
+        request = json.loads(line)
+        command = commands[request.pop("do")]
+        with lock:
+            return command(**request) or {}
+    except PmxcfsError as error:
+        return {"error": error.errno, "message": str(error)}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return {"error": errno.EINVAL, "message": f"not a request: {error!r}"}
+
+
+def mutation_of(request: Mapping[str, Any]) -> Mutation:
+    """Return the mutation that a request describes.
+
+    Raises KeyError for what it lacks.
+    """
+    path = request["path"]
+    match request["kind"]:
+        case "write":
+            data = os.fsencode(request["data"])
+            return Write(path, request.get("offset", 0), data, request.get("truncate", True))
+        case "create":
+            return Create(path)
+        case "mkdir":
+            return Mkdir(path)
+        case "delete":
+            return Delete(path)
+        case "rename":
+            return Rename(path, request["to"])
+        case "mtime":
+            return Mtime(path, request["mtime"])
+        case kind:
+            raise KeyError(kind)

@@ -1,0 +1,256 @@
+"""The daemon: which parts there are, how they are joined, and in which order they start and stop.
+
+Threads: the main thread answers the kernel (with others, if there are several workers). Beside it
+run the signal waiter, the publisher's clock, the database's checkpointer, the invalidation threads,
+and with ``--test-control`` the control socket. Contract: spec operations.md, "Lifecycle".
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from pmxcfs import fuse, log, process
+from pmxcfs._core import Tree
+from pmxcfs.clusterlog import INFO, ClusterLog, LogEntry
+from pmxcfs.control import Control, mutation_of
+from pmxcfs.checkpointer import Checkpointer
+from pmxcfs.database import Database
+from pmxcfs.delivery import Change
+from pmxcfs.errors import StartError
+from pmxcfs.filesystem import FileSystem
+from pmxcfs.guests import Guests
+from pmxcfs.invalidation import Invalidator, KernelCache
+from pmxcfs.locks import LockTable
+from pmxcfs.publisher import Publisher
+from pmxcfs.replica import LocalIssuer, Replica
+from pmxcfs.settings import Settings
+from pmxcfs.status import Status
+from pmxcfs.statusfiles import Switch, links, status_files
+
+_log = logging.getLogger("pmxcfs.main")
+_quorum_log = logging.getLogger("pmxcfs.quorum")
+
+LOCAL_WORKERS = 1  # nothing waits in local mode, and one is fastest
+MIN_ENTRY_THREADS = 2
+SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
+PATIENCE = 0.5  # seconds that a thread gets to end
+
+
+def run(settings: Settings) -> int:
+    """Run the daemon; return the exit status, in the background as soon as it serves.
+
+    Raises PmxcfsError if it can't start.
+    """
+    if settings.foreground:
+        return serve(settings, lambda: None)
+    return process.daemonize(lambda ready: serve(settings, ready), mountpoint=settings.mountpoint)
+
+
+def serve(settings: Settings, ready: Callable[[], None]) -> int:
+    """Mount and answer the kernel until a signal or an unmount; call *ready* once it is mounted.
+
+    Raises PmxcfsError if it can't start.
+    """
+    process.name_process()
+    waiter = process.SignalWaiter()  # blocks the signals for all threads to come
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(log.start(foreground=settings.foreground, debug=settings.debug))
+        group = process.find_group(settings.group)
+        process.make_directories(settings, group=group)
+        cleanup.enter_context(process.StateLock(settings.lockfile))
+        process.clear_mountpoint(settings.mountpoint)
+        daemon = Daemon(settings, group=group, cleanup=cleanup)
+        cleanup.enter_context(process.pid_file(settings.pidfile))
+        waiter.start(daemon.stop)
+        cleanup.callback(waiter.close)
+        _log.info("serving %s for node %s", settings.mountpoint, settings.nodename)
+        process.notify_service_manager("READY=1")
+        ready()
+        daemon.serve()
+        process.notify_service_manager("STOPPING=1")
+    return 0
+
+
+class Daemon:
+    """All parts of a running node, joined. What must be undone at the end is left to *cleanup*."""
+
+    def __init__(self, settings: Settings, *, group: int, cleanup: contextlib.ExitStack) -> None:
+        self._settings = settings
+        self._finished = threading.Event()  # llfuse.main has returned
+        self._main_thread = threading.get_ident()
+        workers = settings.workers or LOCAL_WORKERS
+        self._yielding = fuse.Yielding(workers)
+        self._load(cleanup)
+        self._guests.rebuild(self._tree)
+        self._replica = Replica(self._tree, self._guests, self._database)
+        self._issuer = LocalIssuer(self._replica, clock=time.time, yielding=self._yielding)
+        self._locks = LockTable()
+        self._locks.reload(self._tree, now=time.monotonic())
+        self._make_files(group)
+        self._mount(workers, cleanup)
+        self._join()
+        self._start_threads(cleanup)
+        _keep_collector_off_the_tree()
+
+    def _load(self, cleanup: contextlib.ExitStack) -> None:
+        path = self._settings.database
+        is_new = not path.exists()
+        self._database = Database.open(path, now=int(time.time()))
+        cleanup.callback(self._database.close)
+        self._tree = Tree()
+        self._guests = Guests()
+        self._tree.load(self._database.load(now=int(time.time())).records)
+        self._refuse_cluster(is_new=is_new)
+
+    def _refuse_cluster(self, *, is_new: bool) -> None:
+        if self._settings.local:
+            return
+        if self._tree.find("corosync.conf") or (is_new and self._settings.corosync_conf.exists()):
+            raise StartError(
+                "this node belongs to a cluster, which this version can't join; "
+                "start it with --local to work on its own copy"
+            )
+
+    def _make_files(self, group: int) -> None:
+        start = int(time.time())
+        self._status = Status(self._settings.nodename, self._guests, start_time=start)
+        self._cluster_log = ClusterLog()
+        self._cluster_log.add(
+            LogEntry(
+                1,
+                start,
+                INFO,
+                "cluster",
+                os.getpid(),
+                self._status.node,
+                "root",
+                "starting cluster log",
+            )
+        )
+        self._files = FileSystem(
+            self._tree,
+            self._issuer,
+            locks=self._locks,
+            group=group,
+            monotonic_ns=time.monotonic_ns,
+        )
+        self._publisher = Publisher(fuse.LOCK, self._files.publish_due)
+        debug = Switch(".debug", is_on=lambda: self._operations.is_tracing, turn=self._turn_debug)
+        self._operations = fuse.Operations(
+            self._files,
+            status_files=status_files(
+                self._status, self._cluster_log, handed=lambda: self._invalidator.handed
+            ),
+            fixed=[*links(self._settings.nodename), debug],
+            start_time=start,
+            monotonic_ns=time.monotonic_ns,
+        )
+        self._operations.is_tracing = self._settings.debug
+
+    def _mount(self, workers: int, cleanup: contextlib.ExitStack) -> None:
+        self._session = fuse.Mount(self._operations, self._settings.mountpoint, workers=workers)
+        cleanup.callback(self._session.close)
+        self._invalidator = Invalidator(
+            self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, workers)
+        )
+        self._cache = KernelCache(self._invalidator, self._tree, self._operations.nodes.objects)
+
+    def _join(self) -> None:
+        """Connect those who change something with those who need to know."""
+        self._files.on_unpublished = self._publisher.notice
+        self._files.on_dropped = self._cache.on_dropped
+        self._replica.listeners += [self._files.on_change, self._cache.on_change, self._count]
+        self._replica.undo_listeners += [self._files.on_undone, self._cache.on_undone]
+
+    def _count(self, change: Change, *, foreign: bool) -> None:
+        paths = (change.path, change.source) if change.source else (change.path,)
+        self._status.on_change(*paths, ticket=self._invalidator.ticket)
+
+    def _start_threads(self, cleanup: contextlib.ExitStack) -> None:
+        checkpointer = Checkpointer(self._database)
+        checkpointer.start()
+        cleanup.callback(checkpointer.close)
+        self._invalidator.start()
+        cleanup.callback(self._invalidator.close, PATIENCE)
+        self._publisher.start()
+        cleanup.callback(self._publish_the_rest)
+        cleanup.callback(self._publisher.close, PATIENCE)
+        if self._settings.test_control:
+            control = Control(self._settings.control_socket, self._commands(), lock=fuse.LOCK)
+            control.start()
+            cleanup.callback(control.close)
+
+    def serve(self) -> None:
+        """Answer the kernel until it is over."""
+        try:
+            self._session.serve()
+        finally:
+            self._finished.set()
+
+    def stop(self) -> None:
+        """Let ``serve`` return, without losing what was written. For the signal waiter."""
+        _log.info("stopping")
+        self._issuer.refuse()
+        self._publish_the_rest()
+        process.end_llfuse_main(self._main_thread, self._finished)
+
+    def _publish_the_rest(self) -> None:
+        with fuse.LOCK:
+            self._files.publish_all()
+
+    def _turn_debug(self, on: bool) -> None:
+        log.set_verbose(on)
+        self._operations.is_tracing = on
+        _log.info("debug messages are %s", "on" if on else "off")
+
+    # Test control
+
+    def _commands(self) -> Mapping[str, Callable[..., Mapping[str, object] | None]]:
+        return {
+            "quorum": self._set_quorum,
+            "hold": self._issuer.hold,
+            "resume": self._issuer.resume,
+            "inject": self._inject,
+            "lock-lifetime": self._set_lock_lifetime,
+            "info": self._info,
+        }
+
+    def _set_quorum(self, *, on: bool) -> None:
+        if on != self._files.quorate:
+            self._files.quorate = on
+            _quorum_log.info("node has quorum" if on else "node lost quorum")
+            self._cache.on_quorum()
+
+    def _inject(self, *, writer: int = 99, time: int | None = None, **request: object) -> None:
+        now = _seconds() if time is None else time
+        self._issuer.inject(mutation_of(request), writer=writer, mtime=now)
+
+    def _set_lock_lifetime(self, *, seconds: float) -> None:
+        self._locks.lifetime = seconds
+
+    def _info(self) -> Mapping[str, object]:
+        return {
+            "version": self._tree.version,
+            "checksum": self._tree.checksum().hex(),
+            "entries": self._tree.entry_count,
+            "transactions": self._replica.transactions,
+            "degraded": self._replica.is_degraded,
+            "waiting": self._yielding.count,
+            "handed": self._invalidator.handed == self._invalidator.ticket,
+        }
+
+
+def _seconds() -> int:
+    return int(time.time())
+
+
+def _keep_collector_off_the_tree() -> None:
+    """The tree has no garbage in cycles, but looking for it would take long while requests wait."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.collect()
+    gc.freeze()

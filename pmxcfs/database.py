@@ -1,0 +1,608 @@
+"""The tree on disk: one SQLite file in WAL mode, in the format of the existing implementation.
+
+This is the only module that knows SQLite. A ``Database`` holds the one connection that writes:
+``save`` brings the file to the state of a tree in one transaction, so the file always equals a
+state that the tree was in. What fails raises StoreError with the errno that a system call gets,
+and changes nothing. After an I/O error the connection is suspect, because what it believes about
+the file need not be true any more: the next save opens the file again, compares every row with the
+tree and writes the difference.
+
+Only the -wal file is ever opened by hand, for ``sync``: closing any descriptor of the database
+file itself would drop SQLite's locks on it (POSIX).
+
+Threads: ``load``, ``save`` and ``close`` by one thread at a time; ``sync`` and ``checkpoint`` may
+run beside them and wait for no writer. There is no clock here: time comes in, in seconds.
+Contract: spec storage.md.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.errors import StoreError
+from pmxcfs.guests import parse_guest_path
+from pmxcfs.messages import EntryType, Record, to_bytes
+from pmxcfs.repair import FRESH_VERSION, VERSION_NAME, Row, repair
+
+_log = logging.getLogger("pmxcfs.database")
+
+FILE_MODE = 0o600
+CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
+LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers have to wait for one
+_LOG_SUFFIX = "-wal"
+_COMPANIONS = ("", _LOG_SUFFIX, "-shm")
+_FRAME = 4096 + 24  # bytes of log per page that a transaction changes
+_BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
+_CHECKPOINT_TIMEOUT = 0.05  # seconds that a checkpoint waits for writers, who then wait for it
+
+# The table as the existing implementation makes it, to the letter. inode is the row number; inode,
+# parent and version are unsigned 64 bits in SQLite's signed ones. type is 8 for a file, 4 for a
+# directory. name is bytes, whatever the column says. data is NULL for directories and empty files.
+# Row 0 is the tree's version, writer and mtime; parent 0 is the root.
+_TABLE = (
+    "CREATE TABLE tree (  inode INTEGER PRIMARY KEY NOT NULL,"
+    "  parent INTEGER NOT NULL CHECK(typeof(parent)=='integer'),"
+    "  version INTEGER NOT NULL CHECK(typeof(version)=='integer'),"
+    "  writer INTEGER NOT NULL CHECK(typeof(writer)=='integer'),"
+    "  mtime INTEGER NOT NULL CHECK(typeof(mtime)=='integer'),"
+    "  type INTEGER NOT NULL CHECK(typeof(type)=='integer'),"
+    "  name TEXT NOT NULL,  data BLOB)"
+)
+_COLUMNS = frozenset(b"inode parent version writer mtime type name data".split())
+_SELECT = (
+    "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), {data} "
+    "FROM tree ORDER BY inode"
+)
+_SELECT_ROWS = _SELECT.format(data="CAST(data AS BLOB)")
+_SELECT_STATE = _SELECT.format(data="ifnull(length(data), 0)")
+_REPLACE = (
+    "INSERT OR REPLACE INTO tree (inode, parent, version, writer, mtime, type, name, data) "
+    "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)"
+)
+_DELETE = "DELETE FROM tree WHERE inode = ?"
+
+_FILE = int(EntryType.FILE)
+_MAX_SIGNED = (1 << 63) - 1
+
+
+class _Meaning(NamedTuple):
+    """What an SQLite error is for a caller of the file system and for the administrator."""
+
+    errno: int
+    advice: str
+
+
+# By extended or primary code; everything else is EIO. The only place that knows these codes.
+_MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
+    {
+        sqlite3.SQLITE_FULL: _Meaning(errno.ENOSPC, "free some space"),
+        sqlite3.SQLITE_IOERR_SHMSIZE: _Meaning(errno.ENOSPC, "free some space"),
+        sqlite3.SQLITE_IOERR: _Meaning(errno.EIO, "look for the device's errors with dmesg"),
+        sqlite3.SQLITE_READONLY: _Meaning(errno.EROFS, "make it and its directory writable"),
+        sqlite3.SQLITE_BUSY: _Meaning(errno.EBUSY, "another process has it open: end that one"),
+        sqlite3.SQLITE_CANTOPEN: _Meaning(errno.EIO, "check that it is a file in a usable place"),
+        sqlite3.SQLITE_CORRUPT: _Meaning(
+            errno.EIO, "restore a backup, or save what can be read with sqlite3's .recover"
+        ),
+        sqlite3.SQLITE_NOTADB: _Meaning(errno.EIO, "restore a backup in its place"),
+    }
+)
+_UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
+_HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
+
+
+class Loaded(NamedTuple):
+    """The tree that a file holds."""
+
+    records: list[Record]  # the root first, then by ascending inode
+    repairs: list[str]  # what had to be repaired, a line each
+
+
+class _Health:
+    """Whether one thing works, logged whenever that changes."""
+
+    def __init__(self, failing: str, working: str) -> None:
+        self.error: StoreError | None = None
+        self._failing = failing
+        self._working = working
+
+    def fails(self, error: StoreError) -> None:
+        if self.error is None or self.error.errno != error.errno:
+            _log.error("%s; %s", error, self._failing)
+        self.error = error
+
+    def works(self) -> None:
+        if self.error is not None:
+            _log.info("%s", self._working)
+        self.error = None
+
+
+class Database:
+    """One open database file. Made by ``open``."""
+
+    def __init__(self, path: Path, *, alone: bool) -> None:
+        self.on_growth: Callable[[], None] = _do_nothing  # the log is worth a checkpoint
+        self._path = path
+        self._alone = alone
+        self._is_open = True
+        self._suspect = False
+        self._backup_time: int | None = None  # of the copy that must precede the next write
+        self._writing = _Health("reads go on, changes are refused", f"{path} is written again")
+        self._checkpoints = _Health("its log grows meanwhile", f"the log of {path} shrinks again")
+        self._checkpoint_lock = threading.Lock()  # held to checkpoint, or to open the file again
+        self._sync_lock = threading.Lock()  # held to use the log's descriptor, or to replace it
+        # Bytes of log since the start: written, when a checkpoint was last tried, and when it
+        # last was complete. Each has one thread that sets it.
+        self._written = self._tried = self._copied = 0
+        self._log_fd = -1
+        self._connection = _connect(path, timeout=_BUSY_TIMEOUT)
+
+    @classmethod
+    def open(cls, path: Path, *, now: int, alone: bool = False) -> "Database":
+        """Open the file, made with an empty tree of mtime *now* if it is missing. Blocks.
+
+        *alone* refuses a file that another process has open, and keeps others out.
+        """
+        try:
+            _make_if_missing(path)
+            database = cls(path, alone=alone)
+            try:
+                database._prepare(now)
+            except BaseException:
+                database._disconnect()
+                raise
+        except sqlite3.Error as exc:
+            raise _error(path, "opened", exc) from exc
+        except OSError as exc:
+            raise _os_error(path, "opened", exc) from exc
+        return database
+
+    @property
+    def degraded(self) -> StoreError | None:
+        """Why the last attempt to write failed; None if it did not."""
+        return self._writing.error
+
+    @property
+    def wal_size(self) -> int:
+        """About how many bytes of log a checkpoint would have to copy."""
+        return self._written - self._copied
+
+    def load(self, *, now: int) -> Loaded:
+        """Return the tree, repaired if need be, also in the file. Blocks.
+
+        The damaged file is copied to ``<file>.bak-<now>`` first. Where copy or repair can't be
+        written, the tree is repaired all the same, and the next save writes both.
+        """
+        loaded, copy = self.mend(now=now)
+        for line in loaded.repairs:
+            _log.warning("repaired %s: %s", self._path, line)
+        if copy:
+            _log.warning("%s as it was is kept as %s", self._path, copy)
+        return loaded
+
+    def mend(self, *, now: int) -> tuple[Loaded, Path | None]:
+        """Do what ``load`` does without logging it; return also where the copy is. Blocks."""
+        try:
+            loaded = _read(self._connection, self._path)
+        except sqlite3.Error as exc:
+            raise _error(self._path, "read", exc) from exc
+        copy = None
+        if loaded.repairs:
+            try:
+                copy = self._back_up(now)
+                self._write_difference(map(_record_row, loaded.records))
+            except (sqlite3.Error, OSError) as exc:
+                self._backup_time = None if copy else now
+                self._suspect = True
+                self._writing.fails(self._translate("repaired", exc))
+        return loaded, copy
+
+    def save(self, tree: Tree) -> None:
+        """Commit what *tree* has unsaved, and its version, as one transaction. Blocks.
+
+        Raises StoreError; the file is then at the state before, or will be after the next save.
+        """
+        try:
+            if self._suspect:
+                self._catch_up(tree)
+            else:
+                self._save(tree)
+        except (sqlite3.Error, OSError, StoreError) as exc:
+            self._suspect = self._suspect or not _is_harmless(exc)
+            error = self._translate("written", exc)
+            self._writing.fails(error)
+            raise error from exc
+        if self._writing.error is not None:
+            self._writing.works()
+        if self._written - self._tried >= CHECKPOINT_AFTER:
+            self.on_growth()
+
+    def sync(self) -> None:
+        """Have everything committed on the device. Blocks; needs no lock. Raises StoreError."""
+        with self._sync_lock:
+            try:
+                os.fdatasync(self._log_fd)
+            except OSError as exc:
+                self._suspect = True  # what was not written need not stay in the kernel's cache
+                raise _os_error(self._path, "synced", exc) from exc
+
+    def checkpoint(self) -> None:
+        """Copy the log into the file, on a connection of its own. Blocks; logs what fails.
+
+        Writers go on meanwhile, so under constant writing the log is never copied to its end and
+        would grow for ever: past LOG_LIMIT they wait for the last, short part of it.
+        """
+        with self._checkpoint_lock:
+            if self._suspect or not self._is_open:
+                return  # the log is not to be trusted
+            self._tried = before = self._written
+            try:
+                is_long = os.fstat(self._log_fd).st_size > LOG_LIMIT
+                if _checkpoint(self._path, thoroughly=is_long):
+                    self._copied = before
+            except (sqlite3.Error, OSError) as exc:
+                self._suspect = self._suspect or not _is_harmless(exc)
+                self._checkpoints.fails(self._translate("checkpointed", exc))
+            else:
+                self._checkpoints.works()
+
+    def close(self) -> None:
+        """Close the file, complete and with no log beside it unless that failed. Blocks."""
+        with self._checkpoint_lock:
+            if not self._is_open:
+                return
+            self._is_open = False
+            try:
+                if not self._suspect:
+                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as exc:
+                self._suspect = True
+                self._checkpoints.fails(_error(self._path, "checkpointed", exc))
+            self._disconnect()
+
+    # Opening and closing.
+
+    def _prepare(self, now: int) -> None:
+        execute = self._connection.execute
+        if self._alone:
+            execute("PRAGMA locking_mode = EXCLUSIVE")
+        is_blank = _is_blank(self._connection)
+        if not is_blank:
+            _check_format(self._connection, self._path)
+        if execute("PRAGMA journal_mode = WAL").fetchone()[0] != b"wal":
+            raise StoreError(f"{self._path} can't have a write-ahead log: put it on a local disk")
+        execute("PRAGMA synchronous = NORMAL")  # a commit survives a crash of the daemon
+        execute("PRAGMA wal_autocheckpoint = 0")
+        execute(f"PRAGMA journal_size_limit = {CHECKPOINT_AFTER}")
+        if is_blank:
+            self._create(now)
+        execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # makes the log, if there was none
+        _make_private(self._path)
+        _sync_directory(self._path.parent)
+        with self._sync_lock:
+            self._log_fd = os.open(f"{self._path}{_LOG_SUFFIX}", os.O_RDONLY)
+        self._written = os.fstat(self._log_fd).st_size
+        self._tried = self._copied = 0
+
+    def _create(self, now: int) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute(_TABLE)
+        version = (0, 0, FRESH_VERSION, 0, now, _FILE, VERSION_NAME, None)
+        self._connection.execute(_REPLACE, version)
+        self._connection.execute("COMMIT")
+
+    def _disconnect(self) -> None:
+        """Close the connection; a suspect one without copying its log into the file.
+
+        SQLite makes a checkpoint when the last connection closes, and does not look at the log's
+        checksums then: pages that the kernel failed to write would be copied as they are. So
+        another connection, which can't write, is there until the end.
+        """
+        guard = None
+        if self._suspect:
+            with contextlib.suppress(sqlite3.Error):
+                guard = _connect(self._path, timeout=0, options="mode=ro")
+                guard.execute("SELECT 1 FROM tree LIMIT 1").fetchall()
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+        if guard is not None:
+            guard.close()
+        with self._sync_lock:
+            if self._log_fd >= 0:
+                os.close(self._log_fd)
+                self._log_fd = -1
+
+    def _open_again(self) -> None:
+        with self._checkpoint_lock:
+            self._disconnect()
+            self._connection = _connect(self._path, timeout=_BUSY_TIMEOUT)
+            self._prepare(0)
+
+    # Writing.
+
+    def _save(self, tree: Tree) -> None:
+        unsaved = tree.unsaved()
+        if not unsaved and self._writing.error is None:
+            return
+        rows = [_entry_row(entry) for entry in unsaved.values() if entry is not None]
+        rows.append(_version_row(tree.root))
+        self._commit(rows, [_signed(inode) for inode, entry in unsaved.items() if entry is None])
+
+    def _catch_up(self, tree: Tree) -> None:
+        """Open the file again and bring it to the state of *tree*."""
+        self._open_again()
+        if self._backup_time is not None:
+            copy = self._back_up(self._backup_time)
+            _log.warning("%s as it was is kept as %s", self._path, copy)
+            self._backup_time = None
+        rows = [_version_row(tree.root), *map(_entry_row, _entries(tree))]
+        # An unsaved row that the file seems to have may be one whose commit failed half-way, with
+        # the same version and other content.
+        self._write_difference(rows, always=tree.unsaved())
+        self._suspect = False
+
+    def _write_difference(self, rows: Iterable[Row], always: Iterable[int] = ()) -> None:
+        """Commit those of all *rows* that the file lacks or has otherwise, by everything but data.
+
+        Rows with an inode in *always* are written in any case; what is not in *rows* is deleted.
+        """
+        present = {row[0]: row for row in self._connection.execute(_SELECT_STATE)}
+        forced = {_signed(inode) for inode in always}
+        changed = []
+        for row in rows:
+            found = present.pop(row[0], None)
+            if found != (*row[:7], len(row[7] or b"")) or row[0] in forced:
+                changed.append(row)
+        self._commit(changed, present)
+
+    def _commit(self, rows: Iterable[Row], gone: Iterable[int]) -> None:
+        """Write *rows* and delete the inodes *gone* (signed), or do nothing."""
+        execute = self._connection.execute
+        size = 0
+        try:
+            execute("BEGIN IMMEDIATE")
+            for inode in gone:
+                execute(_DELETE, (inode,))
+                size += _FRAME
+            for row in rows:
+                execute(_REPLACE, row)
+                size += _FRAME + len(row[7] or b"")
+            execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._written += size
+
+    def _roll_back(self) -> None:
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._suspect = True
+
+    def _back_up(self, now: int) -> Path:
+        """Copy the file, as it is with its log, beside itself."""
+        copy = _new_private_file(self._path, f"{self._path.name}.bak-{now}")
+        try:
+            with contextlib.closing(_connect(copy, timeout=0)) as target:
+                self._connection.backup(target)
+        except BaseException:
+            copy.unlink()
+            raise
+        return copy
+
+    def _translate(self, attempt: str, exc: Exception) -> StoreError:
+        if isinstance(exc, sqlite3.Error):
+            return _error(self._path, attempt, exc)
+        if isinstance(exc, OSError):
+            return _os_error(self._path, attempt, exc)
+        assert isinstance(exc, StoreError)
+        return exc
+
+
+def inspect(path: Path) -> Loaded:
+    """Return the tree of a file, repaired in RAM only. Blocks; neither file nor users notice."""
+    with _reader(path) as connection:
+        return _read(connection, path)
+
+
+def find_damage(path: Path) -> list[str]:
+    """Return what SQLite finds wrong with the structure of a file, a line each. Blocks."""
+    with _reader(path) as connection:
+        lines = [row[0] for row in connection.execute("PRAGMA integrity_check")]
+    return [line.decode("utf-8", "replace") for line in lines if line != b"ok"]
+
+
+@contextlib.contextmanager
+def _reader(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a file for reading, leaving nothing beside it that was not there."""
+    # A connection that only reads can't remove the log that it makes, so a file without one is
+    # read as if nothing could change it.
+    has_log = os.path.exists(f"{path}{_LOG_SUFFIX}")
+    options = "mode=ro" if has_log else "mode=ro&immutable=1"
+    try:
+        if not path.stat().st_size:
+            raise StoreError(f"{path} is empty: restore a backup or remove it")
+        with contextlib.closing(
+            _connect(path, timeout=_BUSY_TIMEOUT, options=options)
+        ) as connection:
+            _check_format(connection, path)
+            yield connection
+    except sqlite3.Error as exc:
+        raise _error(path, "read", exc) from exc
+    except OSError as exc:
+        raise _os_error(path, "read", exc) from exc
+
+
+def _connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.Connection:
+    """Open a connection in autocommit mode, whose TEXT is bytes. Raises sqlite3.Error."""
+    connection = sqlite3.connect(
+        f"file:{quote(os.fsencode(path))}?{options}",
+        uri=True,
+        timeout=timeout,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.text_factory = bytes
+    return connection
+
+
+def _is_blank(connection: sqlite3.Connection) -> bool:
+    """Tell whether nothing was ever stored; a damaged file may look empty, but is longer."""
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    return not tables and connection.execute("PRAGMA page_count").fetchone()[0] <= 1
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that was not made for a tree; its rows are not looked at."""
+    found = connection.execute(
+        "SELECT 1 FROM pragma_table_list('tree') "
+        "WHERE schema = 'main' AND type = 'table' AND NOT wr"
+    ).fetchone()
+    columns = connection.execute("PRAGMA table_xinfo(tree)").fetchall()
+    keys = [(name, kind.upper()) for _, name, kind, _, _, is_key, _ in columns if is_key]
+    encoding = connection.execute("PRAGMA encoding").fetchone()[0]
+    if not found:
+        reason = "it has no table named tree"
+    elif {column[1] for column in columns} != _COLUMNS or keys != [(b"inode", b"INTEGER")]:
+        reason = "its table has other columns"
+    elif encoding != b"UTF-8":
+        reason = "its names are not stored byte by byte"
+    else:
+        return
+    raise StoreError(f"{path} is no database of pmxcfs ({reason}): restore a backup or remove it")
+
+
+def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
+    rows = connection.execute(_SELECT_ROWS).fetchall()
+    inodes = [row[0] for row in rows]
+    if any(one >= other for one, other in pairwise(inodes)):
+        advice = _MEANINGS[sqlite3.SQLITE_CORRUPT].advice
+        raise StoreError(f"{path} can't be read: its rows are out of order: {advice}")
+    return Loaded(*repair(rows, vmid_of=_vmid_of))
+
+
+def _vmid_of(path: str) -> int | None:
+    guest = parse_guest_path(path)
+    return guest.vmid if guest else None
+
+
+def _checkpoint(path: Path, *, thoroughly: bool) -> bool:
+    """Copy what the log holds now; return whether all of it could be."""
+    with contextlib.closing(_connect(path, timeout=_CHECKPOINT_TIMEOUT)) as connection:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # opens the log
+        modes = ("PASSIVE", "PASSIVE", "RESTART") if thoroughly else ("PASSIVE",)
+        for mode in modes:
+            row = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        is_busy, frames, copied = row
+    return not is_busy and copied == frames >= 0
+
+
+def _entries(tree: Tree) -> Iterator[Entry]:
+    """Yield every entry but the root."""
+    waiting = tree.root.children()
+    while waiting:
+        entry = waiting.pop()
+        yield entry
+        waiting.extend(entry.children())
+
+
+def _entry_row(entry: Entry) -> Row:
+    """Return the row of an entry that is in the tree."""
+    parent = entry.parent
+    assert parent is not None, "an entry without a place can't be stored"
+    return (
+        _signed(entry.inode),
+        _signed(parent.inode),
+        _signed(entry.version),
+        entry.writer,
+        entry.mtime,
+        entry.type,
+        to_bytes(entry.name),
+        entry.stored or None,
+    )
+
+
+def _version_row(root: Entry | Record) -> Row:
+    version = _signed(root.version)
+    return (0, 0, version, root.writer, root.mtime, _FILE, VERSION_NAME, None)
+
+
+def _record_row(record: Record) -> Row:
+    if record.inode == 0:
+        return _version_row(record)
+    inode, parent, version, *rest, data = record
+    return (_signed(inode), _signed(parent), _signed(version), *rest, data or None)
+
+
+def _signed(number: int) -> int:
+    """Return the signed integer that SQLite keeps for an unsigned one of 64 bits."""
+    return number if number <= _MAX_SIGNED else number - (1 << 64)
+
+
+def _make_if_missing(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
+
+
+def _make_private(path: Path) -> None:
+    """Keep everyone else out of the file and its log."""
+    for suffix in _COMPANIONS:
+        with contextlib.suppress(FileNotFoundError):
+            name = f"{path}{suffix}"
+            if os.stat(name).st_mode & 0o777 != FILE_MODE:
+                os.chmod(name, FILE_MODE)
+
+
+def _new_private_file(near: Path, name: str) -> Path:
+    """Make an empty file in the same directory; a name that is taken gets a number."""
+    for number in range(100):
+        path = near.with_name(f"{name}.{number}" if number else name)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
+            return path
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _sync_directory(path: Path) -> None:
+    """Have the names in a directory on the device: a log that can't be found was not synced."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _code(exc: sqlite3.Error) -> int:
+    """Return SQLite's extended code; an error that the Python module found itself has none."""
+    code: Any = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return int(code)
+
+
+def _is_harmless(exc: Exception) -> bool:
+    """Tell whether nothing was done, and the connection is as good as before."""
+    return isinstance(exc, sqlite3.Error) and _code(exc) & 0xFF in _HARMLESS
+
+
+def _error(path: Path, attempt: str, exc: sqlite3.Error) -> StoreError:
+    meaning = _MEANINGS.get(_code(exc)) or _MEANINGS.get(_code(exc) & 0xFF, _UNKNOWN)
+    return StoreError(f"{path} can't be {attempt}: {exc}: {meaning.advice}", meaning.errno)
+
+
+def _os_error(path: Path, attempt: str, exc: OSError) -> StoreError:
+    return StoreError(f"{path} can't be {attempt}: {exc.strerror}", exc.errno or errno.EIO)
+
+
+def _do_nothing() -> None:
+    """What happens when nobody listens."""

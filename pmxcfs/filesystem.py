@@ -1,0 +1,436 @@
+"""The file system that users of the mount see: what may be done, and when it is published.
+
+Knows nothing of FUSE: objects go in and out, errors are ``PmxcfsError``. Knows nothing of whether a
+mutation is local or replicated either: it asks the issuer, which answers when it is done.
+
+Writes collect in RAM and become one message on close (close-to-open publishing). All methods need
+the tree's lock; those that mutate give it back while they wait for the issuer.
+
+Contract: spec filesystem.md and fuse.md.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.delivery import Change
+from pmxcfs.errors import (
+    Denied,
+    Exists,
+    Invalid,
+    NameTooLong,
+    NoQuorum,
+    NoSpace,
+    NotEmpty,
+    NotFound,
+    NotPermitted,
+    PmxcfsError,
+    Stale,
+    StoreError,
+    TooBig,
+)
+from pmxcfs.guests import parse_guest_path
+from pmxcfs.locks import LockTable, is_below_locks
+from pmxcfs.messages import (
+    MAX_ENTRIES,
+    MAX_FILE_SIZE,
+    MAX_NEW_NAME,
+    MAX_TIME,
+    MAX_TOTAL_SIZE,
+    Create,
+    Delete,
+    Kind,
+    Mkdir,
+    Mtime,
+    Mutation,
+    Rename,
+    Unlock,
+    Write,
+    to_bytes,
+)
+
+_log = logging.getLogger("pmxcfs.dcdb")
+
+PUBLISH_AFTER_NS = 1_000_000_000  # how long a write, or a new file, may stay unpublished
+OWNER = 0  # uid of everything
+
+
+class Issuer(Protocol):
+    """Whoever carries out mutations; ``LocalIssuer`` does it on this node alone."""
+
+    def submit(self, mutation: Mutation) -> Change:
+        """Return when it is done, everywhere; raise PmxcfsError if it is refused."""
+
+    def create(self, mutation: Create) -> Change:
+        """Like submit, but on this node's disk it may arrive together with the first content."""
+
+    def save(self) -> None:
+        """Save what ``create`` left for later."""
+
+    def sync(self) -> None:
+        """Return when all that was saved has reached the device."""
+
+
+class OpenFile:
+    """An open handle of a regular file."""
+
+    __slots__ = ("entry", "failure", "has_truncated", "has_written")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.has_written = False  # since its last publishing
+        self.has_truncated = False  # by the open itself
+        self.failure: PmxcfsError | None = None  # of a publishing by the timer; told on close
+
+    def take_failure(self) -> None:
+        """Raise, once, what went wrong behind the handle's back."""
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+
+class Usage(NamedTuple):
+    """What ``statfs`` tells."""
+
+    content_bytes: int
+    entries: int
+
+
+class FileSystem:
+    """The rules between a request and the messages that carry it out."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        issuer: Issuer,
+        *,
+        locks: LockTable,
+        group: int,
+        monotonic_ns: Callable[[], int],
+    ) -> None:
+        self.quorate = True
+        self.group = group  # gid of everything
+        self._tree = tree
+        self._issuer = issuer
+        self._locks = locks
+        self._now_ns = monotonic_ns
+        # Told that something waits to be published, and that unpublished bytes are lost.
+        self.on_unpublished: Callable[[], None] = _nobody_listens
+        self.on_dropped: Callable[[Entry], None] = _nobody_listens
+        self._writers: dict[Entry, list[OpenFile]] = {}  # handles to tell of failures
+        self._oldest_creation_ns = 0  # of those that are not saved; 0 if there are none
+
+    # Looking
+
+    @property
+    def root(self) -> Entry:
+        """The root directory."""
+        return self._tree.root
+
+    def usage(self) -> Usage:
+        """Return what is used of the limits."""
+        return Usage(
+            self._tree.content_bytes + self._tree.unpublished_growth, self._tree.entry_count
+        )
+
+    # Names
+
+    def create(self, parent: Entry, name: str, *, exclusive: bool) -> Entry:
+        """Make an empty file; without *exclusive* an existing one will do.
+
+        Raises NoQuorum, NameTooLong, NoSpace, and what delivery refuses.
+        """
+        path = self._new_path(parent, name)
+        try:
+            entry = self._issuer.create(Create(path)).entry
+        except Exists:
+            winner = parent.child(name)
+            if exclusive or winner is None or winner.is_directory:
+                raise
+            return winner
+        self._oldest_creation_ns = self._oldest_creation_ns or self._now_ns()
+        self.on_unpublished()
+        return entry
+
+    def mkdir(self, parent: Entry, name: str) -> Entry:
+        """Make a directory. Raises as ``create``; a guest's name is refused with Exists."""
+        path = self._new_path(parent, name)
+        self._refuse_guest_name(path)
+        return self._issuer.submit(Mkdir(path)).entry
+
+    def remove(self, entry: Entry) -> None:
+        """Remove a file or an empty directory. Raises NoQuorum, NotEmpty, NotFound."""
+        self._need_quorum()
+        if entry.child_count:
+            raise NotEmpty(f"{entry.path} has entries")
+        self._issuer.submit(Delete(self._path(entry)))
+
+    def rename(self, entry: Entry, parent: Entry, name: str) -> None:
+        """Move *entry*, replacing what stands there; everything is checked before anything changes.
+
+        Raises NoQuorum, NotEmpty, Denied (a lock), Exists (a guest), and what delivery refuses.
+        """
+        self._need_quorum()
+        self._check_name(name)
+        target = _join(self._path(parent), name)
+        if entry.child_count:
+            raise NotEmpty(f"{entry.path} has entries")
+        if entry.is_directory:
+            self._refuse_guest_name(target)
+        self.publish(entry)
+        self._issuer.submit(Rename(self._path(entry), target))
+
+    def _new_path(self, parent: Entry, name: str) -> str:
+        self._need_quorum()
+        self._check_name(name)
+        if self._tree.entry_count >= MAX_ENTRIES:
+            raise NoSpace(f"the tree holds {MAX_ENTRIES} entries already")
+        return _join(self._path(parent), name)
+
+    def _need_quorum(self) -> None:
+        if not self.quorate:
+            raise NoQuorum("no quorum, nothing may change")
+
+    @staticmethod
+    def _check_name(name: str) -> None:
+        if name in (".", ".."):
+            raise Denied(f"{name!r} can't be made")
+        if len(name) > MAX_NEW_NAME or len(to_bytes(name)) > MAX_NEW_NAME:
+            raise NameTooLong(f"a new name has at most {MAX_NEW_NAME} bytes")
+
+    @staticmethod
+    def _path(entry: Entry) -> str:
+        if not entry.is_attached:
+            raise NotFound(f"{entry.path} was removed")
+        return entry.path
+
+    @staticmethod
+    def _refuse_guest_name(path: str) -> None:
+        if parse_guest_path(path) is not None:
+            raise Exists(f"{path} can only be a file: its removal would unregister the guest")
+
+    # Attributes
+
+    def utime(self, entry: Entry, seconds: int) -> None:
+        """Set the modification time; 0 on a lock asks for its removal.
+
+        Raises NoQuorum, Invalid, and Denied for the root and for a lock that has not expired.
+        """
+        self._need_quorum()
+        if not 0 <= seconds <= MAX_TIME:
+            raise Invalid(f"the time {seconds} can't be stored")
+        self.publish(entry)
+        if seconds == 0 and is_below_locks(entry) and self._unlock_expired(entry):
+            return
+        self._issuer.submit(Mtime(self._path(entry), seconds))
+
+    def _unlock_expired(self, entry: Entry) -> bool:
+        path, checksum = entry.path, self._tree.entry_checksum(entry)
+        if not self._locks.has_expired(path, checksum, now=self._now_ns() / 1e9):
+            return False
+        self._issuer.submit(Unlock(path, checksum))
+        return True
+
+    def check_mode(self, permissions: int, *, private: bool) -> None:
+        """Raise NotPermitted unless *permissions* are those that a file has there anyway."""
+        if permissions != (0o600 if private else 0o640):
+            raise NotPermitted("modes follow from the path and can't be changed")
+
+    def check_owner(self, *, uid: int | None, gid: int | None) -> None:
+        """Raise NotPermitted unless *uid* and *gid* are those of everything, or None."""
+        if uid not in (None, OWNER) or gid not in (None, self.group):
+            raise NotPermitted("owner and group can't be changed")
+
+    # Content
+
+    def open(self, entry: Entry, *, writing: bool, truncate: bool) -> OpenFile:
+        """Open a file. Raises NoQuorum for writing without quorum."""
+        if writing or truncate:
+            self._need_quorum()
+        handle = OpenFile(entry)
+        if truncate:
+            self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
+            self.on_unpublished()
+            handle.has_truncated = True
+        if writing or truncate:
+            self._writers.setdefault(entry, []).append(handle)
+        return handle
+
+    def write(self, handle: OpenFile, offset: int, data: bytes) -> None:
+        """Write into RAM. Raises NoQuorum, TooBig and NoSpace, which can be known already."""
+        self._need_quorum()
+        entry = handle.entry
+        self._check_size(entry, offset + len(data))
+        self._tree.write_unpublished(entry, offset, data, now_ns=self._now_ns())
+        handle.has_written = True
+        self.on_unpublished()
+
+    def truncate(self, entry: Entry, size: int, *, handle: OpenFile | None) -> None:
+        """Cut or extend a file; without *handle* it is published at once (truncate(2))."""
+        self._need_quorum()
+        self._check_size(entry, size)
+        self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
+        if handle is None:
+            self.publish(entry)
+        else:
+            handle.has_written = True
+            self.on_unpublished()
+
+    def _check_size(self, entry: Entry, end: int) -> None:
+        if end > MAX_FILE_SIZE:
+            raise TooBig(f"a file holds at most {MAX_FILE_SIZE} bytes")
+        growth = end - entry.visible_size
+        if growth > 0 and self.usage().content_bytes + growth > MAX_TOTAL_SIZE:
+            raise NoSpace(f"the tree holds at most {MAX_TOTAL_SIZE} bytes")
+
+    def flush(self, handle: OpenFile) -> None:
+        """Publish what *handle* wrote: one of its descriptors is being closed."""
+        handle.take_failure()
+        if handle.has_written:
+            handle.has_written = False
+            self.publish(handle.entry)
+
+    def fsync(self, handle: OpenFile) -> None:
+        """Publish what is unpublished of the file, whoever wrote it, and have it on the device."""
+        handle.take_failure()
+        handle.has_written = False
+        self.publish(handle.entry)
+        self.sync()
+
+    def sync(self) -> None:
+        """Have everything that is published on this node's device. Raises StoreError."""
+        self._save_creations()
+        self._issuer.sync()
+
+    def release(self, handle: OpenFile) -> None:
+        """Forget a handle; nobody hears of errors any more."""
+        entry = handle.entry
+        if handle.has_written or handle.has_truncated:
+            handle.has_written = handle.has_truncated = False
+            try:
+                self.publish(entry)
+            except PmxcfsError as error:
+                _log.warning("the last writes to %s are lost: %s", _shown(entry), _name(error))
+        self._forget_writer(handle)
+
+    def _forget_writer(self, handle: OpenFile) -> None:
+        writers = self._writers.get(handle.entry)
+        if writers is not None and handle in writers:
+            writers.remove(handle)
+            if not writers:
+                del self._writers[handle.entry]
+
+    # Publishing
+
+    def publish(self, entry: Entry) -> None:
+        """Make the unpublished bytes of *entry* one change. Raises why they were dropped."""
+        if not entry.has_unpublished:
+            return
+        try:
+            self._publish(entry)
+        except PmxcfsError:
+            self._tree.discard_unpublished(entry)
+            self.on_dropped(entry)
+            raise
+
+    def _publish(self, entry: Entry) -> None:
+        if not entry.is_attached:
+            if self._tree.find(entry.path) is not None:
+                raise Stale(f"{_shown(entry)} is another file now")
+            raise NotFound(f"{_shown(entry)} was removed on another node")
+        self._need_quorum()
+        unpublished = self._tree.take_unpublished(entry)
+        if unpublished is not None:
+            self._issuer.submit(Write(entry.path, *unpublished))
+            self._tree.finish_unpublished(entry)
+
+    def publish_due(self) -> int:
+        """Publish what has waited for its time; return the ns until the next is due, 0 if none.
+
+        For the timer's thread. Errors go to the handles that wrote.
+        """
+        for entry in self._due():
+            self._publish_for_timer(entry)
+        if self._oldest_creation_ns and self._is_due(self._oldest_creation_ns):
+            try:
+                self._save_creations()
+            except StoreError as error:
+                _log.warning("new files could not be saved and are gone: %s", error)
+        waiting = [entry.unpublished_since_ns for entry in self._tree.unpublished()[:1]]
+        waiting += [self._oldest_creation_ns] if self._oldest_creation_ns else []
+        if not waiting:
+            return 0
+        return max(1, min(waiting) + PUBLISH_AFTER_NS - self._now_ns())
+
+    def publish_all(self) -> None:
+        """Publish everything now: the daemon stops."""
+        for entry in self._tree.unpublished():
+            self._publish_for_timer(entry)
+        self._save_creations()
+
+    def _is_due(self, since_ns: int) -> bool:
+        return self._now_ns() - since_ns >= PUBLISH_AFTER_NS
+
+    def _due(self) -> Iterator[Entry]:
+        return (
+            entry for entry in self._tree.unpublished() if self._is_due(entry.unpublished_since_ns)
+        )
+
+    def _publish_for_timer(self, entry: Entry) -> None:
+        try:
+            self.publish(entry)
+        except PmxcfsError as error:
+            _log.warning("the last writes to %s are lost: %s", _shown(entry), _name(error))
+            for handle in self._writers.get(entry, ()):
+                if handle.has_written:
+                    handle.failure = error
+        else:
+            for handle in self._writers.get(entry, ()):
+                handle.has_written = handle.has_truncated = False
+
+    def _save_creations(self) -> None:
+        self._oldest_creation_ns = 0
+        self._issuer.save()
+
+    # Listening
+
+    def on_change(self, change: Change, *, foreign: bool) -> None:
+        """Keep the locks' ages; what this mount itself removed is published no more."""
+        self._note_lock(change)
+        gone = change.entry if change.kind in (Kind.DELETE, Kind.UNLOCK) else change.replaced
+        if gone is not None and not foreign:
+            self._tree.orphan(gone)
+
+    def _note_lock(self, change: Change) -> None:
+        if change.kind in (Kind.DELETE, Kind.UNLOCK):
+            self._locks.forget(change.path)
+        elif change.entry.is_directory and is_below_locks(change.entry):
+            checksum = self._tree.entry_checksum(change.entry)
+            self._locks.note(change.path, checksum, now=self._now_ns() / 1e9)
+
+    def on_undone(self, entries: list[Entry], error: StoreError) -> None:
+        """Tell the open handles of *entries* that could not be saved and are gone."""
+        for entry in entries:
+            if not entry.is_attached:
+                for handle in self._writers.get(entry, ()):
+                    handle.failure = error
+
+
+def _nobody_listens(*_: object) -> None:
+    """Until somebody does."""
+
+
+def _join(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name
+
+
+def _name(error: PmxcfsError) -> str:
+    """What went wrong, without the path that the error's text may tell."""
+    return errno.errorcode.get(error.errno, str(error.errno))
+
+
+def _shown(entry: Entry) -> str:
+    """The path as it may appear in a log."""
+    return "a private file" if entry.private else entry.path

@@ -1,0 +1,594 @@
+"""The FUSE edge: requests of the kernel in, calls of ``FileSystem`` out, and errors as errnos.
+
+The only module that knows llfuse, its lock, and the kernel's node ids. Ids are the daemon's own: 1
+for the root, then a counter that is never reused. A handler decides nothing; whatever goes wrong
+in it leaves as a FUSEError, because anything else would end the main loop and with it the mount.
+
+Threads: llfuse's workers, each handler under llfuse's lock, which is the tree's lock. Other threads
+take it by ``LOCK``. Contract: spec fuse.md.
+"""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import llfuse
+
+from pmxcfs import modes
+from pmxcfs._core import Entry
+from pmxcfs._notify import invalidate_entry, invalidate_inode
+from pmxcfs.errors import (
+    Busy,
+    Denied,
+    Exists,
+    Failed,
+    NotFound,
+    NotPermitted,
+    PmxcfsError,
+    Stale,
+    StartError,
+    Unsupported,
+)
+from pmxcfs.filesystem import FileSystem, OpenFile
+from pmxcfs.invalidation import Sender
+from pmxcfs.messages import (
+    MAX_ENTRIES,
+    MAX_NEW_NAME,
+    MAX_TOTAL_SIZE,
+    to_bytes,
+    to_text,
+)
+from pmxcfs.statusfiles import Link, Snapshot, StatusFile, Switch
+
+_log = logging.getLogger("pmxcfs.fuse")
+
+LOCK = llfuse.lock
+FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
+BLOCK = 4096  # bytes, as statfs counts
+SNAPSHOT_FRESH_NS = 1_000_000_000  # a snapshot that a look-up made so lately may be opened
+LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
+RESERVED_WORKERS = 4  # that never wait, so that reads go on
+
+OPTIONS = (
+    "default_permissions",
+    "allow_other",
+    "nosuid",
+    "nodev",
+    "fsname=/dev/fuse",
+    "nonempty",  # files below the mountpoint are warned of, not a reason to fail
+    "big_writes",
+    "atomic_o_trunc",  # O_TRUNC comes with the open, so a rewritten file is one change
+)
+
+
+Node = Entry | Link | Switch | Snapshot
+Handle = OpenFile | Switch | Snapshot
+
+
+_Answer = TypeVar("_Answer")
+
+
+class Yielding:
+    """How a handler lets others have llfuse's lock; see ``replica.Yielding``."""
+
+    def __init__(self, workers: int) -> None:
+        self._has_company = workers > 1
+        self._most = max(0, workers - RESERVED_WORKERS)
+        self.count = 0  # handlers that wait now; counted under the lock
+
+    def give_way(self) -> None:
+        """Let handlers that wait for the lock run up to their own mutation."""
+        if self._has_company:
+            with llfuse.lock_released:
+                os.sched_yield()
+
+    def released(self) -> contextlib.AbstractContextManager[None]:
+        """Give the lock back until the block ends, to wait for a device."""
+        return llfuse.lock_released  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Give the lock back until the block ends; raise Busy if too many wait already."""
+        if self.count >= self._most:
+            raise Busy(f"{self.count} changes are waiting already")
+        self.count += 1
+        try:
+            with llfuse.lock_released:
+                yield
+        finally:
+            self.count -= 1
+
+
+def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
+    """Let nothing but FUSEError out of a handler, and log the request in debug mode."""
+
+    @functools.wraps(function)
+    def guarded(self: "Operations", *arguments: object) -> _Answer:
+        subject = self.subject(function.__name__, arguments) if self.is_tracing else ""
+        start_ns = time.perf_counter_ns()
+        outcome = "ok"
+        try:
+            return function(self, *arguments)
+        except PmxcfsError as error:
+            outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
+            raise llfuse.FUSEError(error.errno) from None
+        except BaseException:  # noqa: BLE001, as the mount must outlive any bug
+            outcome = "EIO"
+            _log.exception("%s failed, which is a bug", function.__name__)
+            raise llfuse.FUSEError(errno.EIO) from None
+        finally:
+            if subject:
+                elapsed = (time.perf_counter_ns() - start_ns) // 1000
+                if subject == PRIVATE:
+                    outcome = outcome.partition(":")[0]
+                _log.debug("%s %s -> %s (%d us)", function.__name__, subject, outcome, elapsed)
+
+    return guarded
+
+
+class Nodes:
+    """The kernel's node ids, and which objects it holds references to."""
+
+    def __init__(self, root: Entry) -> None:
+        root.node = llfuse.ROOT_INODE
+        self.objects: dict[int, Node] = {root.node: root}
+        self._references: dict[int, int] = {root.node: 1}
+        self._last = llfuse.ROOT_INODE
+
+    def __getitem__(self, node: int) -> Node:
+        """Return the object. Raises Stale for an id that was not given out, or was forgotten."""
+        try:
+            return self.objects[node]
+        except KeyError:
+            raise Stale(f"there is no node {node}") from None
+
+    def number(self, found: Node) -> int:
+        """Return the object's id, a new one if it has none yet."""
+        if not found.node:
+            self._last += 1
+            found.node = self._last
+        return found.node
+
+    def reference(self, found: Node) -> int:
+        """Count one more reference of the kernel; return the id."""
+        node = self.number(found)
+        self.objects[node] = found
+        self._references[node] = self._references.get(node, 0) + 1
+        return node
+
+    def forget(self, node: int, count: int) -> None:
+        """Take *count* references back."""
+        left = self._references.get(node, 0) - count
+        if left > 0:
+            self._references[node] = left
+        elif node != llfuse.ROOT_INODE:
+            self._references.pop(node, None)
+            self.objects.pop(node, None)
+
+    def is_known(self, found: Node | None) -> bool:
+        """Tell whether the kernel may have something of this object in its caches."""
+        return found is not None and found.node in self.objects
+
+
+class Operations(llfuse.Operations):  # type: ignore[misc]
+    """llfuse's handlers."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        *,
+        status_files: dict[str, StatusFile],
+        fixed: Sequence[Link | Switch],
+        start_time: int,
+        monotonic_ns: Callable[[], int],
+    ) -> None:
+        super().__init__()
+        self.is_tracing = False
+        self.nodes = Nodes(files.root)
+        self._files = files
+        self._status_files = status_files
+        self._fixed = {item.name: item for item in fixed}
+        self._start_ns = start_time * 10**9
+        self._now_ns = monotonic_ns
+        self._handles: dict[int, Handle] = {}
+        self._listings: dict[int, list[tuple[bytes, object, int]]] = {}
+        self._last_handle = 0
+        self._absent = llfuse.EntryAttributes()  # st_ino 0: a negative entry
+        self._absent.entry_timeout = FOREVER
+
+    # Looking
+
+    def _special(self, parent: int, name: str) -> Link | Switch | Snapshot | None:
+        if parent != llfuse.ROOT_INODE:
+            return None
+        if name in self._status_files:
+            return self._status_files[name].snapshot(self._now_ns())
+        return self._fixed.get(name)
+
+    def _directory(self, node: int) -> Entry:
+        found = self.nodes[node]
+        if not isinstance(found, Entry):
+            raise NotFound(f"node {node} is not a directory")
+        return found
+
+    def _find(self, parent: int, name: str) -> Entry:
+        """Return the entry that is to be changed."""
+        if self._special(parent, name) is not None:
+            raise Denied(f"{name} can't be changed")
+        found = self._directory(parent).child(name)
+        if found is None:
+            raise NotFound(f"there is no {name} any more")
+        return found
+
+    @_handler
+    def lookup(self, parent: int, raw_name: bytes, context: object) -> llfuse.EntryAttributes:
+        name = to_text(raw_name)
+        found = self._special(parent, name) or self._directory(parent).child(name)
+        return self._absent if found is None else self._answer(found)
+
+    def _answer(self, found: Node) -> llfuse.EntryAttributes:
+        """Tell the kernel of *found*, which it will then hold a reference to."""
+        self.nodes.reference(found)
+        return self._attributes(found)
+
+    def forget(self, forgotten: list[tuple[int, int]]) -> None:
+        """Never answered, so nothing may go wrong."""
+        for node, count in forgotten:
+            self.nodes.forget(node, count)
+
+    @_handler
+    def getattr(self, node: int, context: object) -> llfuse.EntryAttributes:
+        return self._attributes(self.nodes[node])
+
+    def _attributes(self, found: Node) -> llfuse.EntryAttributes:
+        result = llfuse.EntryAttributes()
+        result.st_ino = found.node
+        result.st_uid = 0
+        result.st_gid = self._files.group
+        result.entry_timeout = result.attr_timeout = FOREVER
+        if isinstance(found, Entry):
+            self._describe_entry(result, found)
+        elif isinstance(found, Link):
+            self._describe(result, stat.S_IFLNK | 0o755, len(found.target))
+            if not self._files.quorate:
+                result.st_mode = modes.without_quorum(result.st_mode)
+        elif isinstance(found, Switch):
+            self._describe(result, stat.S_IFREG | 0o640, len(found.content))
+            result.attr_timeout = 0
+        else:
+            self._describe(result, stat.S_IFREG | 0o440, len(found.content))
+            result.entry_timeout = 0
+        return result
+
+    def _describe_entry(self, result: llfuse.EntryAttributes, entry: Entry) -> None:
+        self._describe(
+            result, modes.mode_of(entry, quorate=self._files.quorate), entry.visible_size
+        )
+        if entry.is_directory:
+            result.st_nlink = 2
+        if entry.node != llfuse.ROOT_INODE:
+            second_ns = entry.mtime * 10**9
+            result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = second_ns
+        if entry.has_draft:
+            result.attr_timeout = 0  # the time changes again when it is published
+
+    def _describe(self, result: llfuse.EntryAttributes, mode: int, size: int) -> None:
+        result.st_mode = mode
+        result.st_size = size
+        result.st_blocks = (size + 511) // 512
+        result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = self._start_ns
+
+    @_handler
+    def readlink(self, node: int, context: object) -> bytes:
+        found = self.nodes[node]
+        if not isinstance(found, Link):
+            raise NotFound(f"node {node} is not a link")
+        return found.target
+
+    @_handler
+    def statfs(self, context: object) -> llfuse.StatvfsData:
+        used = self._files.usage()
+        result = llfuse.StatvfsData()
+        result.f_bsize = result.f_frsize = BLOCK
+        result.f_blocks = MAX_TOTAL_SIZE // BLOCK
+        free = max(0, result.f_blocks - (used.content_bytes + BLOCK - 1) // BLOCK)
+        result.f_bfree = result.f_bavail = free
+        result.f_files = MAX_ENTRIES
+        result.f_ffree = result.f_favail = max(0, MAX_ENTRIES - used.entries)
+        result.f_namemax = MAX_NEW_NAME + 1
+        return result
+
+    # Listing
+
+    @_handler
+    def opendir(self, node: int, context: object) -> int:
+        directory = self._directory(node)
+        above = directory.parent or directory
+        listing = [(b".", self._dirent(directory)), (b"..", self._dirent(above))]
+        hidden: set[str] = set()
+        if node == llfuse.ROOT_INODE:
+            hidden = self._status_files.keys() | self._fixed.keys()
+            listing += [(name.encode(), self._special_dirent(name)) for name in hidden]
+        listing += [
+            (to_bytes(child.name), self._dirent(child))
+            for child in directory.children()
+            if child.name not in hidden
+        ]
+        self._last_handle += 1
+        self._listings[self._last_handle] = [
+            (name, attributes, position)
+            for position, (name, attributes) in enumerate(listing, start=1)
+        ]
+        return self._last_handle
+
+    def _dirent(self, entry: Entry) -> llfuse.EntryAttributes:
+        result = llfuse.EntryAttributes()
+        result.st_ino = self.nodes.number(entry)
+        if entry.is_directory:
+            result.st_mode = stat.S_IFDIR
+        return result
+
+    def _special_dirent(self, name: str) -> llfuse.EntryAttributes:
+        result = llfuse.EntryAttributes()
+        special = self._special(llfuse.ROOT_INODE, name)
+        assert special is not None, "all names come from the tables of special files"
+        result.st_ino = self.nodes.number(special)
+        if isinstance(special, Link):
+            result.st_mode = stat.S_IFLNK
+        return result
+
+    @_handler
+    def readdir(self, handle: int, offset: int) -> list[tuple[bytes, object, int]]:
+        """Return what follows the *offset* first names of the list made by ``opendir``."""
+        return self._listings[handle][offset : offset + LISTED_AT_ONCE]
+
+    @_handler
+    def releasedir(self, handle: int) -> None:
+        self._listings.pop(handle, None)
+
+    @_handler
+    def fsyncdir(self, handle: int, datasync: bool) -> None:
+        self._files.sync()
+
+    # Names
+
+    @_handler
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, context: object
+    ) -> tuple[int, llfuse.EntryAttributes]:
+        entry = self._create(parent, to_text(name), exclusive=bool(flags & os.O_EXCL))
+        is_writing = (flags & os.O_ACCMODE) != os.O_RDONLY
+        truncate = bool(flags & os.O_TRUNC) and entry.visible_size > 0
+        handle = self._files.open(entry, writing=is_writing, truncate=truncate)
+        return self._new_handle(handle), self._answer(entry)
+
+    @_handler
+    def mknod(
+        self, parent: int, name: bytes, mode: int, device: int, context: object
+    ) -> llfuse.EntryAttributes:
+        if not stat.S_ISREG(mode):
+            raise Unsupported("only regular files can be made")
+        return self._answer(self._create(parent, to_text(name), exclusive=True))
+
+    def _create(self, parent: int, name: str, *, exclusive: bool) -> Entry:
+        if self._special(parent, name) is not None:
+            raise Denied(f"{name} can't be replaced")
+        return self._files.create(self._directory(parent), name, exclusive=exclusive)
+
+    @_handler
+    def mkdir(
+        self, parent: int, raw_name: bytes, mode: int, context: object
+    ) -> llfuse.EntryAttributes:
+        name = to_text(raw_name)
+        if self._special(parent, name) is not None:
+            raise Exists(f"{name} can't be replaced")
+        return self._answer(self._files.mkdir(self._directory(parent), name))
+
+    @_handler
+    def unlink(self, parent: int, name: bytes, context: object) -> None:
+        self._files.remove(self._find(parent, to_text(name)))
+
+    rmdir = unlink  # the kernel has looked at the type
+
+    @_handler
+    def rename(
+        self, parent: int, raw_name: bytes, new_parent: int, raw_new_name: bytes, context: object
+    ) -> None:
+        entry, new_name = self._find(parent, to_text(raw_name)), to_text(raw_new_name)
+        if self._special(new_parent, new_name) is not None:
+            raise Denied(f"{new_name} can't be replaced")
+        self._files.rename(entry, self._directory(new_parent), new_name)
+
+    @_handler
+    def link(self, node: int, new_parent: int, new_name: bytes, context: object) -> None:
+        raise NotPermitted("there are no hard links")
+
+    # Attributes
+
+    @_handler
+    def setattr(
+        self,
+        node: int,
+        wanted: llfuse.EntryAttributes,
+        fields: llfuse.SetattrFields,
+        handle: int | None,
+        context: object,
+    ) -> llfuse.EntryAttributes:
+        found = self.nodes[node]
+        self._check_ownership(found, wanted, fields)
+        if fields.update_size:
+            self._truncate(found, wanted.st_size, handle)
+        if fields.update_mtime:
+            if not isinstance(found, Entry):
+                raise Denied("its times can't be changed")
+            self._files.utime(found, wanted.st_mtime_ns // 10**9)
+        return self._attributes(found)
+
+    def _check_ownership(
+        self, found: Node, wanted: llfuse.EntryAttributes, fields: llfuse.SetattrFields
+    ) -> None:
+        if fields.update_mode:
+            is_private = isinstance(found, Entry) and found.private
+            self._files.check_mode(stat.S_IMODE(wanted.st_mode), private=is_private)
+        self._files.check_owner(
+            uid=wanted.st_uid if fields.update_uid else None,
+            gid=wanted.st_gid if fields.update_gid else None,
+        )
+
+    def _truncate(self, found: Node, size: int, handle: int | None) -> None:
+        if isinstance(found, Entry):
+            opened = None if handle is None else self._handles.get(handle)
+            self._files.truncate(
+                found, size, handle=opened if isinstance(opened, OpenFile) else None
+            )
+        elif not isinstance(found, Switch):
+            raise Failed("a status file can't be written")
+
+    # Content
+
+    def _new_handle(self, handle: Handle) -> int:
+        self._last_handle += 1
+        self._handles[self._last_handle] = handle
+        return self._last_handle
+
+    @_handler
+    def open(self, node: int, flags: int, context: object) -> int:
+        found = self.nodes[node]
+        truncate = bool(flags & os.O_TRUNC)
+        if isinstance(found, Entry):
+            is_writing = (flags & os.O_ACCMODE) != os.O_RDONLY
+            return self._new_handle(self._files.open(found, writing=is_writing, truncate=truncate))
+        if isinstance(found, Snapshot):
+            self._check_snapshot(found, truncate=truncate)
+            return self._new_handle(found)
+        if isinstance(found, Switch):
+            return self._new_handle(found)
+        raise NotFound(f"node {node} can't be opened")
+
+    def _check_snapshot(self, snapshot: Snapshot, *, truncate: bool) -> None:
+        """Raise Stale for an outdated one: the kernel then looks the name up once more."""
+        if truncate:
+            raise Failed("a status file can't be written")
+        is_fresh = self._now_ns() - snapshot.made_ns < SNAPSHOT_FRESH_NS
+        if not is_fresh and not snapshot.file.is_current(snapshot):
+            raise Stale(f"{snapshot.file.name} has changed")
+
+    @_handler
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            return opened.entry.read(offset, size)
+        return opened.content[offset : offset + size]
+
+    @_handler
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            self._files.write(opened, offset, data)
+            return len(data)
+        if isinstance(opened, Switch):
+            return opened.write(data)
+        raise Failed("a status file can't be written")
+
+    @_handler
+    def flush(self, handle: int) -> None:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            self._files.flush(opened)
+
+    @_handler
+    def fsync(self, handle: int, datasync: bool) -> None:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            self._files.fsync(opened)
+
+    @_handler
+    def release(self, handle: int) -> None:
+        opened = self._handles.pop(handle)
+        if isinstance(opened, OpenFile):
+            self._files.release(opened)
+
+    def subject(self, name: str, arguments: tuple[object, ...]) -> str:
+        """Describe what a request is about: a path, the names in it, the range of bytes.
+
+        Neither content nor anything private is shown.
+        """
+        if name in _BY_LISTING:
+            return f"#{arguments[0]}"
+        known: Mapping[object, object] = self._handles if name in _BY_HANDLE else self.nodes.objects
+        words = [_described(known.get(arguments[0]))]
+        for argument in arguments[1:] if words != [PRIVATE] else ():
+            if isinstance(argument, int):
+                words.append(str(argument))
+            elif isinstance(argument, bytes):
+                is_content = name in _BY_HANDLE
+                words.append(f"{len(argument)} bytes" if is_content else to_text(argument))
+        return " ".join(words)
+
+
+PRIVATE = "(private)"
+
+
+def _described(found: object) -> str:
+    match found:
+        case OpenFile():
+            return _described(found.entry)
+        case Entry():
+            return PRIVATE if found.private else f"/{found.path}"
+        case Snapshot():
+            return f"/{found.file.name}"
+        case Link() | Switch():
+            return f"/{found.name}"
+    return "/"
+
+
+_BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
+_BY_LISTING = frozenset({"readdir", "releasedir"})
+
+
+class Mount:
+    """The session with the kernel: mounted when made, until ``close``."""
+
+    def __init__(self, operations: Operations, mountpoint: Path, *, workers: int) -> None:
+        before = _fuse_descriptors()
+        try:
+            llfuse.init(operations, str(mountpoint), OPTIONS)
+        except RuntimeError as error:
+            raise StartError(f"can't mount on {mountpoint}: {error}") from None
+        (self._descriptor,) = _fuse_descriptors() - before
+        self._workers = workers
+
+    def sender(self) -> Sender:
+        """Return the way to send notifications to the kernel."""
+        descriptor = self._descriptor
+        return Sender(
+            inode=lambda node, pages: invalidate_inode(descriptor, node, pages=pages),
+            entry=lambda parent, name, kept: invalidate_entry(
+                descriptor, parent, name, expire=kept
+            ),
+        )
+
+    def serve(self) -> None:
+        """Answer requests until a signal or an unmount ends it. Must not hold the lock."""
+        llfuse.main(workers=self._workers, handle_signals=True)
+
+    def close(self) -> None:
+        """Unmount; requests that are under way end with an error."""
+        llfuse.close(unmount=True)
+
+
+def _fuse_descriptors() -> set[int]:
+    """Return this process's descriptors of /dev/fuse; llfuse does not tell its own."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == "/dev/fuse":
+                found.add(int(link.name))
+    return found

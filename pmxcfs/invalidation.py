@@ -1,0 +1,226 @@
+"""Telling the kernel what it must not cache any more, without anyone ever waiting for it.
+
+Inodes have a thread of their own, because an entry's notification blocks for as long as the kernel
+holds that directory's lock, which is as long as a mutation in it waits. Entries have several
+threads, each busy with one directory at a time, so that a blocked one hides nothing elsewhere.
+
+A look-up's answer can reach the kernel after the notification of a later change. The entry's
+notification waits for look-ups in that directory; so after it the inode is notified once more.
+
+Contract: spec fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.delivery import Change
+from pmxcfs.messages import Kind, to_bytes
+from pmxcfs.modes import changes_mode
+
+_log = logging.getLogger("pmxcfs.fuse")
+
+AGAIN_AFTER = 0.1  # seconds until a look-up that was being answered has reached the kernel
+
+
+class Name(NamedTuple):
+    """A directory entry as the kernel knows it."""
+
+    parent: int  # node id
+    name: bytes
+
+
+class _Queued:
+    """What is to be sent for one name."""
+
+    __slots__ = ("inodes", "is_kept")
+
+    def __init__(self) -> None:
+        self.is_kept = True  # still the same object: look it up again, but don't detach it
+        self.inodes: dict[int, bool] = {}  # node ids to be notified afterwards -> pages too
+
+
+class KernelCache:
+    """Which notifications a change of the tree needs. Used with the tree's lock held."""
+
+    def __init__(self, invalidator: "Invalidator", tree: Tree, known: Mapping[int, object]) -> None:
+        self._invalidator = invalidator
+        self._tree = tree
+        self._known = known  # node ids that the kernel holds references to
+
+    def on_change(self, change: Change, *, foreign: bool) -> None:
+        """Notify of *change*: all of it if foreign, else what the reply does not tell."""
+        if foreign or change.kind is Kind.UNLOCK:
+            self._on_foreign(change)
+        elif change.kind is Kind.RENAME and changes_mode(change.source, change.path):
+            self._invalidator.attributes([change.entry.node])
+
+    def on_undone(self, entries: Iterable[Entry], error: Exception) -> None:
+        """Notify that entries that had been made are gone again."""
+        for entry in entries:
+            if not entry.is_attached:
+                self._forget_name(entry.path)
+
+    def on_dropped(self, entry: Entry) -> None:
+        """Notify that bytes which had been written are not there."""
+        self._forget_inode(entry, pages=True)
+
+    def on_quorum(self) -> None:
+        """Notify that every mode has changed."""
+        self._invalidator.attributes(list(self._known))
+
+    def _on_foreign(self, change: Change) -> None:
+        if change.source:
+            self._forget_name(change.source)
+        if change.kind not in (Kind.WRITE, Kind.MTIME):
+            self._forget_name(change.path)
+        if change.kind not in (Kind.CREATE, Kind.MKDIR, Kind.DELETE, Kind.UNLOCK):
+            pages = change.kind is Kind.WRITE
+            self._forget_inode(change.entry, pages=pages)
+            self._forget_name(change.path, change.entry, pages=pages)
+
+    def _forget_inode(self, entry: Entry, *, pages: bool) -> None:
+        if entry.node in self._known:
+            self._invalidator.inode(entry.node, pages=pages)
+
+    def _forget_name(self, path: str, entry: Entry | None = None, *, pages: bool = False) -> None:
+        directory, _, name = path.rpartition("/")
+        parent = self._tree.find(directory)
+        if parent is not None and parent.node in self._known:
+            node = entry.node if entry is not None else 0
+            self._invalidator.entry(Name(parent.node, to_bytes(name)), inode=node, pages=pages)
+
+
+class Sender:
+    """How a notification gets to the kernel; both may block, and raise OSError when it is gone."""
+
+    def __init__(
+        self, inode: Callable[[int, bool], None], entry: Callable[[int, bytes, bool], None]
+    ) -> None:
+        self.inode = inode  # (node id, pages too)
+        self.entry = entry  # (parent's node id, name, only look it up again)
+
+
+class Invalidator:
+    """Unbounded, coalescing queues of notifications and the threads that send them."""
+
+    def __init__(self, sender: Sender, *, entry_threads: int) -> None:
+        self._sender = sender
+        self._changed = threading.Condition()
+        self._inodes: OrderedDict[int, bool] = OrderedDict()  # node id -> pages too
+        self._directories: dict[int, OrderedDict[bytes, _Queued]] = {}
+        self._ready: OrderedDict[int, None] = OrderedDict()  # of these, not being worked on
+        self._queued = 0  # inode notifications ever queued, coalesced ones not counted
+        self._handed = 0  # of these, handed to the kernel
+        self._is_closed = False
+        self._timers: set[threading.Timer] = set()
+        work = [self._send_inodes] + [self._send_entries] * entry_threads
+        self._threads = [
+            threading.Thread(target=target, name="invalidation", daemon=True) for target in work
+        ]
+
+    def start(self) -> None:
+        """Start sending."""
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def ticket(self) -> int:
+        """What ``handed`` must reach before all that is queued now has been handed over."""
+        return self._queued
+
+    @property
+    def handed(self) -> int:
+        """How many inode notifications the kernel has been handed."""
+        return self._handed
+
+    def inode(self, node: int, *, pages: bool) -> None:
+        """Queue: forget the attributes of *node*, and with *pages* its content."""
+        with self._changed:
+            self._queue_inode(node, pages=pages)
+            self._changed.notify_all()
+
+    def entry(self, name: Name, *, inode: int = 0, pages: bool = False) -> None:
+        """Queue: forget what stands at *name*; if it is still *inode*, look that up anew."""
+        with self._changed:
+            if name.parent not in self._directories:
+                self._directories[name.parent] = OrderedDict()
+                self._ready[name.parent] = None
+            queued = self._directories[name.parent].setdefault(name.name, _Queued())
+            if inode:
+                queued.inodes[inode] = queued.inodes.get(inode, False) or pages
+            else:
+                queued.is_kept = False
+            self._changed.notify_all()
+
+    def attributes(self, nodes: list[int]) -> None:
+        """Queue: forget the attributes of *nodes* now, and once more when look-ups are through."""
+        for node in nodes:
+            self.inode(node, pages=False)
+        timer = threading.Timer(AGAIN_AFTER, self._attributes_again, [nodes])
+        timer.daemon = True
+        self._timers = {other for other in self._timers if other.is_alive()} | {timer}
+        timer.start()
+
+    def _attributes_again(self, nodes: list[int]) -> None:
+        for node in nodes:
+            self.inode(node, pages=False)
+
+    def close(self, patience: float) -> None:
+        """Stop the threads; those that the kernel blocks get *patience* seconds in all."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for timer in self._timers:
+            timer.cancel()
+        for thread in self._threads:
+            thread.join(patience / len(self._threads))
+
+    def _queue_inode(self, node: int, *, pages: bool) -> None:
+        if node in self._inodes:
+            self._inodes[node] = self._inodes[node] or pages
+        else:
+            self._inodes[node] = pages
+            self._queued += 1
+
+    def _send_inodes(self) -> None:
+        while (item := self._next_inode()) is not None:
+            self._try(self._sender.inode, *item)
+            self._handed += 1  # only this thread writes it
+
+    def _next_inode(self) -> tuple[int, bool] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inodes or self._is_closed)
+            return None if self._is_closed else self._inodes.popitem(last=False)
+
+    def _send_entries(self) -> None:
+        while (parent := self._next_directory()) is not None:
+            with self._changed:
+                name, queued = self._directories[parent].popitem(last=False)
+            self._try(self._sender.entry, parent, name, queued.is_kept)
+            with self._changed:
+                self._finish_entry(parent, queued)
+
+    def _next_directory(self) -> int | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._is_closed)
+            return None if self._is_closed else self._ready.popitem(last=False)[0]
+
+    def _finish_entry(self, parent: int, queued: _Queued) -> None:
+        for node, pages in queued.inodes.items():
+            self._queue_inode(node, pages=pages)
+        if self._directories[parent]:
+            self._ready[parent] = None
+        else:
+            del self._directories[parent]
+        self._changed.notify_all()
+
+    def _try(self, send: Callable[..., None], *what: object) -> None:
+        try:
+            send(*what)
+        except OSError as error:
+            if not self._is_closed:
+                _log.warning("the kernel could not be told of a change: %s", error)

@@ -1,0 +1,51 @@
+"""Which mode an entry has: a function of its path, its type and the quorum, nothing else.
+
+Contract: spec filesystem.md, "Names, owners, modes".
+"""
+
+import re
+import stat
+
+from pmxcfs._core import Entry
+
+_SCRIPT = re.compile(r"(?:vps|[1-9][0-9]*)\.(?:mount|umount|start|stop|premount|postumount)")
+_WRITE_BITS = 0o222
+
+
+def is_script(name: str) -> bool:
+    """Tell whether a file of this name is a container's hook script, which root may execute."""
+    return _SCRIPT.fullmatch(name) is not None
+
+
+def is_private_path(path: str) -> bool:
+    """Tell whether only root may see what stands at *path*, as ``Entry.private`` does."""
+    parts = path.split("/", 3)
+    return parts[0] == "priv" or (len(parts) > 2 and parts[0] == "nodes" and parts[2] == "priv")
+
+
+def without_quorum(mode: int) -> int:
+    """Take the write permissions away, as a node does that may not change anything."""
+    return mode & ~_WRITE_BITS
+
+
+def _file_mode(name: str, *, private: bool) -> int:
+    mode = stat.S_IFREG | (0o600 if private else 0o640)
+    return mode | stat.S_IXUSR if is_script(name) else mode
+
+
+def mode_of(entry: Entry, *, quorate: bool) -> int:
+    """Return file type and permission bits of *entry*, as in ``st_mode``."""
+    if not entry.is_directory:
+        mode = _file_mode(entry.name, private=entry.private)
+    elif not entry.path:
+        return stat.S_IFDIR | 0o755
+    else:
+        mode = stat.S_IFDIR | (0o700 if entry.private else 0o755)
+    return mode if quorate else without_quorum(mode)
+
+
+def changes_mode(source: str, target: str) -> bool:
+    """Tell whether a file that moves from one path to the other gets another mode."""
+    return is_private_path(source) != is_private_path(target) or is_script(
+        source.rpartition("/")[2]
+    ) != is_script(target.rpartition("/")[2])

@@ -1,0 +1,333 @@
+"""The process as the operating system sees it: name, directories, lock, mountpoint, fork, signals.
+
+It knows nothing of the tree, its files and the database. What can't be had is a ``StartError``
+that says what to do. ``daemonize`` forks, so it comes before any thread, SQLite and llfuse; the
+lock and the pid file come after it, because they carry the daemon's pid.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import grp
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.settings import Settings
+
+STOP_SIGNALS = frozenset([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+NUDGE_INTERVAL = 0.02  # seconds between two signals to a thread that has to leave a system call
+
+UMASK = 0o027
+DIRECTORY_MODE = 0o750
+LOCK_PATIENCE = 10.0  # seconds that a daemon which is stopping may still hold the lock
+LOCK_INTERVAL = 0.1  # seconds between attempts
+
+_MNT_DETACH = 2  # umount2(2): out of sight now, gone when nothing uses it any more
+_MAX_STALE_MOUNTS = 16  # stacked on one mountpoint
+_READY = b"\0"  # what the daemon writes to its parent; anything else is the reason of a failure
+
+_log = logging.getLogger("pmxcfs.main")
+
+
+def name_process(name: str = "pmxcfs") -> None:
+    """Set the name that ps and killall know this process by."""
+    Path("/proc/self/comm").write_text(name)
+
+
+def find_group(name: str) -> int:
+    """Return the gid of the group that owns every file."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise StartError(
+            f"there is no group {name!r}: create it (groupadd --system {name}) "
+            "or name another one with --group"
+        ) from None
+
+
+def make_directories(settings: Settings, *, group: int) -> None:
+    """Make the state and run directories; nothing that is made from now on is for others."""
+    os.umask(UMASK)
+    _make_directory(settings.statedir, gid=0)
+    _make_directory(settings.rundir, gid=group)
+
+
+def _make_directory(path: Path, *, gid: int) -> None:
+    """Make a directory of mode 0750. One that is there already is left as it is."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=DIRECTORY_MODE)
+        os.chown(path, -1, gid)
+    except FileExistsError:
+        if not path.is_dir():
+            raise StartError(f"{path} is not a directory") from None
+    except OSError as error:
+        raise StartError(f"can't make directory {path}: {error.strerror}") from None
+
+
+class StateLock:
+    """The lock on a state directory, which one daemon at a time may use."""
+
+    def __init__(self, path: Path, *, patience: float = LOCK_PATIENCE) -> None:
+        self._path = path
+        self._patience = patience  # seconds
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        """Take the lock; blocks a while for a daemon that is stopping."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StartError(f"can't open lock file {self._path}: {error.strerror}") from None
+        if not _flock(descriptor, self._patience):
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise StartError(
+                f"{self._path.parent} is in use by the daemon with pid {holder or 'unknown'}"
+            )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Give the lock back. The file stays: removing it would let two daemons lock two files."""
+        os.close(self._descriptor)
+
+
+def _flock(descriptor: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOCK_INTERVAL)
+        else:
+            return True
+
+
+@contextlib.contextmanager
+def pid_file(path: Path) -> Iterator[None]:
+    """Keep this process's pid in *path*; at the end remove it, unless it is another's by then."""
+    mine = f"{os.getpid()}\n"
+    try:
+        path.write_text(mine)
+        path.chmod(0o644)
+    except OSError as error:
+        raise StartError(f"can't write pid file {path}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if path.read_text() == mine:
+                path.unlink()
+
+
+def clear_mountpoint(path: Path) -> None:
+    """Remove what a dead daemon left mounted, make the directory, warn of files in it."""
+    for _ in range(_MAX_STALE_MOUNTS):
+        try:
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            names = os.listdir(path)
+        except OSError as error:
+            if _stat_error(path) != errno.ENOTCONN:
+                raise StartError(f"can't mount on {path}: {error.strerror}") from None
+            _log.warning("removing the stale mount of a dead daemon from %s", path)
+            detach(path)
+        else:
+            if names:
+                _log.warning("%s is not empty: mounting over %d entries", path, len(names))
+            return
+    raise StartError(f"can't remove the stale mounts on {path}: umount them by hand")
+
+
+def _stat_error(path: Path) -> int:
+    """Return the errno that stat(2) gives for *path*, 0 for none."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def detach(path: Path) -> None:
+    """Take the topmost mount off *path* at once, even if files on it are open."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
+        raise StartError(f"can't umount {path}: {os.strerror(ctypes.get_errno())}")
+
+
+def is_mounted(path: Path) -> bool:
+    """Tell whether a FUSE file system is mounted on *path* and answers; blocks while it starts."""
+    wanted = os.fsencode(os.path.realpath(path))
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = line.split(b" ")
+        where = fields[4].decode("unicode_escape").encode("latin-1")
+        kind = fields[fields.index(b"-") + 1]
+        if where == wanted and kind.startswith(b"fuse"):
+            return _stat_error(path) == 0
+    return False
+
+
+def daemonize(body: Callable[[Callable[[], None]], int], *, mountpoint: Path) -> int:
+    """Run *body* in the background; return the exit status, in the parent and in the daemon.
+
+    *body* gets a function to call once the mount is there. The parent blocks until then, looks at
+    the mount itself, and returns 0; or it prints why the daemon did not start and returns 1.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        os.waitpid(child, 0)
+        return _await_daemon(reader, mountpoint)
+    os.setsid()
+    if os.fork():  # a session leader could get a terminal again, so the daemon is none
+        os._exit(0)
+    os.close(reader)
+    os.chdir("/")
+    with open(writer, "wb", buffering=0) as parent:
+        return _run_reporting(body, parent)
+
+
+def _run_reporting(body: Callable[[Callable[[], None]], int], parent: BinaryIO) -> int:
+    """Run *body*; tell the process at the other end of the pipe how it starts."""
+
+    def report_ready() -> None:
+        _silence_stdio()
+        _answer(parent, _READY)
+
+    try:
+        return body(report_ready)
+    except (PmxcfsError, OSError) as error:
+        _answer(parent, str(error).encode("utf-8", "backslashreplace"))
+        return 1
+
+
+def _answer(parent: BinaryIO, answer: bytes) -> None:
+    if not parent.closed:
+        # A parent that was interrupted meanwhile is no reason to fail.
+        with parent, contextlib.suppress(BrokenPipeError):
+            parent.write(answer)
+
+
+def _await_daemon(reader: int, mountpoint: Path) -> int:
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    if answer == _READY and is_mounted(mountpoint):
+        return 0
+    if answer == _READY:
+        reason = f"the daemon runs, but nothing answers on {mountpoint}"
+    else:
+        reason = answer.decode("utf-8", "replace") or "the daemon died while it started"
+    print(f"pmxcfs: {reason}", file=sys.stderr)
+    return 1
+
+
+def _silence_stdio() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+
+
+class SignalWaiter:
+    """A thread that calls a function once, when the first signal to stop arrives.
+
+    The signals are blocked in every thread and waited for, because llfuse takes them in C: no
+    Python would run until its main loop has returned, and that waits for its workers.
+    """
+
+    def __init__(self) -> None:
+        """Block the signals, here and in all threads to come; for the main thread."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # end_llfuse_main uses these two. They must not kill the process while llfuse's handlers
+        # are not in place yet, or not any more.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self._is_closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_stop: Callable[[], None]) -> None:
+        """Start the thread that will call *on_stop*."""
+        self._thread = threading.Thread(
+            target=self._wait, args=(on_stop,), name="signals", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, whether a signal came or not; blocks until *on_stop* has returned."""
+        self._is_closing.set()
+        if self._thread and self._thread.is_alive():
+            # To the process, where only the waiter takes it: the thread may be ending by itself.
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._thread.join()
+
+    def _wait(self, on_stop: Callable[[], None]) -> None:
+        signal.sigwait(STOP_SIGNALS)
+        if not self._is_closing.is_set():
+            on_stop()
+
+
+def end_llfuse_main(main_thread: int, finished: threading.Event) -> None:
+    """End ``llfuse.main(handle_signals=True)``, which runs in the thread *main_thread*.
+
+    Call it in the thread of a ``SignalWaiter``; blocks until *finished* is set, which the main
+    thread does as soon as ``llfuse.main`` has returned. SIGHUP, taken by this thread, makes
+    llfuse's C handler set the session's exit flag. SIGUSR1, for which llfuse has a handler that
+    does nothing, interrupts the threads that sit in read(2). Both are repeated: a thread that has
+    just looked at the flag and is about to read misses the first one, and so do workers, to which
+    llfuse itself sends only one.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    while True:
+        signal.pthread_kill(threading.get_ident(), signal.SIGHUP)
+        signal.pthread_kill(main_thread, signal.SIGUSR1)
+        for worker in _llfuse_workers():
+            _signal_thread(worker, signal.SIGUSR1)
+        if finished.wait(NUDGE_INTERVAL):
+            break
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def _llfuse_workers() -> list[int]:
+    """Return the kernel's ids of llfuse's threads, which name themselves."""
+    return [
+        thread.native_id
+        for thread in threading.enumerate()
+        if thread.name.startswith("fuse-worker-") and thread.native_id
+    ]
+
+
+def _signal_thread(native_id: int, number: signal.Signals) -> None:
+    """Send a signal to a thread that may have ended, which pthread_kill does not allow."""
+    libc = ctypes.CDLL(None)
+    libc.tgkill(os.getpid(), native_id, number)
+
+
+def notify_service_manager(state: str) -> None:
+    """Send a state of sd_notify(3), such as READY=1, to the systemd that started this process."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # an abstract address
+        address = "\0" + address[1:]
+    # Whether anybody listens is no concern of ours, and waiting would be wrong.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.setblocking(False)
+        out.sendto(state.encode("utf-8", "replace"), address)

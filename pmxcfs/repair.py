@@ -1,0 +1,331 @@
+"""Checks of a database's rows, and the repairs that let a damaged database start.
+
+Rows go in as SQLite keeps them, the records of a sound tree come out, with one line for each thing
+that had to change. What is damaged keeps its content and moves to ``priv/lost+found``, because
+nobody knows any more whether it was secret; the lines name entries by inode for the same reason.
+
+A repair never raises the version: it only gives a missing or too low version row the highest
+version found. The repaired tree has mtime 0, so that at equal version an intact member of the
+cluster leads and its tree replaces this one. The same rows always give the same records. There is
+no SQLite, no file and no clock here. Contract: spec storage.md, "Loading".
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, count
+from typing import Any, NamedTuple
+
+from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record, to_text
+
+VERSION_NAME = b"__version__"  # the name of the row that holds the tree's version, inode 0
+FRESH_VERSION = 1  # the version of a tree that nothing was done to
+MAX_NAME = 1024  # bytes in a name; the kernel can't list longer ones
+
+_DIRECTORY = int(EntryType.DIRECTORY)  # plain numbers, because rows are compared by the 100,000
+_FILE = int(EntryType.FILE)
+_U32 = (1 << 32) - 1
+_U64 = (1 << 64) - 1
+_OUT_OF_REACH = (1 << 63) - 1  # SQLite's largest row number; no version ever counts up to it
+
+# The columns inode, parent, version, writer, mtime, type as SQLite keeps them (integers signed;
+# all but the inode of any type where the table lacks its checks), then the bytes of name and data.
+Row = tuple[Any, ...]
+
+
+class Repaired(NamedTuple):
+    """A sound tree, and what was done to get it."""
+
+    records: list[Record]  # the root first, then by ascending inode
+    repairs: list[str]  # one line per repair; empty when the rows were sound
+
+
+def repair(rows: Iterable[Row], *, vmid_of: Callable[[str], int | None]) -> Repaired:
+    """Return the sound tree nearest to *rows*, whose inodes differ from one another.
+
+    *vmid_of* gives the vmid of the guest whose configuration belongs at a path, if one does.
+    """
+    return _Repair(rows).run(vmid_of)
+
+
+class _Repair:
+    """One run: the entries, which of them can't stay where they are, and what was done."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._entries: dict[int, Record] = {}  # by ascending inode, without the root
+        self._unsound: list[int] = []  # entries with something wrong in their own row
+        self._displaced: dict[int, None] = {}  # entries that have to move, in the order found
+        self._loose: list[Record] = []  # directories as they were, with content
+        self._lines: list[str] = []
+        version_row = None
+        for row in sorted(rows, key=_unsigned_inode):
+            if row[0] == 0:
+                version_row = row
+            else:
+                self._read(row)
+        self._root = self._read_version(version_row)
+
+    def run(self, vmid_of: Callable[[str], int | None]) -> Repaired:
+        """Apply every rule, from the single row to the whole tree; each relies on those before."""
+        self._mend_types()
+        self._mend_names()
+        self._mend_contents()
+        self._displace_orphans()
+        self._displace_cycles()
+        self._displace_duplicates()
+        self._displace_second_guests(vmid_of)
+        if self._displaced or self._loose:
+            self._move_to_lost_and_found()
+        root = self._root._replace(mtime=0) if self._lines else self._root
+        return Repaired([root, *map(self._entries.__getitem__, sorted(self._entries))], self._lines)
+
+    # The rows.
+
+    def _read(self, row: Row) -> None:
+        if _is_sound(row):
+            record = Record._make(row)
+        else:
+            record = self._mend_numbers(row, f"entry {row[0] & _U64}")
+            self._unsound.append(record.inode)
+        self._put(record)
+
+    def _mend_numbers(self, row: Row, label: str) -> Record:
+        """Give each number of *row* its type and range; a version that is none is the lowest."""
+        inode, parent, version, writer, mtime, kind, name, data = row
+        return Record(
+            inode & _U64,
+            self._mend_u64(parent, label, column="parent", otherwise=_U64),
+            self._mend_u64(version, label, column="version", otherwise=FRESH_VERSION),
+            self._mend_u32(writer, label, column="writer"),
+            self._mend_u32(mtime, label, column="mtime"),
+            kind if type(kind) is int else 0,
+            name or b"",
+            data or None,
+        )
+
+    def _mend_u64(self, value: object, label: str, *, column: str, otherwise: int) -> int:
+        if type(value) is int:
+            return value & _U64  # SQLite's signed number holds all 64 bits
+        self._note(f"{label}: {column} is not a number; set to {otherwise}")
+        return otherwise
+
+    def _mend_u32(self, value: object, label: str, *, column: str) -> int:
+        if type(value) is int and 0 <= value <= _U32:
+            return value
+        mended = value & _U32 if type(value) is int else 0
+        self._note(f"{label}: {column} is not a number of 32 bits; set to {mended}")
+        return mended
+
+    def _read_version(self, row: Row | None) -> Record:
+        """Return the root as the version row has it, put right."""
+        highest = max((r.version for r in self._entries.values()), default=FRESH_VERSION)
+        highest = max(highest, FRESH_VERSION)
+        if row is None:
+            self._note(f"the version row is missing; version set to {highest}")
+            return Record(0, 0, highest, 0, 0, _DIRECTORY, b"", None)
+        root = self._mend_numbers(row, "version row")
+        if root.parent != 0:
+            self._note("version row: its parent is not 0; set to 0")
+        if root.name != VERSION_NAME:
+            self._note(f"version row: its name is not {to_text(VERSION_NAME)}; renamed")
+        if root.type not in (_DIRECTORY, _FILE):
+            self._note(f"version row: unknown type; set to {_FILE}")
+        if root.data:
+            self._loosen(root._replace(name=VERSION_NAME))
+        if root.version < highest:
+            self._note(f"version row: {root.version} is below {highest}, the highest version found")
+        return Record(
+            0, 0, max(root.version, highest), root.writer, root.mtime, _DIRECTORY, b"", None
+        )
+
+    # The single entry.
+
+    def _mend_types(self) -> None:
+        """Make what has children a directory and everything else of unknown type a file."""
+        unknown = [i for i in self._unsound if self._entries[i].type not in (_DIRECTORY, _FILE)]
+        parents = {r.parent for r in self._entries.values()} if unknown else set()
+        for inode in unknown:
+            kind = EntryType.DIRECTORY if inode in parents else EntryType.FILE
+            self._put(self._entries[inode]._replace(type=int(kind)))
+            self._displace(inode, f"unknown type, kept as a {kind.name.lower()}")
+
+    def _mend_names(self) -> None:
+        for inode in self._unsound:
+            if not _is_name(self._entries[inode].name):
+                self._displace(inode, "its name is none")
+
+    def _mend_contents(self) -> None:
+        for inode in self._unsound:
+            record = self._entries[inode]
+            if not record.data:
+                continue
+            if record.type == _DIRECTORY:
+                self._loosen(record)
+                self._put(record._replace(data=None))
+            elif len(record.data) > MAX_FILE_SIZE:
+                self._put(record._replace(data=record.data[:MAX_FILE_SIZE]))
+                self._displace(inode, f"{len(record.data)} bytes, cut to {MAX_FILE_SIZE}")
+
+    # The tree.
+
+    def _displace_orphans(self) -> None:
+        entries = self._entries
+        for inode, record in entries.items():
+            if record.parent == 0:
+                continue
+            above = entries.get(record.parent)
+            if above is None:
+                self._displace(inode, f"its parent {record.parent} does not exist")
+            elif above.type != _DIRECTORY:
+                self._displace(inode, f"its parent {record.parent} is not a directory")
+
+    def _displace_cycles(self) -> None:
+        """Cut each cycle at its smallest inode; the rest of it stays below that one."""
+        grounded = {0}  # what leads to the root, or to an entry that moves
+        for inode, record in self._entries.items():
+            if record.type == _DIRECTORY:
+                trail: dict[int, None] = {}
+                while inode not in grounded and inode not in trail and inode not in self._displaced:
+                    trail[inode] = None
+                    inode = self._entries[inode].parent
+                if inode in trail:
+                    members = list(trail)
+                    cycle = members[members.index(inode) :]
+                    self._displace(min(cycle), f"{len(cycle)} directories contain each other")
+                grounded.update(trail)
+
+    def _displace_duplicates(self) -> None:
+        holders: dict[tuple[int, bytes], int] = {}
+        for inode, record in self._entries.items():
+            if inode not in self._displaced:
+                place = (record.parent, record.name)
+                holder = holders.setdefault(place, inode)
+                if holder != inode:
+                    holders[place] = self._displace_older(holder, inode, "name")
+
+    def _displace_second_guests(self, vmid_of: Callable[[str], int | None]) -> None:
+        holders: dict[int, int] = {}
+        for inode, record in self._entries.items():
+            # Asking for the vmid costs a path, so everything that can't be a guest is kept from it.
+            if record.type != _FILE or not record.name.endswith(b".conf"):
+                continue
+            path = self._path(record)
+            vmid = None if path is None else vmid_of(path)
+            if vmid is not None:
+                holder = holders.setdefault(vmid, inode)
+                if holder != inode:
+                    holders[vmid] = self._displace_older(holder, inode, f"vmid {vmid}")
+
+    def _displace_older(self, one: int, other: int, what: str) -> int:
+        """Displace one of two entries that must not share *what*; return the one that stays."""
+        loser, winner = sorted((one, other), key=lambda i: (self._entries[i].version, i))
+        self._displace(loser, f"entry {winner} has the same {what} and is not older")
+        return winner
+
+    def _path(self, record: Record) -> str | None:
+        """Return the path of *record*, or None if it is going to move."""
+        names = []
+        while record.inode not in self._displaced:
+            names.append(record.name)
+            if record.parent == 0:
+                return to_text(b"/".join(reversed(names)))
+            record = self._entries[record.parent]
+        return None
+
+    # Lost and found.
+
+    def _move_to_lost_and_found(self) -> None:
+        numbers = self._free_inodes()
+        priv = self._ensure_directory(0, b"priv", numbers)
+        first = chain((1,) if 1 not in self._entries else (), numbers)
+        home = self._ensure_directory(priv, b"lost+found", first)
+        taken = {r.name for r in self._entries.values() if r.parent == home}
+        for inode in self._displaced:
+            record = self._entries[inode]
+            name = _free_name(record, taken)
+            self._put(record._replace(parent=home, name=name))
+            taken.add(name)
+        for owner in self._loose:
+            name = _free_name(owner, taken)
+            content = (owner.data or b"")[:MAX_FILE_SIZE]
+            self._put(
+                owner._replace(
+                    inode=next(numbers), parent=home, type=_FILE, name=name, data=content
+                )
+            )
+            taken.add(name)
+
+    def _ensure_directory(self, parent: int, name: bytes, numbers: Iterator[int]) -> int:
+        """Return the inode of the directory *name*; what else has that name has to make way."""
+        for inode, record in self._entries.items():
+            here = record.parent == parent and record.name == name
+            if here and inode not in self._displaced:
+                if record.type == _DIRECTORY:
+                    return inode
+                self._displace(inode, f"a directory {to_text(name)} is needed in its place")
+                break
+        inode = next(numbers)
+        self._put(Record(inode, parent, self._root.version, 0, 0, _DIRECTORY, name, None))
+        self._note(f"entry {inode}: made the directory {to_text(name)}")
+        return inode
+
+    def _free_inodes(self) -> Iterator[int]:
+        """Yield numbers that are free and that no coming mutation gives to a new entry."""
+        reachable = self._root.version + 1  # the number of the next entry
+        for inode in chain(range(2, reachable), count(_OUT_OF_REACH, -1)):
+            if inode not in self._entries:
+                yield inode
+
+    # What was done.
+
+    def _displace(self, inode: int, reason: str) -> None:
+        self._displaced[inode] = None
+        self._note(f"entry {inode}: {reason}; moved to priv/lost+found")
+
+    def _loosen(self, directory: Record) -> None:
+        self._loose.append(directory)
+        size = len(directory.data or b"")
+        self._note(
+            f"entry {directory.inode}: a directory with {size} bytes of content; "
+            f"the content moved to priv/lost+found"
+        )
+
+    def _note(self, line: str) -> None:
+        self._lines.append(line)
+
+    def _put(self, record: Record) -> None:
+        self._entries[record.inode] = record
+
+
+def _unsigned_inode(row: Row) -> int:
+    inode: int = row[0]
+    return inode & _U64
+
+
+def _is_sound(row: Row) -> bool:
+    """Say whether *row*, taken by itself, is an entry as it should be. A quick look, no reasons."""
+    inode, parent, version, writer, mtime, kind, name, data = row
+    return (
+        type(parent) is type(version) is type(writer) is type(mtime) is int
+        and inode > 0 <= parent
+        and version >= 0 <= writer <= _U32
+        and 0 <= mtime <= _U32
+        and (not data or (kind == _FILE and len(data) <= MAX_FILE_SIZE))
+        and kind in (_FILE, _DIRECTORY)
+        and _is_name(name)
+    )
+
+
+def _is_name(name: bytes | None) -> bool:
+    if not name:
+        return False
+    return len(name) <= MAX_NAME and b"/" not in name and b"\0" not in name
+
+
+def _free_name(record: Record, taken: set[bytes]) -> bytes:
+    """Return a name for *record* in lost+found: its inode, then what it was called."""
+    rest = record.name.replace(b"/", b"_").replace(b"\0", b"_")
+    for times in count(1):
+        prefix = b"%d-" % record.inode * times
+        name = prefix + rest[: max(MAX_NAME - len(prefix), 0)]
+        if name not in taken:
+            return name
+    raise AssertionError("count() ends")

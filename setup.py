@@ -1,0 +1,74 @@
+"""Builds the C extensions; everything else about the package is in pyproject.toml.
+
+Each ``pmxcfs/*.pyx`` becomes one extension. Environment variables change the build:
+
+PMXCFS_DEBUG=1     no optimization, debug symbols, C assertions, annotated HTML in build/cython
+PMXCFS_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer; run with libasan preloaded
+PMXCFS_COVERAGE=1  line tracing, so that coverage.py sees the lines of the .pyx files
+
+PMXCFS_NO_EXTENSIONS=1 leaves them out: `make build` compiles them in place after an editable install.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wsign-compare",
+    # Every METH_NOARGS function and every slot takes arguments that it need not use.
+    "-Wno-unused-parameter",
+    # PyMethodDef tables cast functions with keywords to PyCFunction; CPython itself does so.
+    "-Wno-cast-function-type",
+    # Cython's type and module tables leave the fields at the end to be zero.
+    "-Wno-missing-field-initializers",
+]
+# Sign changes inside Cython's own generated conversions; a narrowing (-Wconversion) still warns.
+WARNINGS.append("-Wno-sign-conversion")
+
+OPTIMIZED = ["-O2", "-g"]
+DEBUG = ["-O0", "-g3", "-UNDEBUG"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+
+def is_on(toggle: str) -> bool:
+    """Tell whether an environment variable asks for a variant of the build."""
+    return os.environ.get(toggle, "0") not in ("", "0")
+
+
+def compiler_flags() -> list[str]:
+    """Return the flags for the compiler, warnings included."""
+    flags = WARNINGS + (DEBUG if is_on("PMXCFS_DEBUG") else OPTIMIZED)
+    if is_on("PMXCFS_SANITIZE"):
+        flags += [*SANITIZERS, "-O1", "-fno-omit-frame-pointer"]
+    return flags
+
+
+def extension(source: Path) -> Extension:
+    """Describe the extension made from one .pyx file."""
+    tracing = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
+    return Extension(
+        f"pmxcfs.{source.stem}",
+        [str(source)],
+        extra_compile_args=compiler_flags(),
+        extra_link_args=SANITIZERS if is_on("PMXCFS_SANITIZE") else [],
+        define_macros=tracing if is_on("PMXCFS_COVERAGE") else [],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(source) for source in sorted(Path("pmxcfs").glob("*.pyx"))],
+        build_dir="build/cython",
+        annotate=is_on("PMXCFS_DEBUG"),
+        compiler_directives={
+            "language_level": 3,
+            "binding": True,  # signatures that stubtest can compare with the .pyi
+            "linetrace": is_on("PMXCFS_COVERAGE"),
+        },
+    )
+)

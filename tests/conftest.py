@@ -1,0 +1,160 @@
+"""What holds for every test: capabilities, quiet logs, a clean environment, nothing left behind."""
+
+import errno
+import gc
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.harness import detach, fuse_mounts
+
+TIERS = ("unit", "mount")
+# Variables that would reach the daemon from the shell or the service that runs the tests.
+SCRUBBED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "PMXCFS_REQUIRE")
+REQUIRED = pytest.StashKey[frozenset[str]]()
+
+ExpectLog = Callable[[str], None]
+
+
+def missing_for_fuse() -> str:
+    """Say why this process can't mount; empty if it can."""
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "there is no usable /dev/fuse"
+    return ""
+
+
+CAPABILITIES: dict[str, Callable[[], str]] = {"fuse": missing_for_fuse}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    required = os.environ.get("PMXCFS_REQUIRE", "")
+    config.stash[REQUIRED] = frozenset(filter(None, required.split(",")))
+    for name in SCRUBBED:
+        os.environ.pop(name, None)
+    os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
+    time.tzset()
+    # How long one example takes says more about the machine than about the code.
+    hypothesis.settings.register_profile("pmxcfs", deadline=None)
+    hypothesis.settings.load_profile("pmxcfs")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    states = [f"{name}: {missing() or 'on'}" for name, missing in CAPABILITIES.items()]
+    required = ",".join(sorted(config.stash[REQUIRED])) or "nothing"
+    return f"capabilities: {'; '.join(states)} (required: {required})"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, missing in CAPABILITIES.items():
+        if item.get_closest_marker(f"needs_{name}") and missing():
+            pytest.skip(missing())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not hasattr(report, "wasxfail"):
+        refuse_skip(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    refuse_skip(collector.config, report)
+    return report
+
+
+def refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure where PMXCFS_REQUIRE says that everything must run."""
+    if report.skipped and config.stash[REQUIRED]:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but PMXCFS_REQUIRE is set: {report.longrepr}"
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is there stays; so the collection after each test is quick
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for tier in TIERS:
+        reports = [
+            (outcome, report)
+            for outcome in ("passed", "failed", "error", "skipped")
+            for report in terminalreporter.stats.get(outcome, [])
+            if report.nodeid.startswith(f"tests/{tier}/")
+        ]
+        counts = Counter(outcome for outcome, _ in reports)
+        seconds = sum(report.duration for _, report in reports)
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        terminalreporter.write_line(f"tier {tier}: {listed or 'none'} in {seconds:.1f} s")
+
+
+class Loud(logging.Handler):
+    """Collects the warnings and errors that the code under test logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        self.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def expect_log(request: pytest.FixtureRequest) -> Iterator[ExpectLog]:
+    """Declare a warning that the test causes; one that is not declared, or missing, fails it."""
+    patterns = [marker.args[0] for marker in request.node.iter_markers("expect_log")]
+    loud = Loud()
+    logging.getLogger().addHandler(loud)
+    yield patterns.append
+    logging.getLogger().removeHandler(loud)
+    surprises = [line for line in loud.lines if not any(re.search(p, line) for p in patterns)]
+    assert not surprises, "not declared with expect_log:\n" + "\n".join(surprises)
+    missing = [p for p in patterns if not any(re.search(p, line) for line in loud.lines)]
+    assert not missing, f"declared with expect_log, but not logged: {missing}"
+
+
+@pytest.fixture(autouse=True)
+def _collect_garbage() -> Iterator[None]:
+    """Let what a test forgot to close complain while it is still known which test it was."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sweep_mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Take away what aborted runs left mounted, and insist that this one leaves nothing."""
+    mine = tmp_path_factory.getbasetemp().resolve()
+    for path in fuse_mounts(mine.parent):
+        if is_dead(path):
+            detach(path)
+    yield
+    left = fuse_mounts(mine)
+    for path in left:
+        detach(path)
+    assert not left, f"left mounted: {left}"
+
+
+def is_dead(path: Path) -> bool:
+    """Tell whether the daemon of a mount is gone; other runs of the tests may have live ones."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False

@@ -1,0 +1,208 @@
+"""A real daemon in a process of its own, for tests that look at it from outside.
+
+``mounted`` starts one on directories below *workdir* and insists that it leaves cleanly: exit
+status 0, the mount gone, no write-ahead log, and no warning that the test did not expect.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+POLL_INTERVAL = 0.005  # seconds
+GRACE = 10.0  # seconds for a start or a stop; the contract's deadlines are asserted by their tests
+MNT_DETACH = 2  # umount2(2)
+
+# One line of the log: time, pid, domain, level, text.
+LOG_LINE = re.compile(r"[-0-9]{10} [:0-9]{8}\.\d{3} pmxcfs\[\d+\]: \[\w+\] (?P<level>\w+): ")
+QUIET_LEVELS = frozenset(["debug", "info"])
+
+
+class Control:
+    """A connection to the daemon's test control; one request at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(60)
+        self._socket.connect(str(path))
+        self._answers = self._socket.makefile("rb")
+
+    def __call__(self, command: str, **arguments: object) -> dict[str, Any]:
+        """Send one command and return its answer; a refusal is an OSError with the errno."""
+        request = {"do": command, **arguments}
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        answer: dict[str, Any] = json.loads(self._answers.readline())
+        if "error" in answer:
+            raise OSError(answer["error"], answer.get("message", command))
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._answers.close()
+        self._socket.close()
+
+
+@dataclass
+class Daemon:
+    """A running daemon. *path* is where it is mounted, *log* the file that has its stderr."""
+
+    path: Path
+    state: Path
+    run: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+    expected: list[str] = field(default_factory=list)
+    was_killed: bool = False
+
+    def is_ready(self) -> bool:
+        """Tell whether the daemon has started; its pid file is the last thing it makes."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.run / "pmxcfs.pid").read_text() == f"{self.process.pid}\n"
+        return False
+
+    def connect(self) -> Control:
+        """Open a connection to the test control, for many commands."""
+        return Control(self.run / "control.sock")
+
+    def control(self, command: str, **arguments: object) -> dict[str, Any]:
+        """Send one command to the test control and return its answer."""
+        with self.connect() as control:
+            return control(command, **arguments)
+
+    def expect_log(self, pattern: str) -> None:
+        """Declare that the log has a warning or an error that matches *pattern*."""
+        self.expected.append(pattern)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, grace: float = GRACE) -> None:
+        """Tell the daemon to stop and wait until it has; one that does not is shown in the log."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            self.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler prints every thread's stack
+            self.process.wait(grace)
+            raise AssertionError(f"no end after {grace} s\n{self.log_tail()}") from None
+
+    def kill(self) -> None:
+        """End the daemon as a crash would, and take its dead mount away."""
+        self.was_killed = True
+        self.process.kill()
+        self.process.wait()
+        detach(self.path)
+
+    def log_text(self) -> str:
+        """Return what the daemon has logged so far."""
+        return self.log.read_text(errors="replace")
+
+    def log_tail(self) -> str:
+        """Return the end of the log, for messages of failed tests."""
+        return "\n".join(["--- log:", *self.log_text().splitlines()[-40:]])
+
+    def check_end(self) -> None:
+        """Assert that the daemon has left nothing but its database and its log."""
+        assert not is_mount(self.path), f"{self.path} is still mounted\n{self.log_tail()}"
+        if not self.was_killed:
+            status = self.process.returncode
+            assert status == 0, f"exit status {status}\n{self.log_tail()}"
+            left = sorted(path.name for path in self.state.glob("config.db-*"))
+            assert not left, f"{left} left beside the database"
+        self.check_log()
+
+    def check_log(self) -> None:
+        """Assert that the log has the expected warnings, and no others."""
+        loud = [line for line in self.log_text().splitlines() if is_loud(line)]
+        missing = [p for p in self.expected if not any(re.search(p, line) for line in loud)]
+        assert not missing, f"not in the log: {missing}\n{self.log_tail()}"
+        surprises = [line for line in loud if not any(re.search(p, line) for p in self.expected)]
+        assert not surprises, "unexpected in the log:\n" + "\n".join(surprises)
+
+
+def is_loud(line: str) -> bool:
+    """Tell whether a line on the daemon's stderr is more than information, or not a log line."""
+    match = LOG_LINE.match(line)
+    return match is None or match["level"] not in QUIET_LEVELS
+
+
+@contextlib.contextmanager
+def mounted(
+    workdir: Path,
+    *flags: str | Path,
+    nodename: str = "node1",
+    grace: float = GRACE,
+    expect_log: Sequence[str] = (),
+) -> Iterator[Daemon]:
+    """Run a daemon in local mode on *workdir*/{pve,state,run}; stop and check it at the end.
+
+    *flags* are added to the command line. *expect_log* are patterns of warnings that must appear.
+    """
+    daemon = launch(workdir, *flags, nodename=nodename)
+    daemon.expected.extend(expect_log)
+    try:
+        wait_for(daemon.is_ready, daemon, grace)
+        yield daemon
+        if not daemon.was_killed:
+            daemon.stop(grace=grace)
+    finally:
+        if daemon.process.poll() is None:
+            daemon.kill()
+        detach(daemon.path)
+    daemon.check_end()
+
+
+def launch(workdir: Path, *flags: str | Path, nodename: str = "node1") -> Daemon:
+    """Start a daemon on *workdir*/{pve,state,run} without waiting; the caller must end it."""
+    mountpoint, state, run = workdir / "pve", workdir / "state", workdir / "run"
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    log = workdir / "log"
+    argv: list[str | Path] = [sys.executable, "-X", "faulthandler", "-m", "pmxcfs", "-f", "-l"]
+    argv += ["--mountpoint", mountpoint, "--statedir", state, "--rundir", run]
+    argv += ["--nodename", nodename, *flags]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, cwd=workdir)
+    return Daemon(mountpoint, state, run, log, process)
+
+
+def wait_for(condition: Callable[[], bool], daemon: Daemon, seconds: float = GRACE) -> None:
+    """Wait until *condition* is true; fail if the daemon ends first, or after *seconds*."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        status = daemon.process.poll()
+        assert status is None, f"the daemon ended with {status}\n{daemon.log_tail()}"
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{daemon.log_tail()}"
+        time.sleep(POLL_INTERVAL)
+
+
+def fuse_mounts(below: Path) -> list[Path]:
+    """Return the FUSE mounts at *below* and deeper, the deepest first."""
+    found = []
+    for line in Path("/proc/self/mounts").read_bytes().splitlines():
+        _, where, kind, *_ = line.split(b" ")
+        path = Path(os.fsdecode(where.decode("unicode_escape").encode("latin-1")))
+        if kind.startswith(b"fuse") and path.is_relative_to(below):
+            found.append(path)
+    return sorted(found, reverse=True)
+
+
+def is_mount(path: Path) -> bool:
+    """Tell whether a FUSE file system is mounted on *path*, without asking its daemon."""
+    return path in fuse_mounts(path)
+
+
+def detach(path: Path) -> None:
+    """Take everything mounted on *path* away, dead or alive."""
+    libc = ctypes.CDLL(None)
+    while is_mount(path) and libc.umount2(os.fsencode(path), MNT_DETACH) == 0:
+        pass
