@@ -8,6 +8,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+EXTENSIONS := $(subst /,.,$(basename $(wildcard pmxcfs/*.pyx)))
 EXTENSION_SOURCES := setup.py $(wildcard pmxcfs/*.pyx pmxcfs/*.pxd pmxcfs/*.h)
 
 # The .venv, and the headers that the extensions include.
@@ -48,14 +49,104 @@ packages:
 .PHONY: build
 build: deps build/optimized.stamp ## compile the extensions; .venv/bin/pmxcfs works afterwards
 
+# The sources in a directory of their own, for builds that must not replace the usual one.
+copy = rm -rf build/$(1) && mkdir -p build/$(1) && \
+  cp -r setup.py pyproject.toml README.md pmxcfs tests build/$(1)/ && rm -f build/$(1)/pmxcfs/*.so
+
 .PHONY: debug
 debug: deps build/debug.stamp ## the same with assertions, without optimization, annotated
 
 # Both variants end in the same place. `install` replaces a file that a running daemon has mapped
-# instead of writing into it.
+# instead of writing into it. Cython does not notice changed directives, so setup.py starts it anew.
 build/%.stamp: $(EXTENSION_SOURCES) .venv/.installed
+	$(if $(filter setup.py,$?)$(VARIABLES),rm -rf build/cython)
 	$(VARIABLES) $(BIN)/python setup.py -q build_ext --build-temp build/$* --build-lib build/$*
 	install -t pmxcfs build/$*/pmxcfs/*.so
 	rm -f build/*.stamp
 	touch $@
 build/debug.stamp: VARIABLES = PMXCFS_DEBUG=1
+
+define TOUR
+Mounting on run/pve; the database is in run/state and stays there. Ctrl-C ends it.
+From a second shell:
+
+  cd $(CURDIR)/run/pve
+  echo 'keyboard: de' > datacenter.cfg && cat datacenter.cfg
+  mkdir -p nodes/node1/qemu-server nodes/node2/qemu-server
+  echo 'memory: 512' > nodes/node1/qemu-server/100.conf && cat .vmlist
+  echo 'memory: 512' > nodes/node2/qemu-server/100.conf   # refused: 100 is in use
+  mv nodes/node1/qemu-server/100.conf nodes/node2/qemu-server/ && cat .vmlist .version
+  echo 1 > .debug && ls && echo 0 > .debug                # look at the first shell
+
+endef
+export TOUR
+
+.PHONY: run
+run: build ## mount a local-mode file system on run/pve in the foreground, until Ctrl-C
+	@mkdir -p run/pve; printf '%s\n' "$$TOUR"; trap : INT; status=0; \
+	$(BIN)/pmxcfs --foreground --local --nodename node1 --mountpoint run/pve \
+	  --statedir run/state --rundir run/sockets || status=$$?; \
+	rmdir run/pve; echo "pmxcfs has ended with exit status $$status"; exit $$status
+
+.PHONY: check
+check: lint types unit ## what to run before each commit
+
+.PHONY: lint
+lint: build ## style
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/cython-lint -q pmxcfs
+
+.PHONY: types
+types: build ## types of all Python code
+	$(BIN)/mypy --no-error-summary
+
+.PHONY: stubtest
+stubtest: build ## compare the .pyi files with the extensions
+	$(BIN)/python -m mypy.stubtest $(EXTENSIONS)
+
+.PHONY: unit
+unit: build ## tests that need no privileges
+	$(PYTEST) tests/unit
+
+.PHONY: mount
+mount: build ## tests on real mounts
+	$(PYTEST) tests/mount
+
+.PHONY: test
+test: build lint types stubtest ## everything that CI runs; a skipped test is a failure
+	PMXCFS_REQUIRE=fuse $(PYTEST) tests
+
+.PHONY: test-long
+test-long: build ## the same random tests, for much longer
+	PMXCFS_REQUIRE=fuse $(PYTEST) -m long tests
+
+.PHONY: asan
+asan: deps ## unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call copy,asan)
+	cd build/asan && PMXCFS_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=. PYTHONMALLOC=malloc $(CURDIR)/$(PYTEST) tests/unit
+
+.PHONY: cover
+cover: deps ## line coverage of all tests, extensions and daemons included
+	$(call copy,cover)
+	cd build/cover && PMXCFS_COVERAGE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd build/cover && export COVERAGE_PROCESS_START=pyproject.toml PYTHONPATH=.; \
+	  $(CURDIR)/$(BIN)/coverage run -m pytest tests; \
+	  $(CURDIR)/$(BIN)/coverage combine -q; $(CURDIR)/$(BIN)/coverage report
+
+.PHONY: bench
+bench: build ## measure against the floor, by turns; table, chart and JSON
+	$(PYTEST) -c bench/pytest.ini bench
+
+.PHONY: bench-compare
+bench-compare: build ## how the ratios of the last two runs of bench differ
+	$(BIN)/python -m bench.compare
+
+.PHONY: clean
+clean: ## remove all that was generated, the database of `make run` included
+	@if grep -q " $(CURDIR)/run/pve " /proc/mounts; then echo "run/pve is mounted" >&2; exit 1; fi
+	rm -rf .venv build run bench/results .coverage* .hypothesis .mypy_cache .pytest_cache \
+	  .ruff_cache *.egg-info pmxcfs/*.so
+	find pmxcfs tests bench -name __pycache__ -prune -exec rm -rf {} +

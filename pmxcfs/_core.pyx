@@ -29,11 +29,10 @@ cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
 
-# Layouts of storage.md, "Checksums and index"; version, writer, mtime, size, type, parent.
-_META = struct.Struct("<QIIIBQ")
+# Layouts of storage.md, "Checksums and index".
 _INODE = struct.Struct("<Q")
-# version, last inode, writer, mtime, count, total bytes
-_INDEX_HEADER = struct.Struct("<QQIIII")
+_META = struct.Struct("<QIIIBQ")  # version, writer, mtime, size, type, parent
+_INDEX_HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
 _INDEX_ENTRY_SIZE = 40  # inode and digest
 
 
@@ -139,11 +138,13 @@ cdef class Entry:
 
     cdef tuple state(self):
         """Return what ``Tree.rollback`` needs to put this entry back."""
-        return (self.parent, self.name, self.version, self.writer, self.mtime, self._data, self._size)
+        stamp = self.version, self.writer, self.mtime
+        return self.parent, self.name, stamp, self._data, self._size
 
     cdef int restore(self, tuple state) except -1:
         """Take back everything of *state* but the position."""
-        _, _, self.version, self.writer, self.mtime, self._data, self._size = state
+        _, _, stamp, self._data, self._size = state
+        self.version, self.writer, self.mtime = stamp
         return 0
 
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1:
@@ -207,10 +208,7 @@ cdef class Tree:
         return len(self._table) - 1
 
     def load(self, records):
-        """Fill a tree that nothing was done with from *records*, in any order.
-
-        ValueError if they do not make a tree; it is of no use then.
-        """
+        """Fill a fresh tree from *records* in any order; after a ValueError it is of no use."""
         if len(self._table) > 1 or self._touched:
             raise ValueError("only an empty tree can be loaded")
         cdef list entries = []
@@ -270,10 +268,7 @@ cdef class Tree:
         return self.walk(components(path))
 
     def find_parent(self, str path not None):
-        """Return (entry, last name): where *path* would be, which may be a file, or None.
-
-        For the root that is (None, "").
-        """
+        """Return (entry or None, last name): where *path* is to be; for the root (None, "")."""
         cdef list names = components(path)
         if not names:
             return None, ""
@@ -305,9 +300,8 @@ cdef class Tree:
             raise ValueError(f"unknown type {type}")
         if self.root.version + 1 in self._table:
             raise Failed(f"inode {self.root.version + 1} for {name!r} is in use already")
-        cdef Entry entry = new_entry(self.advance(writer, mtime), type)
-        self.touched(entry)
-        entry.stamp(self.root.version, writer, mtime)
+        cdef Entry entry = new_entry(self.root.version + 1, type)
+        self.sign(entry, writer, mtime)
         self.attach(entry, parent, name)
         return entry
 
@@ -320,12 +314,11 @@ cdef class Tree:
         cdef Py_ssize_t end = end_of(start, data)
         cdef bytes content
         if len(entry._data) == 0 and len(data) == 0:
-            content = b""  # a size without bytes (cluster.md, "Messages"): the writer may be a C node
+            content = b""  # a size without bytes, which C nodes send (cluster.md, "Messages")
         else:
             content = splice(entry._data, start, data, truncate)
             end = len(content)
-        self.touched(entry)
-        entry.stamp(self.advance(writer, mtime), writer, mtime)
+        self.sign(entry, writer, mtime)
         self.content_bytes += end - entry._size
         entry._data = content
         entry._size = end
@@ -346,12 +339,11 @@ cdef class Tree:
             self.check_leaf(replaced)
         if parent is entry or replaced is entry:
             raise ValueError(f"{entry.path!r} can't be moved onto or into itself")
-        cdef uint64_t version = self.advance(writer, mtime)
+        self.sign(entry, writer, mtime)
         if replaced is not None:
             self.detach(replaced)
         self.detach(entry)
         self.attach(entry, parent, name)
-        entry.stamp(version, writer, mtime)
         return replaced
 
     def remove(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
@@ -368,16 +360,22 @@ cdef class Tree:
     def touch(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
         """Set the modification time."""
         self.check_attached(entry)
-        self.touched(entry)
-        entry.stamp(self.advance(writer, mtime), writer, mtime)
+        self.sign(entry, writer, mtime)
 
-    cdef uint64_t advance(self, uint32_t writer, uint32_t mtime) except 0:
-        """Begin a mutation: raise the version, stamp the root, return the version."""
+    cdef int sign(self, Entry entry, uint32_t writer, uint32_t mtime) except -1:
+        """Begin a mutation of *entry*: raise the version, stamp entry and root."""
+        self.advance(writer, mtime)
+        self.touched(entry)
+        entry.stamp(self.root.version, writer, mtime)
+        return 0
+
+    cdef int advance(self, uint32_t writer, uint32_t mtime) except -1:
+        """Raise the version and stamp the root."""
         if self.root.version == LAST_VERSION:
             raise Failed("the tree's version can't be raised any more")
         self.touched(self.root)
         self.root.stamp(self.root.version + 1, writer, mtime)
-        return self.root.version
+        return 0
 
     cdef int touched(self, Entry entry) except -1:
         """Note that *entry* is about to differ from what is saved."""
@@ -410,8 +408,6 @@ cdef class Tree:
         entry.parent = None
         self.content_bytes -= entry._size
         return 0
-
-    # What callers hand in.
 
     cdef int check_attached(self, Entry entry) except -1:
         if self._table.get(entry.inode) is not entry:
@@ -504,11 +500,7 @@ cdef class Tree:
         return entry._draft.take()
 
     def finish_unpublished(self, Entry entry not None):
-        """Settle the oldest WRITE taken, which was applied or is about to be.
-
-        Before applying it, with the lock held for both, is cheaper. Does nothing if a
-        discard came first.
-        """
+        """Settle the oldest WRITE taken, if no discard came first: it was, or now is, applied."""
         cdef Draft draft = entry._draft
         if draft is None or not draft.flights:
             return
@@ -529,13 +521,11 @@ cdef class Tree:
         """Never publish what is written to *entry*: it was removed here while it is open."""
         entry._is_orphan = True
         self._dirty.pop(entry, None)
-        if entry._draft is not None:
-            self.unpublished_growth -= entry._draft.growth
-            entry._draft.growth = 0
+        self.weigh(entry)
 
     def unpublished(self):
         """Return the entries with bytes that no WRITE carries yet, oldest first."""
-        return sorted(self._dirty, key=_since)
+        return list(self._dirty)
 
     cdef Draft draft_of(self, Entry entry):
         """Return the file's draft, which starts as the published content."""
@@ -547,27 +537,27 @@ cdef class Tree:
         return entry._draft
 
     cdef int note_dirty(self, Entry entry, int64_t now_ns) except -1:
-        if entry._is_orphan:
-            return 0
-        if entry not in self._dirty:
+        """Note that what is visible has changed here."""
+        if not entry._is_orphan and entry not in self._dirty:
             self._dirty[entry] = None
             entry._draft.since_ns = now_ns
-        self.weigh(entry)
-        return 0
+        return self.weigh(entry)
 
     cdef int follow(self, Entry entry) except -1:
         """Adapt the draft, if there is one, to what is published now."""
         if entry._draft is not None:
             entry._draft.rebase(entry.content, entry.is_hollow())
-            self.weigh(entry)
-        return 0
+        return self.weigh(entry)
 
     cdef int weigh(self, Entry entry) except -1:
-        """Bring the growth in line with a draft's size."""
+        """Bring the growth in line with the draft's size; an orphan's does not count."""
         cdef Draft draft = entry._draft
-        cdef Py_ssize_t growth = max(<Py_ssize_t>0, len(draft.buffer) - entry._size)
-        self.unpublished_growth += growth - draft.growth
-        draft.growth = growth
+        cdef Py_ssize_t growth = 0
+        if draft is not None:
+            if not entry._is_orphan and len(draft.buffer) > entry._size:
+                growth = len(draft.buffer) - entry._size
+            self.unpublished_growth += growth - draft.growth
+            draft.growth = growth
         return 0
 
     # Comparing with other nodes.
@@ -606,8 +596,3 @@ cdef int feed(object digest, Entry entry, bint with_inode) except -1:
     digest.update(entry.meta())
     digest.update(entry._data)
     return 0
-
-
-def _since(Entry entry not None):
-    """Sort key of ``Tree.unpublished``."""
-    return entry.unpublished_since_ns

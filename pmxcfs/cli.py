@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pmxcfs
-from pmxcfs.errors import PmxcfsError
+from pmxcfs.errors import PmxcfsError, StartError
 from pmxcfs.settings import DATABASE_NAME, Settings
 
 
@@ -103,7 +103,10 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         help=f"default: {Settings.pidfile}, or pmxcfs.pid in a RUNDIR that is given",
     )
     group.add_argument(
-        "--nodename", metavar="NAME", help="default: the host name up to the first dot"
+        "--nodename",
+        type=node_name,
+        metavar="NAME",
+        help="up to the first dot (default: the host name)",
     )
     group.add_argument(
         "--group",
@@ -143,7 +146,9 @@ def add_path(
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands that need no running daemon."""
     commands = parser.add_subparsers(
-        title="commands", metavar="", description="Each works on a database that nothing has open."
+        title="commands",
+        metavar="COMMAND",
+        description="Each works on a database that nothing has open.",
     )
 
     def add(
@@ -191,6 +196,14 @@ def absolute_path(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
+def node_name(text: str) -> str:
+    """Return a node's name without its domain."""
+    name = text.partition(".")[0]
+    if not name or "/" in name:
+        raise argparse.ArgumentTypeError(f"not a node name: {text!r}")
+    return name
+
+
 def positive(text: str) -> int:
     """Return a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -201,7 +214,9 @@ def positive(text: str) -> int:
 def settings_from(arguments: argparse.Namespace) -> Settings:
     """Return the daemon's settings, with the defaults that depend on other arguments."""
     given = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
-    given["nodename"] = (arguments.nodename or os.uname().nodename).partition(".")[0]
+    given["nodename"] = arguments.nodename or os.uname().nodename.partition(".")[0]
+    if not given["nodename"]:
+        raise StartError("this host has no name: set one, or name the node with --nodename")
     if not arguments.pidfile:
         is_default = arguments.rundir == Settings.rundir
         given["pidfile"] = Settings.pidfile if is_default else arguments.rundir / "pmxcfs.pid"

@@ -32,15 +32,15 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.guests import parse_guest_path
 from pmxcfs.messages import EntryType, Record, to_bytes
+from pmxcfs.privatefiles import make_file, make_numbered_file, make_private, sync_directory
 from pmxcfs.repair import FRESH_VERSION, VERSION_NAME, Row, repair
 
 _log = logging.getLogger("pmxcfs.database")
 
-FILE_MODE = 0o600
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
 LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers have to wait for one
 _LOG_SUFFIX = "-wal"
-_COMPANIONS = ("", _LOG_SUFFIX, "-shm")
+COMPANIONS = ("", _LOG_SUFFIX, "-shm")
 _FRAME = 4096 + 24  # bytes of log per page that a transaction changes
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
 _CHECKPOINT_TIMEOUT = 0.05  # seconds that a checkpoint waits for writers, who then wait for it
@@ -92,11 +92,13 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
         sqlite3.SQLITE_BUSY: _Meaning(errno.EBUSY, "another process has it open: end that one"),
         sqlite3.SQLITE_CANTOPEN: _Meaning(errno.EIO, "check that it is a file in a usable place"),
         sqlite3.SQLITE_CORRUPT: _Meaning(
-            errno.EIO, "restore a backup, or save what can be read with sqlite3's .recover"
+            errno.EIO, "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE"
         ),
         sqlite3.SQLITE_NOTADB: _Meaning(errno.EIO, "restore a backup in its place"),
     }
 )
+# All that can come out of a look at the file, or a write to it.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
@@ -131,7 +133,7 @@ class Database:
     """One open database file. Made by ``open``."""
 
     def __init__(self, path: Path, *, alone: bool) -> None:
-        self.on_growth: Callable[[], None] = _do_nothing  # the log is worth a checkpoint
+        self.on_growth: Callable[[], None] = lambda: None  # the log is worth a checkpoint
         self._path = path
         self._alone = alone
         self._is_open = True
@@ -153,18 +155,15 @@ class Database:
 
         *alone* refuses a file that another process has open, and keeps others out.
         """
-        try:
-            _make_if_missing(path)
+        with _translated(path, "opened"):
+            with contextlib.suppress(FileExistsError):
+                make_file(path)
             database = cls(path, alone=alone)
             try:
                 database._prepare(now)
             except BaseException:
                 database._disconnect()
                 raise
-        except sqlite3.Error as exc:
-            raise _error(path, "opened", exc) from exc
-        except OSError as exc:
-            raise _os_error(path, "opened", exc) from exc
         return database
 
     @property
@@ -192,19 +191,17 @@ class Database:
 
     def mend(self, *, now: int) -> tuple[Loaded, Path | None]:
         """Do what ``load`` does without logging it; return also where the copy is. Blocks."""
-        try:
+        with _translated(self._path, "read"):
             loaded = _read(self._connection, self._path)
-        except sqlite3.Error as exc:
-            raise _error(self._path, "read", exc) from exc
         copy = None
         if loaded.repairs:
             try:
                 copy = self._back_up(now)
                 self._write_difference(map(_record_row, loaded.records))
-            except (sqlite3.Error, OSError) as exc:
+            except _FAILURES as exc:
                 self._backup_time = None if copy else now
                 self._suspect = True
-                self._writing.fails(self._translate("repaired", exc))
+                self._writing.fails(_translate(self._path, "repaired", exc))
         return loaded, copy
 
     def save(self, tree: Tree) -> None:
@@ -217,24 +214,27 @@ class Database:
                 self._catch_up(tree)
             else:
                 self._save(tree)
-        except (sqlite3.Error, OSError, StoreError) as exc:
+        except _FAILURES as exc:
             self._suspect = self._suspect or not _is_harmless(exc)
-            error = self._translate("written", exc)
+            error = _translate(self._path, "written", exc)
             self._writing.fails(error)
             raise error from exc
-        if self._writing.error is not None:
-            self._writing.works()
+        self._writing.works()
         if self._written - self._tried >= CHECKPOINT_AFTER:
             self.on_growth()
 
     def sync(self) -> None:
         """Have everything committed on the device. Blocks; needs no lock. Raises StoreError."""
         with self._sync_lock:
+            if self._log_fd < 0:
+                raise StoreError(f"{self._path} can't be synced: it is not open")
             try:
                 os.fdatasync(self._log_fd)
             except OSError as exc:
                 self._suspect = True  # what was not written need not stay in the kernel's cache
-                raise _os_error(self._path, "synced", exc) from exc
+                error = _translate(self._path, "synced", exc)
+                self._writing.fails(error)
+                raise error from exc
 
     def checkpoint(self) -> None:
         """Copy the log into the file, on a connection of its own. Blocks; logs what fails.
@@ -250,9 +250,9 @@ class Database:
                 is_long = os.fstat(self._log_fd).st_size > LOG_LIMIT
                 if _checkpoint(self._path, thoroughly=is_long):
                     self._copied = before
-            except (sqlite3.Error, OSError) as exc:
+            except _FAILURES as exc:
                 self._suspect = self._suspect or not _is_harmless(exc)
-                self._checkpoints.fails(self._translate("checkpointed", exc))
+                self._checkpoints.fails(_translate(self._path, "checkpointed", exc))
             else:
                 self._checkpoints.works()
 
@@ -265,10 +265,11 @@ class Database:
             try:
                 if not self._suspect:
                     self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            except sqlite3.Error as exc:
+            except _FAILURES as exc:
                 self._suspect = True
-                self._checkpoints.fails(_error(self._path, "checkpointed", exc))
+                self._checkpoints.fails(_translate(self._path, "checkpointed", exc))
             self._disconnect()
+            self._suspect = True  # so that a save finds out
 
     # Opening and closing.
 
@@ -287,8 +288,9 @@ class Database:
         if is_blank:
             self._create(now)
         execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # makes the log, if there was none
-        _make_private(self._path)
-        _sync_directory(self._path.parent)
+        for suffix in COMPANIONS:
+            make_private(Path(f"{self._path}{suffix}"))
+        sync_directory(self._path.parent)  # a log that can't be found was not synced
         with self._sync_lock:
             self._log_fd = os.open(f"{self._path}{_LOG_SUFFIX}", os.O_RDONLY)
         self._written = os.fstat(self._log_fd).st_size
@@ -323,6 +325,8 @@ class Database:
                 self._log_fd = -1
 
     def _open_again(self) -> None:
+        if not self._is_open:
+            raise ValueError(f"{self._path} is closed")
         with self._checkpoint_lock:
             self._disconnect()
             self._connection = _connect(self._path, timeout=_BUSY_TIMEOUT)
@@ -392,7 +396,7 @@ class Database:
 
     def _back_up(self, now: int) -> Path:
         """Copy the file, as it is with its log, beside itself."""
-        copy = _new_private_file(self._path, f"{self._path.name}.bak-{now}")
+        copy = make_numbered_file(self._path.with_name(f"{self._path.name}.bak-{now}"))
         try:
             with contextlib.closing(_connect(copy, timeout=0)) as target:
                 self._connection.backup(target)
@@ -400,14 +404,6 @@ class Database:
             copy.unlink()
             raise
         return copy
-
-    def _translate(self, attempt: str, exc: Exception) -> StoreError:
-        if isinstance(exc, sqlite3.Error):
-            return _error(self._path, attempt, exc)
-        if isinstance(exc, OSError):
-            return _os_error(self._path, attempt, exc)
-        assert isinstance(exc, StoreError)
-        return exc
 
 
 def inspect(path: Path) -> Loaded:
@@ -428,20 +424,15 @@ def _reader(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a file for reading, leaving nothing beside it that was not there."""
     # A connection that only reads can't remove the log that it makes, so a file without one is
     # read as if nothing could change it.
-    has_log = os.path.exists(f"{path}{_LOG_SUFFIX}")
+    has_log = any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
     options = "mode=ro" if has_log else "mode=ro&immutable=1"
-    try:
+    with _translated(path, "read"):
         if not path.stat().st_size:
             raise StoreError(f"{path} is empty: restore a backup or remove it")
-        with contextlib.closing(
-            _connect(path, timeout=_BUSY_TIMEOUT, options=options)
-        ) as connection:
+        connection = _connect(path, timeout=_BUSY_TIMEOUT, options=options)
+        with contextlib.closing(connection):
             _check_format(connection, path)
             yield connection
-    except sqlite3.Error as exc:
-        raise _error(path, "read", exc) from exc
-    except OSError as exc:
-        raise _os_error(path, "read", exc) from exc
 
 
 def _connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.Connection:
@@ -551,41 +542,10 @@ def _signed(number: int) -> int:
     return number if number <= _MAX_SIGNED else number - (1 << 64)
 
 
-def _make_if_missing(path: Path) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
-
-
-def _make_private(path: Path) -> None:
-    """Keep everyone else out of the file and its log."""
-    for suffix in _COMPANIONS:
-        with contextlib.suppress(FileNotFoundError):
-            name = f"{path}{suffix}"
-            if os.stat(name).st_mode & 0o777 != FILE_MODE:
-                os.chmod(name, FILE_MODE)
-
-
-def _new_private_file(near: Path, name: str) -> Path:
-    """Make an empty file in the same directory; a name that is taken gets a number."""
-    for number in range(100):
-        path = near.with_name(f"{name}.{number}" if number else name)
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
-            return path
-    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-
-
-def _sync_directory(path: Path) -> None:
-    """Have the names in a directory on the device: a log that can't be found was not synced."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _code(exc: sqlite3.Error) -> int:
-    """Return SQLite's extended code; an error that the Python module found itself has none."""
+def _code(exc: Exception) -> int:
+    """Return SQLite's extended code."""
+    if isinstance(exc, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT  # in SQLite's message, which quotes the file
     code: Any = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return int(code)
 
@@ -595,14 +555,22 @@ def _is_harmless(exc: Exception) -> bool:
     return isinstance(exc, sqlite3.Error) and _code(exc) & 0xFF in _HARMLESS
 
 
-def _error(path: Path, attempt: str, exc: sqlite3.Error) -> StoreError:
+def _translate(path: Path, attempt: str, exc: Exception) -> StoreError:
+    """Return what to raise for *exc*: which file, what could not be done, why, what to do next."""
+    if isinstance(exc, StoreError):
+        return exc
+    if isinstance(exc, OSError):
+        return StoreError(f"{path} can't be {attempt}: {exc.strerror}", exc.errno or errno.EIO)
     meaning = _MEANINGS.get(_code(exc)) or _MEANINGS.get(_code(exc) & 0xFF, _UNKNOWN)
     return StoreError(f"{path} can't be {attempt}: {exc}: {meaning.advice}", meaning.errno)
 
 
-def _os_error(path: Path, attempt: str, exc: OSError) -> StoreError:
-    return StoreError(f"{path} can't be {attempt}: {exc.strerror}", exc.errno or errno.EIO)
-
-
-def _do_nothing() -> None:
-    """What happens when nobody listens."""
+@contextlib.contextmanager
+def _translated(path: Path, attempt: str) -> Iterator[None]:
+    """Let only StoreError out of the block."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except _FAILURES as exc:
+        raise _translate(path, attempt, exc) from exc

@@ -15,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +45,7 @@ from pmxcfs.messages import (
     to_bytes,
     to_text,
 )
+from pmxcfs.nodes import ROOT, Node, Nodes
 from pmxcfs.statusfiles import Link, Snapshot, StatusFile, Switch
 
 _log = logging.getLogger("pmxcfs.fuse")
@@ -68,7 +69,6 @@ OPTIONS = (
 )
 
 
-Node = Entry | Link | Switch | Snapshot
 Handle = OpenFile | Switch | Snapshot
 
 
@@ -91,7 +91,7 @@ class Yielding:
 
     def released(self) -> contextlib.AbstractContextManager[None]:
         """Give the lock back until the block ends, to wait for a device."""
-        return llfuse.lock_released  # type: ignore[no-any-return]
+        return llfuse.lock_released
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -133,51 +133,7 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
     return guarded
 
 
-class Nodes:
-    """The kernel's node ids, and which objects it holds references to."""
-
-    def __init__(self, root: Entry) -> None:
-        root.node = llfuse.ROOT_INODE
-        self.objects: dict[int, Node] = {root.node: root}
-        self._references: dict[int, int] = {root.node: 1}
-        self._last = llfuse.ROOT_INODE
-
-    def __getitem__(self, node: int) -> Node:
-        """Return the object. Raises Stale for an id that was not given out, or was forgotten."""
-        try:
-            return self.objects[node]
-        except KeyError:
-            raise Stale(f"there is no node {node}") from None
-
-    def number(self, found: Node) -> int:
-        """Return the object's id, a new one if it has none yet."""
-        if not found.node:
-            self._last += 1
-            found.node = self._last
-        return found.node
-
-    def reference(self, found: Node) -> int:
-        """Count one more reference of the kernel; return the id."""
-        node = self.number(found)
-        self.objects[node] = found
-        self._references[node] = self._references.get(node, 0) + 1
-        return node
-
-    def forget(self, node: int, count: int) -> None:
-        """Take *count* references back."""
-        left = self._references.get(node, 0) - count
-        if left > 0:
-            self._references[node] = left
-        elif node != llfuse.ROOT_INODE:
-            self._references.pop(node, None)
-            self.objects.pop(node, None)
-
-    def is_known(self, found: Node | None) -> bool:
-        """Tell whether the kernel may have something of this object in its caches."""
-        return found is not None and found.node in self.objects
-
-
-class Operations(llfuse.Operations):  # type: ignore[misc]
+class Operations(llfuse.Operations):
     """llfuse's handlers."""
 
     def __init__(
@@ -206,7 +162,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
     # Looking
 
     def _special(self, parent: int, name: str) -> Link | Switch | Snapshot | None:
-        if parent != llfuse.ROOT_INODE:
+        if parent != ROOT:
             return None
         if name in self._status_files:
             return self._status_files[name].snapshot(self._now_ns())
@@ -273,7 +229,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
         )
         if entry.is_directory:
             result.st_nlink = 2
-        if entry.node != llfuse.ROOT_INODE:
+        if entry.node != ROOT:
             second_ns = entry.mtime * 10**9
             result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = second_ns
         if entry.has_draft:
@@ -313,7 +269,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
         above = directory.parent or directory
         listing = [(b".", self._dirent(directory)), (b"..", self._dirent(above))]
         hidden: set[str] = set()
-        if node == llfuse.ROOT_INODE:
+        if node == ROOT:
             hidden = self._status_files.keys() | self._fixed.keys()
             listing += [(name.encode(), self._special_dirent(name)) for name in hidden]
         listing += [
@@ -337,7 +293,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
 
     def _special_dirent(self, name: str) -> llfuse.EntryAttributes:
         result = llfuse.EntryAttributes()
-        special = self._special(llfuse.ROOT_INODE, name)
+        special = self._special(ROOT, name)
         assert special is not None, "all names come from the tables of special files"
         result.st_ino = self.nodes.number(special)
         if isinstance(special, Link):
@@ -522,14 +478,14 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
         """
         if name in _BY_LISTING:
             return f"#{arguments[0]}"
-        known: Mapping[object, object] = self._handles if name in _BY_HANDLE else self.nodes.objects
-        words = [_described(known.get(arguments[0]))]
+        number = arguments[0] if isinstance(arguments[0], int) else ROOT
+        by_handle = name in _BY_HANDLE
+        words = [_described((self._handles if by_handle else self.nodes.objects).get(number))]
         for argument in arguments[1:] if words != [PRIVATE] else ():
             if isinstance(argument, int):
                 words.append(str(argument))
             elif isinstance(argument, bytes):
-                is_content = name in _BY_HANDLE
-                words.append(f"{len(argument)} bytes" if is_content else to_text(argument))
+                words.append(f"{len(argument)} bytes" if by_handle else to_text(argument))
         return " ".join(words)
 
 

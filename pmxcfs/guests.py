@@ -27,6 +27,8 @@ class GuestPath(NamedTuple):
 
 def parse_guest_path(path: str) -> GuestPath | None:
     """Return the guest whose configuration *path* is, or None if it is none's."""
+    if _SUFFIX not in path:  # nearly all are not, and this is asked for every change
+        return None
     parts = [part for part in path.split("/") if part]
     if len(parts) != 4 or parts[0] != "nodes":
         return None

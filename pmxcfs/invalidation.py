@@ -36,9 +36,10 @@ class Name(NamedTuple):
 class _Queued:
     """What is to be sent for one name."""
 
-    __slots__ = ("inodes", "is_kept")
+    __slots__ = ("inodes", "is_kept", "number")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.is_kept = True  # still the same object: look it up again, but don't detach it
         self.inodes: dict[int, bool] = {}  # node ids to be notified afterwards -> pages too
 
@@ -110,11 +111,11 @@ class Invalidator:
     def __init__(self, sender: Sender, *, entry_threads: int) -> None:
         self._sender = sender
         self._changed = threading.Condition()
-        self._inodes: OrderedDict[int, bool] = OrderedDict()  # node id -> pages too
+        self._inodes: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # -> number, pages too
         self._directories: dict[int, OrderedDict[bytes, _Queued]] = {}
         self._ready: OrderedDict[int, None] = OrderedDict()  # of these, not being worked on
-        self._queued = 0  # inode notifications ever queued, coalesced ones not counted
-        self._handed = 0  # of these, handed to the kernel
+        self._last = 0  # notifications are numbered as they are queued
+        self._outstanding: OrderedDict[int, None] = OrderedDict()  # not yet handed over; ascending
         self._is_closed = False
         self._timers: set[threading.Timer] = set()
         work = [self._send_inodes] + [self._send_entries] * entry_threads
@@ -130,12 +131,13 @@ class Invalidator:
     @property
     def ticket(self) -> int:
         """What ``handed`` must reach before all that is queued now has been handed over."""
-        return self._queued
+        return self._last
 
     @property
     def handed(self) -> int:
-        """How many inode notifications the kernel has been handed."""
-        return self._handed
+        """All notifications up to this number have been handed to the kernel."""
+        with self._changed:
+            return next(iter(self._outstanding), self._last + 1) - 1
 
     def inode(self, node: int, *, pages: bool) -> None:
         """Queue: forget the attributes of *node*, and with *pages* its content."""
@@ -149,7 +151,9 @@ class Invalidator:
             if name.parent not in self._directories:
                 self._directories[name.parent] = OrderedDict()
                 self._ready[name.parent] = None
-            queued = self._directories[name.parent].setdefault(name.name, _Queued())
+            names = self._directories[name.parent]
+            queued = names.get(name.name) or _Queued(self._next_number())
+            names[name.name] = queued
             if inode:
                 queued.inodes[inode] = queued.inodes.get(inode, False) or pages
             else:
@@ -180,18 +184,22 @@ class Invalidator:
             thread.join(patience / len(self._threads))
 
     def _queue_inode(self, node: int, *, pages: bool) -> None:
-        if node in self._inodes:
-            self._inodes[node] = self._inodes[node] or pages
-        else:
-            self._inodes[node] = pages
-            self._queued += 1
+        number, known_pages = self._inodes.get(node) or (self._next_number(), False)
+        self._inodes[node] = number, known_pages or pages
+
+    def _next_number(self) -> int:
+        self._last += 1
+        self._outstanding[self._last] = None
+        return self._last
 
     def _send_inodes(self) -> None:
         while (item := self._next_inode()) is not None:
-            self._try(self._sender.inode, *item)
-            self._handed += 1  # only this thread writes it
+            node, (number, pages) = item
+            self._try(self._sender.inode, node, pages)
+            with self._changed:
+                del self._outstanding[number]
 
-    def _next_inode(self) -> tuple[int, bool] | None:
+    def _next_inode(self) -> tuple[int, tuple[int, bool]] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._inodes or self._is_closed)
             return None if self._is_closed else self._inodes.popitem(last=False)
@@ -210,6 +218,7 @@ class Invalidator:
             return None if self._is_closed else self._ready.popitem(last=False)[0]
 
     def _finish_entry(self, parent: int, queued: _Queued) -> None:
+        del self._outstanding[queued.number]
         for node, pages in queued.inodes.items():
             self._queue_inode(node, pages=pages)
         if self._directories[parent]:

@@ -58,11 +58,11 @@ def find_group(name: str) -> int:
 def make_directories(settings: Settings, *, group: int) -> None:
     """Make the state and run directories; nothing that is made from now on is for others."""
     os.umask(UMASK)
-    _make_directory(settings.statedir, gid=0)
+    _make_directory(settings.statedir)
     _make_directory(settings.rundir, gid=group)
 
 
-def _make_directory(path: Path, *, gid: int) -> None:
+def _make_directory(path: Path, *, gid: int = -1) -> None:
     """Make a directory of mode 0750. One that is there already is left as it is."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -304,7 +304,7 @@ def _is_sound(row: Row) -> bool:
     """Say whether *row*, taken by itself, is an entry as it should be. A quick look, no reasons."""
     inode, parent, version, writer, mtime, kind, name, data = row
     return (
-        type(parent) is type(version) is type(writer) is type(mtime) is int
+        type(parent) is type(version) is type(writer) is type(mtime) is type(kind) is int
         and inode > 0 <= parent
         and version >= 0 <= writer <= _U32
         and 0 <= mtime <= _U32
@@ -323,9 +323,9 @@ def _is_name(name: bytes | None) -> bool:
 def _free_name(record: Record, taken: set[bytes]) -> bytes:
     """Return a name for *record* in lost+found: its inode, then what it was called."""
     rest = record.name.replace(b"/", b"_").replace(b"\0", b"_")
-    for times in count(1):
-        prefix = b"%d-" % record.inode * times
+    prefix = start = b"%d-" % record.inode
+    while True:
         name = prefix + rest[: max(MAX_NAME - len(prefix), 0)]
         if name not in taken:
             return name
-    raise AssertionError("count() ends")
+        prefix += start

@@ -1,5 +1,6 @@
 """The part of llfuse's interface that pmxcfs uses; llfuse brings no types of its own."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -58,6 +59,6 @@ class Operations:
     # Overridden with narrower types than llfuse documents.
     def __getattr__(self, name: str) -> Any: ...  # noqa: ANN401
 
-def init(ops: Operations, mountpoint: str, options: set[str] | frozenset[str] = ...) -> None: ...
+def init(ops: Operations, mountpoint: str, options: Collection[str] = ...) -> None: ...
 def main(workers: int | None = None, handle_signals: bool = True) -> int | None: ...
 def close(unmount: bool = True) -> None: ...

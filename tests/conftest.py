@@ -36,8 +36,8 @@ CAPABILITIES: dict[str, Callable[[], str]] = {"fuse": missing_for_fuse}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    required = os.environ.get("PMXCFS_REQUIRE", "")
-    config.stash[REQUIRED] = frozenset(filter(None, required.split(",")))
+    required = frozenset(filter(None, os.environ.get("PMXCFS_REQUIRE", "").split(",")))
+    config.stash[REQUIRED] = required
     for name in SCRUBBED:
         os.environ.pop(name, None)
     os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
@@ -49,8 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     states = [f"{name}: {missing() or 'on'}" for name, missing in CAPABILITIES.items()]
-    required = ",".join(sorted(config.stash[REQUIRED])) or "nothing"
-    return f"capabilities: {'; '.join(states)} (required: {required})"
+    required = config.stash[REQUIRED]
+    return f"capabilities: {'; '.join(states)} (required: {','.join(required) or 'none'})"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

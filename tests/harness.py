@@ -6,6 +6,7 @@ status 0, the mount gone, no write-ahead log, and no warning that the test did n
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 POLL_INTERVAL = 0.005  # seconds
+PROGRAM = ("-m", "pmxcfs")  # what Python runs
 GRACE = 10.0  # seconds for a start or a stop; the contract's deadlines are asserted by their tests
 MNT_DETACH = 2  # umount2(2)
 
@@ -143,12 +145,14 @@ def mounted(
     nodename: str = "node1",
     grace: float = GRACE,
     expect_log: Sequence[str] = (),
+    program: Sequence[str | Path] = PROGRAM,
 ) -> Iterator[Daemon]:
     """Run a daemon in local mode on *workdir*/{pve,state,run}; stop and check it at the end.
 
     *flags* are added to the command line. *expect_log* are patterns of warnings that must appear.
+    *program* can be another that behaves like the daemon.
     """
-    daemon = launch(workdir, *flags, nodename=nodename)
+    daemon = launch(workdir, *flags, nodename=nodename, program=program)
     daemon.expected.extend(expect_log)
     try:
         wait_for(daemon.is_ready, daemon, grace)
@@ -162,17 +166,31 @@ def mounted(
     daemon.check_end()
 
 
-def launch(workdir: Path, *flags: str | Path, nodename: str = "node1") -> Daemon:
+def launch(
+    workdir: Path,
+    *flags: str | Path,
+    nodename: str = "node1",
+    program: Sequence[str | Path] = PROGRAM,
+) -> Daemon:
     """Start a daemon on *workdir*/{pve,state,run} without waiting; the caller must end it."""
     mountpoint, state, run = workdir / "pve", workdir / "state", workdir / "run"
-    mountpoint.mkdir(parents=True, exist_ok=True)
-    log = workdir / "log"
-    argv: list[str | Path] = [sys.executable, "-X", "faulthandler", "-m", "pmxcfs", "-f", "-l"]
+    workdir.mkdir(parents=True, exist_ok=True)
+    log = next(path for n in itertools.count(1) if not (path := workdir / f"log{n}").exists())
+    argv: list[str | Path] = [sys.executable, "-X", "faulthandler", *program, "-f", "-l"]
     argv += ["--mountpoint", mountpoint, "--statedir", state, "--rundir", run]
     argv += ["--nodename", nodename, *flags]
     with log.open("wb") as stderr:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, cwd=workdir)
+        process = subprocess.Popen(
+            [*argv, *flags], stdin=subprocess.DEVNULL, stderr=stderr, cwd=workdir
+        )
     return Daemon(mountpoint, state, run, log, process)
+
+
+def arguments(workdir: Path, *, nodename: str = "node1") -> list[str]:
+    """Return what makes ``pmxcfs`` run in local mode on *workdir*/{pve,state,run}."""
+    places = {"mountpoint": "pve", "statedir": "state", "rundir": "run"}
+    options = [f"--{option}={workdir / name}" for option, name in places.items()]
+    return ["--local", f"--nodename={nodename}", *options]
 
 
 def wait_for(condition: Callable[[], bool], daemon: Daemon, seconds: float = GRACE) -> None:

@@ -71,6 +71,7 @@ class Node:
     published: Stamped
     in_flight: list[Layer] = field(default_factory=list)
     dirty: Layer | None = None
+    is_orphan: bool = False
 
     @property
     def is_hollow(self) -> bool:
@@ -344,7 +345,7 @@ class Oracle:
 
     def take_unpublished(self, node: Node) -> Layer | None:
         """Move what is dirty into a WRITE under way."""
-        taken = node.dirty
+        taken = None if node.is_orphan else node.dirty
         if taken:
             node.in_flight.append(taken)
             node.dirty = None

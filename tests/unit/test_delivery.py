@@ -12,7 +12,7 @@ from pmxcfs import delivery
 from pmxcfs._core import Tree
 from pmxcfs.delivery import Change, HalfRenamed
 from pmxcfs.errors import Denied, Exists, Invalid, NotEmpty, NotFound, PmxcfsError, Stale, TooBig
-from pmxcfs.guests import Guests, GuestPath
+from pmxcfs.guests import GuestPath, Guests
 from pmxcfs.messages import (
     MAX_FILE_SIZE,
     Create,
@@ -41,11 +41,10 @@ def recorded_sequences() -> dict[int, list[dict[str, Any]]]:
 SEQUENCES = recorded_sequences()
 
 
-def text_of(recorded: Any) -> str:
+def text_of(recorded: str | dict[str, str]) -> str:
     """Names that are not UTF-8 are recorded in hex."""
     if isinstance(recorded, dict):
         return to_text(bytes.fromhex(recorded["hex"]))
-    assert isinstance(recorded, str)
     return recorded
 
 

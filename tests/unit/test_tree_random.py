@@ -35,10 +35,16 @@ from pmxcfs.messages import (
 from tests.fakes.oracle import Layer, Node, Oracle, Refused, is_private
 
 SKELETON = ("nodes", "nodes/a", "nodes/a/lxc", "nodes/a/qemu-server", "priv", "priv/lock", "d")
+LOCKS = ("priv/lock/a", "priv/lock/b", "priv/lock/a/b")
+VMS = ("nodes/a/lxc/100.conf", "nodes/a/qemu-server/100.conf", "nodes/a/lxc/101.conf")
+PLAIN = ("d", "d/f", "f", "nodes/a/priv", "d/priv", "privy")
 NAMES = ("f", "g", "priv", "lock", "100.conf", "101.conf", "..", "\udcff")
 
 names = st.sampled_from(NAMES)
 paths = st.one_of(
+    st.sampled_from(VMS),
+    st.sampled_from(LOCKS),
+    st.sampled_from(PLAIN),
     st.builds("{}/{}".format, st.sampled_from(SKELETON), names),
     st.builds("{}/{}/{}".format, st.sampled_from(SKELETON), names, names),
     names,
@@ -48,6 +54,7 @@ paths = st.one_of(
 sizes = st.integers(0, 12)
 offsets = st.one_of(sizes, st.sampled_from([(1 << 20) - 3, 1 << 20]))
 datas = st.binary(max_size=6)
+times = st.integers(0, 3)
 mutations: st.SearchStrategy[Mutation] = st.one_of(
     st.builds(Write, paths, offsets, datas, st.booleans()),
     st.builds(Write, paths, sizes, datas, st.booleans()),
@@ -55,7 +62,8 @@ mutations: st.SearchStrategy[Mutation] = st.one_of(
     st.builds(Delete, paths),
     st.builds(Rename, paths, paths),
     st.builds(Create, paths),
-    st.builds(Mtime, paths, st.integers(0, 9)),
+    st.builds(Mtime, paths, times),
+    st.builds(Mtime, st.sampled_from(LOCKS), times),
 )
 File = tuple[Entry, Node]
 
@@ -83,29 +91,35 @@ class Histories(RuleBasedStateMachine):
         self.opened: list[File] = []  # stays when a file goes away
         self.under_way: list[tuple[File, Layer]] = []  # WRITEs, in the order they were taken
         self.saved: dict[int, Record] = {}
+        self.paths: dict[Entry, str] = {}  # where each opened file was last in the tree
         self.now_ns = 0
-        for path in SKELETON:
+        for path in (*SKELETON, *LOCKS):
             self.apply(Mkdir(path), writer=1, mtime=0)
-        for path in ("f", "d/f", "nodes/a/lxc/100.conf"):
+        for path in ("f", "d/f", VMS[0]):
             self.apply(Create(path), writer=1, mtime=0)
         return multiple(*[self.open(path) for path in self.oracle.files()])
 
     # Messages.
 
-    @rule(mutation=mutations, writer=st.integers(0, 2), mtime=st.integers(0, 9))
+    @rule(mutation=mutations, writer=st.integers(0, 2), mtime=times)
     def deliver(self, mutation: Mutation, writer: int, mtime: int) -> None:
         self.apply(mutation, writer=writer, mtime=mtime)
 
-    @rule(path=paths, is_current=st.booleans())
+    @rule(path=st.one_of(st.sampled_from(LOCKS), paths), is_current=st.booleans())
     def deliver_unlock(self, path: str, is_current: bool) -> None:
         entry = self.tree.find(path)
         checksum = self.tree.entry_checksum(entry) if entry and is_current else bytes(32)
-        self.apply(Unlock(path, checksum), writer=1, mtime=5)
+        self.apply(Unlock(path, checksum), writer=1, mtime=2)
 
     @rule(file=files, offset=sizes, data=datas, truncate=st.booleans())
     def deliver_write(self, file: File, offset: int, data: bytes, truncate: bool) -> None:
         if file[0].is_attached:
-            self.apply(Write(file[0].path, offset, data, truncate), writer=2, mtime=5)
+            self.apply(Write(file[0].path, offset, data, truncate), writer=2, mtime=2)
+
+    @rule(offset=sizes, data=datas, truncate=st.booleans())
+    @precondition(lambda self: self.under_way)
+    def overtake(self, offset: int, data: bytes, truncate: bool) -> None:
+        self.deliver_write(self.under_way[0][0], offset, data, truncate)
 
     def apply(self, mutation: Mutation, *, writer: int, mtime: int) -> bool:
         """Apply to both and compare the answers; True if it was applied."""
@@ -148,25 +162,38 @@ class Histories(RuleBasedStateMachine):
         self.tree.truncate_unpublished(file[0], size, now_ns=self.now_ns)
         self.oracle.truncate_unpublished(file[1], size)
 
+    @rule(offset=sizes, data=datas)
+    @precondition(lambda self: self.under_way)
+    def write_behind(self, offset: int, data: bytes) -> None:
+        self.write(self.under_way[-1][0], offset, data)
+
+    @rule(file=files, data=datas.filter(bool), offset=sizes)
+    def write_and_take(self, file: File, offset: int, data: bytes) -> None:
+        self.write(file, offset, data)
+        self.take(file)
+
     @rule(file=files)
     def take(self, file: File) -> None:
         taken = self.tree.take_unpublished(file[0])
         layer = self.oracle.take_unpublished(file[1])
-        assert taken == layer
-        if taken and layer:
-            assert taken.data or taken.offset == 0
+        assert (tuple(taken) if taken else None) == layer
+        if layer:
+            assert layer.data or layer.offset == 0
             self.under_way.append((file, layer))
 
-    @rule(is_finished_first=st.booleans())
+    @rule(order=st.sampled_from(["finish first", "finish last", "finish late"]), data=datas)
     @precondition(lambda self: self.under_way)
-    def publish(self, is_finished_first: bool) -> None:
+    def publish(self, order: str, data: bytes) -> None:
         file, layer = self.under_way.pop(0)
-        if is_finished_first:
+        if order == "finish first":
             self.finish(file)
         write = Write(file[0].path, layer.offset, layer.data, layer.whole)
-        if not file[0].is_attached or not self.apply(write, writer=1, mtime=6):
+        if not file[0].is_attached or not self.apply(write, writer=1, mtime=2):
             self.discard(file)
-        elif not is_finished_first:
+            return
+        if order == "finish late":
+            self.deliver_write(file, 0, data, truncate=False)
+        if order != "finish first":
             self.finish(file)
 
     def finish(self, file: File) -> None:
@@ -178,6 +205,13 @@ class Histories(RuleBasedStateMachine):
         self.tree.discard_unpublished(file[0])
         self.oracle.discard_unpublished(file[1])
         self.under_way = [known for known in self.under_way if known[0] != file]
+
+    @rule(file=files)
+    def orphan(self, file: File) -> None:
+        entry, node = file
+        if not entry.is_attached and self.tree.unsaved() == {}:
+            self.tree.orphan(entry)
+            node.is_orphan = True
 
     # Saving.
 
@@ -221,7 +255,9 @@ class Histories(RuleBasedStateMachine):
         assert (self.tree.entry_count, self.tree.content_bytes) == self.oracle.totals()
         places = {str(guest.vmid): (guest.node, guest.type) for guest in self.guests}
         expected = {vmid: place.split("/") for vmid, place in self.oracle.guests.items()}
-        assert places == {vmid: (node, GUEST_TYPES[kind]) for vmid, (node, kind) in expected.items()}
+        assert places == {
+            vmid: (node, GUEST_TYPES[kind]) for vmid, (node, kind) in expected.items()
+        }
 
     @invariant()
     def every_path_leads_to_its_entry(self) -> None:
@@ -242,21 +278,27 @@ class Histories(RuleBasedStateMachine):
             assert entry.read(2, 3) == node.visible[2:5]
             assert entry.visible_size == len(node.visible)
             assert entry.content == node.content
-            assert entry.has_unpublished == (node.dirty is not None)
+            assert entry.has_unpublished == (node.dirty is not None and not node.is_orphan)
+            assert entry.has_draft == bool(node.dirty or node.in_flight)
             assert entry.is_attached == (node in self.oracle.nodes.values())
+            if entry.is_attached:
+                self.paths[entry] = entry.path
+            assert entry.path == self.paths[entry]
 
     @invariant()
     def unpublished_files_are_known(self) -> None:
-        dirty = {entry for entry, node in self.opened if node.dirty is not None}
+        waiting = {entry for entry, node in self.opened if node.dirty and not node.is_orphan}
         listed = self.tree.unpublished()
-        assert set(listed) == dirty
+        assert set(listed) == waiting
         since = [entry.unpublished_since_ns for entry in listed]
         assert since == sorted(since)
         assert 0 not in since
         nodes = {id(node): node for _, node in self.opened}.values()
-        growth = sum(max(0, len(node.visible) - node.published.size) for node in nodes)
-        assert self.tree.unpublished_growth == growth
+        growths = [
+            max(0, len(node.visible) - node.published.size) for node in nodes if not node.is_orphan
+        ]
+        assert self.tree.unpublished_growth == sum(growths)
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(max_examples=60, stateful_step_count=50)

@@ -1,0 +1,57 @@
+"""The kernel's node ids, and which objects it holds references to.
+
+Ids are the daemon's own: 1 for the root, then a counter that is never reused, so that what the
+kernel has open can't come to mean another object. Contract: spec fuse.md, "Node ids".
+"""
+
+from pmxcfs._core import Entry
+from pmxcfs.errors import Stale
+from pmxcfs.statusfiles import Link, Snapshot, Switch
+
+ROOT = 1  # the root's id in every FUSE file system
+
+Node = Entry | Link | Switch | Snapshot
+
+
+class Nodes:
+    """The kernel's node ids, and which objects it holds references to."""
+
+    def __init__(self, root: Entry) -> None:
+        root.node = ROOT
+        self.objects: dict[int, Node] = {root.node: root}
+        self._references: dict[int, int] = {root.node: 1}
+        self._last = ROOT
+
+    def __getitem__(self, node: int) -> Node:
+        """Return the object. Raises Stale for an id that was not given out, or was forgotten."""
+        try:
+            return self.objects[node]
+        except KeyError:
+            raise Stale(f"there is no node {node}") from None
+
+    def number(self, found: Node) -> int:
+        """Return the object's id, a new one if it has none yet."""
+        if not found.node:
+            self._last += 1
+            found.node = self._last
+        return found.node
+
+    def reference(self, found: Node) -> int:
+        """Count one more reference of the kernel; return the id."""
+        node = self.number(found)
+        self.objects[node] = found
+        self._references[node] = self._references.get(node, 0) + 1
+        return node
+
+    def forget(self, node: int, count: int) -> None:
+        """Take *count* references back."""
+        left = self._references.get(node, 0) - count
+        if left > 0:
+            self._references[node] = left
+        elif node != ROOT:
+            self._references.pop(node, None)
+            self.objects.pop(node, None)
+
+    def is_known(self, found: Node | None) -> bool:
+        """Tell whether the kernel may have something of this object in its caches."""
+        return found is not None and found.node in self.objects

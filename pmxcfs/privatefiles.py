@@ -1,0 +1,45 @@
+"""Files that hold what only root may read.
+
+Knows nothing of their content, and never opens one that exists: closing a descriptor of a file
+that SQLite has open would drop SQLite's locks on it (POSIX).
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+FILE_MODE = 0o600
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file. Raises FileExistsError, and OSError."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
+
+
+def make_numbered_file(path: Path) -> Path:
+    """Make an empty file and return its path: *path*, with a number if that is taken."""
+    candidate, number = path, 0
+    while True:
+        try:
+            make_file(candidate)
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.name}.{number}")
+        else:
+            return candidate
+
+
+def make_private(path: Path) -> None:
+    """Take a file away from everyone but its owner. One that is missing is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mode & 0o777 != FILE_MODE:
+            path.chmod(FILE_MODE)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on its device."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,25 @@
+"""Goes to the background by ``process.daemonize``: ``background.py MOUNTPOINT HOW``."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pmxcfs.errors import StartError
+from pmxcfs.process import daemonize
+
+
+def body(ready: Callable[[], None]) -> int:
+    """End in the way that the command line names."""
+    how = sys.argv[2]
+    if how == "refuse":
+        raise StartError("no: \xe4")
+    if how == "die":
+        os._exit(7)
+    ready()
+    if how == "fail-later":
+        raise StartError("nobody hears this")
+    return 0
+
+
+sys.exit(daemonize(body, mountpoint=Path(sys.argv[1])))

@@ -1,0 +1,214 @@
+"""Starting and stopping a real daemon: where it goes, what it leaves, what it says."""
+
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pmxcfs.process import STOP_SIGNALS
+from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
+
+STOP_DEADLINE = 3.0  # seconds, of the contract
+POLL_INTERVAL = 0.005  # seconds
+
+pytestmark = pytest.mark.needs_fuse
+
+
+def run_in_background(workdir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Start a daemon as a shell script would."""
+    command = [sys.executable, "-m", "pmxcfs", *arguments(workdir), *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * GRACE)
+
+
+@contextmanager
+def background(workdir: Path) -> Iterator[int]:
+    """Run a daemon in the background; yields its pid."""
+    try:
+        result = run_in_background(workdir)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        yield int((workdir / "run" / "pmxcfs.pid").read_text())
+    finally:
+        detach(workdir / "pve")  # ends a daemon that the test has not ended
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait until a process that is not our child has ended."""
+    deadline = time.monotonic() + STOP_DEADLINE
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(POLL_INTERVAL)
+
+
+def test_the_parent_returns_when_the_mount_serves(tmp_path: Path) -> None:
+    with background(tmp_path) as pid:
+        (tmp_path / "pve" / "file").write_text("served\n")
+        os.kill(pid, signal.SIGTERM)
+        wait_until_gone(pid)
+    assert not is_mount(tmp_path / "pve")
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        ".pmxcfs.lockfile",
+        "config.db",
+    ]
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
+    with background(tmp_path) as pid:
+        process = Path(f"/proc/{pid}")
+        assert (process / "comm").read_text() == "pmxcfs\n"
+        assert os.readlink(process / "cwd") == "/"
+        assert {os.readlink(process / "fd" / str(number)) for number in range(3)} == {"/dev/null"}
+        assert os.getsid(pid) not in (os.getsid(0), pid)
+        os.kill(pid, signal.SIGTERM)
+        wait_until_gone(pid)
+
+
+@pytest.mark.parametrize("flags", [[], ["--foreground"]])
+def test_a_refused_start_is_one_line(flags: list[str], tmp_path: Path) -> None:
+    result = run_in_background(tmp_path, "--group", "no-such-group", *flags)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"pmxcfs: there is no group 'no-such-group': .*\n", result.stderr)
+    assert not is_mount(tmp_path / "pve")
+
+
+def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "config.db").write_bytes(b"not a database, but long enough" * 100)
+    result = run_in_background(tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"pmxcfs: .*/state/config\.db.*\n", result.stderr)
+    assert not is_mount(tmp_path / "pve")
+
+
+@pytest.mark.parametrize("number", sorted(STOP_SIGNALS))
+def test_each_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        daemon.stop(number, grace=STOP_DEADLINE)
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_an_open_file_does_not_delay_the_end(workers: str, tmp_path: Path) -> None:
+    """What was written and not closed is published all the same."""
+    with mounted(tmp_path, "--workers", workers) as daemon:
+        descriptor = os.open(daemon.path / "file", os.O_CREAT | os.O_WRONLY)
+        os.write(descriptor, b"not closed yet\n")
+        daemon.stop(grace=STOP_DEADLINE)
+        with pytest.raises(OSError, match=".") as failure:
+            os.close(descriptor)
+        assert failure.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    with mounted(tmp_path) as daemon:
+        assert (daemon.path / "file").read_text() == "not closed yet\n"
+
+
+def test_an_unmount_from_outside_ends_it(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        (daemon.path / "file").write_text("kept\n")
+        subprocess.run(["umount", daemon.path], check=True)
+        assert daemon.process.wait(STOP_DEADLINE) == 0
+    with mounted(tmp_path) as daemon:
+        assert (daemon.path / "file").read_text() == "kept\n"
+
+
+def test_a_dead_daemons_mount_is_removed(tmp_path: Path) -> None:
+    with mounted(tmp_path) as killed:
+        (killed.path / "file").write_text("survives\n")
+        killed.was_killed = True
+        killed.process.kill()
+        killed.process.wait()
+        with pytest.raises(OSError, match=".") as failure:
+            killed.path.stat()
+        assert failure.value.errno == errno.ENOTCONN
+        with mounted(tmp_path, expect_log=["removing the stale mount"]) as daemon:
+            assert (daemon.path / "file").read_text() == "survives\n"
+
+
+def test_files_in_the_mountpoint_come_back(tmp_path: Path) -> None:
+    (tmp_path / "pve").mkdir()
+    (tmp_path / "pve" / "below").touch()
+    with mounted(tmp_path, expect_log=["not empty: mounting over 1 entries"]) as daemon:
+        assert not (daemon.path / "below").exists()
+    assert (tmp_path / "pve" / "below").exists()
+
+
+def test_directories_and_files_are_for_root_and_the_group(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        modes = {
+            path.relative_to(tmp_path): path.stat().st_mode & 0o7777
+            for path in (daemon.state, daemon.run, daemon.state / "config.db")
+        }
+        assert list(modes.values()) == [0o750, 0o750, 0o600]
+        assert daemon.run.group() == "www-data"
+
+
+def test_a_second_daemon_waits_for_the_first(tmp_path: Path) -> None:
+    """It is refused only after seconds, so one that is stopping does not break a restart."""
+    with mounted(tmp_path) as first:
+        (first.path / "file").write_text("first\n")
+        second = launch(tmp_path)
+        try:
+            # Both have the lock file open before the first one goes.
+            wait_for(lambda: has_open(second.process.pid, ".pmxcfs.lockfile"), second)
+            first.stop(grace=STOP_DEADLINE)
+            wait_for(second.is_ready, second)
+            assert (second.path / "file").read_text() == "first\n"
+            second.stop(grace=STOP_DEADLINE)
+        finally:
+            second.process.kill()
+            second.process.wait()
+            detach(second.path)
+        second.check_end()
+
+
+def has_open(pid: int, name: str) -> bool:
+    """Tell whether a process has a file of that name open."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    return any(link.endswith(f"/{name}") for link in links)
+
+
+def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.settimeout(GRACE)
+        server.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with mounted(tmp_path) as daemon:
+            assert server.recv(1000).startswith(b"READY=1")
+            assert is_mount(daemon.path)
+        assert server.recv(1000).startswith(b"STOPPING=1")
+
+
+def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--debug") as daemon:
+        (daemon.path / "priv").mkdir()
+        (daemon.path / "priv" / "hidden-name").write_text("hidden-content\n")
+        (daemon.path / "shown-name").write_text("shown-content\n")
+        daemon.stop()
+        text = daemon.log_text()
+    requests = [line for line in text.splitlines() if "[fuse] debug: " in line]
+    assert all(map(LOG_LINE.match, requests))
+    assert [line for line in requests if re.search(r"create .*shown-name.* -> ok \(\d+ us\)", line)]
+    assert [line for line in requests if " mkdir " in line]
+    for hidden in ("hidden-name", "hidden-content", "shown-content"):
+        assert hidden not in text
+
+
+def test_verbose_logging_is_switched_by_a_file(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        debug = daemon.path / ".debug"
+        (daemon.path / "before").mkdir()
+        debug.write_text("1\n")
+        assert debug.read_text() == "1\n"
+        (daemon.path / "during").mkdir()
+        debug.write_text("0\n")
+        (daemon.path / "after").mkdir()
+        daemon.stop()
+        names = re.findall(r"mkdir /(\w+)", daemon.log_text())
+    assert names == ["during"]

@@ -1,0 +1,249 @@
+"""The log: one line a record, in ASCII, and never a reason to wait."""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pmxcfs import log
+
+FUSE = logging.getLogger("pmxcfs.fuse")
+PREFIX = f"pmxcfs[{os.getpid()}]: "
+
+
+class Recorder:
+    """A sink that remembers its lines, and drops them while it is full."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.is_full = False
+
+    def send(self, level: str, line: str) -> bool:
+        if not self.is_full:
+            self.lines.append(line)
+        return not self.is_full
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    sink = Recorder()
+    handler = log.LineHandler(sink)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield sink
+    root.removeHandler(handler)
+    root.setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def system_log(tmp_path: Path) -> Iterator[socket.socket]:
+    """A stand-in for syslogd."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "log"))
+        server.settimeout(5)
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("logger", "domain"),
+    [
+        ("pmxcfs.main", "main"),
+        ("pmxcfs.dcdb", "dcdb"),
+        ("pmxcfs.status", "status"),
+        ("pmxcfs.database", "database"),
+        ("pmxcfs.quorum", "quorum"),
+        ("pmxcfs.confdb", "confdb"),
+        ("pmxcfs.ipcs", "ipcs"),
+        ("pmxcfs.fuse", "fuse"),
+        ("pmxcfs", "main"),
+        ("llfuse", "main"),
+        ("other.fuse", "main"),
+    ],
+)
+def test_a_line_names_its_domain(logger: str, domain: str, recorder: Recorder) -> None:
+    logging.getLogger(logger).info("node has %s", "quorum")
+    assert recorder.lines == [f"{PREFIX}[{domain}] info: node has quorum"]
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ('plain "quoted" \\ text', 'plain "quoted" \\ text'),
+        ("a\nb\tc\x7f", "a#010b#009c#127"),
+        ("ä€", "\\u00e4\\u20ac"),
+        ('"ä"', '"\\u00e4"'),
+        ("x\U0001f600y", "xy"),
+        (os.fsdecode(b"\xff\xfe"), "??"),
+    ],
+)
+def test_text_is_printable_ascii(text: str, escaped: str, recorder: Recorder) -> None:
+    FUSE.info("%s", text)
+    assert recorder.lines == [f"{PREFIX}[fuse] info: {escaped}"]
+
+
+def test_a_long_line_is_cut(recorder: Recorder) -> None:
+    FUSE.info("x" * 10_000)
+    assert len(recorder.lines[0]) == log.MAX_LINE
+
+
+@pytest.mark.expect_log("it broke")
+def test_a_traceback_is_a_line_per_line(recorder: Recorder) -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        FUSE.exception("it broke")
+    assert recorder.lines[0] == f"{PREFIX}[fuse] error: it broke"
+    assert recorder.lines[1].endswith("error: Traceback (most recent call last):")
+    assert recorder.lines[-2:] == [
+        f"{PREFIX}[fuse] error: ValueError: two",
+        f"{PREFIX}[fuse] error: lines",
+    ]
+
+
+def test_a_message_that_can_not_be_formatted_is_reported() -> None:
+    sink = Recorder()
+    record = logging.LogRecord("pmxcfs.fuse", logging.INFO, "file.py", 7, "%d", ("x",), None)
+    log.LineHandler(sink).handle(record)
+    assert len(sink.lines) == 1
+    assert "log message of file.py:7 can't be formatted" in sink.lines[0]
+
+
+def test_dropped_lines_are_counted_and_reported(recorder: Recorder) -> None:
+    recorder.is_full = True
+    FUSE.info("one")
+    FUSE.info("two")
+    recorder.is_full = False
+    FUSE.info("three")
+    FUSE.info("four")
+    assert recorder.lines == [
+        f"{PREFIX}[main] warning: 2 log messages were lost",
+        f"{PREFIX}[fuse] info: three",
+        f"{PREFIX}[fuse] info: four",
+    ]
+
+
+def test_verbose_applies_to_every_logger_at_once(recorder: Recorder) -> None:
+    other = logging.getLogger("another.library")
+    FUSE.debug("hidden")
+    log.set_verbose(True)
+    FUSE.debug("shown")
+    other.debug("shown")
+    log.set_verbose(False)
+    other.debug("hidden")
+    assert [line.rpartition(" ")[2] for line in recorder.lines] == ["shown", "shown"]
+
+
+def test_datagrams_carry_the_priority(tmp_path: Path, system_log: socket.socket) -> None:
+    with contextlib.closing(log.SystemLog(str(tmp_path / "log"))) as sink:
+        for level in ("debug", "info", "warning", "error", "critical", "level 25"):
+            assert sink.send(level, level)
+    got = [system_log.recv(100).decode() for _ in range(6)]
+    expected = ["<31>debug", "<30>info", "<28>warning", "<27>error", "<26>critical"]
+    assert got == [*expected, "<30>level 25"]
+
+
+def test_a_full_system_log_drops_instead_of_blocking(
+    tmp_path: Path, system_log: socket.socket
+) -> None:
+    with contextlib.closing(log.SystemLog(str(tmp_path / "log"))) as sink:
+        attempts = 0
+        while sink.send("info", "x"):
+            attempts += 1
+            assert attempts < 100_000
+        system_log.recv(100)
+        assert sink.send("info", "x")
+
+
+def test_a_missing_system_log_is_found_once_it_comes(tmp_path: Path) -> None:
+    with (
+        contextlib.closing(log.SystemLog(str(tmp_path / "log"))) as sink,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
+    ):
+        assert not sink.send("info", "nobody")
+        server.bind(str(tmp_path / "log"))
+        assert sink.send("info", "somebody")
+        assert server.recv(100) == b"<30>somebody"
+
+
+def test_the_terminal_gets_a_time_stamp() -> None:
+    reader, writer = os.pipe()
+    terminal = log.Terminal(writer)
+    assert terminal.send("info", "one")
+    assert terminal.send("info", "two")
+    terminal.close()
+    os.close(writer)
+    with open(reader) as pipe:
+        lines = pipe.read().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} one", lines[0])
+    assert lines[1].endswith(" two")
+    assert len(lines) == 2
+
+
+def test_a_stuck_terminal_drops_instead_of_blocking() -> None:
+    """A pipe that nobody reads fills up, then the queue does; then lines are refused."""
+    reader, writer = os.pipe()
+    terminal = log.Terminal(writer)
+    line = "x" * 1000
+    sent = 0
+    while terminal.send("info", line):
+        sent += 1
+        assert sent < log.MAX_QUEUED + 1000
+    assert sent >= log.MAX_QUEUED
+    terminal.close()  # returns all the same
+    os.close(reader)  # ends the thread, which is still writing
+    os.close(writer)
+
+
+def test_a_terminal_that_is_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    terminal = log.Terminal(writer)
+    assert terminal.send("info", "into the void")
+    terminal.close()
+    os.close(writer)
+
+
+def test_a_non_blocking_terminal_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    data = b"y" * 1_000_000  # more than a pipe holds
+    thread = threading.Thread(target=log.write_fully, args=(writer, data))
+    thread.start()
+    with open(reader, "rb") as pipe:
+        assert pipe.read(len(data)) == data
+    thread.join()
+    os.close(writer)
+
+
+def test_the_foreground_logs_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    before = list(logging.getLogger().handlers)
+    stop = log.start(foreground=True, debug=True)
+    FUSE.debug("a request")
+    stop()
+    FUSE.info("after the end")
+    assert logging.getLogger().handlers == before
+    assert logging.getLogger().level == logging.WARNING
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(f"{PREFIX}[fuse] debug: a request")
+
+
+@pytest.mark.expect_log("thread doomed died")
+def test_an_exception_that_ends_a_thread_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    stop = log.start(foreground=True, debug=False)
+    thread = threading.Thread(target=lambda: [][1], name="doomed")
+    thread.start()
+    thread.join()
+    stop()
+    text = capfd.readouterr().err
+    assert "[main] critical: thread doomed died" in text
+    assert text.splitlines()[-1].endswith("IndexError: list index out of range")
