@@ -59,8 +59,11 @@ def parallel_read_us(root: str, *, processes: int, count: int) -> float:
     return float(max(ends) - min(starts)) / 1000 / (processes * count)
 
 
-def read_times_us(root: str, *, readers: int, seconds: float, writer: bool) -> list[float]:
-    """Return the time of each open + read + close while nobody, or one *writer*, saves 1 MiB."""
+def read_times_us(root: str, *, readers: int, seconds: float, pause: float | None) -> list[float]:
+    """Return the time of each open + read + close beside a writer that saves 1 MiB files.
+
+    It pauses for *pause* seconds after each; None: there is no writer.
+    """
 
     def reading() -> list[float]:
         numbers = _until(time.monotonic() + seconds)
@@ -69,9 +72,10 @@ def read_times_us(root: str, *, readers: int, seconds: float, writer: bool) -> l
     def writing() -> list[float]:
         for number in _until(time.monotonic() + seconds):
             write_file(f"{root}/d5/F0", REWRITE, variant(BIG, number))
+            time.sleep(pause or 0)
         return []
 
-    times = together([reading] * readers + [writing] * writer)
+    times = together([reading] * readers + [writing] * (pause is not None))
     return [time for client in times for time in client]
 
 

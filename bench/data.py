@@ -16,7 +16,7 @@ SECTORS = 1000  # as when the original was measured: half a file of the largest 
 
 LISTED = 500  # what floor.c lists; a large cluster has about as many guests on one node
 REWRITTEN = 20  # files written in rotation: more than one, few enough to stay in the CPU's cache
-TARGETS = 1100  # files replaced through rename, each once: the floor forgets what was renamed
+TARGETS = 2050  # files replaced through rename, each once: the floor forgets what was renamed
 UNSEEN = 3300  # files looked up for the first time, each once
 UNSEEN_BIG = 40  # files of 1 MiB read for the first time, each once; more would only fill memory
 LISTINGS = 11  # directories of LISTED files listed for the first time, each once

@@ -8,7 +8,8 @@ plus one bare SQLite commit of ``commit_bytes``, measured in the same run too, p
 microseconds of the session in which the original was measured. Machines differ, so it is
 multiplied by floor now / floor then, where ``base_then`` tells the floor of that session (of a
 range its lower end); elsewhere by the *pace* of the run, the median of that quotient over all
-rows. Bytes, memory and contract deadlines are ``absolute`` and not scaled.
+rows. It is never below AT_THE_FLOOR x the base: where all the time is the kernel's, no server can
+do better. Bytes, memory and contract deadlines are ``absolute`` and not scaled.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 KIB, MIB = 1 << 10, 1 << 20
+AT_THE_FLOOR = 1.1  # two measurements of one thing differ by less
 
 
 class Goal(NamedTuple):
@@ -70,6 +72,7 @@ def judge(row: Row, pace: float) -> Verdict:
     goal, nothing = row.goal, float("inf")
     by_base = goal.factor * row.base + row.commit_us if goal.factor else nothing
     own_pace = row.base / goal.base_then if goal.base_then else pace
-    must = goal.absolute or goal.must * own_pace or nothing
+    scaled = max(goal.must * own_pace, AT_THE_FLOOR * row.base) if goal.must else nothing
+    must = goal.absolute or scaled
     missed = ["goal"] * (row.ours > by_base) + ["must"] * (row.ours > must)
     return Verdict(by_base, must, " and ".join(missed))

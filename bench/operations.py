@@ -197,7 +197,7 @@ COMPARISONS = (
     Comparison("stat, first time", stat_unseen, 30, 100, Goal(READING, base_then=16)),
     Comparison("stat, absent, first time", stat_absent, 20, 100, Goal(READING)),
     Comparison(
-        "open + read 1 KiB + close", open_read_close, 30, 100,
+        "open + read 1 KiB + close", open_read_close, 40, 100,
         Goal(READING, must=30, base_then=23),
     ),
     Comparison("pread 4 KiB, cached", pread, 20, 250, Goal(READING, must=2)),
@@ -217,21 +217,21 @@ COMPARISONS = (
         read_unseen("d91"),
     ),
     Comparison(
-        "overwrite 1 KiB", overwrite, 20, 100, Goal(WRITING, commits=1, must=100, base_then=51)
+        "overwrite 1 KiB", overwrite, 40, 50, Goal(WRITING, commits=1, must=100, base_then=51)
     ),
     Comparison(
-        "create + write 1 KiB + close", create, 10, 100, Goal(WRITING, commits=1, must=140)
+        "create + write 1 KiB + close", create, 40, 50, Goal(WRITING, commits=1, must=140)
     ),
     Comparison(
-        "tmp + write 1 KiB + close + rename", replace, TARGETS // 100 - 1, 100,
+        "tmp + write 1 KiB + close + rename", replace, TARGETS // 50 - 1, 50,
         Goal(WRITING, commits=2, must=190, base_then=96),
     ),
     Comparison(
-        "mkdir + rmdir", make_and_remove, 10, 100,
+        "mkdir + rmdir", make_and_remove, 40, 50,
         Goal(WRITING, commits=2, must=110, base_then=57),
     ),
     Comparison(
-        "write 1 MiB + close", write_big, 20, 5,
+        "write 1 MiB + close", write_big, 30, 4,
         Goal(WRITING, commits=1, commit_bytes=MIB, must=7000, base_then=545),
     ),
     Comparison(

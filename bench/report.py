@@ -18,7 +18,7 @@ SECTIONS = {
     "growth": "100 files",
     "tree": "the plain-Python oracle",
     "database": "bare sqlite3",
-    "bytes": "the content itself",
+    "bytes": "bare sqlite3, a commit per transaction",
 }
 NO_LIMIT = float("inf")
 

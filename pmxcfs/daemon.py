@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 
 from pmxcfs import fuse, log, process
 from pmxcfs._core import Tree
+from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clusterlog import INFO, ClusterLog, LogEntry
 from pmxcfs.control import Control, mutation_of
-from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StartError
@@ -38,6 +38,7 @@ _quorum_log = logging.getLogger("pmxcfs.quorum")
 LOCAL_WORKERS = 1  # nothing waits in local mode, and one is fastest
 MIN_ENTRY_THREADS = 2
 SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
+COLLECT_AFTER = 50_000  # new objects that may be garbage in cycles, as exceptions can be
 PATIENCE = 0.5  # seconds that a thread gets to end
 
 
@@ -254,3 +255,4 @@ def _keep_collector_off_the_tree() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)

@@ -21,7 +21,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -65,10 +65,16 @@ _SELECT = (
 )
 _SELECT_ROWS = _SELECT.format(data="CAST(data AS BLOB)")
 _SELECT_STATE = _SELECT.format(data="ifnull(length(data), 0)")
-_REPLACE = (
-    "INSERT OR REPLACE INTO tree (inode, parent, version, writer, mtime, type, name, data) "
-    "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)"
+# An UPDATE in place: where size and most bytes stay the same, SQLite leaves those pages alone.
+_WRITE_ROWS = (
+    "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) VALUES {} "
+    "ON CONFLICT (inode) DO UPDATE SET parent = excluded.parent, version = excluded.version, "
+    "writer = excluded.writer, mtime = excluded.mtime, type = excluded.type, "
+    "name = excluded.name, data = excluded.data"
 )
+_VALUES = "(?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)"
+_WRITE = _WRITE_ROWS.format(_VALUES)
+_WRITE_TWO = _WRITE_ROWS.format(f"{_VALUES}, {_VALUES}")  # a transaction by itself
 _DELETE = "DELETE FROM tree WHERE inode = ?"
 
 _FILE = int(EntryType.FILE)
@@ -147,7 +153,7 @@ class Database:
         # last was complete. Each has one thread that sets it.
         self._written = self._tried = self._copied = 0
         self._log_fd = -1
-        self._connection = _connect(path, timeout=_BUSY_TIMEOUT)
+        self._connection = _connect(path, timeout=0 if alone else _BUSY_TIMEOUT)
 
     @classmethod
     def open(cls, path: Path, *, now: int, alone: bool = False) -> "Database":
@@ -300,7 +306,7 @@ class Database:
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.execute(_TABLE)
         version = (0, 0, FRESH_VERSION, 0, now, _FILE, VERSION_NAME, None)
-        self._connection.execute(_REPLACE, version)
+        self._connection.execute(_WRITE, version)
         self._connection.execute("COMMIT")
 
     def _disconnect(self) -> None:
@@ -369,23 +375,23 @@ class Database:
                 changed.append(row)
         self._commit(changed, present)
 
-    def _commit(self, rows: Iterable[Row], gone: Iterable[int]) -> None:
+    def _commit(self, rows: Sequence[Row], gone: Collection[int]) -> None:
         """Write *rows* and delete the inodes *gone* (signed), or do nothing."""
         execute = self._connection.execute
-        size = 0
         try:
-            execute("BEGIN IMMEDIATE")
-            for inode in gone:
-                execute(_DELETE, (inode,))
-                size += _FRAME
-            for row in rows:
-                execute(_REPLACE, row)
-                size += _FRAME + len(row[7] or b"")
-            execute("COMMIT")
+            if len(rows) == 2 and not gone:  # an entry and the version, as nearly always
+                execute(_WRITE_TWO, rows[0] + rows[1])
+            else:
+                execute("BEGIN IMMEDIATE")
+                for inode in gone:
+                    execute(_DELETE, (inode,))
+                for row in rows:
+                    execute(_WRITE, row)
+                execute("COMMIT")
         except BaseException:
             self._roll_back()
             raise
-        self._written += size
+        self._written += _FRAME * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)
 
     def _roll_back(self) -> None:
         try:
@@ -543,9 +549,7 @@ def _signed(number: int) -> int:
 
 
 def _code(exc: Exception) -> int:
-    """Return SQLite's extended code."""
-    if isinstance(exc, UnicodeDecodeError):
-        return sqlite3.SQLITE_CORRUPT  # in SQLite's message, which quotes the file
+    """Return SQLite's extended code; an error that Python's module found has none."""
     code: Any = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return int(code)
 
@@ -561,6 +565,9 @@ def _translate(path: Path, attempt: str, exc: Exception) -> StoreError:
         return exc
     if isinstance(exc, OSError):
         return StoreError(f"{path} can't be {attempt}: {exc.strerror}", exc.errno or errno.EIO)
+    if isinstance(exc, UnicodeDecodeError):  # SQLite's message about a damaged name quotes it
+        exc = sqlite3.DatabaseError("database disk image is malformed")
+        exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     meaning = _MEANINGS.get(_code(exc)) or _MEANINGS.get(_code(exc) & 0xFF, _UNKNOWN)
     return StoreError(f"{path} can't be {attempt}: {exc}: {meaning.advice}", meaning.errno)
 

@@ -32,7 +32,7 @@ from pmxcfs.errors import (
     TooBig,
 )
 from pmxcfs.guests import parse_guest_path
-from pmxcfs.locks import LockTable, is_below_locks
+from pmxcfs.locks import LOCK_HOME, LockTable, is_below_locks
 from pmxcfs.messages import (
     MAX_ENTRIES,
     MAX_FILE_SIZE,
@@ -404,9 +404,11 @@ class FileSystem:
             self._tree.orphan(gone)
 
     def _note_lock(self, change: Change) -> None:
+        if not change.path.startswith(LOCK_HOME):
+            return
         if change.kind in (Kind.DELETE, Kind.UNLOCK):
             self._locks.forget(change.path)
-        elif change.entry.is_directory and is_below_locks(change.entry):
+        elif change.entry.is_directory:
             checksum = self._tree.entry_checksum(change.entry)
             self._locks.note(change.path, checksum, now=self._now_ns() / 1e9)
 

@@ -204,42 +204,44 @@ class Operations(llfuse.Operations):
         return self._attributes(self.nodes[node])
 
     def _attributes(self, found: Node) -> llfuse.EntryAttributes:
-        result = llfuse.EntryAttributes()
-        result.st_ino = found.node
-        result.st_uid = 0
-        result.st_gid = self._files.group
-        result.entry_timeout = result.attr_timeout = FOREVER
         if isinstance(found, Entry):
-            self._describe_entry(result, found)
-        elif isinstance(found, Link):
-            self._describe(result, stat.S_IFLNK | 0o755, len(found.target))
-            if not self._files.quorate:
-                result.st_mode = modes.without_quorum(result.st_mode)
-        elif isinstance(found, Switch):
-            self._describe(result, stat.S_IFREG | 0o640, len(found.content))
+            return self._entry_attributes(found)
+        if isinstance(found, Link):
+            mode = stat.S_IFLNK | 0o755
+            mode = mode if self._files.quorate else modes.without_quorum(mode)
+            return self._new_attributes(found.node, mode, len(found.target), self._start_ns)
+        if isinstance(found, Switch):
+            mode = stat.S_IFREG | 0o640
+            result = self._new_attributes(found.node, mode, len(found.content), self._start_ns)
             result.attr_timeout = 0
         else:
-            self._describe(result, stat.S_IFREG | 0o440, len(found.content))
+            mode = stat.S_IFREG | 0o440
+            result = self._new_attributes(found.node, mode, len(found.content), self._start_ns)
             result.entry_timeout = 0
         return result
 
-    def _describe_entry(self, result: llfuse.EntryAttributes, entry: Entry) -> None:
-        self._describe(
-            result, modes.mode_of(entry, quorate=self._files.quorate), entry.visible_size
-        )
+    def _entry_attributes(self, entry: Entry) -> llfuse.EntryAttributes:
+        mode = modes.mode_of(entry, quorate=self._files.quorate)
+        time_ns = self._start_ns if entry.node == ROOT else entry.mtime * 10**9
+        result = self._new_attributes(entry.node, mode, entry.visible_size, time_ns)
         if entry.is_directory:
             result.st_nlink = 2
-        if entry.node != ROOT:
-            second_ns = entry.mtime * 10**9
-            result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = second_ns
         if entry.has_draft:
             result.attr_timeout = 0  # the time changes again when it is published
+        return result
 
-    def _describe(self, result: llfuse.EntryAttributes, mode: int, size: int) -> None:
+    def _new_attributes(
+        self, node: int, mode: int, size: int, time_ns: int
+    ) -> llfuse.EntryAttributes:
+        result = llfuse.EntryAttributes()
+        result.st_ino = node
         result.st_mode = mode
+        result.st_gid = self._files.group
         result.st_size = size
         result.st_blocks = (size + 511) // 512
-        result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = self._start_ns
+        result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = time_ns
+        result.entry_timeout = result.attr_timeout = FOREVER
+        return result
 
     @_handler
     def readlink(self, node: int, context: object) -> bytes:

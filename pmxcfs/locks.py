@@ -10,12 +10,12 @@ Contract: spec filesystem.md, "Locks".
 from pmxcfs._core import Entry, Tree
 
 LIFETIME = 120.0  # seconds after which a lock that was not renewed may be removed
-_HOME = "priv/lock/"
+LOCK_HOME = "priv/lock/"
 
 
 def is_below_locks(entry: Entry) -> bool:
     """Tell whether *entry* is a directory at any depth below ``priv/lock/``."""
-    return entry.is_directory and entry.path.startswith(_HOME)
+    return entry.is_directory and entry.path.startswith(LOCK_HOME)
 
 
 class LockTable:
@@ -46,7 +46,7 @@ class LockTable:
 
     def reload(self, tree: Tree, *, now: float) -> None:
         """Note every lock of *tree* and forget all others."""
-        found = _locks_below(tree.find(_HOME))
+        found = _locks_below(tree.find(LOCK_HOME))
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
         for path, entry in found.items():
             self.note(path, tree.entry_checksum(entry), now=now)

@@ -6,7 +6,7 @@ bytes for everybody else. Times are whole seconds since 1970. Contract: spec clu
 """
 
 from enum import IntEnum
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 MAX_FILE_SIZE = 1 << 20  # bytes in one file; checked where a write is issued and where it arrives
 MAX_TOTAL_SIZE = 128 << 20  # bytes of content in the tree; checked only where a change is issued

@@ -97,10 +97,10 @@ class Status:
 
     def on_change(self, *paths: str, ticket: int) -> None:
         """Note a change of what stands, or stood, at *paths*; the first is where it ended."""
-        watched = tuple(path for path in paths if path in self.counters)
+        watched = tuple([path for path in paths if path in self.counters])
         vmids = {guest.vmid for guest in map(parse_guest_path, paths) if guest is not None}
         if watched or vmids:
-            guests = tuple((vmid, self._guests.get(vmid)) for vmid in vmids)
+            guests = tuple([(vmid, self._guests.get(vmid)) for vmid in vmids])
             self._noted.append(_Noted(ticket, watched, guests))
 
     def absorb(self, handed: int) -> None:

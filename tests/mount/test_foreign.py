@@ -27,6 +27,7 @@ pytestmark = pytest.mark.needs_fuse
 
 GRACE = 0.1  # seconds after the control's answer until the change must be visible
 QUORUM_GRACE = 0.2  # modes are invalidated again after 100 ms, see fuse.md
+LEAD = 0.0008  # seconds at most that the first look has before the change is made
 CHECKS = 5_000  # for each number of workers
 ONLOOKERS = 3
 ONLOOKER = Path(__file__).parent.parent / "fakes" / "onlooker.py"
@@ -243,12 +244,19 @@ class Round:
         answered = []
         for kind, request, expected in self._pending:
             onlookers.look_at(self._chance.choice(expected).path)
+            spin_until(time.monotonic() + self._chance.uniform(0, LEAD))
             self._inject(kind, **request)
             answered.append((time.monotonic(), expected))
         for since, expected in answered:
             await_time(since + GRACE)
             for each in expected:
                 ledger.look(each)
+
+
+def spin_until(moment: float) -> None:
+    """Pass the time without giving the processor away, which would take much longer."""
+    while time.monotonic() < moment:
+        pass
 
 
 def await_time(moment: float) -> None:

@@ -3,12 +3,12 @@
 import errno
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from pmxcfs.process import STOP_SIGNALS
 from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
 
 STOP_DEADLINE = 3.0  # seconds, of the contract
-POLL_INTERVAL = 0.005  # seconds
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -40,19 +39,30 @@ def background(workdir: Path) -> Iterator[int]:
         detach(workdir / "pve")  # ends a daemon that the test has not ended
 
 
-def wait_until_gone(pid: int) -> None:
-    """Wait until a process that is not our child has ended."""
-    deadline = time.monotonic() + STOP_DEADLINE
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(POLL_INTERVAL)
+def terminate(pid: int) -> None:
+    """Tell a process that is not our child to stop, and wait until it has."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGTERM)
+        ended, _, _ = select.select([descriptor], [], [], STOP_DEADLINE)
+        assert ended
+    finally:
+        os.close(descriptor)
+
+
+def errno_of(call: Callable[[], object]) -> int | None:
+    """Return the errno that a call fails with; None if it succeeds."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def test_the_parent_returns_when_the_mount_serves(tmp_path: Path) -> None:
     with background(tmp_path) as pid:
         (tmp_path / "pve" / "file").write_text("served\n")
-        os.kill(pid, signal.SIGTERM)
-        wait_until_gone(pid)
+        terminate(pid)
     assert not is_mount(tmp_path / "pve")
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
         ".pmxcfs.lockfile",
@@ -68,8 +78,7 @@ def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
         assert os.readlink(process / "cwd") == "/"
         assert {os.readlink(process / "fd" / str(number)) for number in range(3)} == {"/dev/null"}
         assert os.getsid(pid) not in (os.getsid(0), pid)
-        os.kill(pid, signal.SIGTERM)
-        wait_until_gone(pid)
+        terminate(pid)
 
 
 @pytest.mark.parametrize("flags", [[], ["--foreground"]])
@@ -102,9 +111,7 @@ def test_an_open_file_does_not_delay_the_end(workers: str, tmp_path: Path) -> No
         descriptor = os.open(daemon.path / "file", os.O_CREAT | os.O_WRONLY)
         os.write(descriptor, b"not closed yet\n")
         daemon.stop(grace=STOP_DEADLINE)
-        with pytest.raises(OSError, match=".") as failure:
-            os.close(descriptor)
-        assert failure.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        assert errno_of(lambda: os.close(descriptor)) in (errno.ENOTCONN, errno.ECONNABORTED)
     with mounted(tmp_path) as daemon:
         assert (daemon.path / "file").read_text() == "not closed yet\n"
 
@@ -124,9 +131,7 @@ def test_a_dead_daemons_mount_is_removed(tmp_path: Path) -> None:
         killed.was_killed = True
         killed.process.kill()
         killed.process.wait()
-        with pytest.raises(OSError, match=".") as failure:
-            killed.path.stat()
-        assert failure.value.errno == errno.ENOTCONN
+        assert errno_of(killed.path.stat) == errno.ENOTCONN
         with mounted(tmp_path, expect_log=["removing the stale mount"]) as daemon:
             assert (daemon.path / "file").read_text() == "survives\n"
 
@@ -194,7 +199,7 @@ def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:
         text = daemon.log_text()
     requests = [line for line in text.splitlines() if "[fuse] debug: " in line]
     assert all(map(LOG_LINE.match, requests))
-    assert [line for line in requests if re.search(r"create .*shown-name.* -> ok \(\d+ us\)", line)]
+    assert [line for line in requests if re.search(r"create / shown-name .*-> ok \(\d+ us\)", line)]
     assert [line for line in requests if " mkdir " in line]
     for hidden in ("hidden-name", "hidden-content", "shown-content"):
         assert hidden not in text
@@ -210,5 +215,5 @@ def test_verbose_logging_is_switched_by_a_file(tmp_path: Path) -> None:
         debug.write_text("0\n")
         (daemon.path / "after").mkdir()
         daemon.stop()
-        names = re.findall(r"mkdir /(\w+)", daemon.log_text())
+        names = re.findall(r"mkdir / (\w+)", daemon.log_text())
     assert names == ["during"]

@@ -17,6 +17,7 @@ from tests.harness import detach, is_mount
 
 PROGRAM = Path(__file__).parents[1] / "fakes" / "empty_mount.py"
 STOPS = 20
+BUSY_STOPS = 5
 DEADLINE = 1.0  # seconds
 GRACE = 10.0  # seconds, for starting, and before a hanging process is killed
 
@@ -80,7 +81,7 @@ def test_an_idle_mount_ends_at_once(workers: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_busy_mount_ends_at_once(workers: int, tmp_path: Path) -> None:
-    for _ in range(STOPS):
+    for _ in range(BUSY_STOPS):
         with empty_mount(tmp_path, workers) as program, asked_without_pause(tmp_path):
             assert stop(program, signal.SIGTERM) < DEADLINE
             assert not is_mount(tmp_path)

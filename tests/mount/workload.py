@@ -345,7 +345,7 @@ def write_until_killed(connection: Connection, directory: Path, seed: int) -> No
     """
     source = random.Random(seed)
     journal = Journal({})
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionResetError):
         while connection.recv() == "look":
             directory.mkdir(exist_ok=True)
             with _held(directory) as root:

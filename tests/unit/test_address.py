@@ -1,0 +1,110 @@
+"""Finding this node's address: which one is taken, and what happens while there is none."""
+
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from pmxcfs import address
+from pmxcfs.address import AddressLookup, resolve
+
+DEADLINE = 10.0  # seconds
+Answer = list[str] | OSError
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set what the resolver says, look-up by look-up; the last one is repeated."""
+
+    def set_answers(*answers: Answer) -> None:
+        remaining = list(answers)
+
+        def getaddrinfo(name: str, port: None, *, type: int) -> list[tuple[object, ...]]:
+            now = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+            if isinstance(now, OSError):
+                raise now
+            return [(socket.AF_INET, type, 6, "", (text, 0)) for text in now]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return set_answers
+
+
+@pytest.mark.parametrize(
+    ("found", "taken"),
+    [
+        (["192.0.2.1"], "192.0.2.1"),
+        (["127.0.1.1", "192.0.2.1", "192.0.2.2"], "192.0.2.1"),
+        (["::1", "fe80::1%eth0"], "fe80::1"),
+        (["2001:db8::7"], "2001:db8::7"),
+    ],
+)
+def test_the_first_address_that_others_can_reach(
+    found: list[str], taken: str, answer: Callable[..., None]
+) -> None:
+    answer(found)
+    assert resolve("node1") == (taken, "")
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (["127.0.0.1", "::1", "127.0.0.1"], "it is only known as 127.0.0.1, ::1"),
+        (socket.gaierror(-2, "Name or service not known"), "[Errno -2] Name or service not known"),
+    ],
+)
+def test_no_address_has_a_reason(found: Answer, reason: str, answer: Callable[..., None]) -> None:
+    answer(found)
+    assert resolve("node1") == (None, reason)
+
+
+def test_a_name_that_is_no_name() -> None:
+    found, reason = resolve("x" * 64 + ".")
+    assert found is None
+    assert reason
+
+
+@pytest.mark.expect_log(r"can't resolve node name node1 .*: it is only known as 127.0.1.1\. Add it")
+def test_looking_goes_on_until_it_succeeds(
+    answer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(address, "RETRY_INTERVAL", 0.001)
+    answer(["127.0.1.1"], ["127.0.1.1"], ["192.0.2.1"])
+    has_found = threading.Event()
+    found: list[str] = []
+
+    def on_found(text: str) -> None:
+        found.append(text)
+        has_found.set()
+
+    AddressLookup("node1", on_found).start()
+    assert has_found.wait(DEADLINE)
+    assert found == ["192.0.2.1"]
+    assert len(caplog.records) == 1  # one warning, not one for each attempt
+
+
+def test_looking_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the resolver takes its time; what it says then is not wanted any more."""
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def resolve_slowly(nodename: str) -> address.Resolution:
+        is_asked.set()
+        may_answer.wait(DEADLINE)
+        return address.Resolution("192.0.2.1", "")
+
+    monkeypatch.setattr(address, "resolve", resolve_slowly)
+    found: list[str] = []
+    lookup = AddressLookup("node1", found.append)
+    lookup.start()
+    assert is_asked.wait(DEADLINE)
+    lookup.stop()
+    may_answer.set()
+    for thread in threads_that_look():
+        thread.join(DEADLINE)
+    assert not threads_that_look()
+    assert found == []
+
+
+def threads_that_look() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "address"]
