@@ -93,7 +93,7 @@ class Unlock(NamedTuple):
     checksum: bytes
 
 
-Mutation = Union[Write, Mkdir, Delete, Rename, Create, Mtime, Unlock]
+Mutation = Write | Mkdir | Delete | Rename | Create | Mtime | Unlock
 
 
 class Record(NamedTuple):

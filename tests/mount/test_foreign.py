@@ -27,7 +27,7 @@ pytestmark = pytest.mark.needs_fuse
 
 GRACE = 0.1  # seconds after the control's answer until the change must be visible
 QUORUM_GRACE = 0.2  # modes are invalidated again after 100 ms, see fuse.md
-LEAD = 0.0008  # seconds at most that the first look has before the change is made
+LEAD = 0.0025  # seconds at most that the first look has before the change is made
 CHECKS = 5_000  # for each number of workers
 ONLOOKERS = 3
 ONLOOKER = Path(__file__).parent.parent / "fakes" / "onlooker.py"
