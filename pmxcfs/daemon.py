@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 from pmxcfs import fuse, log, process
 from pmxcfs._core import Tree
+from pmxcfs.address import AddressLookup
 from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clusterlog import INFO, ClusterLog, LogEntry
 from pmxcfs.control import Control, mutation_of
@@ -181,6 +182,10 @@ class Daemon:
         self._publisher.start()
         cleanup.callback(self._publish_the_rest)
         cleanup.callback(self._publisher.close, PATIENCE)
+        if not self._settings.local:
+            lookup = AddressLookup(self._settings.nodename, _report_address)
+            lookup.start()
+            cleanup.callback(lookup.stop)
         if self._settings.test_control:
             control = Control(self._settings.control_socket, self._commands(), lock=fuse.LOCK)
             control.start()
@@ -244,6 +249,10 @@ class Daemon:
             "waiting": self._yielding.count,
             "handed": self._invalidator.handed == self._invalidator.ticket,
         }
+
+
+def _report_address(address: str) -> None:
+    _log.info("other nodes reach this one by %s", address)
 
 
 def _seconds() -> int:

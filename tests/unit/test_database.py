@@ -271,17 +271,26 @@ def test_a_checkpointer_that_never_started_can_be_closed(store: Store) -> None:
     Checkpointer(store.database).close()
 
 
-def test_writers_wait_only_for_a_checkpoint_of_a_log_that_is_too_long(store: Store) -> None:
-    with faulty_connections() as faults, contextlib.closing(sqlite3.connect(store.path)) as reader:
+def test_writers_wait_only_for_a_checkpoint_of_a_log_that_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_AFTER", 1 << 16)
+    monkeypatch.setattr(module, "LOG_LIMIT", 1 << 18)
+    store = Store(tmp_path / "config.db")
+    with (
+        contextlib.closing(store.database),
+        faulty_connections() as faults,
+        contextlib.closing(sqlite3.connect(store.path)) as reader,
+    ):
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM tree").fetchall()  # the log can't start again meanwhile
         while store.log_size <= module.LOG_LIMIT:
             faults.seen.clear()
-            store.put("a", bytes(1 << 20))
-            short = store.log_size <= module.LOG_LIMIT
+            store.put("a", bytes(1 << 16))
+            is_short = store.log_size <= module.LOG_LIMIT
             store.database.checkpoint()
             modes = [sql[-9:] for sql in faults.seen if "wal_checkpoint" in sql]
-            assert modes == ["(PASSIVE)"] if short else ["(PASSIVE)", "(PASSIVE)", "(RESTART)"]
+            assert modes == ["(PASSIVE)"] if is_short else ["(PASSIVE)", "(PASSIVE)", "(RESTART)"]
         assert store.database.wal_size > module.LOG_LIMIT
         reader.execute("COMMIT")
         store.database.checkpoint()

@@ -1,0 +1,102 @@
+"""Real file systems for a state directory: one that fills up, one whose device can fail."""
+
+import contextlib
+import fcntl
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+IMAGE_SIZE = 32 << 20  # bytes
+SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, _IOR('X', 125, __u32)
+WITHOUT_FLUSH = 2  # what has not reached the device is lost, as in a power cut
+FILL = 65536  # bytes
+
+needs_loop = pytest.mark.skipif(
+    not Path("/dev/loop-control").exists(), reason="there are no loop devices"
+)
+
+
+def _run(*argv: str | Path) -> None:
+    subprocess.run(argv, check=True)
+
+
+def _unmount(path: Path) -> None:
+    """Take everything off *path*; what still uses it does not matter."""
+    while path.is_mount():
+        _run("umount", "--lazy", path)
+
+
+@contextlib.contextmanager
+def tmpfs(path: Path, *, size: int) -> Iterator[None]:
+    """Mount a file system of *size* bytes on *path*."""
+    path.mkdir(parents=True)
+    _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0750", "tmpfs", path)
+    try:
+        yield
+    finally:
+        _unmount(path)
+
+
+@contextlib.contextmanager
+def filled(path: Path) -> Iterator[None]:
+    """Leave no space on the file system of *path* until the block ends."""
+    filler = path / "filler"
+    with filler.open("wb", buffering=0) as out:
+        size = FILL
+        while size:
+            try:
+                out.write(bytes(size))
+            except OSError:
+                size //= 2
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+class Ext4:
+    """An ext4 file system in the file *image*, mounted on *path*."""
+
+    def __init__(self, image: Path, path: Path) -> None:
+        self._image = image
+        self._path = path
+
+    def mount(self) -> None:
+        """Mount it, on top of what is there."""
+        _run("mount", "-o", "loop", self._image, self._path)
+
+    def unmount(self) -> None:
+        """Take it off."""
+        _unmount(self._path)
+
+    def mount_read_only(self) -> None:
+        """Let nothing on it be written any more."""
+        _run("mount", "-o", "remount,ro", self._path)
+
+    def fail(self) -> None:
+        """Have every access to the device fail from now on, until it is mounted again."""
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, SHUTDOWN, struct.pack("=I", WITHOUT_FLUSH))
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def ext4(path: Path) -> Iterator[Ext4]:
+    """Mount an ext4 file system on *path*; its image is a file beside it."""
+    path.mkdir(parents=True)
+    image = path.with_name(f"{path.name}.img")
+    with image.open("wb") as file:
+        file.truncate(IMAGE_SIZE)
+    _run("mkfs.ext4", "-q", image)
+    device = Ext4(image, path)
+    device.mount()
+    try:
+        yield device
+    finally:
+        device.unmount()
