@@ -52,7 +52,7 @@ cdef class Entry:
     cdef readonly uint32_t mtime
     cdef readonly uint8_t type
     cdef readonly bint private
-    cdef bint _is_orphan  # removed, but still open; nothing of it is ever published again
+    cdef readonly bint is_orphan  # removed, but still open; nothing of it is ever published again
     cdef readonly str name
     cdef readonly Entry parent
     cdef dict _children  # name -> Entry; None until there is one
@@ -115,7 +115,7 @@ cdef class Entry:
 
     @property
     def has_unpublished(self):
-        return self._draft is not None and self._draft.is_dirty() and not self._is_orphan
+        return self._draft is not None and self._draft.is_dirty() and not self.is_orphan
 
     @property
     def unpublished_since_ns(self):
@@ -519,7 +519,7 @@ cdef class Tree:
 
     def orphan(self, Entry entry not None):
         """Never publish what is written to *entry*: it was removed here while it is open."""
-        entry._is_orphan = True
+        entry.is_orphan = True
         self._dirty.pop(entry, None)
         self.weigh(entry)
 
@@ -538,7 +538,7 @@ cdef class Tree:
 
     cdef int note_dirty(self, Entry entry, int64_t now_ns) except -1:
         """Note that what is visible has changed here."""
-        if not entry._is_orphan and entry not in self._dirty:
+        if not entry.is_orphan and entry not in self._dirty:
             self._dirty[entry] = None
             entry._draft.since_ns = now_ns
         return self.weigh(entry)
@@ -554,7 +554,7 @@ cdef class Tree:
         cdef Draft draft = entry._draft
         cdef Py_ssize_t growth = 0
         if draft is not None:
-            if not entry._is_orphan and len(draft.buffer) > entry._size:
+            if not entry.is_orphan and len(draft.buffer) > entry._size:
                 growth = len(draft.buffer) - entry._size
             self.unpublished_growth += growth - draft.growth
             draft.growth = growth

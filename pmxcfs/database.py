@@ -249,8 +249,8 @@ class Database:
         would grow for ever: past LOG_LIMIT they wait for the last, short part of it.
         """
         with self._checkpoint_lock:
-            if self._suspect or not self._is_open:
-                return  # the log is not to be trusted
+            if self._suspect:
+                return  # the log is not to be trusted, or closed
             self._tried = before = self._written
             try:
                 is_long = os.fstat(self._log_fd).st_size > LOG_LIMIT
@@ -275,7 +275,7 @@ class Database:
                 self._suspect = True
                 self._checkpoints.fails(_translate(self._path, "checkpointed", exc))
             self._disconnect()
-            self._suspect = True  # so that a save finds out
+            self._suspect = True  # so that a save looks, and sees that it is closed
 
     # Opening and closing.
 
@@ -497,8 +497,7 @@ def _vmid_of(path: str) -> int | None:
 def _checkpoint(path: Path, *, thoroughly: bool) -> bool:
     """Copy what the log holds now; return whether all of it could be."""
     with contextlib.closing(_connect(path, timeout=_CHECKPOINT_TIMEOUT)) as connection:
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # opens the log
+        connection.execute("PRAGMA synchronous = NORMAL")  # opens the log, too
         modes = ("PASSIVE", "PASSIVE", "RESTART") if thoroughly else ("PASSIVE",)
         for mode in modes:
             row = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()

@@ -9,6 +9,7 @@ the tree's lock; those that mutate give it back while they wait for the issuer.
 Contract: spec filesystem.md and fuse.md.
 """
 
+import contextlib
 import errno
 import logging
 from collections.abc import Callable, Iterator
@@ -27,7 +28,6 @@ from pmxcfs.errors import (
     NotFound,
     NotPermitted,
     PmxcfsError,
-    Stale,
     StoreError,
     TooBig,
 )
@@ -50,6 +50,7 @@ from pmxcfs.messages import (
     Write,
     to_bytes,
 )
+from pmxcfs.replica import Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
@@ -62,6 +63,12 @@ class Issuer(Protocol):
 
     def submit(self, mutation: Mutation) -> Change:
         """Return when it is done, everywhere; raise PmxcfsError if it is refused."""
+
+    def carry_out(self, ticket: Ticket) -> Change:
+        """Do the same with a ticket that others can wait for."""
+
+    def wait(self, ticket: Ticket) -> Change:
+        """Return, or raise, what comes of a ticket that another thread carries out."""
 
     def create(self, mutation: Create) -> Change:
         """Like submit, but on this node's disk it may arrive together with the first content."""
@@ -76,19 +83,13 @@ class Issuer(Protocol):
 class OpenFile:
     """An open handle of a regular file."""
 
-    __slots__ = ("entry", "failure", "has_truncated", "has_written")
+    __slots__ = ("entry", "flight", "has_truncated", "has_written")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.has_written = False  # since its last publishing
         self.has_truncated = False  # by the open itself
-        self.failure: PmxcfsError | None = None  # of a publishing by the timer; told on close
-
-    def take_failure(self) -> None:
-        """Raise, once, what went wrong behind the handle's back."""
-        if self.failure is not None:
-            failure, self.failure = self.failure, None
-            raise failure
+        self.flight: Ticket | None = None  # what publishes its writes; it has not asked how it went
 
 
 class Usage(NamedTuple):
@@ -119,6 +120,7 @@ class FileSystem:
         # Told that something waits to be published, and that unpublished bytes are lost.
         self.on_unpublished: Callable[[], None] = _nobody_listens
         self.on_dropped: Callable[[Entry], None] = _nobody_listens
+        self._flights: dict[Entry, Ticket] = {}  # what is being published
         self._writers: dict[Entry, list[OpenFile]] = {}  # handles to tell of failures
         self._oldest_creation_ns = 0  # of those that are not saved; 0 if there are none
 
@@ -286,17 +288,22 @@ class FileSystem:
             raise NoSpace(f"the tree holds at most {MAX_TOTAL_SIZE} bytes")
 
     def flush(self, handle: OpenFile) -> None:
-        """Publish what *handle* wrote: one of its descriptors is being closed."""
-        handle.take_failure()
-        if handle.has_written:
-            handle.has_written = False
-            self.publish(handle.entry)
+        """Publish what *handle* wrote: one of its descriptors is being closed.
+
+        Raises why something it wrote was dropped, also if that happened behind its back.
+        """
+        try:
+            if handle.has_written:
+                self.publish(handle.entry)
+        finally:
+            flight, handle.flight = handle.flight, None
+        if flight is not None and not handle.entry.is_orphan:
+            self._issuer.wait(flight)
 
     def fsync(self, handle: OpenFile) -> None:
         """Publish what is unpublished of the file, whoever wrote it, and have it on the device."""
-        handle.take_failure()
-        handle.has_written = False
         self.publish(handle.entry)
+        self.flush(handle)
         self.sync()
 
     def sync(self) -> None:
@@ -306,13 +313,8 @@ class FileSystem:
 
     def release(self, handle: OpenFile) -> None:
         """Forget a handle; nobody hears of errors any more."""
-        entry = handle.entry
         if handle.has_written or handle.has_truncated:
-            handle.has_written = handle.has_truncated = False
-            try:
-                self.publish(entry)
-            except PmxcfsError as error:
-                _log.warning("the last writes to %s are lost: %s", _shown(entry), _name(error))
+            self._publish_behind(handle.entry)
         self._forget_writer(handle)
 
     def _forget_writer(self, handle: OpenFile) -> None:
@@ -326,25 +328,50 @@ class FileSystem:
 
     def publish(self, entry: Entry) -> None:
         """Make the unpublished bytes of *entry* one change. Raises why they were dropped."""
+        self._await_flight(entry)
         if not entry.has_unpublished:
             return
+        flight = Ticket(Write(entry.path, 0, b"", False), target=entry)
+        self._board(entry, flight)
         try:
-            self._publish(entry)
-        except PmxcfsError:
-            self._tree.discard_unpublished(entry)
-            self.on_dropped(entry)
-            raise
-
-    def _publish(self, entry: Entry) -> None:
-        if not entry.is_attached:
-            if self._tree.find(entry.path) is not None:
-                raise Stale(f"{_shown(entry)} is another file now")
-            raise NotFound(f"{_shown(entry)} was removed on another node")
-        self._need_quorum()
-        unpublished = self._tree.take_unpublished(entry)
-        if unpublished is not None:
-            self._issuer.submit(Write(entry.path, *unpublished))
+            self._need_quorum()
+            unpublished = self._tree.take_unpublished(entry)
+            assert unpublished is not None, "asked for only when there is something unpublished"
+            flight.mutation = Write(entry.path, *unpublished)
+            self._issuer.carry_out(flight)
             self._tree.finish_unpublished(entry)
+        except PmxcfsError as error:
+            flight.finish(error)
+            if not entry.is_orphan:  # removed here meanwhile: nobody will miss it
+                self._drop(entry, error)
+                raise
+        finally:
+            if self._flights.get(entry) is flight:
+                del self._flights[entry]
+
+    def _await_flight(self, entry: Entry) -> None:
+        """Wait until no other worker publishes *entry*; how that went is for its authors."""
+        while (flight := self._flights.get(entry)) is not None:
+            try:
+                self._issuer.wait(flight)
+            except PmxcfsError:
+                if not flight.is_done:
+                    raise
+            if self._flights.get(entry) is flight:
+                del self._flights[entry]
+
+    def _board(self, entry: Entry, flight: Ticket) -> None:
+        """From now on *flight* tells how the publishing of *entry* went."""
+        self._flights[entry] = flight
+        for handle in self._writers.get(entry, ()):
+            if handle.has_written:
+                handle.flight = flight
+            handle.has_written = handle.has_truncated = False
+
+    def _drop(self, entry: Entry, error: PmxcfsError) -> None:
+        self._tree.discard_unpublished(entry)
+        self.on_dropped(entry)
+        _log.warning("the last writes to %s are lost: %s", _shown(entry), _name(error))
 
     def publish_due(self) -> int:
         """Publish what has waited for its time; return the ns until the next is due, 0 if none.
@@ -352,12 +379,9 @@ class FileSystem:
         For the timer's thread. Errors go to the handles that wrote.
         """
         for entry in self._due():
-            self._publish_for_timer(entry)
+            self._publish_behind(entry)
         if self._oldest_creation_ns and self._is_due(self._oldest_creation_ns):
-            try:
-                self._save_creations()
-            except StoreError as error:
-                _log.warning("new files could not be saved and are gone: %s", error)
+            self._save_creations_behind()
         waiting = [entry.unpublished_since_ns for entry in self._tree.unpublished()[:1]]
         waiting += [self._oldest_creation_ns] if self._oldest_creation_ns else []
         if not waiting:
@@ -367,8 +391,8 @@ class FileSystem:
     def publish_all(self) -> None:
         """Publish everything now: the daemon stops."""
         for entry in self._tree.unpublished():
-            self._publish_for_timer(entry)
-        self._save_creations()
+            self._publish_behind(entry)
+        self._save_creations_behind()
 
     def _is_due(self, since_ns: int) -> bool:
         return self._now_ns() - since_ns >= PUBLISH_AFTER_NS
@@ -378,17 +402,16 @@ class FileSystem:
             entry for entry in self._tree.unpublished() if self._is_due(entry.unpublished_since_ns)
         )
 
-    def _publish_for_timer(self, entry: Entry) -> None:
-        try:
+    def _publish_behind(self, entry: Entry) -> None:
+        """Publish without anyone who asked for it."""
+        with contextlib.suppress(PmxcfsError):
             self.publish(entry)
-        except PmxcfsError as error:
-            _log.warning("the last writes to %s are lost: %s", _shown(entry), _name(error))
-            for handle in self._writers.get(entry, ()):
-                if handle.has_written:
-                    handle.failure = error
-        else:
-            for handle in self._writers.get(entry, ()):
-                handle.has_written = handle.has_truncated = False
+
+    def _save_creations_behind(self) -> None:
+        try:
+            self._save_creations()
+        except StoreError as error:
+            _log.warning("new files could not be saved and are gone: %s", error)
 
     def _save_creations(self) -> None:
         self._oldest_creation_ns = 0
@@ -416,8 +439,10 @@ class FileSystem:
         """Tell the open handles of *entries* that could not be saved and are gone."""
         for entry in entries:
             if not entry.is_attached:
+                failed = Ticket(Create(entry.path))
+                failed.finish(error)
                 for handle in self._writers.get(entry, ()):
-                    handle.failure = error
+                    handle.flight = failed
 
 
 def _nobody_listens(*_: object) -> None:

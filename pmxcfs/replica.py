@@ -18,9 +18,12 @@ from typing import Protocol
 from pmxcfs._core import Entry, Tree
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change, HalfRenamed, apply
-from pmxcfs.errors import Busy, PmxcfsError, StoreError
+from pmxcfs.errors import Busy, NotFound, PmxcfsError, Stale, StoreError
 from pmxcfs.guests import Guests
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
+
+SHORT_PATIENCE = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
+LONG_PATIENCE = 10.0  # seconds for all others
 
 
 class Listener(Protocol):
@@ -31,12 +34,31 @@ class Listener(Protocol):
 
 
 class Ticket:
-    """One mutation on its way: what to apply in whose name, and what came of it."""
+    """One mutation on its way: what to apply in whose name, and what came of it.
 
-    __slots__ = ("change", "error", "foreign", "is_done", "mtime", "mutation", "writer")
+    With a *target* the mutation is for that entry, whatever its path is when its turn comes.
+    """
+
+    __slots__ = (
+        "_done",
+        "_target",
+        "change",
+        "error",
+        "foreign",
+        "is_done",
+        "mtime",
+        "mutation",
+        "writer",
+    )
 
     def __init__(
-        self, mutation: Mutation, *, writer: int, mtime: int, foreign: bool = False
+        self,
+        mutation: Mutation,
+        *,
+        writer: int = 0,
+        mtime: int = 0,
+        foreign: bool = False,
+        target: Entry | None = None,
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # node id
@@ -45,6 +67,35 @@ class Ticket:
         self.is_done = False
         self.change: Change | None = None
         self.error: PmxcfsError | None = None
+        self._target = target
+        self._done: threading.Event | None = None  # made only when somebody waits
+
+    def aimed(self, tree: Tree) -> Mutation:
+        """Return the mutation with its target's present path.
+
+        Raises NotFound if the target was removed, Stale if another entry has its name.
+        """
+        target, mutation = self._target, self.mutation
+        if target is None or isinstance(mutation, Rename):
+            return mutation
+        if target.is_attached:
+            return mutation if mutation.path == target.path else mutation._replace(path=target.path)
+        if tree.find(target.path) is not None:
+            raise Stale("another file has its name now")
+        raise NotFound("it was removed meanwhile")
+
+    def finish(self, error: PmxcfsError | None = None) -> None:
+        """It is over; wake who waits. Needs the lock."""
+        self.error = self.error or error
+        self.is_done = True
+        if self._done is not None:
+            self._done.set()
+
+    def done(self) -> threading.Event:
+        """Return an event for ``finish``. Needs the lock."""
+        if self._done is None:
+            self._done = threading.Event()
+        return self._done
 
     def result(self) -> Change:
         """Return the change that was made, or raise why there is none."""
@@ -81,7 +132,7 @@ class Replica:
         if done and not self._save(tickets):
             done = []
         for ticket in tickets:
-            ticket.is_done = True
+            ticket.finish()
         self._announce(done)
 
     def defer(self, ticket: Ticket) -> None:
@@ -108,7 +159,7 @@ class Replica:
                 ticket.change = apply(
                     self.tree,
                     self.guests,
-                    ticket.mutation,
+                    ticket.aimed(self.tree),
                     writer=ticket.writer,
                     mtime=ticket.mtime,
                 )
@@ -177,22 +228,48 @@ class LocalIssuer:
 
     def submit(self, mutation: Mutation) -> Change:
         """Apply and save *mutation*; return what changed. Gives the tree's lock back meanwhile."""
-        ticket = Ticket(mutation, writer=0, mtime=int(self._clock()))
+        return self.carry_out(Ticket(mutation))
+
+    def carry_out(self, ticket: Ticket) -> Change:
+        """Do the same with a ticket that others can wait for."""
         if self._gate.is_closed:
-            with self._yielding.waiting():
-                self._gate.wait(_patience(mutation))
+            self._wait_at_gate(ticket)
+        ticket.mtime = int(self._clock())
         self._queue.append(ticket)
         self._yielding.give_way()
         if not ticket.is_done:
-            group, self._queue = self._queue, []
-            self._replica.deliver(group)
+            self._deliver_queue()
         return ticket.result()
+
+    def wait(self, ticket: Ticket) -> Change:
+        """Return once *ticket*, which another thread carries out, is done. Gives the lock back."""
+        if not ticket.is_done:
+            self._deliver_queue()
+        if not ticket.is_done:
+            done = ticket.done()
+            with self._yielding.waiting():
+                done.wait(LONG_PATIENCE)
+        if not ticket.is_done:
+            raise Busy("an earlier change of the same file is still on its way")
+        return ticket.result()
+
+    def _wait_at_gate(self, ticket: Ticket) -> None:
+        try:
+            with self._yielding.waiting():
+                self._gate.wait(_patience(ticket.mutation))
+        except Busy as error:
+            ticket.finish(error)
+            raise
+
+    def _deliver_queue(self) -> None:
+        group, self._queue = self._queue, []
+        self._replica.deliver(group)
 
     def create(self, mutation: Create) -> Change:
         """Apply *mutation* and let it be saved with the file's first content, or within 1 s."""
         if self._gate.is_closed or self._replica.is_degraded:
             return self.submit(mutation)
-        ticket = Ticket(mutation, writer=0, mtime=int(self._clock()))
+        ticket = Ticket(mutation, mtime=int(self._clock()))
         self._replica.defer(ticket)
         return ticket.result()
 
@@ -225,11 +302,8 @@ class LocalIssuer:
 
 
 def _patience(mutation: Mutation) -> float:
-    """How long *mutation* may wait, in seconds.
-
-    The kernel locks the directory for as long as a name in it is being changed.
-    """
-    return 2.0 if isinstance(mutation, Mkdir | Create | Delete | Rename) else 10.0
+    holds_directory = isinstance(mutation, Mkdir | Create | Delete | Rename)
+    return SHORT_PATIENCE if holds_directory else LONG_PATIENCE
 
 
 class _Gate:
