@@ -51,7 +51,8 @@ build: deps build/optimized.stamp ## compile the extensions; .venv/bin/pmxcfs wo
 
 # The sources in a directory of their own, for builds that must not replace the usual one.
 copy = rm -rf build/$(1) && mkdir -p build/$(1) && \
-  cp -r setup.py pyproject.toml README.md pmxcfs tests build/$(1)/ && rm -f build/$(1)/pmxcfs/*.so
+  cp -r setup.py pyproject.toml README.md docs pmxcfs tests build/$(1)/ && \
+  rm -f build/$(1)/pmxcfs/*.so
 
 .PHONY: debug
 debug: deps build/debug.stamp ## the same with assertions, without optimization, annotated
@@ -126,15 +127,16 @@ asan: deps ## unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call copy,asan)
 	cd build/asan && PMXCFS_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=. PYTHONMALLOC=malloc $(CURDIR)/$(PYTEST) tests/unit
+	  PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc $(CURDIR)/$(PYTEST) tests/unit
 
 .PHONY: cover
 cover: deps ## line coverage of all tests, extensions and daemons included
 	$(call copy,cover)
 	cd build/cover && PMXCFS_COVERAGE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd build/cover && export COVERAGE_PROCESS_START=pyproject.toml PYTHONPATH=.; \
-	  $(CURDIR)/$(BIN)/coverage run -m pytest tests; \
-	  $(CURDIR)/$(BIN)/coverage combine -q; $(CURDIR)/$(BIN)/coverage report
+	cd build/cover && export PYTHONPATH=$(CURDIR)/build/cover COVERAGE_FILE=$(CURDIR)/build/cover/.coverage \
+	  COVERAGE_PROCESS_START=$(CURDIR)/build/cover/pyproject.toml; \
+	$(CURDIR)/$(PYTEST) tests || true; \
+	$(CURDIR)/$(BIN)/coverage combine -q; $(CURDIR)/$(BIN)/coverage report
 
 .PHONY: bench
 bench: build ## measure against the floor, by turns; table, chart and JSON

@@ -61,7 +61,8 @@ def extensions() -> list[Extension]:
         return []
     return cythonize(  # type: ignore[no-untyped-call,no-any-return]
         [extension(source) for source in sorted(Path("pmxcfs").glob("*.pyx"))],
-        build_dir="build/cython",
+        # Cython.Coverage looks for the C file beside its source.
+        build_dir=None if is_on("PMXCFS_COVERAGE") else "build/cython",
         annotate=is_on("PMXCFS_DEBUG"),
         compiler_directives={
             "language_level": 3,

@@ -13,7 +13,7 @@ import pytest
 
 from bench.bare import commit_us
 from bench.report import RESULTS, Report
-from bench.servers import build_floor, pin
+from bench.servers import build_floor, pin, preferred
 
 REPORT = pytest.StashKey[Report]()
 
@@ -54,12 +54,13 @@ def self_check(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_cpu() -> Iterator[None]:
-    """Keep this process, and all that it starts, on one CPU (the reason is in servers)."""
-    before = os.sched_getaffinity(0)
-    pin({max(before)})
-    yield
-    pin(before)
+def placement() -> Iterator[None]:
+    """Keep this process, and all that it starts, on one CPU; the reason is in servers."""
+    cpus = os.sched_getaffinity(0)
+    pin({max(cpus)})
+    with preferred():
+        yield
+    pin(cpus)
 
 
 @pytest.fixture(scope="session")

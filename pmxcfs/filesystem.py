@@ -50,7 +50,7 @@ from pmxcfs.messages import (
     Write,
     to_bytes,
 )
-from pmxcfs.replica import Ticket
+from pmxcfs.tickets import Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
 

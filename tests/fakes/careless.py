@@ -62,9 +62,15 @@ def commit_in_pieces() -> None:
     setattr(Database, "save", save)  # noqa: B010
 
 
+def forget_to_sync() -> None:
+    """Answer an fsync without asking the device for anything."""
+    setattr(Database, "sync", lambda database: None)  # noqa: B010
+
+
 SABOTAGE: Mapping[str, Callable[[], None]] = {
     "reply-before-commit": reply_before_commit,
     "commit-in-pieces": commit_in_pieces,
+    "forget-to-sync": forget_to_sync,
 }
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.database import Database
+from pmxcfs.database import Database, inspect
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
 
@@ -29,6 +28,7 @@ class Store:
         self.tree.load(self.database.load(now=7).records)
 
     def write(self, name: str, data: bytes) -> None:
+        """Make or replace a file of the root, unsaved."""
         entry = self.tree.find(name)
         if entry is None:
             entry = self.tree.create(self.tree.root, name, EntryType.FILE, **BY)
@@ -44,26 +44,19 @@ class Store:
         self.tree.settle()
 
     def put(self, name: str, data: bytes) -> None:
+        """Make or replace a file of the root."""
         self.write(name, data)
         self.save()
 
     @property
     def log_size(self) -> int:
+        """Bytes that the log file has."""
         return os.stat(f"{self.path}-wal").st_size
 
 
 def stored(path: Path) -> Tree:
-    """The tree that a daemon would start with now, read by a copy, so nothing is disturbed."""
-    copy = path.with_name("copy.db")
-    for suffix in ("", "-wal"):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
-    try:
-        with contextlib.closing(Database.open(copy, now=0)) as database:
-            loaded = database.load(now=0)
-    finally:
-        for leftover in copy.parent.glob("copy.db*"):
-            leftover.unlink()
+    """The tree that is committed in a file, which may be open."""
+    loaded = inspect(path)
     assert loaded.repairs == []
     tree = Tree()
     tree.load(loaded.records)
@@ -71,6 +64,7 @@ def stored(path: Path) -> Tree:
 
 
 def query(path: Path, statement: str) -> list[tuple[Any, ...]]:
+    """The answer of a connection of its own, with text as bytes."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.text_factory = bytes
         return connection.execute(statement).fetchall()
@@ -81,18 +75,25 @@ class Faults:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
-        self._code = 0
+        self._error: BaseException = KeyboardInterrupt()
         self._countdown = 0
         self._matching = ""
         self._is_done = False
 
-    def arm(self, code: int, *, at: int = 1, matching: str = "", is_done: bool = False) -> None:
+    def arm(
+        self,
+        code: int | BaseException,
+        *,
+        at: int = 1,
+        matching: str = "",
+        is_done: bool = False,
+    ) -> None:
         """Fail the statement number *at* of those with *matching*, once; 0 means all of them.
 
         *is_done*: it is executed all the same. Taking a transaction back never fails.
         """
-        self._code, self._countdown, self._matching = code, at or -1, matching
-        self._is_done = is_done
+        self._error = injected(code) if isinstance(code, int) else code
+        self._countdown, self._matching, self._is_done = at or -1, matching, is_done
 
     def disarm(self) -> None:
         """Let everything work again."""
@@ -105,9 +106,7 @@ class Faults:
             return action()
         if self._is_done:
             action()
-        error = sqlite3.OperationalError("injected")
-        error.sqlite_errorcode = self._code
-        raise error
+        raise self._error
 
     def _is_due(self, sql: str) -> bool:
         if not self._countdown or self._matching not in sql or sql == "ROLLBACK":
@@ -116,6 +115,13 @@ class Faults:
             return True
         self._countdown -= 1
         return not self._countdown
+
+
+def injected(code: int) -> sqlite3.Error:
+    """An error as SQLite would report it."""
+    error = sqlite3.OperationalError("injected")
+    error.sqlite_errorcode = code
+    return error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -58,6 +59,11 @@ def filled(path: Path) -> Iterator[None]:
         filler.unlink()
 
 
+def make_immutable(path: Path) -> None:
+    """Let nobody, root included, change a file on ext4."""
+    _run("chattr", "+i", path)
+
+
 class Ext4:
     """An ext4 file system in the file *image*, mounted on *path*."""
 
@@ -66,12 +72,18 @@ class Ext4:
         self._path = path
 
     def mount(self) -> None:
-        """Mount it, on top of what is there."""
+        """Mount it, as it is on the device."""
         _run("mount", "-o", "loop", self._image, self._path)
 
     def unmount(self) -> None:
-        """Take it off."""
+        """Take it off; for those who have files on it open it stays."""
         _unmount(self._path)
+
+    def replace(self) -> None:
+        """Mount another device with the same content, whoever still uses the first one."""
+        self.unmount()
+        self._image = Path(shutil.copy(self._image, f"{self._image}.copy"))
+        self.mount()
 
     def mount_read_only(self) -> None:
         """Let nothing on it be written any more."""

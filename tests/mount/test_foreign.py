@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Control, Daemon, mounted, wait_for
+from tests.harness import POLL_INTERVAL, Control, Daemon, mounted, wait_for
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -97,28 +97,45 @@ class Ledger:
         self.checks: Counter[str] = Counter()
         self.stale: list[str] = []
 
-    def check(self, kind: str, path: Path, seen: object, wanted: object) -> None:
-        """Compare one thing."""
+    def check(self, kind: str, path: Path, see: Callable[[Path], object], wanted: object) -> None:
+        """Compare one thing; of what is stale, note whether it stays so."""
         self.checks[kind] += 1
-        if seen != wanted:
-            self.stale.append(f"{kind} of {path.name}: {seen!r}, not {wanted!r}")
+        seen = see(path)
+        if seen == wanted:
+            return
+        since = time.monotonic()
+        while see(path) != wanted and time.monotonic() < since + 1:
+            time.sleep(POLL_INTERVAL)
+        more = f"for {1000 * (time.monotonic() - since):.0f} ms more"
+        self.stale.append(f"{kind} of {path}: {shorten(seen)}, not {shorten(wanted)}, {more}")
 
     def look(self, expected: Expected) -> None:
         """Compare all that can be seen of one path."""
         path = expected.path
-        is_listed = path.name in os.listdir(path.parent)
-        if expected.content is None and not expected.directory:
-            self.check("negative name", path, os.path.lexists(path), False)
-            self.check("listing", path, is_listed, False)
+        is_there = expected.directory or expected.content is not None
+        self.check("listing", path, is_listed, is_there)
+        if not is_there:
+            self.check("negative name", path, os.path.lexists, False)
             return
-        self.check("listing", path, is_listed, True)
-        self.check("stat", path, seen_by_stat(path), wanted_of(expected))
+        self.check("stat", path, seen_by_stat, wanted_of(expected))
         if expected.content is not None:
-            self.check("content", path, read_or_none(path), expected.content)
+            self.check("content", path, read_or_none, expected.content)
         if expected.pages is not None and expected.content is not None:
             size = min(len(expected.pages), len(expected.content))
-            self.check("mmap", path, expected.pages[:size], expected.content[:size])
-            expected.pages.close()
+            pages = expected.pages
+            self.check("mmap", path, lambda _: pages[:size], expected.content[:size])
+            pages.close()
+
+
+def shorten(value: object) -> str:
+    """Show the beginning of a value."""
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def is_listed(path: Path) -> bool:
+    """Tell whether the name is in its directory's listing."""
+    return path.name in os.listdir(path.parent)
 
 
 def seen_by_stat(path: Path) -> tuple[int, int, int] | None:
@@ -136,6 +153,11 @@ def wanted_of(expected: Expected) -> tuple[int, int, int]:
         return stat.S_IFDIR | (0o700 if is_private else 0o755), 0, expected.mtime
     mode = stat.S_IFREG | (0o600 if is_private else 0o640)
     return mode, len(expected.content or b""), expected.mtime
+
+
+def permissions(path: Path) -> int:
+    """Return the permission bits."""
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def read_or_none(path: Path) -> bytes | None:
@@ -277,8 +299,8 @@ def check_quorum(mount: Daemon, control: Control, number: int, ledger: Ledger) -
         control("quorum", on=on)
         await_time(time.monotonic() + QUORUM_GRACE)
         for path in (mount.path / f"d/round{number}").iterdir():
-            mode = path.stat().st_mode
-            ledger.check("mode", path, stat.S_IMODE(mode), MODES[on][stat.S_IFMT(mode)])
+            wanted = MODES[on][stat.S_IFMT(path.stat().st_mode)]
+            ledger.check("mode", path, permissions, wanted)
 
 
 @pytest.mark.parametrize("workers", [1, 16])

@@ -162,17 +162,23 @@ def test_a_size_without_bytes_is_stored_as_null(store: Store) -> None:
 # Saving.
 
 
-def test_a_save_is_one_transaction_with_the_version_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "statements"),
+    [("a", ["INSERT"]), ("abc", ["BEGIN", *["INSERT"] * 4, "COMMIT"]), ("", [])],
+    ids=["one", "three", "none"],
+)
+def test_a_save_is_one_transaction_with_the_version_row(
+    tmp_path: Path, names: str, statements: list[str]
+) -> None:
     with faulty_connections() as faults:
         store = Store(tmp_path / "config.db")
     with contextlib.closing(store.database):
         faults.seen.clear()
-        for name in ("a", "b", "c"):
+        for name in names:
             store.write(name, b"x")
         store.save()
-        store.save()
-        words = [statement.split()[0] for statement in faults.seen]
-        assert words == ["BEGIN", *["INSERT"] * 4, "COMMIT"]
+        assert [statement.split()[0] for statement in faults.seen] == statements
+        assert stored(store.path).version == store.tree.version == 1 + 2 * len(names)
 
 
 def test_removed_rows_are_deleted(store: Store) -> None:
@@ -226,6 +232,31 @@ def test_sync_is_for_the_log_file(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert synced == [f"{store.path}-wal"]
 
 
+def test_names_are_synced_before_the_first_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: listed.append(sorted(os.listdir(fd))))
+    Database.open(tmp_path / "config.db", now=1).close()
+    assert listed == [["config.db", "config.db-shm", "config.db-wal"]]
+
+
+def test_commits_do_not_wait_for_the_device(store: Store) -> None:
+    [row] = store.database._connection.execute("PRAGMA synchronous")
+    assert row == (1,)
+
+
+def test_a_database_with_a_rollback_journal_gets_a_log(tmp_path: Path) -> None:
+    path = copied(tmp_path, "config_node1.db")
+    assert query(path, "PRAGMA journal_mode = DELETE") == [(b"delete",)]
+    store = Store(path)
+    with contextlib.closing(store.database):
+        store.put("a", b"x")
+        store.database.sync()
+        assert store.log_size > 4096
+    assert query(path, "PRAGMA journal_mode") == [(b"wal",)]
+
+
 def test_the_log_is_counted_until_a_checkpoint(store: Store) -> None:
     before = store.database.wal_size
     store.put("a", bytes(100000))
@@ -240,6 +271,7 @@ def test_a_long_log_asks_for_a_checkpoint_once(store: Store) -> None:
     for _ in range(5):
         store.put("a", bytes(1 << 20))
     assert len(asked) == 2  # nobody came after the first time
+    assert store.path.stat().st_size <= 2 * 4096
     store.database.checkpoint()
     store.put("a", b"x")
     assert len(asked) == 2
@@ -290,12 +322,12 @@ def test_writers_wait_only_for_a_checkpoint_of_a_log_that_is_too_long(
             is_short = store.log_size <= module.LOG_LIMIT
             store.database.checkpoint()
             modes = [sql[-9:] for sql in faults.seen if "wal_checkpoint" in sql]
-            assert modes == ["(PASSIVE)"] if is_short else ["(PASSIVE)", "(PASSIVE)", "(RESTART)"]
+            assert modes == (["(PASSIVE)"] if is_short else ["(PASSIVE)", "(PASSIVE)", "(RESTART)"])
         assert store.database.wal_size > module.LOG_LIMIT
         reader.execute("COMMIT")
         store.database.checkpoint()
         assert store.database.wal_size == 0
-        store.put("a", b"x")
+        store.put("b", b"x")
         assert store.log_size == module.CHECKPOINT_AFTER
 
 

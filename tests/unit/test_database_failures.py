@@ -124,12 +124,22 @@ def test_a_half_failed_commit_of_the_same_version_is_overwritten(
 ) -> None:
     """The row that the file kept has the version, size and time of the one that comes next."""
     expect_log(REFUSED)
-    faults.arm(IO_ERROR, matching="COMMIT", is_done=True)
+    faults.arm(IO_ERROR, matching="INSERT", is_done=True)
     with pytest.raises(StoreError):
         store.put("a", b"first!")
     store.put("a", b"second")
-    tree = stored(store.path)
-    assert tree.checksum() == store.tree.checksum()
+    assert stored(store.path).checksum() == store.tree.checksum()
+
+
+def test_a_row_that_a_failed_commit_left_is_deleted(
+    store: Store, faults: Faults, expect_log: ExpectLog
+) -> None:
+    expect_log(REFUSED)
+    faults.arm(IO_ERROR, matching="INSERT", is_done=True)
+    with pytest.raises(StoreError):
+        store.put("new", b"x")
+    store.put("b", b"y")
+    assert stored(store.path).checksum() == store.tree.checksum()
 
 
 def test_what_was_applied_and_not_taken_back_is_caught_up(
@@ -163,17 +173,16 @@ def test_a_save_without_changes_finds_out_whether_writing_works_again(
     store: Store, faults: Faults, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
-    faults.arm(sqlite3.SQLITE_FULL, at=2, matching="BEGIN")
-    store.save()
-    change(store)
+    faults.arm(sqlite3.SQLITE_FULL, at=0, matching="BEGIN")
     with pytest.raises(StoreError):
-        change_again(store)
+        change(store)
+    faults.arm(sqlite3.SQLITE_FULL, at=0, matching="INSERT")
+    with pytest.raises(StoreError):
+        store.save()
+    assert store.database.degraded is not None
+    faults.disarm()
     store.save()
     assert store.database.degraded is None
-
-
-def change_again(store: Store) -> None:
-    store.put("d", b"d")
 
 
 def test_each_change_of_state_is_logged_once(
@@ -186,7 +195,7 @@ def test_each_change_of_state_is_logged_once(
         with pytest.raises(StoreError):
             change(store)
     for _ in range(2):
-        change_again(store)
+        store.put("d", b"d")
     logged = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert logged == [
         (
@@ -203,16 +212,32 @@ def test_each_change_of_state_is_logged_once(
     ]
 
 
-def test_a_crash_between_two_statements_of_ours_takes_the_transaction_back(
-    store: Store, faults: Faults
-) -> None:
-    def crash() -> None:
-        raise KeyboardInterrupt
+def test_an_interrupted_transaction_is_taken_back(store: Store, faults: Faults) -> None:
+    faults.arm(KeyboardInterrupt(), matching="COMMIT")
+    with pytest.raises(KeyboardInterrupt):
+        change(store)
+    store.tree.rollback()
+    store.put("b", b"other")
+    assert stored(store.path).checksum() == store.tree.checksum()
 
-    before = store.tree.checksum()
-    faults.arm(sqlite3.SQLITE_OK, matching="COMMIT")
-    faults.error = crash  # type: ignore[attr-defined]
-    store.write("a", b"x")
+
+def test_a_sync_that_fails_says_so_and_the_next_save_looks_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    expect_log("can't be synced: Input/output error; reads go on")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(StoreError) as caught:
+            store.database.sync()
+    assert caught.value.errno == errno.EIO
+    before = store.database._connection
+    store.put("b", b"y")
+    assert store.database._connection is not before
+    store.database.sync()
+    assert stored(store.path).checksum() == store.tree.checksum()
 
 
 def test_failed_checkpoints_are_logged_once_and_never_raised(
@@ -222,7 +247,7 @@ def test_failed_checkpoints_are_logged_once_and_never_raised(
     expect_log("can't be checkpointed: injected: free some space; its log grows meanwhile")
     faults.arm(sqlite3.SQLITE_FULL, at=0, matching="wal_checkpoint")
     for _ in range(3):
-        change_again(store)
+        store.put("d", b"d")
         store.database.checkpoint()
     assert len(caplog.records) == 1
     assert store.database.degraded is None
@@ -243,7 +268,7 @@ def test_no_checkpoint_after_a_failed_one_until_the_file_was_opened_again(
     faults.seen.clear()
     store.database.checkpoint()
     assert faults.seen == []
-    change_again(store)
+    store.put("d", b"d")
     store.database.checkpoint()
     assert store.database.wal_size == 0
 
@@ -266,11 +291,10 @@ def test_a_log_that_lost_pages_is_never_copied_into_the_file(
     if ending == "close":
         store.database.close()
         assert store.path.read_bytes() == pages
-    else:
-        store.put("c", b"y")
+        return
+    store.put("c", b"y")
     assert query(store.path, "PRAGMA integrity_check") == [(b"ok",)]
-    if ending == "save":
-        assert stored(store.path).checksum() == store.tree.checksum()
+    assert stored(store.path).checksum() == store.tree.checksum()
 
 
 def test_a_repair_that_can_t_be_written_is_made_by_the_next_save(

@@ -18,6 +18,7 @@ LAYERS = (
     (1, "status"),
     (2, "privatefiles"),
     (2, "delivery database"),
+    (2, "tickets"),
     (3, "replica filesystem statusfiles"),
     (4, "nodes invalidation control log process address publisher checkpointer"),
     (4, "fuse"),

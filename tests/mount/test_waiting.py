@@ -1,0 +1,241 @@
+"""Changes that wait, as they do while a cluster is not in sync, delay nobody else.
+
+The test control holds all changes that come through the mount; those of other nodes go on.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pmxcfs.fuse import RESERVED_WORKERS
+from pmxcfs.replica import SHORT_PATIENCE
+from tests.harness import Daemon, mounted, wait_for
+
+pytestmark = pytest.mark.needs_fuse
+
+WORKERS = 16
+MOST = WORKERS - RESERVED_WORKERS  # changes that may wait
+AT_ONCE = 200
+PROMPT = 0.1  # seconds; the contract for everything that does not wait
+SLACK = 3  # by which a busy machine may miss it
+STOP = 3.0  # seconds until the daemon must have gone
+
+
+class Change(threading.Thread):
+    """One change in a thread of its own, and what came of it."""
+
+    def __init__(self, operation: Callable[[], object]) -> None:
+        super().__init__()
+        self.errno: int | None = 0
+        self.seconds = 0.0
+        self._operation = operation
+        self.start()
+
+    def run(self) -> None:
+        begin = time.monotonic()
+        try:
+            self._operation()
+        except OSError as error:
+            self.errno = error.errno
+        self.seconds = time.monotonic() - begin
+
+    def end(self) -> int | None:
+        """Return the errno, 0 for success."""
+        self.join(30)
+        assert not self.is_alive()
+        return self.errno
+
+
+@contextlib.contextmanager
+def held(mount: Daemon) -> Iterator[None]:
+    """Let changes wait until the block ends."""
+    mount.control("hold")
+    try:
+        yield
+    finally:
+        if mount.process.poll() is None:
+            mount.control("resume")
+
+
+def waiting(mount: Daemon) -> int:
+    """Return how many changes wait."""
+    return int(mount.control("info")["waiting"])
+
+
+def wait_until_waiting(mount: Daemon, count: int) -> None:
+    """Wait until so many changes wait."""
+    wait_for(lambda: waiting(mount) == count, mount)
+
+
+def slowest(operations: list[Callable[[], object]]) -> float:
+    """Return the seconds that the slowest of *operations* took."""
+    taken = []
+    for operation in operations:
+        begin = time.monotonic()
+        operation()
+        taken.append(time.monotonic() - begin)
+    return max(taken)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Daemon]:
+    with mounted(tmp_path, "--test-control", "--workers", str(WORKERS)) as daemon:
+        yield daemon
+
+
+def make_elsewhere(mount: Daemon, count: int) -> list[Path]:
+    """Have another node make files that nobody here has looked at."""
+    with mount.connect() as control:
+        control("inject", kind="mkdir", path="elsewhere")
+        for number in range(count):
+            control("inject", kind="create", path=f"elsewhere/{number}")
+            control("inject", kind="write", path=f"elsewhere/{number}", data="content")
+    return [mount.path / "elsewhere" / str(number) for number in range(count)]
+
+
+def start_changes(mount: Daemon) -> list[Change]:
+    """Start 200 changes: closes of files that were written, and new directories."""
+    descriptors = []
+    for number in range(AT_ONCE):
+        (mount.path / f"d{number}").mkdir()
+        if number % 2:
+            flags = os.O_CREAT | os.O_WRONLY
+            descriptors.append(os.open(mount.path / f"d{number}" / "f", flags))
+    mount.control("hold")
+    for descriptor in descriptors:
+        os.write(descriptor, b"x")
+    closes = [Change(functools.partial(os.close, descriptor)) for descriptor in descriptors]
+    names = [mount.path / f"d{number}" / "new" for number in range(0, AT_ONCE, 2)]
+    return closes + [Change(path.mkdir) for path in names]
+
+
+def test_of_200_changes_most_are_refused_and_nobody_else_waits(mount: Daemon) -> None:
+    paths = make_elsewhere(mount, 50)
+    changes = start_changes(mount)
+    wait_for(lambda: sum(not change.is_alive() for change in changes) >= AT_ONCE - MOST, mount)
+    refused = [change for change in changes if not change.is_alive()]
+    assert {change.errno for change in refused} == {errno.EBUSY}
+    assert 0 < waiting(mount) <= MOST
+    taken = slowest(
+        [
+            *(path.stat for path in paths[:25]),
+            *(path.read_bytes for path in paths[25:]),
+            *(lambda: os.listdir(mount.path / "elsewhere") for _ in range(10)),
+            *((mount.path / ".version").read_bytes for _ in range(10)),
+            *((mount.path / "elsewhere" / f"missing{number}").exists for number in range(10)),
+        ]
+    )
+    print(f"\n{len(refused)} refused, {waiting(mount)} wait; slowest look elsewhere {taken:.3f} s")
+    assert taken < SLACK * PROMPT
+    mount.expect_log("the last writes to d.*/f are lost: EBUSY")
+    begin = time.monotonic()
+    mount.process.send_signal(signal.SIGTERM)
+    assert mount.process.wait(STOP) == 0
+    print(f"gone after {time.monotonic() - begin:.2f} s")
+    assert all(change.end() in (errno.EBUSY, errno.ENOTCONN) for change in changes)
+
+
+def test_what_waits_is_done_when_it_may_go_on(mount: Daemon) -> None:
+    for number in range(MOST):
+        (mount.path / f"d{number}").mkdir()
+    with held(mount):
+        paths = [mount.path / f"d{number}" / "new" for number in range(MOST)]
+        changes = [Change(path.mkdir) for path in paths]
+        wait_until_waiting(mount, MOST)
+        with pytest.raises(OSError, match="busy"):
+            (mount.path / "one_too_many").mkdir()
+    assert [change.end() for change in changes] == [0] * MOST
+    assert all(path.is_dir() for path in paths)
+    assert not (mount.path / "one_too_many").exists()
+
+
+def test_a_foreign_change_elsewhere_is_seen_although_a_mkdir_waits(mount: Daemon) -> None:
+    paths = make_elsewhere(mount, 3)
+    (mount.path / "busy").mkdir()
+    assert [path.read_bytes() for path in paths] == [b"content"] * 3
+    missing = mount.path / "elsewhere" / "missing"
+    assert not missing.exists()
+    with held(mount), mount.connect() as control:
+        change = Change((mount.path / "busy" / "new").mkdir)
+        wait_until_waiting(mount, 1)
+        # Its notification must wait for the mkdir; what comes after it must not.
+        control("inject", kind="create", path="busy/other")
+        control("inject", kind="write", path="elsewhere/0", data="changed")
+        control("inject", kind="delete", path="elsewhere/1")
+        control("inject", kind="rename", path="elsewhere/2", to="elsewhere/missing")
+        begin = time.monotonic()
+        wait_for(lambda: paths[0].read_bytes() == b"changed", mount)
+        wait_for(lambda: not paths[1].exists(), mount)
+        wait_for(missing.exists, mount)
+        taken = time.monotonic() - begin
+        assert change.is_alive()
+    assert change.end() == 0
+    assert taken < SLACK * PROMPT
+    wait_for((mount.path / "busy" / "other").exists, mount)
+
+
+def test_a_change_of_a_name_waits_two_seconds(mount: Daemon) -> None:
+    (mount.path / "f").write_text("x")
+    (mount.path / "d").mkdir()
+    with held(mount):
+        changes = [
+            Change((mount.path / "d" / "new").mkdir),
+            Change((mount.path / "f").unlink),
+        ]
+        assert [change.end() for change in changes] == [errno.EBUSY] * 2
+    for change in changes:
+        assert SHORT_PATIENCE <= change.seconds < SLACK * SHORT_PATIENCE
+    assert (mount.path / "f").read_text() == "x"
+
+
+def test_what_is_open_while_publishing_waits_can_be_read(mount: Daemon) -> None:
+    (mount.path / "f").write_text("before")
+    with held(mount):
+        change = Change(lambda: (mount.path / "f").write_text("after"))
+        wait_until_waiting(mount, 1)
+        assert (mount.path / "f").read_text() == "after"
+        assert (mount.path / "f").stat().st_size == 5
+    assert change.end() == 0
+    assert (mount.path / "f").read_text() == "after"
+
+
+def test_a_name_that_is_another_file_by_then_is_not_written(mount: Daemon) -> None:
+    mount.expect_log("the last writes to f are lost: ESTALE")
+    (mount.path / "f").write_text("before")
+    with held(mount), mount.connect() as control:
+        change = Change(lambda: (mount.path / "f").write_text("mine"))
+        wait_until_waiting(mount, 1)
+        control("inject", kind="create", path="g")
+        control("inject", kind="write", path="g", data="theirs")
+        control("inject", kind="rename", path="g", to="f")
+    assert change.end() == errno.ESTALE
+    assert (mount.path / "f").read_text() == "theirs"
+
+
+def test_a_file_that_is_renamed_meanwhile_keeps_what_was_written(mount: Daemon) -> None:
+    (mount.path / "f").write_text("before")
+    with held(mount):
+        change = Change(lambda: (mount.path / "f").write_text("mine"))
+        wait_until_waiting(mount, 1)
+        mount.control("inject", kind="rename", path="f", to="g")
+    assert change.end() == 0
+    wait_for(lambda: not (mount.path / "f").exists(), mount)
+    assert (mount.path / "g").read_text() == "mine"
+
+
+def test_a_file_that_another_node_removes_meanwhile_is_lost(mount: Daemon) -> None:
+    (mount.path / "f").write_text("before")
+    with held(mount):
+        change = Change(lambda: (mount.path / "f").write_text("mine"))
+        wait_until_waiting(mount, 1)
+        mount.control("inject", kind="delete", path="f")
+        mount.expect_log("the last writes to f are lost: ENOENT")
+    assert change.end() == errno.ENOENT
