@@ -12,7 +12,8 @@ from typing import NamedTuple, cast
 from pmxcfs import cli, fuse
 from pmxcfs._core import Entry, Tree
 from pmxcfs.database import Database
-from pmxcfs.replica import Replica, Ticket
+from pmxcfs.replica import Replica
+from pmxcfs.tickets import Ticket
 
 DELAY = 0.005  # seconds by which a commit comes too late
 PAUSE = 0.001  # seconds between the pieces of a transaction

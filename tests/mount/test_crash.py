@@ -26,10 +26,10 @@ pytestmark = pytest.mark.needs_fuse
 WRITERS = 4
 KILLS = 200
 LONG_RUNS = 25  # of as many kills each
-LONGEST_WORK = 0.15  # seconds from the start of the writers to the kill
+LONGEST_WORK = 0.1  # seconds from the start of the writers to the kill
 STARTS_KILLED = 0.1  # the share of daemons that are killed while they start
 LONGEST_START = 0.2  # seconds
-KILLS_TO_CATCH = 50  # that a careless daemon may survive without being caught
+KILLS_TO_CATCH = 200  # that a careless daemon may survive without being caught
 WORKERS = ("1", "16")  # the default in local mode, and that of a cluster: groups are committed
 
 # The log's index ends with what a checkpoint has done (https://sqlite.org/walformat.html, 2.1):

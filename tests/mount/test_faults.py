@@ -193,6 +193,18 @@ def test_a_creation_is_undone_with_the_change_that_could_not_be_saved(
             wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
 
 
+def test_a_write_that_the_timer_lost_is_told_by_the_close(tmp_path: Path, small_disk: Path) -> None:
+    with mounted(tmp_path, expect_log=[REFUSED, WRITES_LOST]) as daemon:
+        fill_tree(daemon.path)
+        descriptor = os.open(daemon.path / "file", os.O_WRONLY)
+        with filled(small_disk):
+            os.pwrite(descriptor, b"lost", 0)
+            wait_for(lambda: log_count(daemon, "the last writes to file are lost") == 1, daemon)
+        os.pwrite(descriptor, b"kept", 4)
+        assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
+        wait_for(lambda: (daemon.path / "file").read_text() == "as ikepts\n", daemon)
+
+
 # A device that fails
 
 

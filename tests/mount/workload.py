@@ -131,7 +131,7 @@ class Writer:
     def _make(self) -> None:
         """Create, write, close."""
         if path := self._free():
-            self._fill(self._create(path), path, b"", self._content(path))
+            self._fill(self._create(path), path, self._content(path))
 
     def _touch(self) -> None:
         """Create and close; with nothing written that promises nothing yet."""
@@ -143,7 +143,7 @@ class Writer:
         if path := self._file():
             descriptor = os.open(self._root / path, os.O_WRONLY | os.O_TRUNC)
             self._journal.draft({path: File(b"")}, since=time.monotonic() + EARLIEST_TIMER)
-            self._fill(descriptor, path, b"", self._content(path))
+            self._fill(descriptor, path, self._content(path))
 
     def _synced(self) -> None:
         """Write at the end, fsync, write more, close."""
@@ -164,7 +164,7 @@ class Writer:
                 with self._promised({"tmp": GONE}):
                     (self._root / "tmp").unlink()
             content = self._content(path)
-            self._fill(self._create("tmp"), "tmp", b"", content)
+            self._fill(self._create("tmp"), "tmp", content)
             with self._promised({"tmp": GONE, path: File(content)}):
                 (self._root / "tmp").rename(self._root / path)
 
@@ -201,7 +201,7 @@ class Writer:
             descriptor = self._create(path)
             with _closed_on_failure(descriptor), self._promised({directory: None}):
                 (self._root / directory).mkdir()
-            self._fill(descriptor, path, b"", self._content(path))
+            self._fill(descriptor, path, self._content(path))
 
     def _mkdir(self) -> None:
         paths = ("left", "right", *(f"{above}empty" for above in DIRECTORIES))
@@ -241,15 +241,15 @@ class Writer:
             yield descriptor
         os.close(descriptor)
 
-    def _fill(self, descriptor: int, path: str, before: bytes, content: bytes) -> None:
-        """Write after *before*, in chunks, and close, which promises all of it."""
+    def _fill(self, descriptor: int, path: str, content: bytes) -> None:
+        """Write into an empty file and close, which promises all of it."""
         since = time.monotonic() + EARLIEST_TIMER
         with _closed_on_failure(descriptor):
             for start in range(0, len(content), CHUNK):
                 end = start + CHUNK
-                self._journal.draft({path: File(before + content[:end])}, since=since)
+                self._journal.draft({path: File(content[:end])}, since=since)
                 os.write(descriptor, content[start:end])
-        self._journal.begin({path: File(before + content)})
+        self._journal.begin({path: File(content)})
         os.close(descriptor)
         self._journal.promise()
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,3 +248,12 @@ def test_an_exception_that_ends_a_thread_is_logged(capfd: pytest.CaptureFixture[
     text = capfd.readouterr().err
     assert "[main] critical: thread doomed died" in text
     assert text.splitlines()[-1].endswith("IndexError: list index out of range")
+
+
+def test_a_thread_may_exit(capfd: pytest.CaptureFixture[str]) -> None:
+    stop = log.start(foreground=True, debug=False)
+    thread = threading.Thread(target=sys.exit)
+    thread.start()
+    thread.join()
+    stop()
+    assert capfd.readouterr().err == ""

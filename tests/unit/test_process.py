@@ -1,5 +1,6 @@
 """What the daemon asks of the operating system, as far as that needs no mount."""
 
+import errno
 import grp
 import os
 import re
@@ -63,6 +64,14 @@ def test_a_file_in_place_of_a_directory(tmp_path: Path, umask: int) -> None:
             process.make_directories(
                 Settings(nodename="n", statedir=path, rundir=tmp_path), group=os.getgid()
             )
+
+
+def test_a_directory_that_can_not_be_made(tmp_path: Path, umask: int) -> None:
+    impossible = Path("/proc/pmxcfs")
+    with pytest.raises(StartError, match=f"can't make directory {impossible}"):
+        process.make_directories(
+            Settings(nodename="n", statedir=tmp_path, rundir=impossible), group=os.getgid()
+        )
 
 
 def test_the_second_daemon_learns_who_was_first(tmp_path: Path) -> None:
@@ -139,6 +148,20 @@ def test_a_mountpoint_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "pve").touch()
     with pytest.raises(StartError, match=r"can't mount on .*/pve: "):
         process.clear_mountpoint(tmp_path / "pve")
+
+
+def test_a_plain_directory_can_not_be_unmounted(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=f"can't umount {tmp_path}"):
+        process.detach(tmp_path)
+
+
+@pytest.mark.expect_log("removing the stale mount")
+def test_a_stale_mount_that_does_not_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_stat_error", lambda path: errno.ENOTCONN)
+    monkeypatch.setattr(process, "detach", lambda path: None)
+    (tmp_path / "file").touch()  # it can't be listed, which is what shows that a mount is stale
+    with pytest.raises(StartError, match="umount them by hand"):
+        process.clear_mountpoint(tmp_path / "file")
 
 
 def test_a_plain_directory_is_not_mounted(tmp_path: Path) -> None:

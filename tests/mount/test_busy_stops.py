@@ -1,0 +1,130 @@
+"""The daemon ends in order whatever is going on: under load, with files open, by an unmount."""
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pmxcfs.database import inspect
+from tests.harness import Daemon, detach, is_mount, mounted, wait_for
+
+pytestmark = pytest.mark.needs_fuse
+
+STOPS = 50  # for each number of workers
+STOP = 3.0  # seconds until the daemon must have gone
+ENOUGH = 30  # operations of each kind before a stop
+ENDED = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT, errno.EBUSY})
+
+
+class Load:
+    """Threads that write, replace, read and list, and one that is another node."""
+
+    def __init__(self, mount: Daemon) -> None:
+        # By descriptor: once the mount is gone, a path would lead into the directory below.
+        self._root = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY)
+        self._control = mount.connect()
+        self._is_over = threading.Event()
+        self.counts: dict[str, int] = {}
+        self.surprises: list[BaseException] = []
+        work = (self._write, self._replace, self._read, self._change)
+        self._threads = [threading.Thread(target=self._repeat, args=(step,)) for step in work]
+        for thread in self._threads:
+            thread.start()
+
+    def is_under_way(self) -> bool:
+        """Tell whether every thread has done something."""
+        return len(self.counts) == 4 and min(self.counts.values()) > ENOUGH
+
+    def end(self) -> None:
+        """Wait for the threads."""
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(STOP)
+        os.close(self._root)
+        self._control.__exit__()
+
+    def _repeat(self, step: Callable[[int], None]) -> None:
+        number = 0
+        try:
+            while not self._is_over.is_set():
+                number += 1
+                step(number)
+                self.counts[step.__name__] = number
+        except OSError as error:
+            if error.errno not in ENDED:
+                self.surprises.append(error)
+        except ValueError as error:  # the control's connection ended
+            if step != self._change:
+                self.surprises.append(error)
+
+    def _put(self, name: str, content: bytes) -> None:
+        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        descriptor = os.open(name, flags, dir_fd=self._root)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+
+    def _write(self, number: int) -> None:
+        self._put(f"file{number % 5}", b"x" * number)
+
+    def _replace(self, number: int) -> None:
+        self._put("saved.tmp", b"y" * number)
+        os.rename("saved.tmp", "saved", src_dir_fd=self._root, dst_dir_fd=self._root)
+
+    def _read(self, number: int) -> None:
+        for name in os.listdir(self._root):
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(name, dir_fd=self._root)
+        with open(os.open(".version", os.O_RDONLY, dir_fd=self._root), "rb") as file:
+            file.read()
+
+    def _change(self, number: int) -> None:
+        with contextlib.suppress(FileExistsError):
+            self._control("inject", kind="create", path="foreign")
+        self._control("inject", kind="write", path="foreign", data=str(number))
+        self._control("inject", kind="rename", path="foreign", to=f"foreign{number % 3}")
+
+
+@contextlib.contextmanager
+def load_on(mount: Daemon) -> Iterator[Load]:
+    """Start the threads; end them."""
+    load = Load(mount)
+    try:
+        wait_for(load.is_under_way, mount)
+        yield load
+    finally:
+        load.end()
+
+
+def stop_often(workdir: Path, workers: int) -> list[float]:
+    """Stop a daemon under load again and again; return the seconds that each took."""
+    taken = []
+    for number in range(STOPS):
+        with mounted(workdir, "--test-control", "--workers", str(workers)) as mount:
+            with load_on(mount) as load:
+                begin = time.monotonic()
+                mount.stop(signal.SIGTERM if number % 4 else signal.SIGINT)
+                taken.append(time.monotonic() - begin)
+            assert load.surprises == []
+        assert inspect(mount.state / "config.db").repairs == []
+    return taken
+
+
+def test_100_stops_under_load(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(stop_often, tmp_path / str(n), n) for n in (1, 16)]
+        taken = [seconds for run in runs for seconds in run.result()]
+    print(f"\n{len(taken)} stops, the longest {max(taken):.2f} s")
+    assert len(taken) == 2 * STOPS
+    assert max(taken) < STOP
