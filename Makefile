@@ -96,7 +96,7 @@ check: lint types unit ## what to run before each commit
 lint: build ## style
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
-	$(BIN)/cython-lint pmxcfs
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint pmxcfs
 
 .PHONY: types
 types: build ## types of all Python code

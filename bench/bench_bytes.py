@@ -1,6 +1,7 @@
 """Bytes handed to the block layer per operation, with the last checkpoint and the close.
 
-The base is bare SQLite with a commit for each transaction that the operation needs.
+Both databases hold GUESTS files of 1 KiB: in a small one all rows would share a page. The base is
+bare SQLite with a commit for each transaction that the operation needs.
 """
 
 import os
@@ -11,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from bench.bare import BareDatabase, bare_database
-from bench.data import BIG, SECTOR, SMALL, variant
+from bench.data import BIG, FIRST_VMID, GUESTS, NODE, SECTOR, SMALL, guest_files, variant
 from bench.device import disk
 from bench.goals import KIB, MIB, Goal
 from bench.operations import CREATE, REWRITE, write_file
+from bench.populate import write_database
 from bench.report import Report
 from bench.servers import pmxcfs_server
 
 SECTORS_PER_MIB = MIB // 512
+BIG_INODE = 1 + GUESTS
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,26 @@ class Case:
 
 
 def _replace(root: str, number: int) -> None:
-    write_file(f"{root}/f.tmp.{number}", CREATE, variant(SMALL, number))
-    os.rename(f"{root}/f.tmp.{number}", f"{root}/f")
+    """Save a guest's configuration the usual way, another guest's each time."""
+    target = f"{root}/nodes/{NODE}/qemu-server/{FIRST_VMID + _scattered(number)}.conf"
+    write_file(f"{target}.tmp.{number}", CREATE, variant(SMALL, number))
+    os.rename(f"{target}.tmp.{number}", target)
 
 
 def _replace_bare(database: BareDatabase, number: int) -> None:
-    database.commit(2, variant(SMALL, number))
-    database.commit(1, variant(SMALL, number))
+    inode = 1 + _scattered(number)
+    database.commit(inode, variant(SMALL, number))
+    database.commit(inode, variant(SMALL, number + 1))
+
+
+def _scattered(number: int) -> int:
+    """Return which of the GUESTS comes next: all in turn, neighbors far apart."""
+    return number * 7 % GUESTS
 
 
 def _save_sectors(root: str, number: int) -> None:
-    write_file(f"{root}/F", REWRITE | os.O_CREAT, variant(SECTOR, number), times=SECTORS_PER_MIB)
+    flags = REWRITE | os.O_CREAT
+    write_file(f"{root}/F", flags, variant(SECTOR, number), times=SECTORS_PER_MIB)
 
 
 def _save(root: str, number: int) -> None:
@@ -51,12 +63,12 @@ def _save(root: str, number: int) -> None:
 
 
 def _save_bare(database: BareDatabase, number: int) -> None:
-    database.commit(1, variant(BIG, number))
+    database.commit(BIG_INODE, variant(BIG, number))
 
 
 # Often enough that several checkpoints fall into the count: one is due per 4 MiB of log.
 CASES = (
-    Case("1 KiB replaced through tmp + rename", 1500, _replace, _replace_bare, 28),
+    Case("1 KiB replaced through tmp + rename", 3 * GUESTS, _replace, _replace_bare, 28),
     Case("1 MiB in 512-byte writes", 20, _save_sectors, _save_bare, 2.2 * KIB),
     Case("1 MiB in one write", 20, _save, _save_bare, 2.2 * KIB),
 )
@@ -65,7 +77,9 @@ CASES = (
 def our_bytes(case: Case, workdir: Path) -> float:
     """Return the bytes that one operation on our mount writes."""
     with disk(workdir) as device:
-        with pmxcfs_server(workdir, statedir=device.mountpoint / "state") as server:
+        state = device.mountpoint / "state"
+        write_database(state / "config.db", guest_files())
+        with pmxcfs_server(workdir, statedir=state) as server:
             before = device.written()
             for number in range(case.count):
                 case.ours(server.root, number)
@@ -76,6 +90,8 @@ def bare_bytes(case: Case, workdir: Path) -> float:
     """Return the bytes that the same changes cost in bare SQLite."""
     with disk(workdir) as device:
         with bare_database(device.mountpoint / "bare") as database:
+            for inode in range(1, 1 + GUESTS):
+                database.commit(inode, SMALL[0])
             before = device.written()
             for number in range(case.count):
                 case.bare(database, number)

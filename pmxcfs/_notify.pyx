@@ -79,7 +79,8 @@ def invalidate_inode(int fd, uint64_t node, *, bint pages):
 def invalidate_entry(int fd, uint64_t parent, bytes name not None, *, bint expire):
     """Make the kernel forget what it knows of *name* in *parent*, also that it is not there.
 
-    With *expire* it only looks the name up again (Linux 6.2; older ones forget it). Blocks while an operation in that directory is going on. Raises OSError if the session is gone.
+    With *expire* it only looks the name up again (Linux 6.2; older ones forget it). Blocks while an
+    operation in that directory is going on. Raises OSError if the session is gone.
     """
     cdef fuse_notify_inval_entry_out body
     cdef size_t size = <size_t>len(name)

@@ -297,8 +297,9 @@ class FileSystem:
                 self.publish(handle.entry)
         finally:
             flight, handle.flight = handle.flight, None
-        if flight is not None and not handle.entry.is_orphan:
-            self._issuer.wait(flight)
+            # The first failure is the cause of later ones, so it is the one to be told.
+            if flight is not None and not handle.entry.is_orphan:
+                self._issuer.wait(flight)
 
     def fsync(self, handle: OpenFile) -> None:
         """Publish what is unpublished of the file, whoever wrote it, and have it on the device."""
@@ -364,8 +365,8 @@ class FileSystem:
         """From now on *flight* tells how the publishing of *entry* went."""
         self._flights[entry] = flight
         for handle in self._writers.get(entry, ()):
-            if handle.has_written:
-                handle.flight = flight
+            if handle.has_written and (handle.flight is None or handle.flight.error is None):
+                handle.flight = flight  # else there is a failure that it has not been told of
             handle.has_written = handle.has_truncated = False
 
     def _drop(self, entry: Entry, error: PmxcfsError) -> None:

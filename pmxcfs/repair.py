@@ -305,8 +305,10 @@ def _is_sound(row: Row) -> bool:
     inode, parent, version, writer, mtime, kind, name, data = row
     return (
         type(parent) is type(version) is type(writer) is type(mtime) is type(kind) is int
-        and inode > 0 <= parent
-        and version >= 0 <= writer <= _U32
+        and inode > 0
+        and parent >= 0
+        and version >= 0
+        and 0 <= writer <= _U32
         and 0 <= mtime <= _U32
         and (not data or (kind == _FILE and len(data) <= MAX_FILE_SIZE))
         and kind in (_FILE, _DIRECTORY)

@@ -32,7 +32,7 @@ def reply_before_commit() -> None:
     def deliver(replica: Replica, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
             replica.defer(ticket)
-            ticket.is_done = True
+            ticket.finish()
         if not started:
             started.append(replica)
             threading.Thread(target=save_later, args=[replica], daemon=True).start()

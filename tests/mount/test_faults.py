@@ -340,3 +340,19 @@ def test_a_removed_state_directory_is_noticed(tmp_path: Path) -> None:
         assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.EIO)
         daemon.stop(grace=LONGEST_STOP)
         assert log_count(daemon, "changes are refused") == 1
+
+
+@needs_loop
+def test_a_state_directory_that_is_unmounted_and_mounted_again_is_used_again(
+    tmp_path: Path, device: Ext4
+) -> None:
+    expected = [REFUSED, NOT_THERE, WRITES_LOST]
+    with mounted(tmp_path, "--test-control", expect_log=expected) as daemon:
+        fill_tree(daemon.path)
+        device.unmount()
+        assert fill_log(daemon.path) == errno.EIO
+        assert (daemon.path / "file").read_text() == "as it was\n"
+        device.mount()
+        (daemon.path / "new").mkdir()
+        checksum = daemon.control("info")["checksum"]
+    assert checksum_in_file(tmp_path / "state") == checksum

@@ -123,8 +123,16 @@ class Writer:
             while True:
                 self._random.choice(self._operations)()
         except OSError as error:
-            if error.errno not in DEAD:
+            # EIO is for a request that the kernel was just handing to the daemon that died.
+            if error.errno not in DEAD and not (error.errno == errno.EIO and self._is_dead()):
                 raise
+
+    def _is_dead(self) -> bool:
+        try:
+            os.statvfs(self._root)
+        except OSError as error:
+            return error.errno in DEAD
+        return False
 
     # The operations; each does nothing if there is nothing to do it on.
 
