@@ -10,6 +10,7 @@ PMXCFS_NO_EXTENSIONS=1 leaves them out, for an editable install: `make build` co
 """
 
 import os
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -37,7 +38,9 @@ def is_on(toggle: str) -> bool:
 
 def compiler_flags() -> list[str]:
     """Return the flags for the compiler, warnings included."""
-    flags = WARNINGS + (DEBUG if is_on("PMXCFS_DEBUG") else OPTIMIZED)
+    # Python's own headers, some of which Cython includes, have conversions that gcc warns of.
+    flags = [*WARNINGS, "-isystem", sysconfig.get_path("include")]
+    flags += DEBUG if is_on("PMXCFS_DEBUG") else OPTIMIZED
     if is_on("PMXCFS_SANITIZE"):
         flags += [*SANITIZERS, "-O1", "-fno-omit-frame-pointer"]
     return flags

@@ -1,7 +1,7 @@
 """Bytes handed to the block layer per operation, with the last checkpoint and the close.
 
-Both databases hold GUESTS files of 1 KiB: in a small one all rows would share a page. The base is
-bare SQLite with a commit for each transaction that the operation needs.
+Both databases hold GUESTS files of 1 KiB, because in an empty one all rows share a page. The base
+is bare SQLite with a commit for each transaction that the operation needs.
 """
 
 import os
@@ -21,7 +21,6 @@ from bench.report import Report
 from bench.servers import pmxcfs_server
 
 SECTORS_PER_MIB = MIB // 512
-BIG_INODE = 1 + GUESTS
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,29 @@ class Case:
     most_kib: float
 
 
-def _replace(root: str, number: int) -> None:
-    """Save a guest's configuration the usual way, another guest's each time."""
-    target = f"{root}/nodes/{NODE}/qemu-server/{FIRST_VMID + _scattered(number)}.conf"
+def _replace_each(root: str, number: int) -> None:
+    """Save a guest's configuration, another guest's each time."""
+    _replace(f"{root}/nodes/{NODE}/qemu-server/{FIRST_VMID + _scattered(number)}.conf", number)
+
+
+def _replace_one(root: str, number: int) -> None:
+    _replace(f"{root}/datacenter.cfg", number)
+
+
+def _replace(target: str, number: int) -> None:
     write_file(f"{target}.tmp.{number}", CREATE, variant(SMALL, number))
     os.rename(f"{target}.tmp.{number}", target)
 
 
-def _replace_bare(database: BareDatabase, number: int) -> None:
-    inode = 1 + _scattered(number)
+def _replace_each_bare(database: BareDatabase, number: int) -> None:
+    _replace_bare(database, number, inode=1 + _scattered(number))
+
+
+def _replace_one_bare(database: BareDatabase, number: int) -> None:
+    _replace_bare(database, number, inode=1 + GUESTS)
+
+
+def _replace_bare(database: BareDatabase, number: int, *, inode: int) -> None:
     database.commit(inode, variant(SMALL, number))
     database.commit(inode, variant(SMALL, number + 1))
 
@@ -63,12 +76,13 @@ def _save(root: str, number: int) -> None:
 
 
 def _save_bare(database: BareDatabase, number: int) -> None:
-    database.commit(BIG_INODE, variant(BIG, number))
+    database.commit(1 + GUESTS, variant(BIG, number))
 
 
 # Often enough that several checkpoints fall into the count: one is due per 4 MiB of log.
 CASES = (
-    Case("1 KiB replaced through tmp + rename", 3 * GUESTS, _replace, _replace_bare, 28),
+    Case("tmp + rename of 1 KiB, one file", 3 * GUESTS, _replace_one, _replace_one_bare, 28),
+    Case("tmp + rename of 1 KiB, 500 in turn", 3 * GUESTS, _replace_each, _replace_each_bare, 28),
     Case("1 MiB in 512-byte writes", 20, _save_sectors, _save_bare, 2.2 * KIB),
     Case("1 MiB in one write", 20, _save, _save_bare, 2.2 * KIB),
 )
