@@ -149,6 +149,6 @@ bench-compare: build ## how the ratios of the last two runs of bench differ
 .PHONY: clean
 clean: ## remove all that was generated, the database of `make run` included
 	@if grep -q " $(CURDIR)/run/pve " /proc/mounts; then echo "run/pve is mounted" >&2; exit 1; fi
-	rm -rf .venv build run bench/results .coverage* .hypothesis .mypy_cache .pytest_cache \
+	rm -rf .venv build run bench/results .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache \
 	  .ruff_cache *.egg-info pmxcfs/*.so
 	find pmxcfs tests bench -name __pycache__ -prune -exec rm -rf {} +

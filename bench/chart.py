@@ -21,7 +21,8 @@ def chart(rows: Sequence[tuple[Row, Verdict]], *, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 80}" height="{height}"'
         ' font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="8" y="18" font-weight="bold">ours / base, {escape(title)}</text>',
+        f'<text x="8" y="18" font-weight="bold">ours / base; black: the limit; {escape(title)}'
+        "</text>",
         *(_grid_line(power, height) for power in range(LOWEST, HIGHEST + 1)),
         *(_bar(number, row, verdict) for number, (row, verdict) in enumerate(rows)),
         "</svg>",
@@ -46,13 +47,14 @@ def _grid_line(power: int, height: int) -> str:
 def _bar(number: int, row: Row, verdict: Verdict) -> str:
     y, start, end = TOP + LINE * number, _x(1.0), _x(row.ratio)
     color = MISSED if verdict.missed else MET
+    has_limit = isfinite(verdict.limit)
+    mark = _x(verdict.limit / row.base) if has_limit else start
     parts = [
         f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{escape(row.name)}</text>',
         f'<rect x="{min(start, end)}" y="{y + 2}" width="{max(abs(end - start), 1):.1f}"'
         f' height="{LINE - 5}" fill="{color}"/>',
-        f'<text x="{max(start, end) + 6}" y="{y + 12}">{row.ratio:.2f}</text>',
+        f'<text x="{max(start, end, mark) + 6}" y="{y + 12}">{row.ratio:.2f}</text>',
     ]
-    if isfinite(verdict.limit):
-        mark = _x(verdict.limit / row.base)
+    if has_limit:
         parts.append(f'<path d="M{mark} {y}v{LINE - 1}" stroke="black" stroke-width="2"/>')
     return "".join(parts)

@@ -5,6 +5,7 @@ Processes, not threads: clients that wait for one another's interpreter lock wou
 
 import contextlib
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -37,11 +38,15 @@ def together(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
         for pipe in pipes:
             if not pipe.poll(PATIENCE):
                 raise TimeoutError(f"a client took more than {PATIENCE} s")
-            results.append(pipe.recv())
+            try:
+                results.append(pipe.recv())
+            except EOFError:
+                raise RuntimeError("a client died; stderr has the reason") from None
     return results
 
 
 def _run(job: Callable[[], Any], barrier: Barrier, sink: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     barrier.wait(PATIENCE)
     sink.send(job())
 

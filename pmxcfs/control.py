@@ -35,7 +35,9 @@ class Control:
         self._path = path
         with suppress(FileNotFoundError):
             path.unlink()  # of a daemon that was killed; the state lock says it is not running
-        self._server = _Server(str(path), _handler_of(commands, lock))
+        self._commands = dict(commands)
+        self._lock = lock
+        self._server = _Server(str(path), _handler_of(self._commands, lock))
         path.chmod(0o600)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL,), name="control", daemon=True
@@ -49,6 +51,8 @@ class Control:
         """Stop answering and remove the socket. Must not hold the lock."""
         self._server.shutdown()
         self._server.server_close()
+        with self._lock:
+            self._commands.clear()  # for clients that are still connected
         with suppress(FileNotFoundError):
             self._path.unlink()
 
@@ -79,8 +83,8 @@ def _answer(
 ) -> Mapping[str, object]:
     try:
         request = json.loads(line)
-        command = commands[request.pop("do")]
         with lock:
+            command = commands[request.pop("do")]
             return command(**request) or {}
     except PmxcfsError as error:
         return {"error": error.errno, "message": str(error)}

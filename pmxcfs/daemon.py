@@ -83,6 +83,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, *, group: int, cleanup: contextlib.ExitStack) -> None:
         self._settings = settings
+        self._is_stopping = False
         self._finished = threading.Event()  # llfuse.main has returned
         self._main_thread = threading.get_ident()
         workers = settings.workers or LOCAL_WORKERS
@@ -156,11 +157,22 @@ class Daemon:
 
     def _mount(self, workers: int, cleanup: contextlib.ExitStack) -> None:
         self._session = fuse.Mount(self._operations, self._settings.mountpoint, workers=workers)
-        cleanup.callback(self._session.close)
+        cleanup.callback(self._unmount)
         self._invalidator = Invalidator(
             self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, workers)
         )
         self._cache = KernelCache(self._invalidator, self._tree, self._operations.nodes.objects)
+
+    def _unmount(self) -> None:
+        """End requests that nobody answers any more, too.
+
+        The kernel would not: one of them can hold a directory's lock that a notification waits
+        for, whose thread then keeps the session open.
+        """
+        if self._is_stopping:  # else somebody has unmounted it, and may have mounted another
+            with contextlib.suppress(StartError):
+                process.detach(self._settings.mountpoint)
+        self._session.close()
 
     def _join(self) -> None:
         """Connect those who change something with those who need to know."""
@@ -195,12 +207,16 @@ class Daemon:
         """Answer the kernel until it is over."""
         try:
             self._session.serve()
+        except BaseException:  # in the background nobody sees stderr any more
+            _log.critical("answering the kernel failed, which is a bug", exc_info=True)
+            raise
         finally:
             self._finished.set()
 
     def stop(self) -> None:
         """Let ``serve`` return, without losing what was written. For the signal waiter."""
         _log.info("stopping")
+        self._is_stopping = True
         self._issuer.refuse()
         self._publish_the_rest()
         process.end_llfuse_main(self._main_thread, self._finished)

@@ -32,7 +32,8 @@ DIRECTORY_MODE = 0o750
 LOCK_PATIENCE = 10.0  # seconds that a daemon which is stopping may still hold the lock
 LOCK_INTERVAL = 0.1  # seconds between attempts
 
-_MNT_DETACH = 2  # umount2(2): out of sight now, gone when nothing uses it any more
+_MNT_FORCE = 1  # umount2(2): requests that still wait for an answer fail
+_MNT_DETACH = 2  # out of sight now, gone when nothing uses it any more
 _MAX_STALE_MOUNTS = 16  # stacked on one mountpoint
 _READY = b"\0"  # what the daemon writes to its parent; anything else is the reason of a failure
 
@@ -163,9 +164,9 @@ def _stat_error(path: Path) -> int:
 
 
 def detach(path: Path) -> None:
-    """Take the topmost mount off *path* at once, even if files on it are open."""
+    """Take the topmost mount off *path* at once, even if files on it are open or requests wait."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
+    if libc.umount2(os.fsencode(path), _MNT_FORCE | _MNT_DETACH) != 0:
         raise StartError(f"can't umount {path}: {os.strerror(ctypes.get_errno())}")
 
 

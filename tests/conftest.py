@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -42,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
     time.tzset()
+    # A run that is told to end takes its mounts with it, as it does after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # How long one example takes says more about the machine than about the code.
     hypothesis.settings.register_profile("pmxcfs", deadline=None)
     hypothesis.settings.load_profile("pmxcfs")

@@ -23,7 +23,7 @@ from typing import Any, Self
 POLL_INTERVAL = 0.005  # seconds
 PROGRAM = ("-m", "pmxcfs")  # what Python runs
 GRACE = 10.0  # seconds for a start or a stop; the contract's deadlines are asserted by their tests
-MNT_DETACH = 2  # umount2(2)
+MNT_FORCE, MNT_DETACH = 1, 2  # umount2(2): requests fail, and it is gone at once
 
 # One line of the log: time, pid, domain, level, text.
 LOG_LINE = re.compile(r"[-0-9]{10} [:0-9]{8}\.\d{3} pmxcfs\[\d+\]: \[\w+\] (?P<level>\w+): ")
@@ -102,8 +102,8 @@ class Daemon:
         """End the daemon as a crash would, and take its dead mount away."""
         self.was_killed = True
         self.process.kill()
+        detach(self.path)  # a thread of the daemon may wait for a request that nobody answers
         self.process.wait()
-        detach(self.path)
 
     def log_text(self) -> str:
         """Return what the daemon has logged so far."""
@@ -222,5 +222,5 @@ def is_mount(path: Path) -> bool:
 def detach(path: Path) -> None:
     """Take everything mounted on *path* away, dead or alive."""
     libc = ctypes.CDLL(None)
-    while is_mount(path) and libc.umount2(os.fsencode(path), MNT_DETACH) == 0:
+    while is_mount(path) and libc.umount2(os.fsencode(path), MNT_FORCE | MNT_DETACH) == 0:
         pass
