@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 import pytest
 
+from bench.bare import commit_us
 from bench.clients import parallel_read_us
-from bench.data import mounted_files
+from bench.data import REWRITTEN, SMALL, mounted_files
 from bench.goals import Goal
-from bench.operations import COMPARISONS, READING, STATUS_FILES, Comparison
+from bench.operations import COMPARISONS, READING, REWRITE, STATUS_FILES, Comparison, write_file
 from bench.populate import write_database
 from bench.report import Report
 from bench.servers import Server, floor_server, on_all_cpus, pmxcfs_server
@@ -35,6 +37,16 @@ def our_mount(floor: Path, workdir: Callable[[], Path], *, self_check: bool) -> 
     write_database(directory / "state" / "config.db", mounted_files())
     with pmxcfs_server(directory) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def bare_commit_us(floor_mount: Server, workdir: Callable[[], Path]) -> Callable[[int], float]:
+    """Tell what one SQLite commit of so many bytes takes between requests, in microseconds."""
+
+    def request(number: int) -> None:
+        write_file(f"{floor_mount.root}/d1/f{number % REWRITTEN}", REWRITE, SMALL[0])
+
+    return cache(lambda size: commit_us(workdir(), size, between=request))
 
 
 @pytest.mark.parametrize("case", COMPARISONS, ids=lambda case: case.name)

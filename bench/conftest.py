@@ -6,12 +6,10 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from bench.bare import commit_us
 from bench.report import RESULTS, Report
 from bench.servers import build_floor, pin, preferred
 
@@ -82,9 +80,3 @@ def workdir(scratch: Path) -> Callable[[], Path]:
 def floor(scratch: Path) -> Path:
     """The floor server's program."""
     return build_floor(scratch)
-
-
-@pytest.fixture(scope="session")
-def bare_commit_us(workdir: Callable[[], Path]) -> Callable[[int], float]:
-    """Tell what one SQLite commit of so many bytes takes in this run, in microseconds."""
-    return cache(lambda size: commit_us(workdir(), size))

@@ -83,10 +83,11 @@ class Issuer(Protocol):
 class OpenFile:
     """An open handle of a regular file."""
 
-    __slots__ = ("entry", "flight", "has_truncated", "has_written")
+    __slots__ = ("entry", "flight", "has_created", "has_truncated", "has_written")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, *, has_created: bool) -> None:
         self.entry = entry
+        self.has_created = has_created  # by the open itself, and none of its descriptors was closed
         self.has_written = False  # since its last publishing
         self.has_truncated = False  # by the open itself
         self.flight: Ticket | None = None  # what publishes its writes; it has not asked how it went
@@ -247,11 +248,13 @@ class FileSystem:
 
     # Content
 
-    def open(self, entry: Entry, *, writing: bool, truncate: bool) -> OpenFile:
-        """Open a file. Raises NoQuorum for writing without quorum."""
+    def open(
+        self, entry: Entry, *, writing: bool, truncate: bool, has_created: bool = False
+    ) -> OpenFile:
+        """Open a file, which *has_created* it. Raises NoQuorum for writing without quorum."""
         if writing or truncate:
             self._need_quorum()
-        handle = OpenFile(entry)
+        handle = OpenFile(entry, has_created=has_created)
         if truncate:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
             self.on_unpublished()
@@ -300,17 +303,25 @@ class FileSystem:
             # The first failure is the cause of later ones, so it is the one to be told.
             if flight is not None and not handle.entry.is_orphan:
                 self._issuer.wait(flight)
+        if handle.has_created:
+            handle.has_created = False
+            self.save_creations()
 
     def fsync(self, handle: OpenFile) -> None:
         """Publish what is unpublished of the file, whoever wrote it, and have it on the device."""
-        self.publish(handle.entry)
+        handle.has_written = True
         self.flush(handle)
         self.sync()
 
     def sync(self) -> None:
         """Have everything that is published on this node's device. Raises StoreError."""
-        self._save_creations()
+        self.save_creations()
         self._issuer.sync()
+
+    def save_creations(self) -> None:
+        """Save new files that wait for their content. Raises StoreError: they are gone then."""
+        self._oldest_creation_ns = 0
+        self._issuer.save()
 
     def release(self, handle: OpenFile) -> None:
         """Forget a handle; nobody hears of errors any more."""
@@ -410,13 +421,9 @@ class FileSystem:
 
     def _save_creations_behind(self) -> None:
         try:
-            self._save_creations()
+            self.save_creations()
         except StoreError as error:
             _log.warning("new files could not be saved and are gone: %s", error)
-
-    def _save_creations(self) -> None:
-        self._oldest_creation_ns = 0
-        self._issuer.save()
 
     # Listening
 

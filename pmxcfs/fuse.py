@@ -324,7 +324,7 @@ class Operations(llfuse.Operations):
         entry = self._create(parent, to_text(name), exclusive=bool(flags & os.O_EXCL))
         is_writing = (flags & os.O_ACCMODE) != os.O_RDONLY
         truncate = bool(flags & os.O_TRUNC) and entry.visible_size > 0
-        handle = self._files.open(entry, writing=is_writing, truncate=truncate)
+        handle = self._files.open(entry, writing=is_writing, truncate=truncate, has_created=True)
         return self._new_handle(handle), self._answer(entry)
 
     @_handler
@@ -333,7 +333,9 @@ class Operations(llfuse.Operations):
     ) -> llfuse.EntryAttributes:
         if not stat.S_ISREG(mode):
             raise Unsupported("only regular files can be made")
-        return self._answer(self._create(parent, to_text(name), exclusive=True))
+        entry = self._create(parent, to_text(name), exclusive=True)
+        self._files.save_creations()
+        return self._answer(entry)
 
     def _create(self, parent: int, name: str, *, exclusive: bool) -> Entry:
         if self._special(parent, name) is not None:

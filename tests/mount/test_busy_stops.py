@@ -161,7 +161,7 @@ def test_what_is_in_use_does_not_delay_the_end(tmp_path: Path, workers: str) -> 
     with mounted(tmp_path, "--workers", workers) as mount:
         (mount.path / "d").mkdir()
         (mount.path / "d" / "f").write_bytes(b"published, and more")
-        command = [sys.executable, "-c", USER, mount.path]
+        command = [sys.executable, "-c", USER, str(mount.path)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as user:

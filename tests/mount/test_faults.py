@@ -174,9 +174,11 @@ def test_a_creation_that_can_not_be_saved_is_undone_by_the_timer(
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED, CREATION_LOST]) as daemon:
         new = daemon.path / "new"
         with filled(small_disk):
-            new.touch(exist_ok=False)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
             assert daemon.control("info")["entries"] == 0
+            assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
+            assert errno_of(lambda: new.touch(exist_ok=False)) == errno.ENOSPC
         new.touch(exist_ok=False)
 
 

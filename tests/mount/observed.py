@@ -1,0 +1,42 @@
+"""What a test sees of a daemon beside its mount: what is published, how often, in which words."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pmxcfs.database import inspect
+from pmxcfs.messages import to_bytes
+from tests.harness import Daemon
+
+
+def version(mount: Daemon) -> int:
+    """Return the tree's version, which each published change raises by one."""
+    return int(mount.control("info")["version"])
+
+
+@contextmanager
+def changes(mount: Daemon, count: int) -> Iterator[None]:
+    """Insist that the block publishes so many changes."""
+    before = version(mount)
+    yield
+    assert version(mount) - before == count
+
+
+def published(mount: Daemon, path: str) -> bytes | None:
+    """Return the content of a file in the database, None if there is no such file."""
+    records = inspect(mount.state / "config.db").records
+    children = {(record.parent, record.name): record for record in records if record.inode}
+    inode, data = 0, b""
+    for name in path.split("/"):
+        record = children.get((inode, to_bytes(name)))
+        if record is None:
+            return None
+        inode, data = record.inode, record.data or b""
+    return data
+
+
+def status(mount: Daemon, name: str) -> dict[str, Any]:
+    """Return the content of a status file."""
+    found: dict[str, Any] = json.loads((mount.path / name).read_bytes())
+    return found

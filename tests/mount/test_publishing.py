@@ -1,0 +1,397 @@
+"""When what was written becomes a change: for the database, the counters and other nodes."""
+
+import errno
+import os
+import resource
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Daemon, mounted, wait_for
+from tests.mount.observed import changes, published, status, version
+
+pytestmark = pytest.mark.needs_fuse
+
+MIB = 1 << 20
+DUE = 1.0  # seconds after which what is not closed is published
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with mounted(tmp_path_factory.mktemp("publishing"), "--test-control") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def file(mount: Daemon) -> Iterator[Path]:
+    """A published file."""
+    path = mount.path / "file"
+    path.write_bytes(b"published")
+    assert published(mount, "file") == b"published"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def shell(script: str, directory: Path) -> None:
+    """Run a script."""
+    subprocess.run(["sh", "-ec", script], cwd=directory, check=True, capture_output=True)
+
+
+def opened(path: Path, flags: int) -> int:
+    """Open for writing."""
+    return os.open(path, flags | os.O_WRONLY, 0o640)
+
+
+def test_what_is_written_is_seen_here_at_once_and_elsewhere_after_the_close(
+    mount: Daemon, file: Path
+) -> None:
+    with changes(mount, 0):
+        before = mount.control("info")["checksum"]
+        descriptor = opened(file, 0)
+        os.pwrite(descriptor, b"P", 0)
+        os.pwrite(descriptor, b"!", 9)
+        assert file.read_bytes() == b"Published!"
+        assert file.stat().st_size == 10
+        assert published(mount, "file") == b"published"
+        assert mount.control("info")["checksum"] == before
+    with changes(mount, 1):
+        os.close(descriptor)
+    assert published(mount, "file") == b"Published!"
+
+
+def test_counters_know_only_what_is_published(mount: Daemon) -> None:
+    path = mount.path / "storage.cfg"
+    path.write_bytes(b"1")
+    before = status(mount, ".version")["storage.cfg"]
+    with path.open("r+b", buffering=0) as writer:
+        writer.write(b"2")
+        assert status(mount, ".version")["storage.cfg"] == before
+    assert status(mount, ".version")["storage.cfg"] == before + 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo new > file",
+        "printf 'new\\n' | cat > file",
+        "printf 'new\\n' | dd of=file",
+        "printf 'new\\n' | dd of=file bs=1 conv=fsync",
+        "printf 'new\\n' > file && true",
+    ],
+)
+def test_a_shell_that_rewrites_a_file_makes_one_change(
+    mount: Daemon, file: Path, script: str
+) -> None:
+    with changes(mount, 1):
+        shell(script, mount.path)
+    assert published(mount, "file") == b"new\n"
+
+
+def test_small_blocks_are_one_change_of_one_transaction(mount: Daemon, file: Path) -> None:
+    before = mount.control("info")["transactions"]
+    with changes(mount, 1):
+        shell("dd if=/dev/zero of=file bs=512 count=2000", mount.path)
+    assert mount.control("info")["transactions"] == before + 1
+    assert published(mount, "file") == bytes(512 * 2000)
+
+
+def test_a_new_file_and_its_content_are_two_changes_of_one_transaction(mount: Daemon) -> None:
+    before = mount.control("info")["transactions"]
+    with changes(mount, 2):
+        (mount.path / "new").write_bytes(b"content")
+    assert mount.control("info")["transactions"] == before + 1
+
+
+def test_each_close_of_a_shared_descriptor_publishes_what_came_since(
+    mount: Daemon, file: Path
+) -> None:
+    with changes(mount, 2):
+        shell("(/bin/echo a; /bin/echo b) > file", mount.path)
+    assert published(mount, "file") == b"a\nb\n"
+
+
+def test_closing_a_duplicate_before_anything_was_written_publishes_nothing(
+    mount: Daemon, file: Path
+) -> None:
+    descriptor = opened(file, os.O_TRUNC)
+    with changes(mount, 0):
+        os.close(os.dup(descriptor))
+        assert file.read_bytes() == b""
+        assert published(mount, "file") == b"published"
+    os.write(descriptor, b"new")
+    with changes(mount, 1):
+        os.close(descriptor)
+    assert published(mount, "file") == b"new"
+
+
+def test_a_truncation_by_open_alone_is_published_on_release(mount: Daemon, file: Path) -> None:
+    with changes(mount, 1):
+        shell(": > file", mount.path)
+        wait_for(lambda: published(mount, "file") == b"", mount)
+
+
+def test_a_truncation_by_open_alone_is_published_by_fsync(mount: Daemon, file: Path) -> None:
+    descriptor = opened(file, os.O_TRUNC)
+    with changes(mount, 1):
+        os.fsync(descriptor)
+    assert published(mount, "file") == b""
+    os.close(descriptor)
+
+
+def by_opening(path: Path) -> int:
+    return opened(path, os.O_TRUNC)
+
+
+def by_writing(path: Path) -> int:
+    descriptor = opened(path, 0)
+    os.write(descriptor, b"PUB")
+    return descriptor
+
+
+@pytest.mark.parametrize(("begin", "content"), [(by_opening, b""), (by_writing, b"PUBlished")])
+def test_what_stays_open_is_published_after_a_second(
+    mount: Daemon, file: Path, begin: Callable[[Path], int], content: bytes
+) -> None:
+    start = time.monotonic()
+    with changes(mount, 1):
+        descriptor = begin(file)
+        assert file.read_bytes() == content
+        wait_for(lambda: published(mount, "file") == content, mount, 3 * DUE)
+    assert time.monotonic() - start > 0.9 * DUE
+    with changes(mount, 0):
+        os.close(descriptor)
+
+
+def test_the_second_runs_from_the_first_write(mount: Daemon, file: Path) -> None:
+    descriptor = opened(file, 0)
+    start = time.monotonic()
+    before = version(mount)
+    while version(mount) == before:
+        os.pwrite(descriptor, b"x", 0)
+        assert time.monotonic() - start < 3 * DUE
+    os.close(descriptor)
+
+
+def test_a_new_file_is_saved_within_a_second_though_it_stays_open(mount: Daemon) -> None:
+    descriptor = opened(mount.path / "created", os.O_CREAT | os.O_EXCL)
+    wait_for(lambda: published(mount, "created") == b"", mount, 3 * DUE)
+    os.close(descriptor)
+
+
+def test_fsync_publishes_and_close_then_does_not(mount: Daemon, file: Path) -> None:
+    descriptor = opened(file, os.O_TRUNC)
+    os.write(descriptor, b"synced")
+    with changes(mount, 1):
+        os.fsync(descriptor)
+    assert published(mount, "file") == b"synced"
+    with changes(mount, 0):
+        os.close(descriptor)
+
+
+def test_truncate_by_path_is_published_at_once(mount: Daemon, file: Path) -> None:
+    with changes(mount, 1):
+        os.truncate(file, 3)
+    assert published(mount, "file") == b"pub"
+    with changes(mount, 1):
+        os.truncate(file, 5)
+    assert published(mount, "file") == b"pub\0\0"
+
+
+def test_truncate_by_descriptor_waits_for_the_close(mount: Daemon, file: Path) -> None:
+    descriptor = opened(file, 0)
+    with changes(mount, 0):
+        os.ftruncate(descriptor, 3)
+        os.ftruncate(descriptor, 4)
+        assert file.read_bytes() == b"pub\0"
+    with changes(mount, 1):
+        os.close(descriptor)
+    assert published(mount, "file") == b"pub\0"
+
+
+def test_a_rename_publishes_first(mount: Daemon, file: Path) -> None:
+    descriptor = by_writing(file)
+    with changes(mount, 2):
+        file.rename(mount.path / "renamed")
+    assert published(mount, "renamed") == b"PUBlished"
+    with changes(mount, 0):
+        os.close(descriptor)
+    (mount.path / "renamed").unlink()
+
+
+def test_setting_the_time_publishes_first(mount: Daemon, file: Path) -> None:
+    descriptor = by_writing(file)
+    with changes(mount, 2):
+        os.utime(file, (5, 5))
+    assert published(mount, "file") == b"PUBlished"
+    assert file.stat().st_mtime == 5
+    with changes(mount, 0):
+        os.close(descriptor)
+    assert file.stat().st_mtime == 5
+
+
+def test_the_time_is_that_of_publishing(mount: Daemon, file: Path) -> None:
+    os.utime(file, (5, 5))
+    descriptor = by_writing(file)
+    file.stat()
+    os.close(descriptor)
+    assert time.time() - file.stat().st_mtime < 60
+
+
+def test_a_change_of_the_access_time_is_none(mount: Daemon, file: Path) -> None:
+    with changes(mount, 0):
+        shell("touch -a file", mount.path)
+
+
+def test_one_close_publishes_what_others_wrote_too(mount: Daemon, file: Path) -> None:
+    first, second = by_writing(file), opened(file, 0)
+    os.pwrite(second, b"2", 8)
+    with changes(mount, 1):
+        os.close(first)
+    assert published(mount, "file") == b"PUBlishe2"
+    with changes(mount, 0):
+        os.close(second)
+
+
+def test_a_file_holds_at_most_one_mib(mount: Daemon, file: Path) -> None:
+    with file.open("r+b", buffering=0) as writer:
+        os.pwrite(writer.fileno(), b"x", MIB - 1)
+        with pytest.raises(OSError, match="too large"):
+            os.pwrite(writer.fileno(), b"x", MIB)
+        with pytest.raises(OSError, match="too large"):
+            os.ftruncate(writer.fileno(), MIB + 1)
+        assert file.stat().st_size == MIB
+    with pytest.raises(OSError, match="too large"):
+        os.truncate(file, MIB + 1)
+    assert file.stat().st_size == MIB
+
+
+def test_exactly_one_of_many_creates_a_name_exclusively(mount: Daemon) -> None:
+    outcomes = []
+    barrier = threading.Barrier(8)
+
+    def create() -> None:
+        barrier.wait(10)
+        try:
+            os.close(opened(mount.path / "contested", os.O_CREAT | os.O_EXCL))
+            outcomes.append(0)
+        except OSError as error:
+            outcomes.append(error.errno or 0)
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [0] + [errno.EEXIST] * 7
+
+
+def test_whoever_loses_the_race_for_a_name_opens_the_winners_file(mount: Daemon) -> None:
+    path = mount.path / "raced"
+    assert not path.exists()  # so that the kernel creates it without looking
+    with mount.connect() as control:
+        control("inject", kind="create", path="raced")
+        control("inject", kind="write", path="raced", data="theirs")
+        descriptor = opened(path, os.O_CREAT)
+        with pytest.raises(FileExistsError):
+            opened(path, os.O_CREAT | os.O_EXCL)
+    assert path.read_bytes() == b"theirs"
+    os.close(descriptor)
+
+
+class TestFailure:
+    """What could not be published is dropped, and the close tells."""
+
+    @pytest.fixture
+    def mount(self, tmp_path: Path) -> Iterator[Daemon]:
+        with mounted(tmp_path, "--test-control") as daemon:
+            yield daemon
+
+    def test_lost_quorum(self, mount: Daemon, file: Path) -> None:
+        mount.expect_log("the last writes to file are lost: EACCES")
+        descriptor = by_writing(file)
+        assert file.read_bytes() == b"PUBlished"
+        mount.control("quorum", on=False)
+        with pytest.raises(PermissionError):
+            os.write(descriptor, b"more")
+        with pytest.raises(PermissionError):
+            os.close(descriptor)
+        self.check_dropped(mount, file)
+        mount.control("quorum", on=True)
+
+    def test_a_database_that_can_not_be_written(self, mount: Daemon, file: Path) -> None:
+        mount.expect_log("the last writes to file are lost")
+        mount.expect_log("config.db can't be written")
+        descriptor = by_writing(file)
+        self.forbid_growth(mount)
+        with pytest.raises(OSError, match=r"Input/output|No space"):
+            os.close(descriptor)
+        self.check_dropped(mount, file)
+        self.allow_growth(mount)
+
+    def test_a_descriptor_reports_once(self, mount: Daemon, file: Path) -> None:
+        mount.expect_log("the last writes to file are lost: EACCES")
+        descriptor = by_writing(file)
+        duplicate = os.dup(descriptor)
+        mount.control("quorum", on=False)
+        with pytest.raises(PermissionError):
+            os.fsync(descriptor)
+        mount.control("quorum", on=True)
+        os.close(duplicate)
+        os.close(descriptor)
+
+    def test_the_timer_leaves_it_to_the_close(self, mount: Daemon, file: Path) -> None:
+        mount.expect_log("the last writes to file are lost: EACCES")
+        descriptor = by_writing(file)
+        mount.control("quorum", on=False)
+        wait_for(lambda: "are lost" in mount.log_text(), mount)
+        mount.control("quorum", on=True)
+        self.check_dropped(mount, file)
+        with pytest.raises(PermissionError):
+            os.close(descriptor)
+
+    def test_everyone_who_wrote_is_told(self, mount: Daemon, file: Path) -> None:
+        mount.expect_log("the last writes to file are lost: EACCES")
+        first, second, idle = by_writing(file), by_writing(file), opened(file, 0)
+        mount.control("quorum", on=False)
+        with pytest.raises(PermissionError):
+            os.close(first)
+        mount.control("quorum", on=True)
+        with pytest.raises(PermissionError):
+            os.close(second)
+        os.close(idle)
+
+    def test_a_creation_that_can_not_be_saved_is_gone(self, mount: Daemon) -> None:
+        mount.expect_log("new files could not be saved and are gone")
+        mount.expect_log("config.db can't be written")
+        self.forbid_growth(mount)
+        descriptor = opened(mount.path / "new", os.O_CREAT)
+        wait_for(lambda: not (mount.path / "new").exists(), mount)
+        with pytest.raises(OSError, match=r"Input/output|No space"):
+            os.close(descriptor)
+        self.allow_growth(mount)
+
+    @staticmethod
+    def forbid_growth(mount: Daemon) -> None:
+        """Let the daemon write nothing behind the end of the database's log."""
+        for number in range(5):
+            (mount.path / "padding").write_bytes(bytes([number]))  # more than the file itself has
+        size = (mount.state / "config.db-wal").stat().st_size
+        resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    @staticmethod
+    def allow_growth(mount: Daemon) -> None:
+        """Take the limit away, and see the daemon recover."""
+        limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, limit)
+        (mount.path / "padding").write_bytes(b"written again")
+        assert published(mount, "padding") == b"written again"
+
+    @staticmethod
+    def check_dropped(mount: Daemon, file: Path) -> None:
+        assert file.read_bytes() == b"published"
+        assert file.stat().st_size == 9
+        assert published(mount, "file") == b"published"
