@@ -38,12 +38,12 @@ from pmxcfs.repair import FRESH_VERSION, VERSION_NAME, Row, repair
 _log = logging.getLogger("pmxcfs.database")
 
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
-LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers have to wait for one
+LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
+CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
 COMPANIONS = ("", _LOG_SUFFIX, "-shm")
 _FRAME = 4096 + 24  # bytes of log per page that a transaction changes
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
-_CHECKPOINT_TIMEOUT = 0.05  # seconds that a checkpoint waits for writers, who then wait for it
 
 # The table as the existing implementation makes it, to the letter. inode is the row number; inode,
 # parent and version are unsigned 64 bits in SQLite's signed ones. type is 8 for a file, 4 for a
@@ -148,6 +148,7 @@ class Database:
         self._writing = _Health("reads go on, changes are refused", f"{path} is written again")
         self._checkpoints = _Health("its log grows meanwhile", f"the log of {path} shrinks again")
         self._checkpoint_lock = threading.Lock()  # held to checkpoint, or to open the file again
+        self._write_lock = threading.Lock()  # held to commit; taken after the checkpoint's
         self._sync_lock = threading.Lock()  # held to use the log's descriptor, or to replace it
         # Bytes of log since the start: written, when a checkpoint was last tried, and when it
         # last was complete. Each has one thread that sets it.
@@ -219,7 +220,8 @@ class Database:
             if self._suspect:
                 self._catch_up(tree)
             else:
-                self._save(tree)
+                with self._write_lock:
+                    self._save(tree)
         except _FAILURES as exc:
             self._suspect = self._suspect or not _is_harmless(exc)
             error = _translate(self._path, "written", exc)
@@ -253,14 +255,24 @@ class Database:
                 return  # the log is not to be trusted, or closed
             self._tried = before = self._written
             try:
-                is_long = os.fstat(self._log_fd).st_size > LOG_LIMIT
-                if _checkpoint(self._path, thoroughly=is_long):
+                if self._copy_log():
                     self._copied = before
             except _FAILURES as exc:
                 self._suspect = self._suspect or not _is_harmless(exc)
                 self._checkpoints.fails(_translate(self._path, "checkpointed", exc))
             else:
                 self._checkpoints.works()
+
+    def _copy_log(self) -> bool:
+        """Copy the log on a connection of its own; return whether all of it could be."""
+        with contextlib.closing(_connect(self._path, timeout=0)) as connection:
+            connection.execute("PRAGMA synchronous = NORMAL")  # opens the log, too
+            is_complete = _checkpoint(connection)
+            if is_complete or self.wal_size <= LOG_LIMIT:
+                return is_complete
+            _checkpoint(connection)  # what was written during the first, so that little is left
+            with self._write_lock:
+                return _checkpoint(connection)
 
     def close(self) -> None:
         """Close the file, complete and with no log beside it unless that failed. Blocks."""
@@ -290,7 +302,9 @@ class Database:
             raise StoreError(f"{self._path} can't have a write-ahead log: put it on a local disk")
         execute("PRAGMA synchronous = NORMAL")  # a commit survives a crash of the daemon
         execute("PRAGMA wal_autocheckpoint = 0")
-        execute(f"PRAGMA journal_size_limit = {CHECKPOINT_AFTER}")
+        execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")  # cutting it costs growing it again
+        execute(f"PRAGMA cache_size = {-CACHE_KIB}")
+        execute("PRAGMA secure_delete = FAST")  # no page is written only to blank what was deleted
         if is_blank:
             self._create(now)
         execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # makes the log, if there was none
@@ -494,14 +508,9 @@ def _vmid_of(path: str) -> int | None:
     return guest.vmid if guest else None
 
 
-def _checkpoint(path: Path, *, thoroughly: bool) -> bool:
+def _checkpoint(connection: sqlite3.Connection) -> bool:
     """Copy what the log holds now; return whether all of it could be."""
-    with contextlib.closing(_connect(path, timeout=_CHECKPOINT_TIMEOUT)) as connection:
-        connection.execute("PRAGMA synchronous = NORMAL")  # opens the log, too
-        modes = ("PASSIVE", "PASSIVE", "RESTART") if thoroughly else ("PASSIVE",)
-        for mode in modes:
-            row = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        is_busy, frames, copied = row
+    is_busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return not is_busy and copied == frames >= 0
 
 

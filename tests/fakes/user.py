@@ -1,4 +1,4 @@
-"""Commands by an unprivileged user of group www-data: ``user.py GID``, one JSON list a line.
+"""Commands by a user who is not root: ``user.py DIR GID``, one JSON list a line, paths from DIR.
 
 ``["read", PATH]``, ``["stat", PATH]``, ``["list", PATH]``, ``["write", PATH]``, ``["hold", PATH]``
 (open it and keep it open) and ``["reopen"]`` (what is held, anew). Each is answered by the name of
@@ -14,8 +14,9 @@ from pathlib import Path
 NOBODY = 65534
 
 
-def main(gid: int) -> None:
-    """Drop root's rights, answer until the input ends."""
+def main(directory: str, gid: int) -> None:
+    """Go to a directory, drop root's rights, answer until the input ends."""
+    os.chdir(directory)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -41,4 +42,4 @@ def main(gid: int) -> None:
             print(errno.errorcode[error.errno or 0], flush=True)
 
 
-main(int(sys.argv[1]))
+main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,166 @@
+"""Files that are removed, replaced or written elsewhere while they are open here."""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Daemon, mounted, wait_for
+from tests.mount.observed import changes, published
+
+pytestmark = pytest.mark.needs_fuse
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with mounted(tmp_path_factory.mktemp("handles"), "--test-control") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def file(mount: Daemon) -> Iterator[Path]:
+    """A published file."""
+    path = mount.path / "file"
+    path.write_bytes(b"published")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def descriptor(file: Path) -> int:
+    """The file, open for reading and writing, with unpublished bytes; the test closes it."""
+    opened = os.open(file, os.O_RDWR)
+    os.pwrite(opened, b"P", 0)
+    return opened
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def replace(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_bytes(b"another")
+    other.rename(file)
+
+
+@pytest.mark.parametrize("take_away", [remove, replace])
+def test_what_is_taken_away_here_lives_on_in_its_handle_and_is_not_published(
+    mount: Daemon, file: Path, descriptor: int, take_away: Callable[[Path], None]
+) -> None:
+    take_away(file)
+    after = published(mount, "file")
+    assert os.pread(descriptor, 100, 0) == b"Published"
+    with changes(mount, 0):
+        os.pwrite(descriptor, b"more", 9)
+        os.ftruncate(descriptor, 12)
+        assert os.pread(descriptor, 100, 0) == b"Publishedmor"
+        assert os.fstat(descriptor).st_size == 12
+        os.fsync(descriptor)
+        os.close(descriptor)
+    assert published(mount, "file") == after
+
+
+def test_what_another_node_writes_is_seen_below_what_is_unpublished(
+    mount: Daemon, file: Path, descriptor: int
+) -> None:
+    mount.control("inject", kind="write", path="file", data="published elsewhere")
+    wait_for(lambda: file.read_bytes() == b"Published elsewhere", mount)
+    os.close(descriptor)
+    assert published(mount, "file") == b"Published elsewhere"
+    assert file.read_bytes() == b"Published elsewhere"
+
+
+def test_who_publishes_last_wins(mount: Daemon, file: Path) -> None:
+    with file.open("wb") as writer:
+        writer.write(b"mine")
+        writer.flush()
+        mount.control("inject", kind="write", path="file", data="theirs, longer")
+        assert published(mount, "file") == b"theirs, longer"
+    assert published(mount, "file") == b"mine"
+    wait_for(lambda: file.read_bytes() == b"mine", mount)
+
+
+def close_fails(descriptor: int) -> int | None:
+    """Close, which must fail; return the errno."""
+    with pytest.raises(OSError) as failure:  # noqa: PT011 - the errno is what counts
+        os.close(descriptor)
+    return failure.value.errno
+
+
+def test_a_file_that_another_node_removes_can_not_be_published(
+    mount: Daemon, file: Path, descriptor: int
+) -> None:
+    mount.expect_log("the last writes to file are lost: ENOENT")
+    mount.control("inject", kind="delete", path="file")
+    assert os.pread(descriptor, 100, 0) == b"Published"
+    assert close_fails(descriptor) == errno.ENOENT
+    assert not file.exists()
+
+
+def test_a_file_that_another_node_replaces_can_not_be_published(
+    mount: Daemon, file: Path, descriptor: int
+) -> None:
+    mount.expect_log("the last writes to file are lost: ESTALE")
+    with mount.connect() as control:
+        control("inject", kind="create", path="other")
+        control("inject", kind="write", path="other", data="theirs")
+        control("inject", kind="rename", path="other", to="file")
+    assert close_fails(descriptor) == errno.ESTALE
+    assert published(mount, "file") == b"theirs"
+    wait_for(lambda: file.read_bytes() == b"theirs", mount)
+
+
+def test_a_file_that_another_node_renames_is_published_there(
+    mount: Daemon, file: Path, descriptor: int
+) -> None:
+    mount.control("inject", kind="rename", path="file", to="renamed")
+    os.close(descriptor)
+    assert published(mount, "renamed") == b"Published"
+    assert (mount.path / "renamed").read_bytes() == b"Published"
+
+
+def test_a_name_that_comes_back_is_another_file(mount: Daemon, file: Path) -> None:
+    with file.open("rb", buffering=0) as reader:
+        first = os.fstat(reader.fileno()).st_ino
+        file.unlink()
+        file.write_bytes(b"another")
+        assert file.stat().st_ino != first
+        assert reader.read() == b"published"
+
+
+def test_a_kernel_that_has_forgotten_a_file_finds_it_again(mount: Daemon, file: Path) -> None:
+    with file.open("r+b", buffering=0) as writer:
+        writer.write(b"P")
+        file.rename(mount.path / "renamed")
+        forget_all_names()
+        writer.write(b"U")
+        assert (mount.path / "renamed").read_bytes() == b"PUblished"
+    assert published(mount, "renamed") == b"PUblished"
+
+
+def forget_all_names() -> None:
+    """Have the kernel drop the names and inodes that nobody uses."""
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+
+
+def test_node_ids_are_the_daemons_own(mount: Daemon, file: Path) -> None:
+    assert mount.path.stat().st_ino == 1
+    seen = {file.stat().st_ino}
+    for _ in range(20):
+        file.unlink()
+        forget_all_names()
+        file.write_bytes(b"again")
+        node = file.stat().st_ino
+        assert node not in seen
+        seen.add(node)
+
+
+def test_what_is_mapped_stays_when_it_is_replaced(mount: Daemon, file: Path) -> None:
+    with file.open("rb") as reader, mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        replace(file)
+        assert pages[:] == b"published"
+        assert file.read_bytes() == b"another"
