@@ -10,6 +10,8 @@ class Entry:
 
     node: int  # the kernel's id for it, kept for the FUSE edge; 0 until it gives one
     @property
+    def listing_version(self) -> int: ...  # of a directory: counts its names that come and go
+    @property
     def inode(self) -> int: ...  # the database's number; the root's is 0
     @property
     def version(self) -> int: ...

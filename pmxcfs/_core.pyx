@@ -36,11 +36,6 @@ _INDEX_HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, 
 _INDEX_ENTRY_SIZE = 40  # inode and digest
 
 
-cdef list components(str path):
-    """Split a path into its names; empty components do not count."""
-    return [part for part in path.split("/") if part]
-
-
 @cython.final
 cdef class Entry:
     """One inode: a file or a directory."""
@@ -48,6 +43,7 @@ cdef class Entry:
     cdef readonly uint64_t inode
     cdef readonly uint64_t version
     cdef public uint64_t node
+    cdef readonly uint64_t listing_version  # of a directory: counts its names that come and go
     cdef readonly uint32_t writer
     cdef readonly uint32_t mtime
     cdef readonly uint8_t type
@@ -265,24 +261,25 @@ cdef class Tree:
 
     def find(self, str path not None):
         """Return the entry at *path*, or None."""
-        return self.walk(components(path))
+        return self.walk(path.split("/"))
 
     def find_parent(self, str path not None):
         """Return (entry or None, last name): where *path* is to be; for the root (None, "")."""
-        cdef list names = components(path)
-        if not names:
-            return None, ""
+        cdef list names = path.rstrip("/").split("/")
         name = names.pop()
-        return self.walk(names), name
+        return (self.walk(names), name) if name else (None, "")
 
     cdef Entry walk(self, list names):
+        """Follow *names* from the root; empty ones do not count."""
         cdef Entry entry = self.root
+        cdef str name
         for name in names:
-            if entry._children is None:
-                return None
-            entry = entry._children.get(name)
-            if entry is None:
-                return None
+            if name:
+                if entry._children is None:
+                    return None
+                entry = entry._children.get(name)
+                if entry is None:
+                    return None
         return entry
 
     def get(self, inode):
@@ -394,6 +391,7 @@ cdef class Tree:
         if parent._children is None:
             parent._children = {}
         parent._children[name] = entry
+        parent.listing_version += 1
         entry.parent = parent
         entry.name = name
         entry._last_path = None
@@ -404,6 +402,7 @@ cdef class Tree:
         self.touched(entry)
         entry._last_path = entry.path
         del entry.parent._children[entry.name]
+        entry.parent.listing_version += 1
         del self._table[entry.inode]
         entry.parent = None
         self.content_bytes -= entry._size
@@ -571,9 +570,7 @@ cdef class Tree:
 
     def entry_checksum(self, Entry entry not None):
         """Return the checksum of one entry alone (32 bytes)."""
-        digest = hashlib.sha256()
-        feed(digest, entry, True)
-        return digest.digest()
+        return digest_of(entry, True)
 
     def index(self):
         """Return the index that nodes compare in a sync; its cost is the tree's size."""
@@ -583,10 +580,14 @@ cdef class Tree:
         parts = [_INDEX_HEADER.pack(root.version, inodes[-1], root.writer, root.mtime,
                                     len(inodes), total)]
         for inode in inodes:
-            digest = hashlib.sha256()
-            feed(digest, self._table[inode], False)
-            parts.append(_INODE.pack(inode) + digest.digest())
+            parts.append(_INODE.pack(inode) + digest_of(self._table[inode], False))
         return b"".join(parts)
+
+
+cdef bytes digest_of(Entry entry, bint with_inode):
+    digest = hashlib.sha256()
+    feed(digest, entry, with_inode)
+    return digest.digest()
 
 
 cdef int feed(object digest, Entry entry, bint with_inode) except -1:

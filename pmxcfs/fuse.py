@@ -55,6 +55,7 @@ FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
 BLOCK = 4096  # bytes, as statfs counts
 SNAPSHOT_FRESH_NS = 1_000_000_000  # a snapshot that a look-up made so lately may be opened
 LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
+RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
 RESERVED_WORKERS = 4  # that never wait, so that reads go on
 
 OPTIONS = (
@@ -70,6 +71,7 @@ OPTIONS = (
 
 
 Handle = OpenFile | Switch | Snapshot
+Listing = list[tuple[bytes, llfuse.EntryAttributes, int]]  # name, what it is, where the next is
 
 
 _Answer = TypeVar("_Answer")
@@ -154,7 +156,8 @@ class Operations(llfuse.Operations):
         self._start_ns = start_time * 10**9
         self._now_ns = monotonic_ns
         self._handles: dict[int, Handle] = {}
-        self._listings: dict[int, list[tuple[bytes, object, int]]] = {}
+        self._listings: dict[int, Listing] = {}  # by handle
+        self._recent_listings: dict[int, tuple[int, Listing]] = {}  # by node; (version, listing)
         self._last_handle = 0
         self._absent = llfuse.EntryAttributes()  # st_ino 0: a negative entry
         self._absent.entry_timeout = FOREVER
@@ -268,23 +271,32 @@ class Operations(llfuse.Operations):
     @_handler
     def opendir(self, node: int, context: object) -> int:
         directory = self._directory(node)
+        version, listing = self._recent_listings.get(node, (None, []))
+        if node == ROOT or version != directory.listing_version:
+            listing = self._list(directory)
+            if len(self._recent_listings) >= RECENT_LISTINGS:
+                self._recent_listings.clear()
+            self._recent_listings[node] = (directory.listing_version, listing)
+        self._last_handle += 1
+        self._listings[self._last_handle] = listing
+        return self._last_handle
+
+    def _list(self, directory: Entry) -> Listing:
         above = directory.parent or directory
-        listing = [(b".", self._dirent(directory)), (b"..", self._dirent(above))]
+        found = [(b".", self._dirent(directory)), (b"..", self._dirent(above))]
         hidden: set[str] = set()
-        if node == ROOT:
+        if directory.node == ROOT:
             hidden = self._status_files.keys() | self._fixed.keys()
-            listing += [(name.encode(), self._special_dirent(name)) for name in hidden]
-        listing += [
+            found += [(name.encode(), self._special_dirent(name)) for name in hidden]
+        found += [
             (to_bytes(child.name), self._dirent(child))
             for child in directory.children()
             if child.name not in hidden
         ]
-        self._last_handle += 1
-        self._listings[self._last_handle] = [
+        return [
             (name, attributes, position)
-            for position, (name, attributes) in enumerate(listing, start=1)
+            for position, (name, attributes) in enumerate(found, start=1)
         ]
-        return self._last_handle
 
     def _dirent(self, entry: Entry) -> llfuse.EntryAttributes:
         result = llfuse.EntryAttributes()
@@ -303,7 +315,7 @@ class Operations(llfuse.Operations):
         return result
 
     @_handler
-    def readdir(self, handle: int, offset: int) -> list[tuple[bytes, object, int]]:
+    def readdir(self, handle: int, offset: int) -> Listing:
         """Return what follows the *offset* first names of the list made by ``opendir``."""
         return self._listings[handle][offset : offset + LISTED_AT_ONCE]
 

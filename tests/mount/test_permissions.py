@@ -38,7 +38,7 @@ class User:
 @contextlib.contextmanager
 def user(directory: Path, gid: int) -> Iterator[User]:
     """Start a process of a group in a directory."""
-    command = [sys.executable, PROGRAM, directory, str(gid)]
+    command = [sys.executable, str(PROGRAM), str(directory), str(gid)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
