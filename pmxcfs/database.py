@@ -39,10 +39,11 @@ _log = logging.getLogger("pmxcfs.database")
 
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
 LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
+PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs two pages or more
+_FRAME = PAGE_SIZE + 24  # bytes of log per page that a transaction changes
 CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
 COMPANIONS = ("", _LOG_SUFFIX, "-shm")
-_FRAME = 4096 + 24  # bytes of log per page that a transaction changes
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
 
 # The table as the existing implementation makes it, to the letter. inode is the row number; inode,
@@ -298,6 +299,8 @@ class Database:
         is_blank = _is_blank(self._connection)
         if not is_blank:
             _check_format(self._connection, self._path)
+        else:
+            execute(f"PRAGMA page_size = {PAGE_SIZE}")
         if execute("PRAGMA journal_mode = WAL").fetchone()[0] != b"wal":
             raise StoreError(f"{self._path} can't have a write-ahead log: put it on a local disk")
         execute("PRAGMA synchronous = NORMAL")  # a commit survives a crash of the daemon

@@ -497,12 +497,14 @@ class Operations(llfuse.Operations):
         number = arguments[0] if isinstance(arguments[0], int) else ROOT
         by_handle = name in _BY_HANDLE
         words = [_described((self._handles if by_handle else self.nodes.objects).get(number))]
-        for argument in arguments[1:] if words != [PRIVATE] else ():
+        for index, argument in enumerate(arguments[1:], start=1):
             if isinstance(argument, int):
-                words.append(str(argument))
+                is_node = index == _SECOND_NODE.get(name)
+                found = self.nodes.objects.get(argument)
+                words.append(_described(found) if is_node else str(argument))
             elif isinstance(argument, bytes):
                 words.append(f"{len(argument)} bytes" if by_handle else to_text(argument))
-        return " ".join(words)
+        return PRIVATE if PRIVATE in words else " ".join(words)
 
 
 PRIVATE = "(private)"
@@ -510,6 +512,8 @@ PRIVATE = "(private)"
 
 def _described(found: object) -> str:
     match found:
+        case None:
+            return PRIVATE  # who knows what it was
         case OpenFile():
             return _described(found.entry)
         case Entry():
@@ -523,6 +527,7 @@ def _described(found: object) -> str:
 
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_LISTING = frozenset({"readdir", "releasedir"})
+_SECOND_NODE = {"rename": 2, "link": 1}  # which argument is one, too
 
 
 class Mount:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pmxcfs.database import PAGE_SIZE
 from tests.harness import Daemon, mounted
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -27,7 +28,7 @@ ROUNDS = 20  # of each writer; few enough that the log is not checkpointed meanw
 LOG_HEADER = 32
 LOG_SALT = slice(16, 24)
 FRAME = struct.Struct(">4xI8s")
-FRAME_SIZE = 24 + 4096
+FRAME_SIZE = 24 + PAGE_SIZE
 
 # linux/fuse.h: a request is its length, opcode and number; a reply its length, error and number.
 REQUEST = struct.Struct("=4xIQ")
@@ -250,7 +251,7 @@ def layout(path: Path) -> list[object]:
     """Return what SQLite knows of a database apart from its rows."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
         tables = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
-        pragmas = ("encoding", "page_size", "user_version", "application_id", "auto_vacuum")
+        pragmas = ("encoding", "user_version", "application_id", "auto_vacuum")
         return [tables, *(database.execute(f"PRAGMA {name}").fetchone() for name in pragmas)]
 
 

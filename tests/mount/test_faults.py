@@ -1,6 +1,7 @@
 """What users see when the device under the database fails: reads go on, changes get the errno."""
 
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs import database
 from pmxcfs._core import Tree
 from pmxcfs.database import find_damage, inspect
 from tests.fakes import careless
@@ -114,9 +116,14 @@ def checksum_in_file(state: Path) -> str:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A state directory on a file system that is soon full."""
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state directory on a file system that is soon full.
+
+    The database's pages are those of a tmpfs, so that every change needs another one.
+    """
+    monkeypatch.setattr(database, "PAGE_SIZE", mmap.PAGESIZE)
     with tmpfs(tmp_path / "state", size=SMALL_DISK):
+        database.Database.open(tmp_path / "state" / "config.db", now=0).close()
         yield tmp_path / "state"
 
 

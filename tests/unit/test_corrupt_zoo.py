@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.database import Database
+from pmxcfs.database import PAGE_SIZE, Database
 from pmxcfs.errors import PmxcfsError, StoreError
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
 from tests.conftest import ExpectLog
@@ -430,7 +430,7 @@ def test_a_file_whose_list_of_tables_is_damaged_is_not_taken_for_an_empty_one(pa
 def test_rows_out_of_order_are_fatal(path: Path) -> None:
     """SQLite does not notice by itself, and would change the wrong rows in a repair."""
     content = bytearray(path.read_bytes())
-    leaf = 4096  # the table's only page, the second of the file
+    leaf = PAGE_SIZE  # the table's only page, the second of the file
     pointers = struct.unpack_from(f">{len(ROWS)}H", content, leaf + 8)
     cell = leaf + pointers[ROWS.index((12, 0, 28, 8, "a.cfg", b"a"))]
     assert content[cell + 1] == 12  # after the size of its content
@@ -475,8 +475,8 @@ def test_random_damage_is_repaired_or_named(
     for _ in range(300):
         damaged = bytearray(content)
         for _ in range(chance.choice((1, 1, 4, 40))):
-            page = chance.choice((0, 4096, chance.randrange(0, len(content), 4096)))
-            damaged[page + chance.randrange(4096 if chance.random() < 0.3 else 200)] ^= (
+            page = chance.choice((0, PAGE_SIZE, chance.randrange(0, len(content), PAGE_SIZE)))
+            damaged[page + chance.randrange(PAGE_SIZE if chance.random() < 0.3 else 200)] ^= (
                 1 << chance.randrange(8)
             )
         path.write_bytes(damaged)

@@ -1,0 +1,58 @@
+"""An issuer that applies mutations at once, remembers them, and fails on demand."""
+
+from collections.abc import Callable
+
+from pmxcfs._core import Tree
+from pmxcfs.delivery import Change, apply
+from pmxcfs.errors import PmxcfsError, StoreError
+from pmxcfs.guests import Guests
+from pmxcfs.messages import Create, Mutation
+from pmxcfs.tickets import Ticket
+
+
+class FakeIssuer:
+    """Delivery without a database and without waiting."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.guests = Guests()
+        self.issued: list[Mutation] = []
+        self.saves = self.syncs = 0
+        self.failure: PmxcfsError | None = None  # instead of doing anything
+        self.on_submit: Callable[[], None] = lambda: None  # what happens while it waits
+        self.on_change: Callable[[Change], None] = lambda change: None
+        self.mtime = 1000
+
+    def submit(self, mutation: Mutation) -> Change:
+        return self.carry_out(Ticket(mutation))
+
+    def carry_out(self, ticket: Ticket) -> Change:
+        self.on_submit()
+        if self.failure is not None:
+            raise self.failure
+        mutation = ticket.aimed(self.tree)
+        change = self.deliver(mutation, writer=0)
+        self.issued.append(mutation)
+        ticket.change = change
+        ticket.finish()
+        return change
+
+    def deliver(self, mutation: Mutation, *, writer: int) -> Change:
+        """Apply something, of this node or another one."""
+        change = apply(self.tree, self.guests, mutation, writer=writer, mtime=self.mtime)
+        self.on_change(change)
+        return change
+
+    def wait(self, ticket: Ticket) -> Change:
+        return ticket.result()
+
+    def create(self, mutation: Create) -> Change:
+        return self.submit(mutation)
+
+    def save(self) -> None:
+        self.saves += 1
+        if isinstance(self.failure, StoreError):
+            raise self.failure
+
+    def sync(self) -> None:
+        self.syncs += 1
