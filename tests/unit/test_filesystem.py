@@ -375,11 +375,12 @@ def test_a_creation_that_was_taken_back_is_told_to_its_handle(world: World) -> N
 def test_sizes_and_space_are_checked_when_writing(world: World) -> None:
     handle = world.open(world.make("f", b""))
     world.files.write(handle, MAX_FILE_SIZE - 1, b"x")
-    for refused in (
+    refusals: list[Callable[[], object]] = [
         lambda: world.files.write(handle, MAX_FILE_SIZE, b"x"),
         lambda: world.files.truncate(handle.entry, MAX_FILE_SIZE + 1, handle=handle),
         lambda: world.files.truncate(handle.entry, MAX_FILE_SIZE + 1, handle=None),
-    ):
+    ]
+    for refused in refusals:
         with pytest.raises(TooBig):
             refused()
     assert handle.entry.visible_size == MAX_FILE_SIZE
@@ -413,10 +414,11 @@ def test_the_tree_holds_262144_entries(world: World) -> None:
         tree, issuer, locks=LockTable(), group=GROUP, monotonic_ns=lambda: world.now_ns
     )
     assert files.usage().entries == MAX_ENTRIES
-    for make in (
+    attempts: list[Callable[[], object]] = [
         lambda: files.mkdir(tree.root, "d"),
         lambda: files.create(tree.root, "f", exclusive=False),
-    ):
+    ]
+    for make in attempts:
         with pytest.raises(NoSpace):
             make()
     assert issuer.issued == []
