@@ -1,0 +1,373 @@
+"""In which order the kernel is told, and that nothing waits for what blocks."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.delivery import Change
+from pmxcfs.errors import StoreError
+from pmxcfs.invalidation import AGAIN_AFTER, Invalidator, KernelCache, Name, Sender
+from pmxcfs.messages import EntryType, Kind
+from tests.conftest import ExpectLog
+
+PATIENCE = 5.0  # seconds
+THREADS = 2
+Sent = tuple[object, ...]  # ("inode", node, pages) or ("entry", parent, name, kept)
+
+
+class Kernel:
+    """Takes notifications; those of a locked directory wait until it is unlocked."""
+
+    def __init__(self) -> None:
+        self.sent: list[Sent] = []
+        self.blocked: list[Sent] = []
+        self._locked: set[int] = set()
+        self._changed = threading.Condition()
+        self.failure: OSError | None = None
+
+    def inode(self, node: int, pages: bool) -> None:
+        self._take("inode", node, pages)
+
+    def entry(self, parent: int, name: bytes, kept: bool) -> None:
+        with self._changed:
+            self.blocked.append(("entry", parent, name, kept))
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: parent not in self._locked, PATIENCE)
+            self.blocked.remove(("entry", parent, name, kept))
+        self._take("entry", parent, name, kept)
+
+    def _take(self, *what: object) -> None:
+        with self._changed:
+            self.sent.append(what)
+            self._changed.notify_all()
+        if self.failure is not None:
+            raise self.failure
+
+    @contextmanager
+    def locked(self, *directories: int) -> Iterator[None]:
+        """Hold the locks of directories."""
+        self._locked.update(directories)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._locked.clear()
+                self._changed.notify_all()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until what was sent satisfies the condition."""
+        with self._changed:
+            assert self._changed.wait_for(condition, PATIENCE), self.sent
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+def invalidator(kernel: Kernel) -> Iterator[Invalidator]:
+    running = Invalidator(Sender(kernel.inode, kernel.entry), entry_threads=THREADS)
+    yield running
+    running.close(PATIENCE)
+
+
+def wait_until_handed(kernel: Kernel, invalidator: Invalidator) -> None:
+    """Wait until everything has been handed over."""
+    deadline = time.monotonic() + PATIENCE
+    while invalidator.handed != invalidator.ticket:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# The queues
+
+
+def test_after_an_entry_its_inode_is_sent(kernel: Kernel, invalidator: Invalidator) -> None:
+    invalidator.entry(Name(1, b"f"), inode=7, pages=True)
+    invalidator.start()
+    kernel.wait_for(lambda: len(kernel.sent) == 2)
+    assert kernel.sent == [("entry", 1, b"f", True), ("inode", 7, True)]
+
+
+def test_a_name_that_is_something_else_is_forgotten_for_good(
+    kernel: Kernel, invalidator: Invalidator
+) -> None:
+    invalidator.entry(Name(1, b"f"))
+    invalidator.start()
+    kernel.wait_for(lambda: len(kernel.sent) == 1)
+    assert kernel.sent == [("entry", 1, b"f", False)]
+
+
+def test_inodes_are_sent_though_every_entry_thread_is_blocked(
+    kernel: Kernel, invalidator: Invalidator
+) -> None:
+    invalidator.start()
+    with kernel.locked(1, 2):
+        invalidator.entry(Name(1, b"f"), inode=7)
+        invalidator.entry(Name(2, b"f"))
+        kernel.wait_for(lambda: len(kernel.blocked) == 2)
+        invalidator.inode(8, pages=True)
+        kernel.wait_for(lambda: kernel.sent == [("inode", 8, True)])
+    kernel.wait_for(lambda: ("inode", 7, False) in kernel.sent)
+
+
+def test_one_busy_directory_hides_nothing_elsewhere(
+    kernel: Kernel, invalidator: Invalidator
+) -> None:
+    invalidator.start()
+    with kernel.locked(1):
+        for number in range(50):
+            invalidator.entry(Name(1, b"%d" % number))
+        for directory in range(2, 52):
+            invalidator.entry(Name(directory, b"f"))
+        kernel.wait_for(lambda: len(kernel.sent) == 50)
+        assert {sent[1] for sent in kernel.sent} == set(range(2, 52))
+        assert len(kernel.blocked) == 1
+    kernel.wait_for(lambda: len(kernel.sent) == 100)
+    assert [sent[2] for sent in kernel.sent[50:]] == [b"%d" % number for number in range(50)]
+
+
+def test_what_is_queued_twice_is_sent_once(kernel: Kernel, invalidator: Invalidator) -> None:
+    invalidator.inode(7, pages=False)
+    invalidator.inode(8, pages=False)
+    invalidator.inode(7, pages=True)
+    invalidator.start()
+    kernel.wait_for(lambda: len(kernel.sent) == 2)
+    assert kernel.sent == [("inode", 7, True), ("inode", 8, False)]
+
+
+def test_a_name_that_was_replaced_and_written_is_forgotten_for_good(
+    kernel: Kernel, invalidator: Invalidator
+) -> None:
+    invalidator.entry(Name(1, b"f"), inode=7)
+    invalidator.entry(Name(1, b"f"))
+    invalidator.entry(Name(1, b"f"), inode=8, pages=True)
+    invalidator.entry(Name(1, b"f"), inode=8)
+    invalidator.start()
+    kernel.wait_for(lambda: len(kernel.sent) == 3)
+    assert kernel.sent == [("entry", 1, b"f", False), ("inode", 7, False), ("inode", 8, True)]
+
+
+def test_what_changes_while_it_is_being_sent_is_sent_again(
+    kernel: Kernel, invalidator: Invalidator
+) -> None:
+    invalidator.start()
+    with kernel.locked(1):
+        invalidator.entry(Name(1, b"f"))
+        kernel.wait_for(lambda: len(kernel.blocked) == 1)
+        invalidator.entry(Name(1, b"f"))
+        invalidator.entry(Name(1, b"f"))
+    kernel.wait_for(lambda: len(kernel.sent) == 2)
+    wait_until_handed(kernel, invalidator)
+    assert kernel.sent == [("entry", 1, b"f", False)] * 2
+
+
+def test_a_ticket_is_reached_when_all_before_it_is_handed_over(
+    kernel: Kernel, invalidator: Invalidator
+) -> None:
+    assert (invalidator.ticket, invalidator.handed) == (0, 0)
+    invalidator.inode(7, pages=True)
+    first = invalidator.ticket
+    assert invalidator.handed < first
+    invalidator.start()
+    wait_until_handed(kernel, invalidator)
+    with kernel.locked(1):
+        invalidator.entry(Name(1, b"f"), inode=7)
+        blocked = invalidator.ticket
+        invalidator.inode(8, pages=True)
+        later = invalidator.ticket
+        kernel.wait_for(lambda: ("inode", 8, True) in kernel.sent)
+        assert first <= invalidator.handed < blocked < later
+    wait_until_handed(kernel, invalidator)
+    assert invalidator.handed >= later
+
+
+def test_a_ticket_covers_what_was_merged_into_something_earlier(
+    kernel: Kernel, invalidator: Invalidator
+) -> None:
+    invalidator.inode(7, pages=False)
+    invalidator.inode(7, pages=True)
+    ticket = invalidator.ticket
+    invalidator.start()
+    kernel.wait_for(lambda: kernel.sent == [("inode", 7, True)])
+    wait_until_handed(kernel, invalidator)
+    assert invalidator.handed >= ticket
+
+
+def test_attributes_are_sent_once_more(kernel: Kernel, invalidator: Invalidator) -> None:
+    invalidator.start()
+    begin = time.monotonic()
+    invalidator.attributes([7, 8])
+    kernel.wait_for(lambda: len(kernel.sent) == 2)
+    kernel.wait_for(lambda: len(kernel.sent) == 4)
+    assert time.monotonic() - begin >= AGAIN_AFTER
+    assert kernel.sent == [("inode", 7, False), ("inode", 8, False)] * 2
+
+
+def test_closing_sends_nothing_more_and_waits_for_nobody(kernel: Kernel) -> None:
+    invalidator = Invalidator(Sender(kernel.inode, kernel.entry), entry_threads=THREADS)
+    invalidator.start()
+    with kernel.locked(1):
+        invalidator.entry(Name(1, b"f"), inode=7)
+        kernel.wait_for(lambda: len(kernel.blocked) == 1)
+        invalidator.attributes([9])
+        kernel.wait_for(lambda: kernel.sent == [("inode", 9, False)])
+        begin = time.monotonic()
+        invalidator.close(0.1)
+        assert time.monotonic() - begin < PATIENCE
+        invalidator.inode(8, pages=True)
+        assert kernel.sent == [("inode", 9, False)]
+    invalidator.close(PATIENCE)
+    assert kernel.sent == [("inode", 9, False), ("entry", 1, b"f", True)]
+
+
+def test_a_kernel_that_refuses_is_a_warning(
+    kernel: Kernel, invalidator: Invalidator, expect_log: ExpectLog
+) -> None:
+    expect_log("the kernel could not be told of a change: .*no such device")
+    kernel.failure = OSError(19, "no such device")
+    invalidator.start()
+    invalidator.inode(7, pages=True)
+    invalidator.entry(Name(1, b"f"))
+    wait_until_handed(kernel, invalidator)
+    assert len(kernel.sent) == 2
+
+
+# Which notifications a change needs
+
+
+class Recorder(Invalidator):
+    """Notes what is queued."""
+
+    def __init__(self) -> None:
+        self.queued: list[Sent] = []
+
+    def inode(self, node: int, *, pages: bool) -> None:
+        self.queued.append(("inode", node, pages))
+
+    def entry(self, name: Name, *, inode: int = 0, pages: bool = False) -> None:
+        self.queued.append(("entry", name.parent, name.name, inode, pages))
+
+    def attributes(self, nodes: list[int]) -> None:
+        self.queued.append(("attributes", nodes))
+
+
+class World:
+    """A tree of which the kernel knows everything but /unknown."""
+
+    def __init__(self) -> None:
+        self.tree = Tree()
+        self.root = self.tree.root
+        self.root.node = 1
+        self.known: dict[int, object] = {1: self.root}
+        self.queue = Recorder()
+        self.cache = KernelCache(self.queue, self.tree, self.known)
+        self.priv = self.make(self.root, "priv", directory=True)
+        self.file = self.make(self.root, "f")
+        self.unknown = self.make(self.root, "unknown", directory=True, known=False)
+
+    def make(
+        self, parent: Entry, name: str, *, directory: bool = False, known: bool = True
+    ) -> Entry:
+        kind = EntryType.DIRECTORY if directory else EntryType.FILE
+        entry = self.tree.create(parent, name, kind, writer=1, mtime=1)
+        if known:
+            entry.node = len(self.known) + 1
+            self.known[entry.node] = entry
+        return entry
+
+    def tell(self, change: Change, *, foreign: bool = True) -> list[Sent]:
+        """Announce a change; return what was queued."""
+        self.queue.queued = []
+        self.cache.on_change(change, foreign=foreign)
+        return self.queue.queued
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_foreign_write_concerns_pages_and_name(world: World) -> None:
+    node = world.file.node
+    assert world.tell(Change(Kind.WRITE, "f", world.file)) == [
+        ("inode", node, True),
+        ("entry", 1, b"f", node, True),
+    ]
+
+
+def test_a_foreign_touch_concerns_attributes(world: World) -> None:
+    node = world.file.node
+    assert world.tell(Change(Kind.MTIME, "f", world.file)) == [
+        ("inode", node, False),
+        ("entry", 1, b"f", node, False),
+    ]
+
+
+@pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR, Kind.DELETE, Kind.UNLOCK])
+def test_what_comes_or_goes_concerns_its_name(world: World, kind: Kind) -> None:
+    assert world.tell(Change(kind, "f", world.file)) == [("entry", 1, b"f", 0, False)]
+
+
+def test_a_foreign_rename_concerns_both_names_and_the_mode(world: World) -> None:
+    world.tree.rename(world.file, world.priv, "g", writer=9, mtime=1)
+    priv, node = world.priv.node, world.file.node
+    assert world.tell(Change(Kind.RENAME, "priv/g", world.file, "f")) == [
+        ("entry", 1, b"f", 0, False),
+        ("entry", priv, b"g", 0, False),
+        ("inode", node, False),
+        ("entry", priv, b"g", node, False),
+    ]
+
+
+def test_what_the_kernel_does_not_know_needs_nothing(world: World) -> None:
+    inside = world.make(world.unknown, "f", known=False)
+    for kind in (Kind.CREATE, Kind.WRITE, Kind.DELETE):
+        assert world.tell(Change(kind, "unknown/f", inside)) == []
+
+
+def test_a_name_that_nobody_has_looked_up_may_be_known_to_be_missing(world: World) -> None:
+    new = world.make(world.root, "new", known=False)
+    assert world.tell(Change(Kind.WRITE, "new", new)) == [("entry", 1, b"new", 0, True)]
+
+
+@pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR, Kind.DELETE, Kind.WRITE, Kind.MTIME])
+def test_what_was_done_here_is_told_by_the_reply(world: World, kind: Kind) -> None:
+    assert world.tell(Change(kind, "f", world.file), foreign=False) == []
+
+
+def test_a_rename_here_concerns_the_mode_if_it_changes(world: World) -> None:
+    renamed = Change(Kind.RENAME, "g", world.file, "f")
+    assert world.tell(renamed, foreign=False) == []
+    hidden = Change(Kind.RENAME, "priv/f", world.file, "f")
+    assert world.tell(hidden, foreign=False) == [("attributes", [world.file.node])]
+
+
+def test_a_lock_that_is_removed_here_is_gone_without_the_kernels_doing(world: World) -> None:
+    lock = Change(Kind.UNLOCK, "priv/lock", world.file)
+    assert world.tell(lock, foreign=False) == [("entry", world.priv.node, b"lock", 0, False)]
+
+
+def test_dropped_bytes_concern_the_pages(world: World) -> None:
+    world.cache.on_dropped(world.file)
+    assert world.queue.queued == [("inode", world.file.node, True)]
+
+
+def test_the_quorum_concerns_every_mode(world: World) -> None:
+    world.cache.on_quorum()
+    assert world.queue.queued == [("attributes", list(world.known))]
+
+
+def test_what_was_taken_back_is_not_there(world: World) -> None:
+    world.tree.settle()
+    new = world.make(world.root, "new")
+    world.tree.write(world.file, 0, b"x", truncate=True, writer=1, mtime=1)
+    undone = world.tree.rollback()
+    world.cache.on_undone(undone, StoreError("broken"))
+    assert new in undone
+    assert world.queue.queued == [("entry", 1, b"new", 0, False)]

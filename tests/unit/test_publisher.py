@@ -1,0 +1,112 @@
+"""The clock of publishing: awake only while something waits."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pmxcfs.publisher import Publisher
+from tests.conftest import ExpectLog
+
+PATIENCE = 5.0  # seconds
+
+
+class Due:
+    """What the publisher calls: answers the delays that it is given, then 0."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.delays: list[int] = []
+        self.calls = 0
+        self.failures = 0
+        self._changed = threading.Condition()
+
+    def __call__(self) -> int:
+        assert self.lock.locked()
+        with self._changed:
+            self.calls += 1
+            self._changed.notify_all()
+        if self.failures:
+            self.failures -= 1
+            raise ValueError("a bug")
+        return self.delays.pop(0) if self.delays else 0
+
+    def wait_for(self, calls: int) -> None:
+        """Wait until it was called so often."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.calls >= calls, PATIENCE)
+
+
+@pytest.fixture
+def due() -> Due:
+    return Due()
+
+
+@pytest.fixture
+def publisher(due: Due) -> Iterator[Publisher]:
+    running = Publisher(due.lock, due)
+    running.start()
+    yield running
+    running.close(PATIENCE)
+
+
+def notice(due: Due, publisher: Publisher) -> None:
+    """Say that something waits."""
+    with due.lock:
+        publisher.notice()
+
+
+def wait_until_asleep(due: Due) -> None:
+    """Wait until the last call is over; the lock is held for all of it."""
+    with due.lock:
+        pass
+
+
+def is_running() -> bool:
+    """Tell whether there is a publisher's thread."""
+    return "publisher" in {thread.name for thread in threading.enumerate()}
+
+
+def test_nothing_is_published_while_nothing_waits(due: Due, publisher: Publisher) -> None:
+    publisher.close(PATIENCE)
+    assert due.calls == 0
+
+
+def test_it_calls_until_nothing_is_left(due: Due, publisher: Publisher) -> None:
+    due.delays = [1, 1000, 1]
+    notice(due, publisher)
+    due.wait_for(4)
+    wait_until_asleep(due)
+    notice(due, publisher)
+    due.wait_for(5)
+    wait_until_asleep(due)
+    assert due.calls == 5
+
+
+def test_further_writes_do_not_wake_it(due: Due, publisher: Publisher) -> None:
+    due.delays = [3600 * 10**9]
+    notice(due, publisher)
+    due.wait_for(1)
+    for _ in range(100):
+        notice(due, publisher)
+    publisher.close(PATIENCE)
+    assert due.calls == 1
+
+
+def test_closing_interrupts_a_long_delay(due: Due, publisher: Publisher) -> None:
+    due.delays = [3600 * 10**9]
+    notice(due, publisher)
+    due.wait_for(1)
+    publisher.close(PATIENCE)
+    assert not is_running()
+
+
+def test_a_bug_does_not_stop_the_clock(
+    due: Due, publisher: Publisher, expect_log: ExpectLog
+) -> None:
+    expect_log("publishing by time failed, which is a bug")
+    due.failures = 1
+    notice(due, publisher)
+    due.wait_for(1)
+    wait_until_asleep(due)
+    assert is_running()

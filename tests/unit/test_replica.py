@@ -1,0 +1,361 @@
+"""Groups of mutations: applied in order, saved together, announced, or taken back as one."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pmxcfs import replica as module
+from pmxcfs._core import Entry, Tree
+from pmxcfs.delivery import Change
+from pmxcfs.errors import Busy, Exists, NotEmpty, NotFound, Stale, StoreError
+from pmxcfs.guests import Guests
+from pmxcfs.messages import Create, Delete, EntryType, Kind, Mkdir, Mtime, Mutation, Rename, Write
+from pmxcfs.replica import LocalIssuer, Replica
+from pmxcfs.tickets import Ticket
+
+GUEST = "nodes/a/lxc/100.conf"
+
+
+class FakeDatabase:
+    """Counts what it is asked for, and fails on demand."""
+
+    def __init__(self) -> None:
+        self.saved: list[list[str]] = []  # the paths of each transaction
+        self.syncs = 0
+        self.degraded: StoreError | None = None
+
+    def save(self, tree: Tree) -> None:
+        if self.degraded is not None:
+            raise self.degraded
+        self.saved.append([entry.path for entry in tree.unsaved().values() if entry])
+
+    def sync(self) -> None:
+        self.syncs += 1
+
+
+class FakeYielding:
+    """Runs what other workers would do meanwhile."""
+
+    def __init__(self) -> None:
+        self.meanwhile: list[Callable[[], object]] = []
+        self.released_count = self.waits = 0
+        self.is_full = False
+
+    def give_way(self) -> None:
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        self.released_count += 1
+        yield
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        if self.is_full:
+            raise Busy("too many wait")
+        self.waits += 1
+        yield
+
+
+class World:
+    """A replica, its issuer, and what listeners heard."""
+
+    def __init__(self) -> None:
+        self.tree, self.guests = Tree(), Guests()
+        self.database, self.yielding = FakeDatabase(), FakeYielding()
+        self.replica = Replica(self.tree, self.guests, self.database)  # type: ignore[arg-type]
+        self.issuer = LocalIssuer(self.replica, clock=lambda: 1234.9, yielding=self.yielding)
+        self.heard: list[tuple[Kind, str, bool]] = []
+        self.undone: list[str] = []
+        self.replica.listeners.append(self.hear)
+        self.replica.undo_listeners.append(self.hear_undone)
+
+    def hear(self, change: Change, *, foreign: bool) -> None:
+        self.heard.append((change.kind, change.path, foreign))
+
+    def hear_undone(self, entries: list[Entry], error: StoreError) -> None:
+        self.undone += [entry.path for entry in entries]
+
+    def make(self, *paths: str) -> None:
+        """Make directories, and files of what has a dot in its name."""
+        for path in paths:
+            mutation = Create(path) if "." in path else Mkdir(path)
+            self.issuer.submit(mutation)
+        self.heard.clear()
+        self.database.saved.clear()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# A group
+
+
+def test_a_mutation_is_stamped_saved_and_announced(world: World) -> None:
+    change = world.issuer.submit(Mkdir("d"))
+    assert (change.kind, change.path) == (Kind.MKDIR, "d")
+    assert (change.entry.mtime, change.entry.writer, change.entry.version) == (1234, 0, 2)
+    assert world.database.saved == [["d"]]
+    assert world.heard == [(Kind.MKDIR, "d", False)]
+    assert world.tree.unsaved() == {}
+    assert world.replica.transactions == 1
+
+
+def test_a_group_is_one_transaction_in_order(world: World) -> None:
+    tickets = [
+        Ticket(mutation) for mutation in (Mkdir("d"), Create("d/f"), Write("d/f", 0, b"x", True))
+    ]
+    world.replica.deliver(tickets)
+    assert [ticket.result().path for ticket in tickets] == ["d", "d/f", "d/f"]
+    assert world.database.saved == [["d", "d/f"]]
+    assert [kind for kind, *_ in world.heard] == [Kind.MKDIR, Kind.CREATE, Kind.WRITE]
+
+
+def test_a_refusal_in_a_group_concerns_nobody_else(world: World) -> None:
+    tickets = [Ticket(Mkdir("d")), Ticket(Mkdir("d")), Ticket(Create("f.x"))]
+    world.replica.deliver(tickets)
+    assert tickets[0].result().path == "d"
+    with pytest.raises(Exists):
+        tickets[1].result()
+    assert tickets[2].result().path == "f.x"
+    assert [path for _, path, _ in world.heard] == ["d", "f.x"]
+
+
+def test_a_group_of_refusals_is_not_saved(world: World) -> None:
+    with pytest.raises(NotFound):
+        world.issuer.submit(Delete("missing"))
+    assert world.database.saved == []
+    assert world.heard == []
+
+
+def test_what_half_happened_is_saved_and_announced(world: World) -> None:
+    world.make("d", "d/f.x", "e")
+    with pytest.raises(NotEmpty):
+        world.issuer.submit(Rename("d", "e"))
+    assert world.heard == [(Kind.DELETE, "e", False)]
+    assert len(world.database.saved) == 1
+    assert world.tree.find("e") is None
+
+
+def test_those_who_come_meanwhile_join_the_group(world: World) -> None:
+    done = []
+    world.yielding.meanwhile = [lambda: done.append(world.issuer.submit(Mkdir("e")).path)]
+    assert world.issuer.submit(Mkdir("d")).path == "d"
+    assert done == ["e"]
+    assert world.database.saved == [["d", "e"]]
+
+
+# A group that can't be saved
+
+
+def test_a_group_that_can_not_be_saved_is_taken_back(world: World) -> None:
+    world.make("d", "f.x", "nodes", "nodes/a", "nodes/a/lxc")
+    before = world.tree.checksum()
+    world.database.degraded = StoreError("full", 28)
+    tickets = [
+        Ticket(mutation)
+        for mutation in (
+            Write("f.x", 0, b"x", True),
+            Create(GUEST),
+            Mkdir("d"),
+            Rename("f.x", "d/f.x"),
+            Delete("d/f.x"),
+        )
+    ]
+    world.replica.deliver(tickets)
+    for ticket in tickets:
+        with pytest.raises(Exists if ticket.mutation == Mkdir("d") else StoreError):
+            ticket.result()
+    assert world.tree.checksum() == before
+    assert list(world.guests) == []
+    assert world.heard == []
+    assert sorted(world.undone) == ["f.x", GUEST]
+    assert world.replica.is_degraded
+    assert world.tree.unsaved() == {}
+
+
+def test_everybody_in_the_group_gets_the_errno(world: World) -> None:
+    world.database.degraded = StoreError("full", 28)
+    errors = []
+
+    def submit() -> None:
+        with pytest.raises(StoreError) as failure:
+            world.issuer.submit(Mkdir("e"))
+        errors.append(failure.value.errno)
+
+    world.yielding.meanwhile = [submit]
+    with pytest.raises(StoreError) as failure:
+        world.issuer.submit(Mkdir("d"))
+    assert [*errors, failure.value.errno] == [28, 28]
+    assert world.tree.entry_count == 0
+
+
+# Creations that wait for their content
+
+
+def test_a_creation_is_saved_together_with_what_comes_next(world: World) -> None:
+    world.issuer.create(Create("f.x"))
+    assert world.heard == [(Kind.CREATE, "f.x", False)]
+    assert world.database.saved == []
+    assert world.replica.has_unsaved
+    world.issuer.submit(Write("f.x", 0, b"x", True))
+    assert world.database.saved == [["f.x"]]
+    world.issuer.save()
+    assert len(world.database.saved) == 1
+
+
+def test_a_creation_can_be_saved_alone(world: World) -> None:
+    world.issuer.create(Create("f.x"))
+    world.issuer.save()
+    assert world.database.saved == [["f.x"]]
+    assert not world.replica.has_unsaved
+
+
+def test_a_creation_that_can_not_be_saved_is_taken_back(world: World) -> None:
+    entry = world.issuer.create(Create("f.x")).entry
+    world.database.degraded = StoreError("full", 28)
+    with pytest.raises(StoreError):
+        world.issuer.save()
+    assert not entry.is_attached
+    assert world.undone == ["f.x"]
+    with pytest.raises(StoreError):
+        world.issuer.create(Create("g.x"))  # at once, as long as the database is degraded
+    assert world.tree.entry_count == 0
+
+
+def test_a_refused_creation_is_a_refusal(world: World) -> None:
+    world.make("f.x")
+    with pytest.raises(Exists):
+        world.issuer.create(Create("f.x"))
+    assert world.heard == []
+
+
+# Targets
+
+
+@pytest.mark.parametrize(
+    ("first", "outcome"),
+    [
+        (Rename("f.x", "g.x"), "g.x"),
+        (Delete("f.x"), NotFound),
+        (Rename("h.x", "f.x"), Stale),
+    ],
+)
+def test_what_is_for_an_entry_never_hits_another(
+    world: World, first: Mutation, outcome: str | type[Exception]
+) -> None:
+    world.make("f.x", "h.x")
+    ticket = Ticket(Write("f.x", 0, b"mine", True), target=world.tree.find("f.x"))
+    world.replica.deliver([Ticket(first), ticket])
+    if isinstance(outcome, str):
+        assert ticket.result().path == outcome
+        assert ticket.result().entry.content == b"mine"
+    else:
+        with pytest.raises(outcome):
+            ticket.result()
+        found = world.tree.find("f.x")
+        assert found is None or found.content == b""
+
+
+# Foreign changes, waiting, syncing
+
+
+def test_an_injected_mutation_is_another_nodes(world: World) -> None:
+    change = world.issuer.inject(Create("f.x"), writer=9, mtime=77)
+    assert (change.entry.writer, change.entry.mtime) == (9, 77)
+    assert world.heard == [(Kind.CREATE, "f.x", True)]
+    with pytest.raises(NotFound):
+        world.issuer.inject(Mtime("missing", 1), writer=9, mtime=77)
+
+
+def test_syncing_gives_the_lock_back(world: World) -> None:
+    world.issuer.sync()
+    assert (world.database.syncs, world.yielding.released_count) == (1, 1)
+
+
+def test_what_is_held_goes_on_when_resumed(world: World) -> None:
+    world.issuer.hold()
+    world.issuer.inject(Mkdir("foreign"), writer=9, mtime=1)
+    timer = threading.Timer(0.01, world.issuer.resume)
+    timer.start()
+    assert world.issuer.submit(Mkdir("d")).path == "d"
+    timer.join()
+    assert world.yielding.waits == 1
+    world.issuer.submit(Mkdir("e"))
+    assert world.yielding.waits == 1
+
+
+def test_a_creation_waits_too(world: World) -> None:
+    world.issuer.hold()
+    timer = threading.Timer(0.01, world.issuer.resume)
+    timer.start()
+    world.issuer.create(Create("f.x"))
+    timer.join()
+    assert world.yielding.waits == 1
+    assert world.database.saved == [["f.x"]]
+
+
+def test_who_waits_is_refused_when_the_daemon_stops(world: World) -> None:
+    world.issuer.hold()
+    world.issuer.refuse()
+    with pytest.raises(Busy):
+        world.issuer.submit(Mkdir("d"))
+    world.issuer.resume()
+    world.issuer.submit(Mkdir("d"))
+
+
+def test_too_many_do_not_wait(world: World) -> None:
+    world.issuer.hold()
+    world.yielding.is_full = True
+    with pytest.raises(Busy):
+        world.issuer.submit(Mkdir("d"))
+    assert world.tree.entry_count == 0
+
+
+@pytest.mark.parametrize(
+    ("mutation", "shortened"),
+    [
+        (Mkdir("d"), "SHORT_PATIENCE"),
+        (Create("f"), "SHORT_PATIENCE"),
+        (Delete("f"), "SHORT_PATIENCE"),
+        (Rename("f", "g"), "SHORT_PATIENCE"),
+        (Write("f", 0, b"", True), "LONG_PATIENCE"),
+        (Mtime("f", 1), "LONG_PATIENCE"),
+    ],
+)
+def test_changes_of_names_wait_less(
+    world: World, monkeypatch: pytest.MonkeyPatch, mutation: Mutation, shortened: str
+) -> None:
+    assert (module.SHORT_PATIENCE, module.LONG_PATIENCE) == (2, 10)
+    monkeypatch.setattr(module, "SHORT_PATIENCE", 1000.0)
+    monkeypatch.setattr(module, "LONG_PATIENCE", 1000.0)
+    monkeypatch.setattr(module, shortened, 0.001)
+    world.issuer.hold()
+    with pytest.raises(Busy):
+        world.issuer.submit(mutation)
+
+
+def test_another_worker_waits_for_a_ticket(world: World) -> None:
+    ticket = Ticket(Mkdir("d"))
+    world.yielding.meanwhile = [lambda: world.issuer.wait(ticket)]
+    world.issuer.carry_out(ticket)
+    assert len(world.database.saved) == 1
+    assert world.issuer.wait(ticket).path == "d"
+    assert world.yielding.waits == 0
+
+
+def test_a_ticket_that_is_never_done_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONG_PATIENCE", 0.001)
+    with pytest.raises(Busy):
+        world.issuer.wait(Ticket(Mkdir("d")))
+    assert world.yielding.waits == 1
+
+
+def test_files_and_directories_are_of_their_type(world: World) -> None:
+    assert world.issuer.submit(Create("f")).entry.type == EntryType.FILE
+    assert world.issuer.submit(Mkdir("d")).entry.type == EntryType.DIRECTORY
