@@ -183,6 +183,7 @@ class FileSystem:
         if entry.is_directory:
             self._refuse_guest_name(target)
         self.publish(entry)
+        self.save_creations()  # or a failure would undo it under a name that the kernel never knew
         self._issuer.submit(Rename(self._path(entry), target))
 
     def _new_path(self, parent: Entry, name: str) -> str:

@@ -535,6 +535,7 @@ class Mount:
 
     def __init__(self, operations: Operations, mountpoint: Path, *, workers: int) -> None:
         before = _fuse_descriptors()
+        logging.getLogger("llfuse").addFilter(_is_worth_logging)
         try:
             llfuse.init(operations, str(mountpoint), OPTIONS)
         except RuntimeError as error:
@@ -559,6 +560,11 @@ class Mount:
     def close(self) -> None:
         """Unmount; requests that are under way end with an error."""
         llfuse.close(unmount=True)
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drop llfuse's complaint about a reply that nobody waits for any more, as on an unmount."""
+    return not record.getMessage().endswith(f"failed with {os.strerror(errno.ENOENT)}")
 
 
 def _fuse_descriptors() -> set[int]:

@@ -22,7 +22,18 @@ pytestmark = pytest.mark.needs_fuse
 STOPS = 50  # for each number of workers
 STOP = 3.0  # seconds until the daemon must have gone
 ENOUGH = 10  # operations of each kind before a stop
-ENDED = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT, errno.EINVAL})
+# What an operation ends with when the daemon, or its test control, goes away.
+ENDED = frozenset(
+    {
+        errno.ENOTCONN,
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EPIPE,
+        errno.EIO,
+        errno.ENOENT,
+        errno.EINVAL,
+    }
+)
 
 
 class Load:

@@ -374,6 +374,18 @@ class TestFailure:
             os.close(descriptor)
         self.allow_growth(mount)
 
+    def test_a_rename_that_can_not_be_saved_leaves_no_ghost(self, mount: Daemon) -> None:
+        mount.expect_log("config.db can't be written")
+        self.forbid_growth(mount)
+        descriptor = opened(mount.path / "new", os.O_CREAT)
+        with pytest.raises(OSError, match=r"Input/output|No space"):
+            (mount.path / "new").rename(mount.path / "renamed")
+        wait_for(lambda: not (mount.path / "new").exists(), mount, 0.9 * DUE)
+        assert not (mount.path / "renamed").exists()
+        with pytest.raises(OSError, match=r"Input/output|No space"):
+            os.close(descriptor)
+        self.allow_growth(mount)
+
     @staticmethod
     def forbid_growth(mount: Daemon) -> None:
         """Let the daemon write nothing behind the end of the database's log."""

@@ -18,6 +18,7 @@ import pytest
 from pmxcfs.fuse import RESERVED_WORKERS
 from pmxcfs.replica import SHORT_PATIENCE
 from tests.harness import Daemon, mounted, wait_for
+from tests.mount.observed import status
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -180,6 +181,25 @@ def test_a_foreign_change_elsewhere_is_seen_although_a_mkdir_waits(mount: Daemon
     assert change.end() == 0
     assert taken < SLACK * PROMPT
     wait_for((mount.path / "busy" / "other").exists, mount)
+
+
+def test_a_change_counts_only_when_the_kernel_has_been_told(mount: Daemon) -> None:
+    path = mount.path / "sdn" / "zones.cfg"
+    path.parent.mkdir()
+    path.write_text("before")
+    (mount.path / "sdn" / "zones.cfg.tmp").write_text("after")
+    start = status(mount, ".version")
+    with held(mount):
+        change = Change((mount.path / "sdn" / "new").mkdir)
+        wait_until_waiting(mount, 1)
+        # The name is notified of when the mkdir is over; until then it leads to the old content.
+        mount.control("inject", kind="rename", path="sdn/zones.cfg.tmp", to="sdn/zones.cfg")
+        assert path.read_text() == "before"
+        assert status(mount, ".version") == start
+    assert change.end() == 0
+    wait_for(lambda: status(mount, ".version") != start, mount)
+    assert path.read_text() == "after"
+    assert status(mount, ".version")["sdn/zones.cfg"] == start["sdn/zones.cfg"] + 1
 
 
 def test_a_change_of_a_name_waits_two_seconds(mount: Daemon) -> None:
