@@ -64,7 +64,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         cleanup.callback(log.start(foreground=settings.foreground, debug=settings.debug))
         group = process.find_group(settings.group)
         process.make_directories(settings, group=group)
-        cleanup.enter_context(process.StateLock(settings.lockfile))
+        cleanup.enter_context(process.StateLock(settings.lockfile, mountpoint=settings.mountpoint))
         process.clear_mountpoint(settings.mountpoint)
         daemon = Daemon(settings, group=group, cleanup=cleanup)
         cleanup.enter_context(process.pid_file(settings.pidfile))

@@ -312,6 +312,7 @@ class FileSystem:
         """Publish what is unpublished of the file, whoever wrote it, and have it on the device."""
         handle.has_written = True
         self.flush(handle)
+        handle.has_written = handle.entry.has_unpublished  # by somebody, while this one waited
         self.sync()
 
     def sync(self) -> None:

@@ -367,7 +367,9 @@ class Operations(llfuse.Operations):
     def unlink(self, parent: int, name: bytes, context: object) -> None:
         self._files.remove(self._find(parent, to_text(name)))
 
-    rmdir = unlink  # the kernel has looked at the type
+    @_handler
+    def rmdir(self, parent: int, name: bytes, context: object) -> None:
+        self._files.remove(self._find(parent, to_text(name)))
 
     @_handler
     def rename(

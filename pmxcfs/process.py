@@ -79,8 +79,9 @@ def _make_directory(path: Path, *, gid: int = -1) -> None:
 class StateLock:
     """The lock on a state directory, which one daemon at a time may use."""
 
-    def __init__(self, path: Path, *, patience: float = LOCK_PATIENCE) -> None:
+    def __init__(self, path: Path, *, mountpoint: Path, patience: float = LOCK_PATIENCE) -> None:
         self._path = path
+        self._mountpoint = mountpoint  # where a holder that was killed may be stuck
         self._patience = patience  # seconds
         self._descriptor = -1
 
@@ -90,20 +91,43 @@ class StateLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StartError(f"can't open lock file {self._path}: {error.strerror}") from None
+        if not _flock(descriptor, 0) and _is_dying(_holder(descriptor)):
+            self._free_holder()
         if not _flock(descriptor, self._patience):
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            holder = _holder(descriptor) or "unknown"
             os.close(descriptor)
-            raise StartError(
-                f"{self._path.parent} is in use by the daemon with pid {holder or 'unknown'}"
-            )
+            raise StartError(f"{self._path.parent} is in use by the daemon with pid {holder}")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._descriptor = descriptor
         return self
 
+    def _free_holder(self) -> None:
+        """Let a daemon end that was killed while one of its threads notified the kernel.
+
+        That thread waits in the kernel for an answer that the daemon itself owes.
+        """
+        _log.warning("removing the stale mount of a dying daemon from %s", self._mountpoint)
+        with contextlib.suppress(StartError):
+            detach(self._mountpoint)
+
     def __exit__(self, *exc_info: object) -> None:
         """Give the lock back. The file stays: removing it would let two daemons lock two files."""
         os.close(self._descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Return the pid that the lock file tells, empty for none."""
+    return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+
+
+def _is_dying(pid: str) -> bool:
+    """Tell whether a process has ended but for some of its threads."""
+    try:
+        status = Path("/proc", pid, "stat").read_text()
+    except (OSError, ValueError):
+        return False
+    return pid.isdecimal() and status.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
 def _flock(descriptor: int, patience: float) -> bool:

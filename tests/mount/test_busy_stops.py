@@ -183,3 +183,25 @@ def test_what_is_in_use_does_not_delay_the_end(tmp_path: Path, workers: str) -> 
             user.communicate("")
     with mounted(tmp_path) as mount:
         assert (mount.path / "d" / "f").read_bytes() == b"unpublishedand more"
+
+
+def test_a_killed_daemon_that_was_notifying_the_kernel_can_be_replaced(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--test-control", "--workers", "16") as mount:
+        (mount.path / "d").mkdir()
+        mount.control("hold")
+        blocked = threading.Thread(target=make_quietly, args=(mount.path / "d" / "new",))
+        blocked.start()
+        wait_for(lambda: mount.control("info")["waiting"] == 1, mount)
+        mount.control("inject", kind="create", path="d/foreign")  # its notification must wait
+        mount.was_killed = True
+        mount.process.kill()
+        with mounted(tmp_path, expect_log=["removing the stale mount"]) as again:
+            blocked.join(STOP)
+            assert not blocked.is_alive()
+            assert (again.path / "d" / "foreign").exists()
+
+
+def make_quietly(path: Path) -> None:
+    """Make a directory on a mount that goes away."""
+    with contextlib.suppress(OSError):
+        path.mkdir()

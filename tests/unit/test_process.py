@@ -19,6 +19,7 @@ from pmxcfs.errors import StartError
 from pmxcfs.settings import Settings
 
 FAKES = Path(__file__).parents[1] / "fakes"
+NO_MOUNT = Path("/nonexistent")
 DEADLINE = 30.0  # seconds that a child process may take on a busy machine
 
 
@@ -77,17 +78,17 @@ def test_a_directory_that_can_not_be_made(tmp_path: Path, umask: int) -> None:
 def test_the_second_daemon_learns_who_was_first(tmp_path: Path) -> None:
     lockfile = tmp_path / ".pmxcfs.lockfile"
     with (
-        process.StateLock(lockfile),
+        process.StateLock(lockfile, mountpoint=NO_MOUNT),
         pytest.raises(StartError, match=rf"{tmp_path} is in use .* pid {os.getpid()}$"),
-        process.StateLock(lockfile, patience=0),
+        process.StateLock(lockfile, mountpoint=NO_MOUNT, patience=0),
     ):
         pass
-    with process.StateLock(lockfile, patience=0):
+    with process.StateLock(lockfile, mountpoint=NO_MOUNT, patience=0):
         assert lockfile.read_text() == f"{os.getpid()}\n"
 
 
 def test_the_lock_is_waited_for(tmp_path: Path) -> None:
-    first = process.StateLock(tmp_path / "lock")
+    first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
     with first:
         waiting = threading.Thread(target=take_and_release, args=(tmp_path / "lock",))
         waiting.start()
@@ -96,12 +97,15 @@ def test_the_lock_is_waited_for(tmp_path: Path) -> None:
 
 
 def take_and_release(path: Path) -> None:
-    with process.StateLock(path, patience=DEADLINE):
+    with process.StateLock(path, mountpoint=NO_MOUNT, patience=DEADLINE):
         pass
 
 
 def test_a_lock_file_that_can_not_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="can't open lock file"), process.StateLock(tmp_path):
+    with (
+        pytest.raises(StartError, match="can't open lock file"),
+        process.StateLock(tmp_path, mountpoint=NO_MOUNT),
+    ):
         pass
 
 
