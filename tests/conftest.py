@@ -133,6 +133,17 @@ def expect_log(request: pytest.FixtureRequest) -> Iterator[ExpectLog]:
     assert not missing, f"declared with expect_log, but not logged: {missing}"
 
 
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[object], None]:
+    """Print what a long run has shown, even if the test passes."""
+
+    def show(outcome: object) -> None:
+        with capsys.disabled():
+            print(f"\n{outcome}")
+
+    return show
+
+
 @pytest.fixture(autouse=True)
 def _collect_garbage() -> Iterator[None]:
     """Let what a test forgot to close complain while it is still known which test it was."""

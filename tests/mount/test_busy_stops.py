@@ -131,11 +131,11 @@ def stop_often(workdir: Path, workers: int) -> list[float]:
     return taken
 
 
-def test_100_stops_under_load(tmp_path: Path) -> None:
+def test_100_stops_under_load(tmp_path: Path, report: Callable[[object], None]) -> None:
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(stop_often, tmp_path / str(n), n) for n in (1, 16)]
         taken = [seconds for run in runs for seconds in run.result()]
-    print(f"\n{len(taken)} stops, the longest {max(taken):.2f} s")
+    report(f"{len(taken)} stops under load, the longest {max(taken):.2f} s")
     assert len(taken) == 2 * STOPS
     assert max(taken) < STOP
 

@@ -134,17 +134,6 @@ class Run:
                 self.outcome.kills_in_checkpoint += attempted > copied
 
 
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[Outcome], None]:
-    """Print what a run has shown, even if the test passes."""
-
-    def show(outcome: Outcome) -> None:
-        with capsys.disabled():
-            print(f"\n{outcome}")
-
-    return show
-
-
 def check(outcome: Outcome, kills: int) -> None:
     """Assert that nothing was lost, and that enough was tried to say so."""
     assert outcome.violations == []
@@ -153,7 +142,7 @@ def check(outcome: Outcome, kills: int) -> None:
     assert outcome.operations > kills * WRITERS
 
 
-def test_no_finished_operation_is_lost(tmp_path: Path, report: Callable[[Outcome], None]) -> None:
+def test_no_finished_operation_is_lost(tmp_path: Path, report: Callable[[object], None]) -> None:
     outcome = Run(tmp_path, random.randrange(1 << 32)).kill(KILLS)
     report(outcome)
     check(outcome, KILLS)
@@ -162,14 +151,14 @@ def test_no_finished_operation_is_lost(tmp_path: Path, report: Callable[[Outcome
 @pytest.mark.long
 @pytest.mark.parametrize("_", range(LONG_RUNS))
 def test_no_finished_operation_is_lost_in_the_long_run(
-    tmp_path: Path, report: Callable[[Outcome], None], _: int
+    tmp_path: Path, report: Callable[[object], None], _: int
 ) -> None:
     test_no_finished_operation_is_lost(tmp_path, report)
 
 
 @pytest.mark.parametrize("sabotage", ["reply-before-commit", "commit-in-pieces"])
 def test_a_careless_daemon_is_caught(
-    tmp_path: Path, report: Callable[[Outcome], None], sabotage: str
+    tmp_path: Path, report: Callable[[object], None], sabotage: str
 ) -> None:
     run = Run(tmp_path, random.randrange(1 << 32), program=(careless.__file__, sabotage))
     outcome = run.kill(KILLS_TO_CATCH)

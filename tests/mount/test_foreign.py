@@ -309,7 +309,7 @@ def check_quorum(mount: Daemon, control: Control, number: int, ledger: Ledger) -
 
 @pytest.mark.parametrize("workers", [1, 16])
 def test_nothing_is_stale_after_a_foreign_change(
-    tmp_path: Path, workers: int, record_property: Callable[[str, object], None]
+    tmp_path: Path, workers: int, report: Callable[[object], None]
 ) -> None:
     ledger = Ledger()
     with (
@@ -328,11 +328,10 @@ def test_nothing_is_stale_after_a_foreign_change(
                 check_quorum(mount, control, number, ledger)
             number += 1
     counts = ", ".join(f"{kind} {count}" for kind, count in sorted(ledger.checks.items()))
-    report = (
-        f"{ledger.checks.total()} checks, {len(ledger.stale)} stale, {ledger.late} late: {counts}"
+    report(
+        f"foreign changes, {workers} workers: {ledger.checks.total()} checks, "
+        f"{len(ledger.stale)} stale, {ledger.late} late: {counts}; {onlookers.looks} looks beside"
     )
-    print(f"\n{workers} workers: {report}; {onlookers.looks} looks beside")
-    record_property("checks", report)
     assert ledger.stale == []
     assert ledger.late <= CHECKS / 1000
     assert ledger.checks.total() >= CHECKS

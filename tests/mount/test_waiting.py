@@ -118,7 +118,9 @@ def start_changes(mount: Daemon) -> list[Change]:
     return closes + [Change(path.mkdir) for path in names]
 
 
-def test_of_200_changes_most_are_refused_and_nobody_else_waits(mount: Daemon) -> None:
+def test_of_200_changes_most_are_refused_and_nobody_else_waits(
+    mount: Daemon, report: Callable[[object], None]
+) -> None:
     paths = make_elsewhere(mount, 50)
     changes = start_changes(mount)
     wait_for(lambda: sum(not change.is_alive() for change in changes) >= AT_ONCE - MOST, mount)
@@ -134,13 +136,16 @@ def test_of_200_changes_most_are_refused_and_nobody_else_waits(mount: Daemon) ->
             *((mount.path / "elsewhere" / f"missing{number}").exists for number in range(10)),
         ]
     )
-    print(f"\n{len(refused)} refused, {waiting(mount)} wait; slowest look {1000 * taken:.1f} ms")
+    report(
+        f"{AT_ONCE} changes at once: {len(refused)} refused, {waiting(mount)} wait; "
+        f"slowest look elsewhere {1000 * taken:.1f} ms"
+    )
     assert taken < SLACK * PROMPT
     mount.expect_log("the last writes to d.*/f are lost: EBUSY")
     begin = time.monotonic()
     mount.process.send_signal(signal.SIGTERM)
     assert mount.process.wait(STOP) == 0
-    print(f"gone after {time.monotonic() - begin:.2f} s")
+    report(f"gone {time.monotonic() - begin:.2f} s after SIGTERM")
     assert all(change.end() in (errno.EBUSY, errno.ENOTCONN) for change in changes)
 
 
