@@ -1,6 +1,7 @@
 """Several client processes at once, started together.
 
-Processes, not threads: clients that wait for one another's interpreter lock would measure it.
+Processes where nothing else is said: threads that wait for one another's interpreter lock would
+measure it.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any, TypeVar
@@ -65,14 +67,21 @@ def parallel_read_us(root: str, *, processes: int, count: int) -> float:
 
 
 def read_times_us(root: str, *, readers: int, seconds: float, pause: float | None) -> list[float]:
-    """Return the time of each open + read + close beside a writer that saves 1 MiB files.
+    """Return the time of each open + read + close of *readers* threads beside a writer process.
 
-    It pauses for *pause* seconds after each; None: there is no writer.
+    It saves 1 MiB files and pauses for *pause* seconds after each; None: there is no writer. The
+    threads share a process, as those of a management daemon do; what they wait for one another is
+    in the times with and without a writer.
     """
 
-    def reading() -> list[float]:
+    def read_on() -> list[float]:
         numbers = _until(time.monotonic() + seconds)
         return times_us(lambda i: read_file(f"{root}/d0/f{i % REWRITTEN}"), numbers)
+
+    def reading() -> list[float]:
+        with ThreadPoolExecutor(readers) as pool:
+            threads = [pool.submit(read_on) for _ in range(readers)]
+            return [time for thread in threads for time in thread.result()]
 
     def writing() -> list[float]:
         for number in _until(time.monotonic() + seconds):
@@ -80,7 +89,7 @@ def read_times_us(root: str, *, readers: int, seconds: float, pause: float | Non
             time.sleep(pause or 0)
         return []
 
-    times = together([reading] * readers + [writing] * (pause is not None))
+    times = together([reading] + [writing] * (pause is not None))
     return [time for client in times for time in client]
 
 

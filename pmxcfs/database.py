@@ -39,7 +39,7 @@ _log = logging.getLogger("pmxcfs.database")
 
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
 LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
-PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs two pages or more
+PAGE_SIZE = 2048  # bytes, of a new file: most changes are small, and each logs two pages or more
 _FRAME = PAGE_SIZE + 24  # bytes of log per page that a transaction changes
 CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
