@@ -392,6 +392,7 @@ cdef class Tree:
             parent._children = {}
         parent._children[name] = entry
         parent.listing_version += 1
+        entry.listing_version += 1  # its ".." is another one
         entry.parent = parent
         entry.name = name
         entry._last_path = None

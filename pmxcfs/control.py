@@ -88,7 +88,7 @@ def _answer(
             return command(**request) or {}
     except PmxcfsError as error:
         return {"error": error.errno, "message": str(error)}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         return {"error": errno.EINVAL, "message": f"not a request: {error!r}"}
 
 

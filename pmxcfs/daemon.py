@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Mapping
 
 from pmxcfs import fuse, log, process
-from pmxcfs._core import Tree
+from pmxcfs._core import Entry, Tree
 from pmxcfs.address import AddressLookup
 from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clusterlog import INFO, ClusterLog, LogEntry
 from pmxcfs.control import Control, mutation_of
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change
-from pmxcfs.errors import StartError
+from pmxcfs.errors import StartError, StoreError
 from pmxcfs.filesystem import FileSystem
 from pmxcfs.guests import Guests
 from pmxcfs.invalidation import Invalidator, KernelCache
@@ -179,11 +179,20 @@ class Daemon:
         self._files.on_unpublished = self._publisher.notice
         self._files.on_dropped = self._cache.on_dropped
         self._replica.listeners += [self._files.on_change, self._cache.on_change, self._count]
-        self._replica.undo_listeners += [self._files.on_undone, self._cache.on_undone]
+        self._replica.undo_listeners += [
+            self._files.on_undone,
+            self._cache.on_undone,
+            self._count_undone,
+        ]
 
     def _count(self, change: Change, *, foreign: bool) -> None:
         paths = (change.path, change.source) if change.source else (change.path,)
         self._status.on_change(*paths, ticket=self._invalidator.ticket)
+
+    def _count_undone(self, entries: list[Entry], error: StoreError) -> None:
+        for entry in entries:
+            if not entry.is_attached:
+                self._status.on_change(entry.path, ticket=self._invalidator.ticket)
 
     def _start_threads(self, cleanup: contextlib.ExitStack) -> None:
         checkpointer = Checkpointer(self._database)

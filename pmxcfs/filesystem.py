@@ -12,7 +12,7 @@ Contract: spec filesystem.md and fuse.md.
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from pmxcfs._core import Entry, Tree
@@ -55,6 +55,7 @@ from pmxcfs.tickets import Ticket
 _log = logging.getLogger("pmxcfs.dcdb")
 
 PUBLISH_AFTER_NS = 1_000_000_000  # how long a write, or a new file, may stay unpublished
+RETRY_AFTER_NS = 50_000_000  # until the timer tries again what it could not publish
 OWNER = 0  # uid of everything
 
 
@@ -178,6 +179,8 @@ class FileSystem:
         self._need_quorum()
         self._check_name(name)
         target = _join(self._path(parent), name)
+        if is_below_locks(entry):
+            raise Denied(f"the lock {entry.path} can't be renamed")
         if entry.child_count:
             raise NotEmpty(f"{entry.path} has entries")
         if entry.is_directory:
@@ -232,7 +235,8 @@ class FileSystem:
 
     def _unlock_expired(self, entry: Entry) -> bool:
         path, checksum = entry.path, self._tree.entry_checksum(entry)
-        if not self._locks.has_expired(path, checksum, now=self._now_ns() / 1e9):
+        has_expired = self._locks.has_expired(path, checksum, now=self._now_ns() / 1e9)
+        if not has_expired or entry.child_count:
             return False
         self._issuer.submit(Unlock(path, checksum))
         return True
@@ -260,7 +264,7 @@ class FileSystem:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
             self.on_unpublished()
             handle.has_truncated = True
-        if writing or truncate:
+        if writing or truncate or has_created:
             self._writers.setdefault(entry, []).append(handle)
         return handle
 
@@ -275,20 +279,26 @@ class FileSystem:
 
     def truncate(self, entry: Entry, size: int, *, handle: OpenFile | None) -> None:
         """Cut or extend a file; without *handle* it is published at once (truncate(2))."""
+        if handle is None:
+            self._await_flight(entry)  # while a refusal still changes nothing
         self._need_quorum()
         self._check_size(entry, size)
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
+        self.on_unpublished()
         if handle is None:
             self.publish(entry)
         else:
             handle.has_written = True
-            self.on_unpublished()
 
     def _check_size(self, entry: Entry, end: int) -> None:
         if end > MAX_FILE_SIZE:
             raise TooBig(f"a file holds at most {MAX_FILE_SIZE} bytes")
         growth = end - entry.visible_size
-        if growth > 0 and self.usage().content_bytes + growth > MAX_TOTAL_SIZE:
+        if (
+            growth > 0
+            and not entry.is_orphan
+            and self.usage().content_bytes + growth > MAX_TOTAL_SIZE
+        ):
             raise NoSpace(f"the tree holds at most {MAX_TOTAL_SIZE} bytes")
 
     def flush(self, handle: OpenFile) -> None:
@@ -357,11 +367,13 @@ class FileSystem:
         except PmxcfsError as error:
             flight.finish(error)
             if not entry.is_orphan:  # removed here meanwhile: nobody will miss it
-                self._drop(entry, error)
+                self._drop(entry, flight)
                 raise
         finally:
             if self._flights.get(entry) is flight:
                 del self._flights[entry]
+            if entry.has_unpublished:  # the timer passes over what is in flight
+                self.on_unpublished()
 
     def _await_flight(self, entry: Entry) -> None:
         """Wait until no other worker publishes *entry*; how that went is for its authors."""
@@ -378,29 +390,33 @@ class FileSystem:
         """From now on *flight* tells how the publishing of *entry* went."""
         self._flights[entry] = flight
         for handle in self._writers.get(entry, ()):
-            if handle.has_written and (handle.flight is None or handle.flight.error is None):
-                handle.flight = flight  # else there is a failure that it has not been told of
-            handle.has_written = handle.has_truncated = False
+            _board(handle, flight)
 
-    def _drop(self, entry: Entry, error: PmxcfsError) -> None:
+    def _drop(self, entry: Entry, flight: Ticket) -> None:
+        """Lose all unpublished bytes, those too that were written while *flight* failed."""
         self._tree.discard_unpublished(entry)
         self.on_dropped(entry)
-        _log.warning("the last writes to %s are lost: %s", _shown(entry), _name(error))
+        for handle in self._writers.get(entry, ()):
+            _board(handle, flight)
+        assert flight.error is not None, "only what failed is dropped"
+        _log.warning("the last writes to %s are lost: %s", _shown(entry), _name(flight.error))
 
     def publish_due(self) -> int:
         """Publish what has waited for its time; return the ns until the next is due, 0 if none.
 
         For the timer's thread. Errors go to the handles that wrote.
         """
-        for entry in self._due():
-            self._publish_behind(entry)
+        for entry in self._waiting():
+            if self._is_due(entry.unpublished_since_ns):
+                self._publish_behind(entry)
         if self._oldest_creation_ns and self._is_due(self._oldest_creation_ns):
             self._save_creations_behind()
-        waiting = [entry.unpublished_since_ns for entry in self._tree.unpublished()[:1]]
-        waiting += [self._oldest_creation_ns] if self._oldest_creation_ns else []
-        if not waiting:
+        since = [entry.unpublished_since_ns for entry in self._waiting()[:1]]
+        since += [self._oldest_creation_ns] if self._oldest_creation_ns else []
+        if not since:
             return 0
-        return max(1, min(waiting) + PUBLISH_AFTER_NS - self._now_ns())
+        delay_ns = min(since) + PUBLISH_AFTER_NS - self._now_ns()
+        return delay_ns if delay_ns > 0 else RETRY_AFTER_NS
 
     def publish_all(self) -> None:
         """Publish everything now: the daemon stops."""
@@ -411,10 +427,9 @@ class FileSystem:
     def _is_due(self, since_ns: int) -> bool:
         return self._now_ns() - since_ns >= PUBLISH_AFTER_NS
 
-    def _due(self) -> Iterator[Entry]:
-        return (
-            entry for entry in self._tree.unpublished() if self._is_due(entry.unpublished_since_ns)
-        )
+    def _waiting(self) -> list[Entry]:
+        """Return what nobody publishes yet, oldest first."""
+        return [entry for entry in self._tree.unpublished() if entry not in self._flights]
 
     def _publish_behind(self, entry: Entry) -> None:
         """Publish without anyone who asked for it."""
@@ -453,6 +468,14 @@ class FileSystem:
                 failed.finish(error)
                 for handle in self._writers.get(entry, ()):
                     handle.flight = failed
+
+
+def _board(handle: OpenFile, flight: Ticket) -> None:
+    """What *handle* has done since its last publishing goes with *flight*, which it will ask."""
+    has_changed = handle.has_written or handle.has_truncated
+    if has_changed and (handle.flight is None or handle.flight.error is None):
+        handle.flight = flight  # else there is a failure that it has not been told of
+    handle.has_written = handle.has_truncated = False
 
 
 def _nobody_listens(*_: object) -> None:

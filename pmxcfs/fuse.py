@@ -113,10 +113,11 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
 
     @functools.wraps(function)
     def guarded(self: "Operations", *arguments: object) -> _Answer:
-        subject = self.subject(function.__name__, arguments) if self.is_tracing else ""
+        subject, outcome = "", "ok"
         start_ns = time.perf_counter_ns()
-        outcome = "ok"
         try:
+            if self.is_tracing:
+                subject = self.subject(function.__name__, arguments)
             return function(self, *arguments)
         except PmxcfsError as error:
             outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"

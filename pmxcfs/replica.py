@@ -10,6 +10,7 @@ as long as it waits.
 Contract: spec storage.md, "Writing"; cluster.md, "Delivery to the tree".
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,10 +19,12 @@ from typing import Protocol
 from pmxcfs._core import Entry, Tree
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change, HalfRenamed, apply
-from pmxcfs.errors import Busy, PmxcfsError, StoreError
+from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
 from pmxcfs.guests import Guests
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
 from pmxcfs.tickets import Ticket
+
+_log = logging.getLogger("pmxcfs.dcdb")
 
 SHORT_PATIENCE = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
 LONG_PATIENCE = 10.0  # seconds for all others
@@ -98,6 +101,9 @@ class Replica:
                 done.append((error.change, ticket.foreign))
             except PmxcfsError as error:
                 ticket.error = error
+            except Exception:  # noqa: BLE001, as one bad mutation must not take the group with it
+                _log.exception("a mutation could not be applied, which is a bug")
+                ticket.error = Failed("it could not be applied")
         return done
 
     def _save(self, tickets: Sequence[Ticket]) -> bool:

@@ -180,9 +180,7 @@ def launch(
     argv += ["--mountpoint", mountpoint, "--statedir", state, "--rundir", run]
     argv += ["--nodename", nodename, *flags]
     with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [*argv, *flags], stdin=subprocess.DEVNULL, stderr=stderr, cwd=workdir
-        )
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, cwd=workdir)
     return Daemon(mountpoint, state, run, log, process)
 
 

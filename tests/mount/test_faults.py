@@ -175,6 +175,20 @@ def test_a_creation_that_can_not_be_saved_is_undone_by_the_close(
     assert checksum_in_file(small_disk) == checksum
 
 
+def test_a_guest_that_could_not_be_saved_is_listed_no_more(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    with mounted(tmp_path, expect_log=[REFUSED, WRITES_LOST]) as daemon:
+        guests = daemon.path / "nodes" / "n" / "qemu-server"
+        guests.mkdir(parents=True)
+        with filled(small_disk):
+            descriptor = os.open(guests / "100.conf", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            assert '"100"' in (daemon.path / ".vmlist").read_text()
+            os.write(descriptor, b"x")
+            assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
+            assert '"100"' not in (daemon.path / ".vmlist").read_text()
+
+
 def test_a_creation_that_can_not_be_saved_is_undone_by_the_timer(
     tmp_path: Path, small_disk: Path
 ) -> None:

@@ -1,0 +1,104 @@
+"""What a publishing that fails, or is still going on, means for others who use the file."""
+
+import pytest
+
+from pmxcfs.errors import Busy, Denied, StoreError
+from pmxcfs.messages import Write
+from pmxcfs.tickets import Ticket
+from tests.conftest import ExpectLog
+from tests.unit.test_filesystem import World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_truncation_that_the_timer_lost_is_told_before_later_writes_can_be_taken_for_all(
+    world: World, expect_log: ExpectLog
+) -> None:
+    expect_log("the last writes to f are lost: EIO")
+    handle = world.open(world.make("f", b"OLDOLD"), truncate=True)
+    world.issuer.failure = StoreError("the disk")
+    world.pass_time()
+    world.issuer.failure = None
+    world.files.write(handle, 0, b"new")
+    with pytest.raises(StoreError):
+        world.files.flush(handle)
+
+
+def test_what_is_written_while_a_publishing_fails_is_told_to_who_wrote_it(
+    world: World, expect_log: ExpectLog
+) -> None:
+    expect_log("the last writes to f are lost: EBUSY")
+    entry = world.make("f")
+    first, second = world.open(entry), world.open(entry)
+    world.files.write(first, 0, b"1")
+    world.issuer.failure = Busy("held")
+    world.issuer.on_submit = lambda: world.files.write(second, 1, b"2")
+    for handle in (first, second):
+        with pytest.raises(Busy):
+            world.files.flush(handle)
+    assert entry.read(0, 100) == b"published"
+
+
+def test_what_one_handle_writes_while_its_publishing_fails_is_told_by_the_next_close(
+    world: World, expect_log: ExpectLog
+) -> None:
+    expect_log("the last writes to f are lost: EBUSY")
+    handle = world.open(world.make("f"))
+    world.files.write(handle, 0, b"1")
+    world.issuer.failure = Busy("held")
+    world.issuer.on_submit = lambda: world.files.write(handle, 1, b"2")
+    with pytest.raises(Busy):
+        world.files.flush(handle)
+
+
+def test_the_timer_passes_over_what_is_being_published(world: World) -> None:
+    entry = world.make("f")
+    first, second = world.open(entry), world.open(entry)
+    world.files.write(first, 0, b"1")
+    asked: list[int] = []
+
+    def meanwhile() -> None:
+        world.issuer.on_submit = lambda: None
+        world.files.write(second, 1, b"2")
+        asked.append(world.pass_time())
+
+    world.issuer.on_submit = meanwhile
+    world.files.flush(first)
+    assert asked == [0]
+    assert world.issuer.issued == [Write("f", 0, b"1", False)]
+    world.files.flush(second)
+    assert world.issuer.issued[1:] == [Write("f", 1, b"2", False)]
+
+
+def test_a_truncation_that_is_refused_has_not_happened(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+
+    def refuse(flight: Ticket) -> None:
+        raise Busy("an earlier change is on its way")
+
+    def meanwhile() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(world.issuer, "wait", refuse)
+            with pytest.raises(Busy):
+                world.files.truncate(entry, 2, handle=None)
+        assert entry.read(0, 100) == b"mineLD"
+
+    world.issuer.on_submit = meanwhile
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+def test_a_lock_with_entries_is_not_removed_by_its_expiry(world: World) -> None:
+    lock = world.make("priv/lock/a", directory=True)
+    world.locks.reload(world.tree, now=0.0)
+    world.make("priv/lock/a/f")
+    with pytest.raises(Denied):
+        world.files.utime(lock, 0)
+    assert lock.is_attached
