@@ -31,12 +31,6 @@ class NotADirectory(PmxcfsError):
     errno = codes.ENOTDIR
 
 
-class IsADirectory(PmxcfsError):
-    """A directory stands where a file is needed."""
-
-    errno = codes.EISDIR
-
-
 class NotEmpty(PmxcfsError):
     """A directory that has entries can't be removed, renamed or replaced."""
 
@@ -113,10 +107,6 @@ class StoreError(PmxcfsError):
     def __init__(self, message: str, errno: int = codes.EIO) -> None:
         super().__init__(message)
         self.errno = errno
-
-
-class BadMessage(PmxcfsError):
-    """Bytes from outside that do not add up to what they claim to be."""
 
 
 class StartError(PmxcfsError):

@@ -113,10 +113,10 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
 
     @functools.wraps(function)
     def guarded(self: "Operations", *arguments: object) -> _Answer:
-        subject, outcome = "", "ok"
-        start_ns = time.perf_counter_ns()
+        subject, outcome, start_ns = "", "ok", 0
         try:
             if self.is_tracing:
+                start_ns = time.perf_counter_ns()
                 subject = self.subject(function.__name__, arguments)
             return function(self, *arguments)
         except PmxcfsError as error:

@@ -74,11 +74,7 @@ class Replica:
     def save(self) -> None:
         """Save what was deferred. Raise StoreError if that fails; it is taken back then."""
         if self.has_unsaved:
-            try:
-                self._write()
-            except StoreError as error:
-                self._take_back(error)
-                raise
+            self._write()
 
     def sync(self) -> None:
         """Have the database's log on the device; needs no lock. Raises StoreError."""
@@ -112,12 +108,16 @@ class Replica:
         except StoreError as error:
             for ticket in tickets:
                 ticket.error = ticket.error or error
-            self._take_back(error)
             return False
         return True
 
     def _write(self) -> None:
-        self._database.save(self.tree)
+        """Save all that is unsaved, or take it back and raise StoreError."""
+        try:
+            self._database.save(self.tree)
+        except StoreError as error:
+            self._take_back(error)
+            raise
         self.tree.settle()
         self.guests.settle()
         self.transactions += 1

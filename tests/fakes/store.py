@@ -16,6 +16,7 @@ from pmxcfs.messages import EntryType
 
 BY = {"writer": 3, "mtime": 1234}
 T = TypeVar("T")
+Contents = dict[str, bytes | None]  # by path; None for a directory
 
 
 class Store:
@@ -140,3 +141,11 @@ def faulty_connections() -> Iterator[Faults]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Faulty, **k))
         yield faults
+
+
+def contents_of(tree: Tree) -> Contents:
+    """Return what stands at each path of *tree*."""
+    entries = tree.root.children()
+    for entry in entries:
+        entries += entry.children()
+    return {entry.path: None if entry.is_directory else entry.content for entry in entries}

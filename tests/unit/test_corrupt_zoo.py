@@ -21,11 +21,11 @@ from pmxcfs.database import PAGE_SIZE, Database
 from pmxcfs.errors import PmxcfsError, StoreError
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
 from tests.conftest import ExpectLog
+from tests.fakes.store import Contents, contents_of
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 NOW = 1800000000
 VERSION = 40
-Contents = dict[str, bytes | None]  # by path; None for a directory
 
 # inode, parent, version, type, name, data
 ROWS: tuple[tuple[int, int, int, int, str, bytes | None], ...] = (
@@ -239,13 +239,6 @@ def start(path: Path) -> Tree:
     tree = Tree()
     tree.load(loaded.records)
     return tree
-
-
-def contents_of(tree: Tree) -> Contents:
-    entries = tree.root.children()
-    for entry in entries:
-        entries += entry.children()
-    return {entry.path: None if entry.is_directory else entry.content for entry in entries}
 
 
 def copies_of(path: Path) -> list[Path]:

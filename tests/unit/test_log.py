@@ -134,7 +134,7 @@ def test_dropped_lines_are_counted_and_reported(recorder: Recorder) -> None:
 
 
 def test_verbose_applies_to_every_logger_at_once(recorder: Recorder) -> None:
-    other = logging.getLogger("another.library")
+    other = logging.getLogger("another.package")
     FUSE.debug("hidden")
     log.set_verbose(True)
     FUSE.debug("shown")

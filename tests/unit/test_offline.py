@@ -16,11 +16,10 @@ from pmxcfs._core import Tree
 from pmxcfs.database import Database, inspect
 from pmxcfs.errors import Exists, NoSpace, PmxcfsError, StoreError, TooBig, Unsupported
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
-from tests.fakes.store import Store, query
+from tests.fakes.store import Contents, Store, contents_of, query
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 Output = pytest.CaptureFixture[str]
-Contents = dict[str, bytes | None]  # by path; None for a directory
 SECONDS = 1_700_000_000
 
 
@@ -57,13 +56,6 @@ def tree_of(path: Path) -> Tree:
     tree = Tree()
     tree.load(loaded.records)
     return tree
-
-
-def contents_of(tree: Tree) -> Contents:
-    entries = tree.root.children()
-    for entry in entries:
-        entries += entry.children()
-    return {entry.path: None if entry.is_directory else entry.content for entry in entries}
 
 
 def contents_below(directory: Path) -> Contents:
