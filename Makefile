@@ -15,6 +15,10 @@ EXTENSION_SOURCES := setup.py $(wildcard pmxcfs/*.pyx pmxcfs/*.pxd pmxcfs/*.h)
 PACKAGES := python3-venv python3-dev
 # Building the extensions and llfuse.
 PACKAGES += gcc libc6-dev pkg-config libfuse-dev
+# The cluster: corosync's client libraries.
+PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
+# Local clients.
+PACKAGES += libqb-dev
 # Mounting.
 PACKAGES += fuse3
 # Tests: ext4 on a loop device, and what an fsync really calls.

@@ -111,3 +111,38 @@ class StoreError(PmxcfsError):
 
 class StartError(PmxcfsError):
     """The daemon can't start; the message says why and what to do next."""
+
+
+class BadMessage(PmxcfsError):
+    """Bytes from another node that are no message of their group; the text says which field."""
+
+
+class OtherProtocol(BadMessage):
+    """A message of another protocol version. *is_newer* tells that this node needs an update."""
+
+    def __init__(self, message: str, *, is_newer: bool) -> None:
+        super().__init__(message)
+        self.is_newer = is_newer
+
+
+class ClusterError(PmxcfsError):
+    """A call of a corosync library failed: which one, its code and what corosync calls that."""
+
+    def __init__(self, call: str, code: int, text: str) -> None:
+        super().__init__(f"{call}: {text} (code {code})")
+        self.call = call
+        self.code = code
+
+
+class TryAgain(ClusterError):
+    """Corosync has no room just now; the same call can succeed soon."""
+
+    errno = codes.EBUSY
+
+
+class Disconnected(ClusterError):
+    """The connection to corosync is gone; it takes a new handle."""
+
+
+class Interrupted(ClusterError):
+    """A membership change met the fragments of a large message, which was not sent."""

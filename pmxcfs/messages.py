@@ -1,8 +1,9 @@
-"""The vocabulary of the tree: the mutations that nodes exchange, and the record of an entry.
+"""The vocabulary of the cluster: what nodes tell one another, and the record of an entry.
 
-Every change of the tree is one of these messages, whether it was asked for on this node or came
-from a peer. A path has no leading slash; it is text by ``surrogateescape``, because names are
-bytes for everybody else. Times are whole seconds since 1970. Contract: spec cluster.md, "Messages".
+Every change of the tree is a ``Mutation``, whether it was asked for on this node or came from a
+peer. A path has no leading slash; it is text by ``surrogateescape``, because names are bytes for
+everybody else. Times are whole seconds since 1970. What is here says nothing of bytes: ``_cpg`` has
+the layouts. Contract: spec cluster.md, "Messages".
 """
 
 from enum import IntEnum
@@ -107,3 +108,117 @@ class Record(NamedTuple):
     type: int
     name: bytes
     data: bytes | None  # None for directories; a file's may be None when it is empty
+
+
+# Between nodes.
+
+
+class Member(NamedTuple):
+    """One process in a group. Members are ordered by node, then by process."""
+
+    nodeid: int
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.nodeid}/{self.pid}"
+
+
+class Epoch(NamedTuple):
+    """Which round of synchronization a message was made for."""
+
+    number: int  # its maker's counter of membership changes
+    time: int
+    nodeid: int  # its maker
+    pid: int
+
+
+class UnlockRequest(NamedTuple):
+    """Ask the member with the lowest node id to remove a lock, if that has expired there."""
+
+    path: str
+    checksum: bytes  # of the entry, 32 bytes
+
+
+class SetKey(NamedTuple):
+    """Set a key of the sender's in the status group; an empty value removes it."""
+
+    key: str
+    value: bytes
+
+
+class LogEntry(NamedTuple):
+    """One entry of the cluster log. Strings are bytes as they travel, without their NUL."""
+
+    uid: int  # the sender's counter
+    time: int
+    node_digest: int  # 64-bit FNV-1a of the string and its NUL
+    ident_digest: int
+    pid: int
+    priority: int  # 0 to 7, as syslog's
+    node: bytes
+    ident: bytes
+    tag: bytes
+    message: bytes
+    trailing: bytes = bytes(4)  # the header counts 4 bytes more than it has; kept as received
+
+
+Body = Mutation | UnlockRequest | SetKey | LogEntry
+
+
+class Normal(NamedTuple):
+    """A change, in the group's total order."""
+
+    time: int  # the sender's clock
+    serial: int  # the sender's own counter, from 1 (the "count" of cluster.md)
+    body: Body
+
+
+class SyncStart(NamedTuple):
+    """Begin a round."""
+
+    time: int
+    epoch: Epoch
+
+
+class State(NamedTuple):
+    """What the sender has: the tree's index, or the ring of the cluster log."""
+
+    time: int
+    epoch: Epoch
+    payload: bytes
+
+
+class Update(NamedTuple):
+    """An entry of the leader's that another member has otherwise or not at all."""
+
+    time: int
+    epoch: Epoch
+    record: Record
+
+
+class UpdateComplete(NamedTuple):
+    """All updates of the round were sent."""
+
+    time: int
+    epoch: Epoch
+
+
+class VerifyRequest(NamedTuple):
+    """Everyone: remember your checksum at this point of the order."""
+
+    time: int
+    epoch: Epoch
+    number: int
+
+
+class Verify(NamedTuple):
+    """The checksum that the requester had there."""
+
+    time: int
+    epoch: Epoch
+    number: int
+    checksum: bytes  # 32 bytes
+
+
+StateMessage = SyncStart | State | Update | UpdateComplete | VerifyRequest | Verify
+Message = Normal | StateMessage
