@@ -46,7 +46,6 @@ from pmxcfs.messages import (
     Mtime,
     Mutation,
     Rename,
-    Unlock,
     Write,
     to_bytes,
 )
@@ -67,6 +66,9 @@ class Issuer(Protocol):
 
     def carry_out(self, ticket: Ticket) -> Change:
         """Do the same with a ticket that others can wait for."""
+
+    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
+        """Ask for the removal of a lock, which *has_expired* on this node or has not."""
 
     def wait(self, ticket: Ticket) -> Change:
         """Return, or raise, what comes of a ticket that another thread carries out."""
@@ -229,17 +231,20 @@ class FileSystem:
         if not 0 <= seconds <= MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
         self.publish(entry)
-        if seconds == 0 and is_below_locks(entry) and self._unlock_expired(entry):
-            return
-        self._issuer.submit(Mtime(self._path(entry), seconds))
+        path = self._path(entry)
+        if seconds == 0 and is_below_locks(entry):
+            checksum = self._tree.entry_checksum(entry)
+            self._issuer.expire_lock(
+                path, checksum, has_expired=self.lock_has_expired(path, checksum)
+            )
+        else:
+            self._issuer.submit(Mtime(path, seconds))
 
-    def _unlock_expired(self, entry: Entry) -> bool:
-        path, checksum = entry.path, self._tree.entry_checksum(entry)
+    def lock_has_expired(self, path: str, checksum: bytes) -> bool:
+        """Tell whether the lock at *path*, in just this version, may be removed."""
+        entry = self._tree.find(path)
         has_expired = self._locks.has_expired(path, checksum, now=self._now_ns() / 1e9)
-        if not has_expired or entry.child_count:
-            return False
-        self._issuer.submit(Unlock(path, checksum))
-        return True
+        return has_expired and entry is not None and not entry.child_count
 
     def check_mode(self, permissions: int, *, private: bool) -> None:
         """Raise NotPermitted unless *permissions* are those that a file has there anyway."""

@@ -21,7 +21,7 @@ from pmxcfs.database import Database
 from pmxcfs.delivery import Change, HalfRenamed, apply
 from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
 from pmxcfs.guests import Guests
-from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
+from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Unlock
 from pmxcfs.tickets import Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
@@ -176,6 +176,10 @@ class LocalIssuer:
             self._deliver_queue()
         return ticket.result()
 
+    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
+        """Remove a lock that has expired; refuse it as delivery does otherwise."""
+        return self.submit(Unlock(path, checksum) if has_expired else Mtime(path, 0))
+
     def wait(self, ticket: Ticket) -> Change:
         """Return once *ticket*, which another thread carries out, is done. Gives the lock back."""
         if not ticket.is_done:
@@ -191,7 +195,7 @@ class LocalIssuer:
     def _wait_at_gate(self, ticket: Ticket) -> None:
         try:
             with self._yielding.waiting():
-                self._gate.wait(_patience(ticket.mutation))
+                self._gate.wait(patience_for(ticket.mutation))
         except Busy as error:
             ticket.finish(error)
             raise
@@ -236,7 +240,7 @@ class LocalIssuer:
         self._gate.refuse()
 
 
-def _patience(mutation: Mutation) -> float:
+def patience_for(mutation: Mutation) -> float:
     holds_directory = isinstance(mutation, Mkdir | Create | Delete | Rename)
     return SHORT_PATIENCE if holds_directory else LONG_PATIENCE
 

@@ -6,7 +6,7 @@ from pmxcfs._core import Tree
 from pmxcfs.delivery import Change, apply
 from pmxcfs.errors import PmxcfsError, StoreError
 from pmxcfs.guests import Guests
-from pmxcfs.messages import Create, Mutation
+from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.tickets import Ticket
 
 
@@ -42,6 +42,9 @@ class FakeIssuer:
         change = apply(self.tree, self.guests, mutation, writer=writer, mtime=self.mtime)
         self.on_change(change)
         return change
+
+    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
+        return self.submit(Unlock(path, checksum) if has_expired else Mtime(path, 0))
 
     def wait(self, ticket: Ticket) -> Change:
         return ticket.result()
