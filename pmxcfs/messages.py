@@ -110,6 +110,26 @@ class Record(NamedTuple):
     data: bytes | None  # None for directories; a file's may be None when it is empty
 
 
+# The cluster as corosync's configuration has it.
+
+
+class ClusterNode(NamedTuple):
+    """A node of the configuration; ``nodelist.node.N`` of corosync.conf."""
+
+    name: str
+    nodeid: int
+    address: str  # ring0_addr as written: an address, or a name that need not resolve
+    votes: int
+
+
+class ClusterConfig(NamedTuple):
+    """The configuration that corosync runs with."""
+
+    name: str  # totem.cluster_name
+    version: int  # totem.config_version
+    nodes: tuple[ClusterNode, ...]  # by rising nodeid; names and ids are unique
+
+
 # Between nodes.
 
 
