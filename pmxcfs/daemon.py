@@ -18,7 +18,6 @@ from pmxcfs import fuse, log, process
 from pmxcfs._core import Entry, Tree
 from pmxcfs.address import AddressLookup
 from pmxcfs.checkpointer import Checkpointer
-from pmxcfs.clusterlog import INFO, ClusterLog, LogEntry
 from pmxcfs.control import Control, mutation_of
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change
@@ -122,19 +121,7 @@ class Daemon:
     def _make_files(self, group: int) -> None:
         start = int(time.time())
         self._status = Status(self._settings.nodename, self._guests, start_time=start)
-        self._cluster_log = ClusterLog()
-        self._cluster_log.add(
-            LogEntry(
-                1,
-                start,
-                INFO,
-                "cluster",
-                os.getpid(),
-                self._status.node,
-                "root",
-                "starting cluster log",
-            )
-        )
+        self._status.log.begin(pid=os.getpid(), time=start)
         self._files = FileSystem(
             self._tree,
             self._issuer,
@@ -147,7 +134,7 @@ class Daemon:
         self._operations = fuse.Operations(
             self._files,
             status_files=status_files(
-                self._status, self._cluster_log, handed=lambda: self._invalidator.handed
+                self._status, handed=lambda: self._invalidator.handed, monotonic=time.monotonic
             ),
             fixed=[*links(self._settings.nodename), debug],
             start_time=start,

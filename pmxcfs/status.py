@@ -1,9 +1,11 @@
-"""What this node tells about itself: version counters and the guest list.
+"""What this node knows of itself and the cluster: version counters, the guest list, and the rest.
 
 A change is counted only when its kernel invalidation has been handed over, or a client could see
 the new counter, read the old content from the kernel's cache, and keep it under the new version.
 So ``on_change`` only notes the change with a ticket, and ``absorb`` counts what is due. Used with
 the tree's lock held.
+
+What the status group keeps is in ``members``, ``keys``, ``metrics`` and ``log``.
 
 Contract: spec status.md, ".version" and ".vmlist".
 """
@@ -11,7 +13,11 @@ Contract: spec status.md, ".version" and ".vmlist".
 from collections import deque
 from typing import NamedTuple
 
+from pmxcfs.clusterlog import ClusterLog
 from pmxcfs.guests import GuestPath, Guests, parse_guest_path
+from pmxcfs.kvstore import KeyValueStore
+from pmxcfs.members import Members
+from pmxcfs.metrics import Metrics
 
 WATCHED = (
     "corosync.conf",
@@ -69,16 +75,19 @@ class _Noted(NamedTuple):
 
 
 class Status:
-    """The counters of ``.version`` and the table of ``.vmlist``."""
+    """The counters of ``.version``, the table of ``.vmlist``, and what the cluster shares."""
 
     def __init__(self, node: str, guests: Guests, *, start_time: int) -> None:
         self.node = node
         self.start_time = start_time  # seconds since 1970
-        self.clinfo = 1  # counts changes of ``.members``
+        self.members = Members(node)
+        self.metrics = Metrics()
+        self.keys = KeyValueStore(self.members, self.metrics)
+        self.log = ClusterLog(node)
         self.vmlist = 0  # counts changes of ``.vmlist``
         self.counters = dict.fromkeys(WATCHED, 0)
         self.guest_lines: dict[int, str] = {}  # vmid -> its JSON in ``.vmlist``
-        self.revision = 0  # changes whenever any counter does
+        self.revision = 0  # changes whenever a counter of a path or of guests does
         self._guests = guests
         self._guest_version = 0  # one counter for all guests, never restarted
         self._noted: deque[_Noted] = deque()

@@ -5,10 +5,12 @@ rendering, whose size and bytes never change. Contract: spec status.md; filesyst
 entries of the root"; fuse.md, "Status files".
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 
-from pmxcfs.clusterlog import ClusterLog
 from pmxcfs.errors import Failed
+from pmxcfs.members import Members
+from pmxcfs.messages import ClusterNode
 from pmxcfs.status import Status
 
 
@@ -64,16 +66,16 @@ class Snapshot:
     def __init__(self, file: "StatusFile", *, now_ns: int) -> None:
         self.file = file
         self.revision = file.revision()
-        self.content = file.render().encode("utf-8", "replace")
+        self.content = file.render()
         self.made_ns = now_ns  # monotonic
         self.node = 0
 
 
 class StatusFile:
-    """One status file: *render* makes its text, *revision* changes whenever that would."""
+    """One status file: *render* makes its content, *revision* changes whenever that would."""
 
     def __init__(
-        self, name: str, *, render: Callable[[], str], revision: Callable[[], object]
+        self, name: str, *, render: Callable[[], bytes], revision: Callable[[], object]
     ) -> None:
         self.name = name
         self.render = render
@@ -93,21 +95,53 @@ class StatusFile:
         return snapshot.revision == self.revision()
 
 
+def quoted(text: str) -> str:
+    """Return *text* as a JSON string; bytes that are not UTF-8 become question marks."""
+    return json.dumps(text.encode("utf-8", "replace").decode())
+
+
 def render_version(status: Status) -> str:
     """Render ``.version``: one counter a line."""
     lines = [
         f'"starttime": {status.start_time}',
-        f'"clinfo": {status.clinfo}',
+        f'"clinfo": {status.members.clinfo}',
         f'"vmlist": {status.vmlist}',
         *(f'"{path}": {count}' for path, count in status.counters.items()),
-        f'"kvstore": {{\n"{status.node}": {{\n}}\n}}',
+        f'"kvstore": {_render_keys(status.keys.versions())}',
     ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def render_members(status: Status) -> str:
-    """Render ``.members`` of a node without a cluster."""
-    return f'{{\n"nodename": "{status.node}",\n"version": {status.clinfo}\n}}\n'
+def _render_keys(versions: Mapping[str, Mapping[str, int]]) -> str:
+    """Render node -> key -> version: one key a line."""
+    nodes = []
+    for node, keys in versions.items():
+        lines = ",\n".join([f"{quoted(key)}: {version}" for key, version in keys.items()])
+        nodes.append(f"{quoted(node)}: {{\n{lines}}}")
+    return "{\n" + ",\n".join(nodes) + "\n}"
+
+
+def render_members(members: Members) -> str:
+    """Render ``.members``: one node a line; without a cluster only this node's name."""
+    lines = [f'"nodename": {quoted(members.own.name)}', f'"version": {members.clinfo}']
+    config = members.config
+    if config:
+        addresses = members.addresses()
+        nodes = ",\n".join(
+            [_render_node(members, node, addresses.get(node.name)) for node in config.nodes]
+        )
+        lines += [
+            f'"cluster": {{ "name": {quoted(config.name)}, "version": {config.version}, '
+            f'"nodes": {len(config.nodes)}, "quorate": {members.quorate:d} }}',
+            f'"nodelist": {{\n{nodes}\n}}',
+        ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _render_node(members: Members, node: ClusterNode, address: str | None) -> str:
+    ip = f', "ip": {quoted(address)}' if address else ""
+    online = node.nodeid in members.online
+    return f'{quoted(node.name)}: {{ "id": {node.nodeid}, "online": {online:d}{ip} }}'
 
 
 def render_guest_list(status: Status) -> str:
@@ -119,34 +153,47 @@ def render_guest_list(status: Status) -> str:
 
 
 def status_files(
-    status: Status, log: ClusterLog, *, handed: Callable[[], int]
+    status: Status, *, handed: Callable[[], int], monotonic: Callable[[], float]
 ) -> dict[str, StatusFile]:
-    """Return all status files by name; *handed* tells what the kernel has been told so far."""
+    """Return all status files by name.
 
-    def current(revision: Callable[[], object]) -> Callable[[], object]:
-        def absorbed() -> object:
-            status.absorb(handed())
-            return revision()
+    *handed* tells what the kernel has been told so far, *monotonic* the time in seconds.
+    """
+    members, keys, metrics, log = status.members, status.keys, status.metrics, status.log
 
-        return absorbed
+    def absorbed() -> Status:
+        status.absorb(handed())
+        return status
 
     files = (
         StatusFile(
             ".version",
-            render=lambda: render_version(status),
-            revision=current(lambda: status.revision),
+            render=lambda: render_version(status).encode(),
+            revision=lambda: (
+                absorbed().revision,
+                members.clinfo,
+                keys.revision,
+            ),
         ),
         StatusFile(
             ".members",
-            render=lambda: render_members(status),
-            revision=lambda: status.clinfo,
+            render=lambda: render_members(members).encode(),
+            revision=lambda: members.revision,
         ),
         StatusFile(
             ".vmlist",
-            render=lambda: render_guest_list(status),
-            revision=current(lambda: status.vmlist),
+            render=lambda: render_guest_list(status).encode(),
+            revision=lambda: absorbed().vmlist,
         ),
-        StatusFile(".rrd", render=str, revision=lambda: 0),
-        StatusFile(".clusterlog", render=log.render, revision=lambda: log.revision),
+        StatusFile(
+            ".rrd",
+            render=lambda: metrics.render(monotonic()),
+            revision=lambda: metrics.revision(monotonic()),
+        ),
+        StatusFile(
+            ".clusterlog",
+            render=lambda: log.render().encode(),
+            revision=lambda: log.revision,
+        ),
     )
     return {file.name: file for file in files}

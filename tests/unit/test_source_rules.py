@@ -14,7 +14,8 @@ PACKAGE = ROOT / "pmxcfs"
 LAYERS = (
     (0, "errors messages settings _content _notify"),
     (0, "_core"),
-    (1, "guests locks clusterlog repair modes"),
+    (1, "ring members metrics"),
+    (1, "guests locks clusterlog kvstore repair modes"),
     (1, "status"),
     (2, "privatefiles"),
     (2, "delivery database"),

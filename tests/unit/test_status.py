@@ -38,7 +38,7 @@ def test_the_watched_paths_are_those_of_the_original() -> None:
 
 def test_everything_counts_one_after_the_start(status: Status) -> None:
     assert set(status.counters.values()) == {1}
-    assert (status.vmlist, status.clinfo) == (1, 1)
+    assert (status.vmlist, status.members.clinfo) == (1, 1)
     assert shown(status) == {"node": "a", "type": "lxc", "version": 1}
 
 
