@@ -10,6 +10,7 @@ PMXCFS_NO_EXTENSIONS=1 leaves them out, for an editable install: `make build` co
 """
 
 import os
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -25,6 +26,12 @@ WARNINGS = [
     # Functions that Python calls get arguments that they need not use; Cython 0.29 says so.
     "-Wno-unused-parameter",
 ]
+
+# The C libraries that an extension is linked with, by their names for pkg-config.
+LIBRARIES = {
+    "_cserror": ["libcorosync_common"],
+    "_cpg": ["libcpg"],
+}
 
 OPTIMIZED = ["-O2", "-g"]
 DEBUG = ["-O0", "-g3", "-UNDEBUG"]
@@ -46,6 +53,14 @@ def compiler_flags() -> list[str]:
     return flags
 
 
+def linker_flags(module: str) -> list[str]:
+    """Return what the linker needs for one extension."""
+    flags = SANITIZERS.copy() if is_on("PMXCFS_SANITIZE") else []
+    if libraries := LIBRARIES.get(module):
+        flags += subprocess.check_output(["pkg-config", "--libs", *libraries], text=True).split()
+    return flags
+
+
 def extension(source: Path) -> Extension:
     """Describe the extension made from one .pyx file."""
     tracing: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
@@ -53,7 +68,7 @@ def extension(source: Path) -> Extension:
         f"pmxcfs.{source.stem}",
         [str(source)],
         extra_compile_args=compiler_flags(),
-        extra_link_args=SANITIZERS if is_on("PMXCFS_SANITIZE") else [],
+        extra_link_args=linker_flags(source.stem),
         define_macros=tracing if is_on("PMXCFS_COVERAGE") else [],
     )
 

@@ -6,7 +6,7 @@ everybody else. Times are whole seconds since 1970. What is here says nothing of
 the layouts. Contract: spec cluster.md, "Messages".
 """
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 MAX_FILE_SIZE = 1 << 20  # bytes in one file; checked where a write is issued and where it arrives
@@ -131,6 +131,17 @@ class ClusterConfig(NamedTuple):
 
 
 # Between nodes.
+
+
+class Group(Enum):
+    """A process group of corosync's. Both run the same state machine over other content."""
+
+    TREE = "pve_dcdb_v1", 1
+    STATUS = "pve_kvstore_v1", 0
+
+    def __init__(self, cpg_name: str, protocol: int) -> None:
+        self.cpg_name = cpg_name
+        self.protocol = protocol  # the version that each message in the group states
 
 
 class Member(NamedTuple):

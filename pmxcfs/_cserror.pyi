@@ -1,0 +1,1 @@
+# Only for the other extensions: nothing of it is visible from Python.
