@@ -21,6 +21,8 @@ LAYERS = (
     (2, "privatefiles"),
     (2, "delivery database"),
     (2, "tickets"),
+    (2, "effects deadlines election letters"),
+    (2, "dfsm"),
     (3, "replica filesystem statusfiles"),
     (4, "nodes invalidation control log process address publisher checkpointer"),
     (4, "fuse"),
