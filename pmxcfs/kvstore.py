@@ -9,13 +9,12 @@ import logging
 from collections.abc import Mapping
 
 from pmxcfs.errors import NameTooLong, NoSpace, NotFound, TooBig
-from pmxcfs.members import Members, Peer, Value
+from pmxcfs.members import Members, Peer
 from pmxcfs.messages import SetKey, to_bytes
 from pmxcfs.metrics import PREFIX, Metrics
 
 MAX_KEY = 255  # bytes
 MAX_VALUE = 32768  # bytes
-MAX_KEYS = 1024  # of one node; Proxmox VE's daemons have about twenty
 ADDRESS = "nodeip"
 MAX_ADDRESS = 255  # bytes, without NUL
 
@@ -33,8 +32,8 @@ class KeyValueStore:
     def set(self, key: str, value: bytes, *, now: float) -> None:
         """Set a key of this node's; an empty value removes it. *now* is monotonic, in seconds.
 
-        The others are to be told after it. Raises TooBig, NameTooLong, and NoSpace if it would be
-        one key too many.
+        The others are to be told after it. Raises TooBig, NameTooLong, and NoSpace if the keys
+        would take too much in all.
         """
         if len(to_bytes(key)) > MAX_KEY:
             raise NameTooLong(f"a key has at most {MAX_KEY} bytes")
@@ -61,41 +60,30 @@ class KeyValueStore:
         elif key == ADDRESS:
             self._set_address(peer, value)
         elif value:
-            self._keep(peer, key, value)
-        elif peer.values.pop(key, None):
+            peer.keys.put(key, value)
+            self.revision += 1
+        elif peer.keys.remove(key):
             self.revision += 1
 
     def _set_address(self, peer: Peer, value: bytes) -> None:
         text, terminator, _ = value.partition(b"\0")
-        address = text.decode("ascii", "replace")
-        if not terminator or not 0 < len(text) <= MAX_ADDRESS or not address.isprintable():
-            _log.warning("an address of node %s is not a text with NUL", peer.name or "unknown")
-            return
-        self._members.set_address(peer, address)
-
-    def _keep(self, peer: Peer, key: str, value: bytes) -> None:
-        known = peer.values.get(key)
-        if known:
-            known.content = value
-            known.version += 1
-        elif len(peer.values) < MAX_KEYS:
-            peer.values[key] = Value(value)
-            peer.has_values = True
+        address = text.decode("ascii", "surrogateescape")  # not printable if it is not ASCII
+        if terminator and 0 < len(text) <= MAX_ADDRESS and address.isprintable():
+            self._members.set_address(peer, address)
         else:
-            raise NoSpace(f"a node has at most {MAX_KEYS} keys")
-        self.revision += 1
+            _log.warning("the address of node %s is not a text with NUL", peer.name or "unknown")
 
     def get(self, key: str, node: str = "") -> bytes:
         """Return the value of a key of *node*, this one if it is empty. Raises NotFound."""
         peer = self._members.named(node or self._members.own.name)
-        if peer is None or key not in peer.values:
+        if peer is None or key not in peer.keys.values:
             raise NotFound(f"no key {key} of node {node}")
-        return peer.values[key].content
+        return peer.keys.values[key].content
 
     def own_messages(self) -> list[SetKey]:
         """Return what the others are told once this node is in sync with them."""
         own = self._members.own
-        messages = [SetKey(key, value.content) for key, value in own.values.items()]
+        messages = [SetKey(key, value.content) for key, value in own.keys.values.items()]
         if own.address:
             messages.append(SetKey(ADDRESS, own.address.encode("ascii") + b"\0"))
         return messages
@@ -103,7 +91,7 @@ class KeyValueStore:
     def versions(self) -> Mapping[str, Mapping[str, int]]:
         """Return node -> key -> version; this node is always there."""
         return {
-            peer.name: {key: value.version for key, value in peer.values.items()}
+            peer.name: {key: value.version for key, value in peer.keys.values.items()}
             for peer in self._members
-            if peer.has_values or peer is self._members.own
+            if peer.keys.is_used or peer is self._members.own
         }

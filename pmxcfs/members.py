@@ -6,11 +6,14 @@ status.md, ".members" and "Key/value store".
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from pmxcfs.messages import ClusterConfig, Member
+from pmxcfs.errors import NoSpace
+from pmxcfs.messages import ClusterConfig, Member, to_bytes
 
-MAX_STRANGERS = 64  # nodes whose messages may come before their entry in the configuration
+MAX_STRANGERS = 64  # nodes that may be heard before their entry in the configuration is
+MAX_KEYS_SIZE = 4 << 20  # bytes that the keys of one node may take; usual are some 10 KiB
+KEY_OVERHEAD = 256  # bytes that a key costs beside its name and value
 
 
 @dataclass(slots=True)
@@ -21,14 +24,48 @@ class Value:
     version: int = 0
 
 
-@dataclass(slots=True)
+class Keys:
+    """The keys of one node."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = {}
+        self.is_used = False  # it has had some, perhaps none any more
+        self._size = 0
+
+    def put(self, key: str, content: bytes) -> None:
+        """Set *key*. Raises NoSpace if all keys would take too much."""
+        known = self.values.get(key)
+        added = len(content) - len(known.content) if known else _cost(key) + len(content)
+        if self._size + added > MAX_KEYS_SIZE:
+            raise NoSpace(f"the keys of a node may take {MAX_KEYS_SIZE} bytes")
+        self._size += added
+        self.is_used = True
+        if known:
+            known.content = content
+            known.version += 1
+        else:
+            self.values[key] = Value(content)
+
+    def remove(self, key: str) -> bool:
+        """Remove *key*; return False if there is none."""
+        known = self.values.pop(key, None)
+        if known is None:
+            return False
+        self._size -= _cost(key) + len(known.content)
+        return True
+
+
+def _cost(key: str) -> int:
+    return KEY_OVERHEAD + len(to_bytes(key))
+
+
 class Peer:
     """What a node told about itself."""
 
-    name: str  # empty while the configuration has no such node
-    address: str = ""  # how others reach it, empty while unknown
-    values: dict[str, Value] = field(default_factory=dict)
-    has_values: bool = False  # it has had some, perhaps none any more
+    def __init__(self, name: str) -> None:
+        self.name = name  # empty while the configuration has no such node
+        self.address = ""  # how others reach it, empty while unknown
+        self.keys = Keys()
 
 
 class Members:
@@ -38,10 +75,15 @@ class Members:
         self.own = Peer(node)
         self.config: ClusterConfig | None = None  # None in local mode, and until it is known
         self.quorate = False
-        self.online: frozenset[int] = frozenset()  # node ids
         self.clinfo = 1  # counts changes of members and their addresses
         self.revision = 0  # changes whenever ``.members`` does
+        self._present: frozenset[Member] = frozenset()
         self._peers: dict[int, Peer] = {}  # by node id, without our own
+
+    @property
+    def online(self) -> frozenset[int]:
+        """The ids of the nodes that are in the status group."""
+        return frozenset(member.nodeid for member in self._present)
 
     def configure(self, config: ClusterConfig) -> None:
         """Take the cluster's configuration, which may be the same as before."""
@@ -52,17 +94,17 @@ class Members:
         self._peers = {
             nodeid: peer
             for nodeid, peer in self._peers.items()
-            if peer.name in ("", names.get(nodeid)) and nodeid in names
+            if nodeid in names and peer.name in ("", names[nodeid])
         }
         for nodeid, peer in self._peers.items():
             peer.name = names[nodeid]
         self._count()
 
-    def set_online(self, members: Iterable[Member]) -> None:
+    def set_present(self, members: Iterable[Member]) -> None:
         """Take who is in the status group now."""
-        online = frozenset(member.nodeid for member in members)
-        if online != self.online:
-            self.online = online
+        present = frozenset(members)
+        if present != self._present:
+            self._present = present
             self._count()
 
     def set_quorate(self, quorate: bool) -> None:
@@ -107,7 +149,7 @@ class Members:
         return sum(not peer.name for peer in self._peers.values())
 
     def named(self, name: str) -> Peer | None:
-        """Return the node with this name, if it is ours or in the configuration and was heard."""
+        """Return the node with this name, if it is ours, or in the configuration and was heard."""
         return next((peer for peer in self if peer.name == name), None)
 
     def __iter__(self) -> Iterator[Peer]:

@@ -90,6 +90,13 @@ class StatusFile:
             self._latest.made_ns = now_ns
         return self._latest
 
+    @property
+    def content(self) -> bytes:
+        """The present content, for those who need no snapshot; built once per change, too."""
+        if self._latest is None or not self.is_current(self._latest):
+            self._latest = Snapshot(self, now_ns=0)
+        return self._latest.content
+
     def is_current(self, snapshot: Snapshot) -> bool:
         """Tell whether a new snapshot would have the same content."""
         return snapshot.revision == self.revision()
@@ -169,11 +176,7 @@ def status_files(
         StatusFile(
             ".version",
             render=lambda: render_version(status).encode(),
-            revision=lambda: (
-                absorbed().revision,
-                members.clinfo,
-                keys.revision,
-            ),
+            revision=lambda: (absorbed().revision, members.clinfo, keys.revision),
         ),
         StatusFile(
             ".members",
