@@ -167,7 +167,8 @@ def clear_mountpoint(path: Path) -> None:
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
             names = os.listdir(path)
         except OSError as error:
-            if _stat_error(path) != errno.ENOTCONN:
+            # The kernel may know the root well enough to answer a stat without the daemon.
+            if errno.ENOTCONN not in (error.errno, _stat_error(path)):
                 raise StartError(f"can't mount on {path}: {error.strerror}") from None
             _log.warning("removing the stale mount of a dead daemon from %s", path)
             detach(path)

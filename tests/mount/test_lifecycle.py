@@ -136,6 +136,18 @@ def test_a_dead_daemons_mount_is_removed(tmp_path: Path) -> None:
             assert (daemon.path / "file").read_text() == "survives\n"
 
 
+def test_a_dead_mount_whose_root_is_cached_is_removed_too(tmp_path: Path) -> None:
+    with mounted(tmp_path) as killed:
+        os.listdir(killed.path)
+        killed.path.stat()
+        killed.was_killed = True
+        killed.process.kill()
+        killed.process.wait()
+        assert killed.path.stat()
+        with mounted(tmp_path, expect_log=["removing the stale mount"]):
+            assert not killed.path.joinpath("file").exists()
+
+
 def test_files_in_the_mountpoint_come_back(tmp_path: Path) -> None:
     (tmp_path / "pve").mkdir()
     (tmp_path / "pve" / "below").touch()
