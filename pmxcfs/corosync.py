@@ -15,10 +15,11 @@ import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pmxcfs._corosync import Cmap, Quorum
 from pmxcfs.errors import ClusterError
+from pmxcfs.messages import ClusterConfig, ClusterNode
 
 RETRY = 5.0  # seconds between attempts to connect
 PATIENCE = 0.5  # seconds that the end of a thread is waited for
@@ -30,23 +31,6 @@ _VERSION = "totem.config_version"
 _RELOADING = "config.reload_in_progress"  # 1 while corosync changes one key after the other
 
 Value = str | int | None
-
-
-class Node(NamedTuple):
-    """A node of the cluster's configuration."""
-
-    name: str
-    nodeid: int
-    address: str  # of its first link, as configured: may be a name
-    votes: int
-
-
-class ClusterConfig(NamedTuple):
-    """The cluster as corosync.conf has it, nodes by their id."""
-
-    name: str
-    version: int
-    nodes: tuple[Node, ...]
 
 
 def config_of(values: Mapping[str, Value]) -> ClusterConfig:
@@ -62,13 +46,13 @@ def config_of(values: Mapping[str, Value]) -> ClusterConfig:
     )
 
 
-def _node_of(values: Mapping[str, Value], prefix: str) -> Node | None:
+def _node_of(values: Mapping[str, Value], prefix: str) -> ClusterNode | None:
     nodeid, votes = values.get(prefix + "nodeid"), values.get(prefix + "quorum_votes")
     address = str(values.get(prefix + "ring0_addr") or "")
     name = str(values.get(prefix + "name") or address)
     if not isinstance(nodeid, int) or not name:
         return None
-    return Node(name, nodeid, address, votes if isinstance(votes, int) else 1)
+    return ClusterNode(name, nodeid, address, votes if isinstance(votes, int) else 1)
 
 
 class _Connection(Protocol):

@@ -27,7 +27,6 @@ from pmxcfs.effects import (
     Deliver,
     Effect,
     Enter,
-    Group,
     Leave,
     Log,
     Merge,
@@ -44,6 +43,7 @@ from pmxcfs.letters import Letter, Letters
 from pmxcfs.messages import (
     Body,
     Epoch,
+    Group,
     Member,
     Message,
     Normal,
@@ -241,7 +241,7 @@ class Dfsm:
         return effects + self._deliver_all()
 
     def _send_own_again(self) -> list[Effect]:
-        """Members that joined lack what is queued; so all queue anew what its senders send again."""
+        """Members that joined lack what is queued, so all queue anew what is sent again."""
         own = [letter for letter in self._letters.take_all() if letter.sender == self.me]
         return [Send(letter.message) for letter in own]
 

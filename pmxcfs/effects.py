@@ -24,13 +24,6 @@ class Mode(Enum):
     VERSION_ERROR = "version-error"  # a member speaks a newer protocol: out for good
 
 
-class Group(Enum):
-    """Which content a group carries, and so how its rounds end."""
-
-    TREE = "tree"  # a leader's copy wins; checked by verifications
-    STATUS = "status"  # everybody's is merged
-
-
 class Send(NamedTuple):
     """Multicast *message*, after all that was to be sent before.
 
@@ -101,7 +94,7 @@ class Enter(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """Leave the group and join again with a new handle, not sooner than ``Deadlines.rejoin`` allows.
+    """Leave the group and join again with a new handle, when ``Deadlines.rejoin`` allows it.
 
     Who waits for a message of ours gets EIO; nothing unsent is sent any more.
     """
