@@ -18,12 +18,17 @@ import hashlib
 import struct
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from pmxcfs._content cimport Draft, as_size, cut, end_of, splice
 
 from pmxcfs.errors import Failed
 from pmxcfs.messages import EntryType, to_bytes, to_text
+
+cdef extern from "<endian.h>" nogil:
+    uint64_t htole64(uint64_t number)
 
 cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE
@@ -33,29 +38,12 @@ cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
 _INODE = struct.Struct("<Q")
 _META = struct.Struct("<QIIIBQ")  # version, writer, mtime, size, type, parent
 _INDEX_HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
-_INDEX_ENTRY_SIZE = 40  # inode and digest
+cdef Py_ssize_t _INDEX_ENTRY_SIZE = 40  # inode and digest
 
 
 @cython.final
 cdef class Entry:
     """One inode: a file or a directory."""
-
-    cdef readonly uint64_t inode
-    cdef readonly uint64_t version
-    cdef public uint64_t node
-    cdef readonly uint64_t listing_version  # of a directory: counts its names that come and go
-    cdef readonly uint32_t writer
-    cdef readonly uint32_t mtime
-    cdef readonly uint8_t type
-    cdef readonly bint private
-    cdef readonly bint is_orphan  # removed, but still open; nothing of it is ever published again
-    cdef readonly str name
-    cdef readonly Entry parent
-    cdef dict _children  # name -> Entry; None until there is one
-    cdef bytes _data  # published; shorter than _size (empty) only where no bytes are known
-    cdef Py_ssize_t _size
-    cdef Draft _draft
-    cdef str _last_path  # None while attached
 
     def __cinit__(self):
         self.name = ""
@@ -141,12 +129,14 @@ cdef class Entry:
         """Take back everything of *state* but the position."""
         _, _, stamp, self._data, self._size = state
         self.version, self.writer, self.mtime = stamp
+        self._has_digest = False
         return 0
 
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1:
         self.version = version
         self.writer = writer
         self.mtime = mtime
+        self._has_digest = False
         return 0
 
     cdef bytes meta(self):
@@ -154,6 +144,13 @@ cdef class Entry:
         parent = 0 if self.parent is None else self.parent.inode
         fields = _META.pack(self.version, self.writer, self.mtime, self._size, self.type, parent)
         return fields + to_bytes(self.name)
+
+    cdef const uint8_t* digest(self) except NULL:
+        """Return what the index has for this entry (32 bytes, owned by it)."""
+        if not self._has_digest:
+            memcpy(self._digest, PyBytes_AS_STRING(digest_of(self, False)), sizeof(self._digest))
+            self._has_digest = True
+        return self._digest
 
 
 cdef Entry new_entry(uint64_t inode, uint8_t type):
@@ -178,14 +175,6 @@ cdef bint is_private_place(Entry parent, str name) except -1:
 @cython.final
 cdef class Tree:
     """The inode table."""
-
-    cdef readonly Entry root
-    cdef readonly int64_t content_bytes
-    cdef readonly int64_t unpublished_growth
-    cdef bint _keep_undo
-    cdef dict _table  # inode -> Entry, the root included
-    cdef dict _touched  # Entry -> its state at the last settle (None without undo); in that order
-    cdef dict _dirty  # Entry -> None, those with dirty bytes in the order they became so
 
     def __cinit__(self, *, bint keep_undo=True):
         self.root = new_entry(0, DIRECTORY)
@@ -396,6 +385,7 @@ cdef class Tree:
         entry.parent = parent
         entry.name = name
         entry._last_path = None
+        entry._has_digest = False
         self.content_bytes += entry._size
         return 0
 
@@ -574,15 +564,24 @@ cdef class Tree:
         return digest_of(entry, True)
 
     def index(self):
-        """Return the index that nodes compare in a sync; its cost is the tree's size."""
+        """Return the index that nodes compare in a sync; entries are hashed only once."""
         cdef list inodes = sorted(self._table)
-        cdef Entry root = self.root
-        total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
-        parts = [_INDEX_HEADER.pack(root.version, inodes[-1], root.writer, root.mtime,
-                                    len(inodes), total)]
+        cdef Py_ssize_t total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, total)
+        cdef char* out = PyBytes_AS_STRING(result)
+        cdef uint64_t number
+        cdef Entry entry = self.root
+        fields = (entry.version, inodes[-1], entry.writer, entry.mtime, len(inodes), total)
+        cdef bytes header = _INDEX_HEADER.pack(*fields)
+        memcpy(out, PyBytes_AS_STRING(header), <size_t>len(header))
+        out += len(header)
         for inode in inodes:
-            parts.append(_INODE.pack(inode) + digest_of(self._table[inode], False))
-        return b"".join(parts)
+            entry = self._table[inode]
+            number = htole64(entry.inode)
+            memcpy(out, &number, sizeof(number))
+            memcpy(out + sizeof(number), entry.digest(), sizeof(entry._digest))
+            out += _INDEX_ENTRY_SIZE
+        return result
 
 
 cdef bytes digest_of(Entry entry, bint with_inode):

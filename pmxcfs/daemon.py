@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pmxcfs import fuse, log, process
 from pmxcfs._core import Entry, Tree
 from pmxcfs.address import AddressLookup
+from pmxcfs.adoption import Reload
 from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.control import Control, mutation_of
 from pmxcfs.database import Database
@@ -166,6 +167,11 @@ class Daemon:
         self._files.on_unpublished = self._publisher.notice
         self._files.on_dropped = self._cache.on_dropped
         self._replica.listeners += [self._files.on_change, self._cache.on_change, self._count]
+        self._replica.reload_listeners += [
+            self._files.on_reload,
+            self._cache.on_reload,
+            self._count_reload,
+        ]
         self._replica.undo_listeners += [
             self._files.on_undone,
             self._cache.on_undone,
@@ -180,6 +186,9 @@ class Daemon:
         for entry in entries:
             if not entry.is_attached:
                 self._status.on_change(entry.path, ticket=self._invalidator.ticket)
+
+    def _count_reload(self, reload: Reload) -> None:
+        self._status.on_reload(ticket=self._invalidator.ticket)
 
     def _start_threads(self, cleanup: contextlib.ExitStack) -> None:
         checkpointer = Checkpointer(self._database)

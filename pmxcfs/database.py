@@ -16,24 +16,28 @@ Contract: spec storage.md.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
+from pmxcfs import divergence
 from pmxcfs._core import Entry, Tree
+from pmxcfs.adoption import Adoption
+from pmxcfs.divergence import Execute
 from pmxcfs.errors import StoreError
+from pmxcfs.failures import CORRUPT_ADVICE, FAILURES, is_harmless, translate, translated
 from pmxcfs.guests import parse_guest_path
+from pmxcfs.health import Health
 from pmxcfs.messages import EntryType, Record, to_bytes
 from pmxcfs.privatefiles import make_file, make_numbered_file, make_private, sync_directory
 from pmxcfs.repair import FRESH_VERSION, VERSION_NAME, Row, repair
+from pmxcfs.soundness import check_format, check_written, foreign_commits, is_blank
 
 _log = logging.getLogger("pmxcfs.database")
 
@@ -59,7 +63,6 @@ _TABLE = (
     "  type INTEGER NOT NULL CHECK(typeof(type)=='integer'),"
     "  name TEXT NOT NULL,  data BLOB)"
 )
-_COLUMNS = frozenset(b"inode parent version writer mtime type name data".split())
 _SELECT = (
     "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), {data} "
     "FROM tree ORDER BY inode"
@@ -82,58 +85,11 @@ _FILE = int(EntryType.FILE)
 _MAX_SIGNED = (1 << 63) - 1
 
 
-class _Meaning(NamedTuple):
-    """What an SQLite error is for a caller of the file system and for the administrator."""
-
-    errno: int
-    advice: str
-
-
-# By extended or primary code; everything else is EIO. The only place that knows these codes.
-_MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
-    {
-        sqlite3.SQLITE_FULL: _Meaning(errno.ENOSPC, "free some space"),
-        sqlite3.SQLITE_IOERR_SHMSIZE: _Meaning(errno.ENOSPC, "free some space"),
-        sqlite3.SQLITE_IOERR: _Meaning(errno.EIO, "look for the device's errors with dmesg"),
-        sqlite3.SQLITE_READONLY: _Meaning(errno.EROFS, "make it and its directory writable"),
-        sqlite3.SQLITE_BUSY: _Meaning(errno.EBUSY, "another process has it open: end that one"),
-        sqlite3.SQLITE_CANTOPEN: _Meaning(errno.EIO, "check that it is a file in a usable place"),
-        sqlite3.SQLITE_CORRUPT: _Meaning(
-            errno.EIO, "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE"
-        ),
-        sqlite3.SQLITE_NOTADB: _Meaning(errno.EIO, "restore a backup in its place"),
-    }
-)
-# All that can come out of a look at the file, or a write to it.
-_FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
-_UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
-_HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
-
-
 class Loaded(NamedTuple):
     """The tree that a file holds."""
 
     records: list[Record]  # the root first, then by ascending inode
     repairs: list[str]  # what had to be repaired, a line each
-
-
-class _Health:
-    """Whether one thing works, logged whenever that changes."""
-
-    def __init__(self, failing: str, working: str) -> None:
-        self.error: StoreError | None = None
-        self._failing = failing
-        self._working = working
-
-    def fails(self, error: StoreError) -> None:
-        if self.error is None or self.error.errno != error.errno:
-            _log.error("%s; %s", error, self._failing)
-        self.error = error
-
-    def works(self) -> None:
-        if self.error is not None:
-            _log.info("%s", self._working)
-        self.error = None
 
 
 class Database:
@@ -146,14 +102,17 @@ class Database:
         self._is_open = True
         self._suspect = False
         self._backup_time: int | None = None  # of the copy that must precede the next write
-        self._writing = _Health("reads go on, changes are refused", f"{path} is written again")
-        self._checkpoints = _Health("its log grows meanwhile", f"the log of {path} shrinks again")
+        self._writing = Health("reads go on, changes are refused", f"{path} is written again")
+        self._checkpoints = Health("its log grows meanwhile", f"the log of {path} shrinks again")
         self._checkpoint_lock = threading.Lock()  # held to checkpoint, or to open the file again
         self._write_lock = threading.Lock()  # held to commit; taken after the checkpoint's
         self._sync_lock = threading.Lock()  # held to use the log's descriptor, or to replace it
         # Bytes of log since the start: written, when a checkpoint was last tried, and when it
         # last was complete. Each has one thread that sets it.
         self._written = self._tried = self._copied = 0
+        # The last version that other nodes had, too; None while they have all of the tree.
+        self.diverged_at: int | None = None
+        self._foreign_commits = 0  # by other processes, as SQLite counts them
         self._log_fd = -1
         self._connection = _connect(path, timeout=0 if alone else _BUSY_TIMEOUT)
 
@@ -163,7 +122,7 @@ class Database:
 
         *alone* refuses a file that another process has open, and keeps others out.
         """
-        with _translated(path, "opened"):
+        with translated(path, "opened"):
             with contextlib.suppress(FileExistsError):
                 make_file(path)
             database = cls(path, alone=alone)
@@ -178,6 +137,16 @@ class Database:
     def degraded(self) -> StoreError | None:
         """Why the last attempt to write failed; None if it did not."""
         return self._writing.error
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether nothing has failed that makes another save necessary."""
+        return not self._suspect and self._writing.error is None
 
     @property
     def wal_size(self) -> int:
@@ -199,17 +168,17 @@ class Database:
 
     def mend(self, *, now: int) -> tuple[Loaded, Path | None]:
         """Do what ``load`` does without logging it; return also where the copy is. Blocks."""
-        with _translated(self._path, "read"):
+        with translated(self._path, "read"):
             loaded = _read(self._connection, self._path)
         copy = None
         if loaded.repairs:
             try:
                 copy = self._back_up(now)
                 self._write_difference(map(_record_row, loaded.records))
-            except _FAILURES as exc:
+            except FAILURES as exc:
                 self._backup_time = None if copy else now
                 self._suspect = True
-                self._writing.fails(_translate(self._path, "repaired", exc))
+                self._writing.fails(translate(self._path, "repaired", exc))
         return loaded, copy
 
     def save(self, tree: Tree) -> None:
@@ -223,11 +192,78 @@ class Database:
             else:
                 with self._write_lock:
                     self._save(tree)
-        except _FAILURES as exc:
-            self._suspect = self._suspect or not _is_harmless(exc)
-            error = _translate(self._path, "written", exc)
-            self._writing.fails(error)
-            raise error from exc
+        except FAILURES as exc:
+            raise self._failed(exc) from exc
+        self._worked()
+
+    def adopt(self, adoption: Adoption) -> None:
+        """Commit another node's tree in place of ours, which the file must soundly hold. Blocks.
+
+        What was written is read back before the commit; all other rows are as they were compared
+        with a tree before, unless another process has written. Raises StoreError; the file is then
+        at the state before.
+        """
+        rows = [_record_row(adoption.stored(inode)) for inode in adoption.written if inode != 0]
+        rows.append(_version_row(adoption.root, kind=EntryType.DIRECTORY))
+        gone = [_signed(entry.inode) for entry in adoption.deleted]
+        with self._transaction(weight=_weight(rows, gone)) as execute:
+            for inode in gone:
+                execute(_DELETE, (inode,))
+            for row in rows:
+                execute(_WRITE, row)
+            divergence.end(execute)
+            check_written(execute, self._path, rows=rows, count=adoption.count + 1)
+            if foreign_commits(execute) != self._foreign_commits:
+                raise StoreError(f"{self._path} was written by another process: end that one")
+        self.diverged_at = None
+
+    def diverge(self, version: int) -> None:
+        """Note, before it happens, that what follows *version* is this node's alone. Blocks.
+
+        Raises StoreError.
+        """
+        with self._transaction() as execute:
+            divergence.begin(execute, version)
+        self.diverged_at = version
+
+    def converge(self) -> None:
+        """Note that other nodes have all of the tree. Blocks. Raises StoreError."""
+        with self._transaction() as execute:
+            divergence.end(execute)
+        self.diverged_at = None
+
+    def copy_to(self, path: Path) -> Path:
+        """Copy what is committed; return where: *path*, numbered if taken. Raises StoreError."""
+        with translated(path, "written"):
+            return self._copy_to(path)
+
+    @contextlib.contextmanager
+    def _transaction(self, *, weight: int = 0) -> Iterator[Execute]:
+        """Let the block write *weight* bytes; commit, or change nothing and raise StoreError."""
+        try:
+            if self._suspect:
+                self._open_again()
+            with self._write_lock:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection.execute
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    self._roll_back()
+                    raise
+        except FAILURES as exc:
+            raise self._failed(exc) from exc
+        self._written += weight
+        self._worked()
+
+    def _failed(self, exc: Exception) -> StoreError:
+        """Note that a write failed with *exc*; return what to raise."""
+        self._suspect = self._suspect or not is_harmless(exc)
+        error = translate(self._path, "written", exc)
+        self._writing.fails(error)
+        return error
+
+    def _worked(self) -> None:
         self._writing.works()
         if self._written - self._tried >= CHECKPOINT_AFTER:
             self.on_growth()
@@ -241,7 +277,7 @@ class Database:
                 os.fdatasync(self._log_fd)
             except OSError as exc:
                 self._suspect = True  # what was not written need not stay in the kernel's cache
-                error = _translate(self._path, "synced", exc)
+                error = translate(self._path, "synced", exc)
                 self._writing.fails(error)
                 raise error from exc
 
@@ -258,9 +294,9 @@ class Database:
             try:
                 if self._copy_log():
                     self._copied = before
-            except _FAILURES as exc:
-                self._suspect = self._suspect or not _is_harmless(exc)
-                self._checkpoints.fails(_translate(self._path, "checkpointed", exc))
+            except FAILURES as exc:
+                self._suspect = self._suspect or not is_harmless(exc)
+                self._checkpoints.fails(translate(self._path, "checkpointed", exc))
             else:
                 self._checkpoints.works()
 
@@ -284,9 +320,9 @@ class Database:
             try:
                 if not self._suspect:
                     self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            except _FAILURES as exc:
+            except FAILURES as exc:
                 self._suspect = True
-                self._checkpoints.fails(_translate(self._path, "checkpointed", exc))
+                self._checkpoints.fails(translate(self._path, "checkpointed", exc))
             self._disconnect()
             self._suspect = True  # so that a save looks, and sees that it is closed
 
@@ -296,9 +332,9 @@ class Database:
         execute = self._connection.execute
         if self._alone:
             execute("PRAGMA locking_mode = EXCLUSIVE")
-        is_blank = _is_blank(self._connection)
-        if not is_blank:
-            _check_format(self._connection, self._path)
+        is_new = is_blank(execute)
+        if not is_new:
+            check_format(execute, self._path)
         else:
             execute(f"PRAGMA page_size = {PAGE_SIZE}")
         if execute("PRAGMA journal_mode = WAL").fetchone()[0] != b"wal":
@@ -308,7 +344,7 @@ class Database:
         execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")  # cutting it costs growing it again
         execute(f"PRAGMA cache_size = {-CACHE_KIB}")
         execute("PRAGMA secure_delete = FAST")  # no page is written only to blank what was deleted
-        if is_blank:
+        if is_new:
             self._create(now)
         execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # makes the log, if there was none
         for suffix in COMPANIONS:
@@ -318,6 +354,8 @@ class Database:
             self._log_fd = os.open(f"{self._path}{_LOG_SUFFIX}", os.O_RDONLY)
         self._written = os.fstat(self._log_fd).st_size
         self._tried = self._copied = 0
+        self.diverged_at = divergence.read(execute)
+        self._foreign_commits = foreign_commits(execute)
 
     def _create(self, now: int) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
@@ -408,7 +446,7 @@ class Database:
         except BaseException:
             self._roll_back()
             raise
-        self._written += _FRAME * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)
+        self._written += _weight(rows, gone)
 
     def _roll_back(self) -> None:
         try:
@@ -419,7 +457,10 @@ class Database:
 
     def _back_up(self, now: int) -> Path:
         """Copy the file, as it is with its log, beside itself."""
-        copy = make_numbered_file(self._path.with_name(f"{self._path.name}.bak-{now}"))
+        return self._copy_to(self._path.with_name(f"{self._path.name}.bak-{now}"))
+
+    def _copy_to(self, path: Path) -> Path:
+        copy = make_numbered_file(path)
         try:
             with contextlib.closing(_connect(copy, timeout=0)) as target:
                 self._connection.backup(target)
@@ -449,12 +490,12 @@ def _reader(path: Path) -> Iterator[sqlite3.Connection]:
     # read as if nothing could change it.
     has_log = any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
     options = "mode=ro" if has_log else "mode=ro&immutable=1"
-    with _translated(path, "read"):
+    with translated(path, "read"):
         if not path.stat().st_size:
             raise StoreError(f"{path} is empty: restore a backup or remove it")
         connection = _connect(path, timeout=_BUSY_TIMEOUT, options=options)
         with contextlib.closing(connection):
-            _check_format(connection, path)
+            check_format(connection.execute, path)
             yield connection
 
 
@@ -471,38 +512,11 @@ def _connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3
     return connection
 
 
-def _is_blank(connection: sqlite3.Connection) -> bool:
-    """Tell whether nothing was ever stored; a damaged file may look empty, but is longer."""
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    return not tables and connection.execute("PRAGMA page_count").fetchone()[0] <= 1
-
-
-def _check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that was not made for a tree; its rows are not looked at."""
-    found = connection.execute(
-        "SELECT 1 FROM pragma_table_list('tree') "
-        "WHERE schema = 'main' AND type = 'table' AND NOT wr"
-    ).fetchone()
-    columns = connection.execute("PRAGMA table_xinfo(tree)").fetchall()
-    keys = [(name, kind.upper()) for _, name, kind, _, _, is_key, _ in columns if is_key]
-    encoding = connection.execute("PRAGMA encoding").fetchone()[0]
-    if not found:
-        reason = "it has no table named tree"
-    elif {column[1] for column in columns} != _COLUMNS or keys != [(b"inode", b"INTEGER")]:
-        reason = "its table has other columns"
-    elif encoding != b"UTF-8":
-        reason = "its names are not stored byte by byte"
-    else:
-        return
-    raise StoreError(f"{path} is no database of pmxcfs ({reason}): restore a backup or remove it")
-
-
 def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
     rows = connection.execute(_SELECT_ROWS).fetchall()
     inodes = [row[0] for row in rows]
     if any(one >= other for one, other in pairwise(inodes)):
-        advice = _MEANINGS[sqlite3.SQLITE_CORRUPT].advice
-        raise StoreError(f"{path} can't be read: its rows are out of order: {advice}")
+        raise StoreError(f"{path} can't be read: its rows are out of order: {CORRUPT_ADVICE}")
     return Loaded(*repair(rows, vmid_of=_vmid_of))
 
 
@@ -542,9 +556,9 @@ def _entry_row(entry: Entry) -> Row:
     )
 
 
-def _version_row(root: Entry | Record) -> Row:
+def _version_row(root: Entry | Record, *, kind: int = _FILE) -> Row:
     version = _signed(root.version)
-    return (0, 0, version, root.writer, root.mtime, _FILE, VERSION_NAME, None)
+    return (0, 0, version, root.writer, root.mtime, kind, VERSION_NAME, None)
 
 
 def _record_row(record: Record) -> Row:
@@ -554,41 +568,11 @@ def _record_row(record: Record) -> Row:
     return (_signed(inode), _signed(parent), _signed(version), *rest, data or None)
 
 
+def _weight(rows: Sequence[Row], gone: Collection[int]) -> int:
+    """Return about how many bytes of log it takes to write *rows* and delete *gone*."""
+    return _FRAME * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)
+
+
 def _signed(number: int) -> int:
     """Return the signed integer that SQLite keeps for an unsigned one of 64 bits."""
     return number if number <= _MAX_SIGNED else number - (1 << 64)
-
-
-def _code(exc: Exception) -> int:
-    """Return SQLite's extended code; an error that Python's module found has none."""
-    code: Any = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return int(code)
-
-
-def _is_harmless(exc: Exception) -> bool:
-    """Tell whether nothing was done, and the connection is as good as before."""
-    return isinstance(exc, sqlite3.Error) and _code(exc) & 0xFF in _HARMLESS
-
-
-def _translate(path: Path, attempt: str, exc: Exception) -> StoreError:
-    """Return what to raise for *exc*: which file, what could not be done, why, what to do next."""
-    if isinstance(exc, StoreError):
-        return exc
-    if isinstance(exc, OSError):
-        return StoreError(f"{path} can't be {attempt}: {exc.strerror}", exc.errno or errno.EIO)
-    if isinstance(exc, UnicodeDecodeError):  # SQLite's message about a damaged name quotes it
-        exc = sqlite3.DatabaseError("database disk image is malformed")
-        exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    meaning = _MEANINGS.get(_code(exc)) or _MEANINGS.get(_code(exc) & 0xFF, _UNKNOWN)
-    return StoreError(f"{path} can't be {attempt}: {exc}: {meaning.advice}", meaning.errno)
-
-
-@contextlib.contextmanager
-def _translated(path: Path, attempt: str) -> Iterator[None]:
-    """Let only StoreError out of the block."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except _FAILURES as exc:
-        raise _translate(path, attempt, exc) from exc

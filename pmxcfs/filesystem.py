@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from pmxcfs._core import Entry, Tree
+from pmxcfs.adoption import Reload
 from pmxcfs.delivery import Change
 from pmxcfs.errors import (
     Denied,
@@ -455,6 +456,14 @@ class FileSystem:
         gone = change.entry if change.kind in (Kind.DELETE, Kind.UNLOCK) else change.replaced
         if gone is not None and not foreign:
             self._tree.orphan(gone)
+
+    def on_reload(self, reload: Reload) -> None:
+        """Keep the ages of the locks that are still there.
+
+        Drafts are the tree's: those of kept entries lie over the new content now, and what is
+        written to an entry that is gone fails when it is published.
+        """
+        self._locks.reload(self._tree, now=self._now_ns() / 1e9)
 
     def _note_lock(self, change: Change) -> None:
         if not change.path.startswith(LOCK_HOME):

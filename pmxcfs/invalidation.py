@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
+from pmxcfs.adoption import Reload
 from pmxcfs.delivery import Change
 from pmxcfs.messages import Kind, to_bytes
 from pmxcfs.modes import changes_mode
@@ -72,6 +73,22 @@ class KernelCache:
     def on_quorum(self) -> None:
         """Notify that every mode has changed."""
         self._invalidator.attributes(list(self._known))
+
+    def on_reload(self, reload: Reload) -> None:
+        """Notify of everything that differs in another node's tree."""
+        for directory, name in reload.names:
+            if directory.node in self._known:
+                self._invalidator.entry(Name(directory.node, to_bytes(name)))
+        for entries, pages in ((reload.contents, True), (reload.attributes, False)):
+            for entry in entries:
+                self._forget_inode(entry, pages=pages)
+                self._look_up_again(entry, pages=pages)
+
+    def _look_up_again(self, entry: Entry, *, pages: bool) -> None:
+        parent = entry.parent
+        if parent is not None and parent.node in self._known:
+            name = Name(parent.node, to_bytes(entry.name))
+            self._invalidator.entry(name, inode=entry.node, pages=pages)
 
     def _on_foreign(self, change: Change) -> None:
         if change.source:

@@ -44,6 +44,17 @@ class LockTable:
         known = self._seen.get(path)
         return known is not None and known[0] == checksum and now - known[1] >= self.lifetime
 
+    def may_unlock(self, tree: Tree, path: str, checksum: bytes, *, now: float) -> bool:
+        """Tell whether the lock at *path* still is the one with *checksum*, and has expired.
+
+        What the member with the lowest node id asks itself upon an UNLOCK_REQUEST.
+        """
+        entry = tree.find(path)
+        if entry is None or not is_below_locks(entry) or entry.child_count:
+            return False
+        is_same = tree.entry_checksum(entry) == checksum
+        return is_same and self.has_expired(entry.path, checksum, now=now)
+
     def reload(self, tree: Tree, *, now: float) -> None:
         """Note every lock of *tree* and forget all others."""
         found = _locks_below(tree.find(LOCK_HOME))

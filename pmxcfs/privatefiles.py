@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
 
 
 def make_file(path: Path) -> None:
@@ -34,6 +35,13 @@ def make_private(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_mode & 0o777 != FILE_MODE:
             path.chmod(FILE_MODE)
+
+
+def make_private_directory(path: Path) -> None:
+    """Make a directory that only root can look into, if it is not there. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=DIRECTORY_MODE)
+    path.chmod(DIRECTORY_MODE)
 
 
 def sync_directory(path: Path) -> None:

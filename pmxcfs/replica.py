@@ -1,33 +1,47 @@
 """Tree, guest registry and database as one thing, and the one place that announces changes.
 
 Nothing else mutates them. A group of mutations is applied in order, saved in one transaction, and
-then announced; if saving fails, all of it is taken back and everyone gets the errno, so the tree
-in RAM and the file never part. Who wants to know of changes listens; who asked for one gets it
-from ``LocalIssuer``.
+then announced. If saving fails, the *policy* decides. In local mode all of it is taken back and
+everyone gets the errno, so the tree in RAM and the file never part. In a cluster other nodes have
+applied it, so it stays: the node is degraded, must send no changes of its own, and catches the file
+up later. Who wants to know of changes listens; who asked for one gets it from ``LocalIssuer``.
+
+``adopt`` replaces the tree by another node's, all at once.
 
 Threads: everything here runs with the tree's lock held. ``LocalIssuer.submit`` gives it back for
 as long as it waits.
-Contract: spec storage.md, "Writing"; cluster.md, "Delivery to the tree".
+Contract: spec storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree", "Forks".
 """
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from enum import Enum
 from typing import Protocol
 
+from pmxcfs import forks
 from pmxcfs._core import Entry, Tree
+from pmxcfs.adoption import Adoption, Reload, plan, record_of
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change, HalfRenamed, apply
 from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
 from pmxcfs.guests import Guests
-from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Unlock
+from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Record, Rename, Unlock
 from pmxcfs.tickets import Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
 SHORT_PATIENCE = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
 LONG_PATIENCE = 10.0  # seconds for all others
+
+
+class Policy(Enum):
+    """What becomes of changes that can't be saved."""
+
+    TAKE_BACK = "the tree goes back to what is saved, and who asked for them gets the errno"
+    KEEP = "they stay in RAM, and who asked for them gets success; for what other nodes have, too"
 
 
 class Listener(Protocol):
@@ -40,13 +54,27 @@ class Listener(Protocol):
 class Replica:
     """This node's copy of the configuration."""
 
-    def __init__(self, tree: Tree, guests: Guests, database: Database) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        guests: Guests,
+        database: Database,
+        *,
+        policy: Policy = Policy.TAKE_BACK,
+    ) -> None:
         self.tree = tree
         self.guests = guests
+        self.policy = policy
+        # Whether every change that is delivered now reaches another node, too. What is delivered
+        # while it is not set counts as this node's alone (spec cluster.md, "Forks").
+        self.is_shared = False
         self.listeners: list[Listener] = []
         self.undo_listeners: list[Callable[[list[Entry], StoreError], None]] = []
+        self.reload_listeners: list[Callable[[Reload], None]] = []
         self.transactions = 0  # saved since the start
         self._database = database
+        # The last version that another node had, too; None while some other has all of the tree.
+        self._alone_since = database.diverged_at
 
     @property
     def has_unsaved(self) -> bool:
@@ -78,9 +106,94 @@ class Replica:
 
     def sync(self) -> None:
         """Have the database's log on the device; needs no lock. Raises StoreError."""
+        if self.policy is Policy.KEEP:
+            self.check_writable()  # what was promised is in RAM only
         self._database.sync()
 
+    # Between nodes.
+
+    def state(self) -> bytes:
+        """Return the index of the tree, the payload of a STATE message."""
+        return self.tree.index()
+
+    def checksum(self) -> bytes:
+        """Return the state checksum (32 bytes) for a verification; costs the tree's size."""
+        return self.tree.checksum()
+
+    def records_for(self, inodes: Iterable[int]) -> list[Record]:
+        """Return what the UPDATE messages for *inodes* carry; all of them must be in the tree."""
+        entries = [(inode, self.tree.get(inode)) for inode in inodes]
+        missing = [inode for inode, entry in entries if entry is None]
+        if missing:
+            raise ValueError(f"entry {missing[0]} is not in the tree")
+        return [record_of(entry) for _, entry in entries if entry is not None]
+
+    def adopt(self, leader: bytes, records: Iterable[Record], *, now: int) -> None:
+        """Become the tree with the index *leader*, of which *records* were sent. Blocks.
+
+        What this node had changed alone is copied first (*now*: seconds since 1970). Raises
+        BadMessage if that can't be the leader's tree, and StoreError if the copy can't be made;
+        then nothing has changed. Where the database can't be written, the tree is adopted all the
+        same and the node is degraded.
+        """
+        is_saved = self.catch_up()
+        adoption = plan(self.tree, leader, records)
+        lost = forks.lost_by(adoption, diverged_at=self._alone_since)
+        if lost:
+            self.check_writable()
+            forks.keep_side(self._database, lost, now=now)
+        is_saved = is_saved and self._save_adoption(adoption)
+        reload = adoption.apply()
+        if is_saved:
+            self.tree.settle()
+        self.guests.rebuild(self.tree)
+        self._alone_since = None
+        for listener in self.reload_listeners:
+            listener(reload)
+
+    def _save_adoption(self, adoption: Adoption) -> bool:
+        """Save it ahead of the swap; return whether that worked."""
+        try:
+            self._database.adopt(adoption)
+        except StoreError:
+            return False
+        self.transactions += 1
+        return True
+
+    def synced(self, *, with_others: bool) -> None:
+        """Note that a round has ended, and whether other members now have this tree, too. Blocks.
+
+        From now on what is delivered reaches them, or is this node's alone.
+        """
+        self.is_shared = with_others
+        if with_others:
+            self._alone_since = None
+            if self._database.diverged_at is not None and not self.is_degraded:
+                with contextlib.suppress(StoreError):
+                    self._database.converge()
+
+    def check_writable(self) -> None:
+        """Raise StoreError if this node is degraded, and must send no changes of its own."""
+        if self._database.degraded is not None:
+            raise self._database.degraded
+
+    def catch_up(self) -> bool:
+        """Have the database hold the tree; return whether it does. Blocks.
+
+        Costs nothing if it does already. For a timer, while the node is degraded.
+        """
+        if not self.has_unsaved and self._database.is_sound:
+            return True
+        try:
+            self._save_all()
+        except StoreError as error:
+            self._cope(error)
+            return False
+        return True
+
     def _apply(self, tickets: Sequence[Ticket]) -> list[tuple[Change, bool]]:
+        if self._alone_since is None and not self.is_shared:
+            self._alone_since = self.tree.version
         done = []
         for ticket in tickets:
             try:
@@ -112,15 +225,28 @@ class Replica:
         return True
 
     def _write(self) -> None:
-        """Save all that is unsaved, or take it back and raise StoreError."""
+        """Save all that is unsaved; raise StoreError if it was taken back instead."""
+        if self.policy is Policy.KEEP and self.is_degraded:
+            return  # catch_up tries again, at the pace of a timer: it compares every row
         try:
-            self._database.save(self.tree)
+            self._save_all()
         except StoreError as error:
-            self._take_back(error)
-            raise
+            self._cope(error)
+            if self.policy is Policy.TAKE_BACK:
+                raise
+
+    def _save_all(self) -> None:
+        if self._alone_since is not None and self._database.diverged_at is None:
+            self._database.diverge(self._alone_since)
+        self._database.save(self.tree)
         self.tree.settle()
         self.guests.settle()
         self.transactions += 1
+
+    def _cope(self, error: StoreError) -> None:
+        """Do with what could not be saved as the policy says."""
+        if self.policy is Policy.TAKE_BACK:
+            self._take_back(error)
 
     def _take_back(self, error: StoreError) -> None:
         undone = self.tree.rollback()

@@ -72,6 +72,7 @@ class _Noted(NamedTuple):
     ticket: int  # count it once the kernel has been handed this much
     watched: tuple[str, ...]  # paths whose counters go up
     guests: tuple[tuple[int, GuestPath | None], ...]  # vmid -> where it is now
+    is_reload: bool = False  # there are no other guests
 
 
 class Status:
@@ -91,18 +92,14 @@ class Status:
         self._guests = guests
         self._guest_version = 0  # one counter for all guests, never restarted
         self._noted: deque[_Noted] = deque()
-        self.on_reload()
+        self.on_reload(ticket=0)
+        self.absorb(0)
 
-    def on_reload(self) -> None:
-        """Count everything up: any entry may have changed."""
+    def on_reload(self, *, ticket: int) -> None:
+        """Note that any entry may have changed: everything is counted up, and only once."""
         self._noted.clear()
-        for path in self.counters:
-            self.counters[path] += 1
-        self.guest_lines.clear()
-        for guest in self._guests:
-            self._list_guest(guest)
-        self.vmlist += 1
-        self.revision += 1
+        guests = tuple([(guest.vmid, guest) for guest in self._guests])
+        self._noted.append(_Noted(ticket, tuple(self.counters), guests, is_reload=True))
 
     def on_change(self, *paths: str, ticket: int) -> None:
         """Note a change of what stands, or stood, at *paths*; the first is where it ended."""
@@ -120,12 +117,14 @@ class Status:
     def _count(self, noted: _Noted) -> None:
         for path in noted.watched:
             self.counters[path] += 1
+        if noted.is_reload:
+            self.guest_lines.clear()
         for vmid, guest in noted.guests:
             if guest is None:
                 self.guest_lines.pop(vmid, None)
             else:
                 self._list_guest(guest)
-        self.vmlist += bool(noted.guests)
+        self.vmlist += noted.is_reload or bool(noted.guests)
         self.revision += 1
 
     def _list_guest(self, guest: GuestPath) -> None:

@@ -25,11 +25,15 @@ class FakeDatabase:
         self.saved: list[list[str]] = []  # the paths of each transaction
         self.syncs = 0
         self.degraded: StoreError | None = None
+        self.diverged_at: int | None = None
 
     def save(self, tree: Tree) -> None:
         if self.degraded is not None:
             raise self.degraded
         self.saved.append([entry.path for entry in tree.unsaved().values() if entry])
+
+    def diverge(self, version: int) -> None:
+        self.diverged_at = version
 
     def sync(self) -> None:
         self.syncs += 1

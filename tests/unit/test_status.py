@@ -113,7 +113,9 @@ def test_a_guest_is_listed_as_it_was_when_it_changed(status: Status, guests: Gue
 def test_a_reload_counts_everything_once(status: Status, guests: Guests) -> None:
     guests.register(GuestPath(7, "a", "qemu"))
     status.on_change("storage.cfg", ticket=99)
-    status.on_reload()
+    status.on_reload(ticket=100)
+    status.absorb(99)
+    assert set(status.counters.values()) == {1}
     status.absorb(100)
     assert set(status.counters.values()) == {2}
     assert status.vmlist == 2
