@@ -31,6 +31,7 @@ WARNINGS = [
 LIBRARIES = {
     "_cserror": ["libcorosync_common"],
     "_cpg": ["libcpg"],
+    "_corosync": ["libquorum", "libcmap", "libcfg"],
 }
 
 OPTIMIZED = ["-O2", "-g"]

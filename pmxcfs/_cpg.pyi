@@ -1,4 +1,4 @@
-from typing import Protocol
+from typing import Protocol, final
 
 from pmxcfs.messages import Group, Member, Message
 
@@ -8,6 +8,7 @@ class _Sink(Protocol):
         self, members: list[Member], left: list[Member], joined: list[Member]
     ) -> object: ...
 
+@final
 class Cpg:
     def __init__(self, sink: _Sink) -> None: ...
     def connect(self) -> None: ...

@@ -229,7 +229,7 @@ cdef bytes as_checksum(bytes checksum):
 
 
 @cython.final
-cdef class Reader:
+cdef class _Reader:
     """What is left of a message. Every length off the wire ends up in ``take``."""
 
     cdef bytes _owner
@@ -286,7 +286,7 @@ def decode(bytes data not None, *, group not None):
 
     Raises OtherProtocol for one of another version, and BadMessage, which names the field.
     """
-    cdef Reader reader = Reader(data)
+    cdef _Reader reader = _Reader(data)
     if reader.left < HEADER_SIZE:
         raise BadMessage(f"header: {HEADER_SIZE} bytes wanted, {reader.left} left")
     cdef uint64_t number = reader.number(2, "type")
@@ -313,11 +313,11 @@ cdef int check_protocol(uint64_t version, group) except -1:
     return 0
 
 
-cdef object read_epoch(Reader reader):
+cdef object read_epoch(_Reader reader):
     return Epoch(*[reader.number(4, "epoch") for _ in range(4)])
 
 
-cdef object read_state(Reader reader, uint64_t kind, uint64_t time, epoch):
+cdef object read_state(_Reader reader, uint64_t kind, uint64_t time, epoch):
     """Read the payload of a state message, which must end where the message does."""
     if kind == STATE:
         return State(time, epoch, reader.rest())
@@ -337,7 +337,7 @@ cdef object read_state(Reader reader, uint64_t kind, uint64_t time, epoch):
     return message
 
 
-cdef object read_record(Reader reader):
+cdef object read_record(_Reader reader):
     parent = reader.number(8, "parent")
     inode = reader.number(8, "inode")
     version = reader.number(8, "version")
@@ -351,7 +351,7 @@ cdef object read_record(Reader reader):
     return Record(inode, parent, version, writer, mtime, type_, name, data)
 
 
-cdef object read_change(Reader reader, uint64_t kind):
+cdef object read_change(_Reader reader, uint64_t kind):
     """Read a change of the tree."""
     body = _BODIES.get(kind)
     if body is None:
@@ -377,7 +377,7 @@ cdef object read_change(Reader reader, uint64_t kind):
     return Mtime(path, offset) if body is Mtime else body(path)
 
 
-cdef object read_status(Reader reader, uint64_t subtype):
+cdef object read_status(_Reader reader, uint64_t subtype):
     """Read a message of the status group."""
     if subtype == SET_KEY:
         key = to_text(reader.string(KEY_SIZE, "key"))
@@ -387,7 +387,7 @@ cdef object read_status(Reader reader, uint64_t subtype):
     raise BadMessage(f"subtype {subtype} does not exist in the status group")
 
 
-cdef object read_log_entry(Reader reader):
+cdef object read_log_entry(_Reader reader):
     """Read an entry of the cluster log; its strings end with a NUL, what is before that stays."""
     reader.take(8, "offsets")  # of the entries before and behind, in the ring that it came from
     uid = reader.number(4, "uid")
@@ -406,7 +406,7 @@ cdef object read_log_entry(Reader reader):
     )
 
 
-cdef bytes read_log_string(Reader reader, uint64_t size):
+cdef bytes read_log_string(_Reader reader, uint64_t size):
     cdef bytes text = reader.blob(size, "string")
     if not text.endswith(b"\0"):
         raise BadMessage("string of a log entry without NUL")

@@ -1,1 +1,1 @@
-# Only for the other extensions: nothing of it is visible from Python.
+__pyx_capi__: dict[str, object]  # the other extensions use this one through its C interface only

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pmxcfs"
 LAYERS = (
     (0, "errors messages settings _content _notify"),
     (0, "_core _cserror"),
-    (0, "_cpg"),
+    (0, "_cpg _corosync"),
     (1, "ring members metrics"),
     (1, "guests locks clusterlog kvstore repair modes"),
     (1, "status"),
@@ -25,6 +25,7 @@ LAYERS = (
     (2, "dfsm"),
     (3, "replica filesystem statusfiles"),
     (4, "nodes invalidation control log process address publisher checkpointer"),
+    (4, "corosync hostconf"),
     (4, "fuse"),
     (5, "daemon offline"),
     (5, "cli"),
