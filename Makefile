@@ -21,8 +21,12 @@ PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
 PACKAGES += libqb-dev
 # Mounting.
 PACKAGES += fuse3
-# Tests: ext4 on a loop device, and what an fsync really calls.
-PACKAGES += mount e2fsprogs strace
+
+# Only for tests: ext4 on a loop device, what an fsync really calls; nodes in namespaces.
+TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime
+# Services that tests run. Their packages are unpacked below build/, not installed: that would
+# enable them on this machine (corosync would start as a cluster of its own at the next boot).
+UNPACKED := corosync
 
 .PHONY: help
 help: ## list the targets
@@ -31,16 +35,38 @@ help: ## list the targets
 .PHONY: deps
 deps: packages .venv/.installed ## install what is missing: Debian packages (as root) and .venv
 
-.PHONY: packages
-packages:
-	@missing=$$(comm -23 <(printf '%s\n' $(PACKAGES) | sort) \
-	  <(dpkg-query -Wf '$${db:Status-Abbrev}$${Package}\n' $(PACKAGES) 2>&- | sed -n 's/^ii *//p' | sort)); \
+.PHONY: test-deps
+test-deps: deps test-packages $(UNPACKED:%=build/debian/%.stamp)
+
+# What of the Debian packages $(1) is not installed, is installed now.
+define install
+	@missing=$$(comm -23 <(printf '%s\n' $(1) | sort) \
+	  <(dpkg-query -Wf '$${db:Status-Abbrev}$${Package}\n' $(1) 2>&- | sed -n 's/^ii *//p' | sort)); \
 	if [ -n "$$missing" ] && [ $$(id -u) != 0 ]; then \
 	  echo "missing Debian packages; run as root: apt-get install" $$missing >&2; exit 1; \
 	elif [ -n "$$missing" ]; then \
 	  apt-get -q update; \
 	  DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install $$missing; \
 	fi
+endef
+
+.PHONY: packages
+packages:
+	$(call install,$(PACKAGES))
+
+.PHONY: test-packages
+test-packages: packages
+	$(call install,$(TEST_PACKAGES))
+
+# The libraries that the program needs are installed; the package itself is only laid out.
+# Lists that are too old for a download are renewed.
+build/debian/%.stamp: | test-packages
+	$(call install,$$(apt-get -s --no-install-recommends install $* | sed -n 's/^Inst \(lib[^ ]*\) .*/\1/p'))
+	@rm -rf build/download && mkdir -p build/download
+	cd build/download && { apt-get -q download $* || { apt-get -q update; apt-get -q download $*; }; }
+	dpkg -x build/download/$*_*.deb build/debian
+	@rm -rf build/download
+	touch $@
 
 # Without the extensions, which `build` compiles in place: this makes the commands in .venv/bin.
 .venv/.installed: requirements.txt pyproject.toml | packages
@@ -115,16 +141,22 @@ unit: build ## tests that need no privileges
 	$(PYTEST) tests/unit
 
 .PHONY: mount
-mount: build ## tests on real mounts
+mount: build test-deps ## tests on real mounts
 	$(PYTEST) tests/mount
 
+.PHONY: cluster
+cluster: build test-deps ## tests on real clusters: nodes in namespaces on this machine
+	$(PYTEST) tests/cluster
+
+REQUIRED := PMXCFS_REQUIRE=fuse,corosync
+
 .PHONY: test
-test: build lint types stubtest ## everything that CI runs; a skipped test is a failure
-	PMXCFS_REQUIRE=fuse $(PYTEST) tests
+test: build test-deps lint types stubtest ## everything that CI runs; a skipped test is a failure
+	$(REQUIRED) $(PYTEST) tests
 
 .PHONY: test-long
-test-long: build ## the same random tests, for much longer
-	PMXCFS_REQUIRE=fuse $(PYTEST) -m long tests
+test-long: build test-deps ## the same random tests, for much longer
+	$(REQUIRED) $(PYTEST) -m long tests
 
 .PHONY: asan
 asan: deps ## unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -134,10 +166,10 @@ asan: deps ## unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	  PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc $(CURDIR)/$(PYTEST) tests/unit
 
 .PHONY: cover
-cover: deps ## line coverage of all tests, extensions and daemons included
+cover: deps test-deps ## line coverage of all tests, extensions and daemons included
 	$(call copy,cover)
 	cd build/cover && PMXCFS_COVERAGE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd build/cover && export PYTHONPATH=$(CURDIR)/build/cover COVERAGE_FILE=$(CURDIR)/build/cover/.coverage \
+	cd build/cover && export PATH="$$PATH:$(CURDIR)/build/debian/usr/sbin" PYTHONPATH=$(CURDIR)/build/cover COVERAGE_FILE=$(CURDIR)/build/cover/.coverage \
 	  COVERAGE_PROCESS_START=$(CURDIR)/build/cover/pyproject.toml; \
 	$(CURDIR)/$(PYTEST) tests || true; \
 	$(CURDIR)/$(BIN)/coverage combine -q; $(CURDIR)/$(BIN)/coverage report

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import re
+import shutil
 import signal
 import time
 from collections import Counter
@@ -16,7 +17,9 @@ import pytest
 
 from tests.harness import detach, fuse_mounts
 
-TIERS = ("unit", "mount")
+TIERS = ("unit", "mount", "cluster")
+# Where `make test-deps` unpacks the services that tests run.
+UNPACKED = Path(__file__).parents[1] / "build" / "debian" / "usr"
 # Variables that would reach the daemon from the shell or the service that runs the tests.
 SCRUBBED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "PMXCFS_REQUIRE")
 REQUIRED = pytest.StashKey[frozenset[str]]()
@@ -33,7 +36,19 @@ def missing_for_fuse() -> str:
     return ""
 
 
-CAPABILITIES: dict[str, Callable[[], str]] = {"fuse": missing_for_fuse}
+def missing_for_corosync() -> str:
+    """Say why this process can't run a cluster of nodes in namespaces; empty if it can."""
+    if missing := missing_for_fuse():
+        return missing
+    programs = ("corosync", "unshare", "nsenter", "ip", "nft")
+    absent = [name for name in programs if not shutil.which(name)]
+    return f"not installed: {', '.join(absent)}; `make test-deps` does it" if absent else ""
+
+
+CAPABILITIES: dict[str, Callable[[], str]] = {
+    "fuse": missing_for_fuse,
+    "corosync": missing_for_corosync,
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in SCRUBBED:
         os.environ.pop(name, None)
     os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
+    os.environ["PATH"] += f":{UNPACKED}/sbin:{UNPACKED}/bin"
     time.tzset()
     # A run that is told to end takes its mounts with it, as it does after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
