@@ -15,10 +15,11 @@ import select
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pmxcfs._corosync import Cmap, Quorum
 from pmxcfs.errors import ClusterError
+from pmxcfs.messages import ClusterConfig, ClusterNode
 
 RETRY = 5.0  # seconds between attempts to connect
 PATIENCE = 0.5  # seconds that the end of a thread is waited for
@@ -32,43 +33,33 @@ _RELOADING = "config.reload_in_progress"  # 1 while corosync changes one key aft
 Value = str | int | None
 
 
-class Node(NamedTuple):
-    """A node of the cluster's configuration."""
-
-    name: str
-    nodeid: int
-    address: str  # of its first link, as configured: may be a name
-    votes: int
-
-
-class ClusterConfig(NamedTuple):
-    """The cluster as corosync.conf has it, nodes by their id."""
-
-    name: str
-    version: int
-    nodes: tuple[Node, ...]
-
-
 def config_of(values: Mapping[str, Value]) -> ClusterConfig:
-    """Read the configuration from corosync's keys; a node without an id or any name is left out."""
+    """Read the configuration from corosync's keys.
+
+    A node without an id or any name is left out, and so is one whose id or name is taken already.
+    """
     listed = [key.removeprefix(_NODES) for key in values if key.startswith(_NODES)]
-    numbers = {key.partition(".")[0] for key in listed}
-    nodes = [node for number in numbers if (node := _node_of(values, f"{_NODES}{number}."))]
+    indexes = dict.fromkeys(key.partition(".")[0] for key in listed)
+    nodes: dict[int, ClusterNode] = {}
+    for index in indexes:
+        node = _node_of(values, f"{_NODES}{index}.")
+        if node and node.name not in {other.name for other in nodes.values()}:
+            nodes.setdefault(node.nodeid, node)
     version = values.get(_VERSION)
     return ClusterConfig(
         name=str(values.get(_NAME) or ""),
         version=version if isinstance(version, int) else 0,
-        nodes=tuple(sorted(nodes, key=lambda node: node.nodeid)),
+        nodes=tuple(nodes[nodeid] for nodeid in sorted(nodes)),
     )
 
 
-def _node_of(values: Mapping[str, Value], prefix: str) -> Node | None:
+def _node_of(values: Mapping[str, Value], prefix: str) -> ClusterNode | None:
     nodeid, votes = values.get(prefix + "nodeid"), values.get(prefix + "quorum_votes")
     address = str(values.get(prefix + "ring0_addr") or "")
     name = str(values.get(prefix + "name") or address)
     if not isinstance(nodeid, int) or not name:
         return None
-    return Node(name, nodeid, address, votes if isinstance(votes, int) else 1)
+    return ClusterNode(name, nodeid, address, votes if isinstance(votes, int) else 1)
 
 
 class _Connection(Protocol):

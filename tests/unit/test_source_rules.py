@@ -49,7 +49,9 @@ C_FUNCTION = re.compile(
     r"(?P<end>:?)$",
     re.MULTILINE,
 )
-CYTHON_FUNCTION = re.compile(r"^([ ]*)(?:def|c?p?def)\b(?! class)[^=\n]*?\([^()]*\)[^:=\n]*:$", re.MULTILINE)
+CYTHON_FUNCTION = re.compile(
+    r"^([ ]*)(?:def|c?p?def)\b(?! class)[^=\n]*?\([^()]*\)[^:=\n]*:$", re.MULTILINE
+)
 PYTHON_TYPES = frozenset(["object", "bytes", "bytearray", "str", "list", "dict", "tuple", "set"])
 
 
