@@ -34,15 +34,22 @@ Value = str | int | None
 
 
 def config_of(values: Mapping[str, Value]) -> ClusterConfig:
-    """Read the configuration from corosync's keys; a node without an id or any name is left out."""
+    """Read the configuration from corosync's keys.
+
+    A node without an id or any name is left out, and so is one whose id or name is taken already.
+    """
     listed = [key.removeprefix(_NODES) for key in values if key.startswith(_NODES)]
-    numbers = {key.partition(".")[0] for key in listed}
-    nodes = [node for number in numbers if (node := _node_of(values, f"{_NODES}{number}."))]
+    indexes = dict.fromkeys(key.partition(".")[0] for key in listed)
+    nodes: dict[int, ClusterNode] = {}
+    for index in indexes:
+        node = _node_of(values, f"{_NODES}{index}.")
+        if node and node.name not in {other.name for other in nodes.values()}:
+            nodes.setdefault(node.nodeid, node)
     version = values.get(_VERSION)
     return ClusterConfig(
         name=str(values.get(_NAME) or ""),
         version=version if isinstance(version, int) else 0,
-        nodes=tuple(sorted(nodes, key=lambda node: node.nodeid)),
+        nodes=tuple(nodes[nodeid] for nodeid in sorted(nodes)),
     )
 
 

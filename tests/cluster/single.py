@@ -1,8 +1,8 @@
-"""A cluster of one node: a real corosync in a network and mount namespace of its own.
+"""A corosync that is a cluster by itself, in a network and mount namespace of its own.
 
-libqb's sockets are abstract, so they belong to the network namespace: ``started`` moves the calling
-thread into corosync's and back again; threads that are started meanwhile are in it, too. Shared
-memory is the host's, where a killed corosync leaves files: they are taken away at the end.
+libqb's sockets are abstract, so they belong to the network namespace: ``own_network`` moves the
+calling thread into a new one and back again, and what it starts meanwhile, threads and processes,
+is in it, too. Shared memory is the host's; what a killed corosync leaves there is taken away.
 """
 
 import contextlib
@@ -73,11 +73,6 @@ class Corosync:
     conf: Path
     log: Path
 
-    @property
-    def namespace(self) -> Path:
-        """The network namespace."""
-        return Path(f"/proc/{self.process.pid}/ns/net")
-
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""
         self.process.send_signal(number)
@@ -92,42 +87,46 @@ class Corosync:
     def await_start(self) -> None:
         """Wait until it serves clients."""
         deadline = time.monotonic() + START
-        while b"ready to provide service" not in self.log.read_bytes().replace(b"\n", b" "):
+        while b"ready to provide service" not in self.log.read_bytes():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
 
 
-def start(conf: Path, log: Path, *, namespace: Path | None = None) -> Corosync:
-    """Start corosync, in *namespace* if that is given, else in a new one; return at once."""
-    enter = [f"--net={namespace}", "unshare"] if namespace else []
-    command = ["nsenter", *enter] if enter else ["unshare", "--net"]
-    command += ["--mount", "setpriv", "--pdeathsig", "KILL", "sh", "-ec", SCRIPT, "sh", str(conf)]
+def start(workdir: Path) -> Corosync:
+    """Start corosync with the configuration in *workdir*, and wait until it serves clients."""
+    conf, log = workdir / "corosync.conf", workdir / "corosync.log"
+    isolated = ["unshare", "--mount", "setpriv", "--pdeathsig", "KILL"]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    return Corosync(process, conf, log)
+        process = subprocess.Popen(
+            [*isolated, "sh", "-ec", SCRIPT, "sh", conf], stdout=output, stderr=output
+        )
+    corosync = Corosync(process, conf, log)
+    try:
+        corosync.await_start()
+    except BaseException:
+        corosync.kill()
+        raise
+    return corosync
 
 
 @contextlib.contextmanager
 def started(workdir: Path) -> Iterator[Corosync]:
-    """Run a corosync with this thread in its network namespace; kill it at the end."""
-    conf = workdir / "corosync.conf"
-    conf.write_text(configuration())
-    corosync = start(conf, workdir / "corosync.log")
+    """Run a corosync of one node; kill it at the end. Needs ``own_network``."""
+    (workdir / "corosync.conf").write_text(configuration())
+    corosync = start(workdir)
     try:
-        corosync.await_start()
-        with inside(corosync.namespace):
-            yield corosync
+        yield corosync
     finally:
         corosync.kill()
 
 
 @contextlib.contextmanager
-def inside(namespace: Path) -> Iterator[None]:
-    """Move the calling thread into a network namespace, and back."""
+def own_network() -> Iterator[None]:
+    """Move the calling thread into a new network namespace, and back."""
     libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/proc/thread-self/ns/net").open() as home, namespace.open() as there:
-        assert libc.setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    with Path("/proc/thread-self/ns/net").open() as home:
+        assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
         try:
             yield
         finally:

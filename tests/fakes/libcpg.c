@@ -1,0 +1,141 @@
+/* libcpg for tests, preloaded: every call answers what the test has set for it.
+ *
+ * A dispatch that answers CS_OK calls back once for each event that was queued, or not at all.
+ * The descriptor is one end of a pipe, whose other end the test can close.
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include <corosync/cpg.h>
+
+enum { CALLS = 16 };
+
+static struct { const char *name; cs_error_t status; int count; } calls[CALLS];
+static cpg_model_v1_data_t callbacks;
+static void *context;
+static int pipe_ends[2];
+static int waiting;
+
+static cs_error_t answer(const char *name)
+{
+	int index;
+	for (index = 0; index < CALLS - 1 && calls[index].name; index++)
+		if (strcmp(calls[index].name, name) == 0)
+			break;
+	if (!calls[index].name) {
+		calls[index].name = strdup(name);
+		calls[index].status = CS_OK;
+	}
+	calls[index].count++;
+	return calls[index].status;
+}
+
+void fake_answer(const char *name, int status)
+{
+	int index;
+	answer(name);
+	for (index = 0; index < CALLS; index++)
+		if (calls[index].name && strcmp(calls[index].name, name) == 0) {
+			calls[index].status = (cs_error_t)status;
+			calls[index].count = 0;
+		}
+}
+
+int fake_count(const char *name)
+{
+	int index;
+	for (index = 0; index < CALLS; index++)
+		if (calls[index].name && strcmp(calls[index].name, name) == 0)
+			return calls[index].count;
+	return 0;
+}
+
+void fake_queue(int events) { waiting = events; }
+void fake_hang_up(void) { close(pipe_ends[1]); }
+void fake_lose_descriptor(void) { close(pipe_ends[0]); }
+
+cs_error_t cpg_model_initialize(cpg_handle_t *handle, cpg_model_t model,
+				cpg_model_data_t *model_data, void *owner)
+{
+	cs_error_t status = answer("cpg_model_initialize");
+	if (status != CS_OK || model != CPG_MODEL_V1 || pipe(pipe_ends) != 0)
+		return status;
+	callbacks = *(cpg_model_v1_data_t *)model_data;
+	context = owner;
+	*handle = 1;
+	return CS_OK;
+}
+
+cs_error_t cpg_finalize(cpg_handle_t handle) { (void)handle; return answer("cpg_finalize"); }
+
+cs_error_t cpg_fd_get(cpg_handle_t handle, int *fd)
+{
+	(void)handle;
+	*fd = pipe_ends[0];
+	return answer("cpg_fd_get");
+}
+
+cs_error_t cpg_context_get(cpg_handle_t handle, void **owner)
+{
+	(void)handle;
+	*owner = context;
+	return CS_OK;
+}
+
+cs_error_t cpg_max_atomic_msgsize_get(cpg_handle_t handle, uint32_t *size)
+{
+	(void)handle;
+	*size = 1000;
+	return answer("cpg_max_atomic_msgsize_get");
+}
+
+cs_error_t cpg_dispatch(cpg_handle_t handle, cs_dispatch_flags_t types)
+{
+	struct cpg_name group = { 2, "g" };
+	char message[] = "message";
+	cs_error_t status = answer("cpg_dispatch");
+	if (types != CS_DISPATCH_ONE_NONBLOCKING)
+		return CS_ERR_INVALID_PARAM;
+	if (waiting > 0) {
+		waiting--;
+		callbacks.cpg_deliver_fn(handle, &group, 0xFFFFFFFF, 7, message, sizeof(message) - 1);
+	}
+	return status;
+}
+
+/* The name must have its NUL within its length. */
+static cs_error_t answer_for(const char *name, const struct cpg_name *group)
+{
+	cs_error_t status = answer(name);
+	if (strnlen(group->value, CPG_MAX_NAME_LENGTH) + 1 != group->length)
+		return CS_ERR_INVALID_PARAM;
+	return status;
+}
+
+cs_error_t cpg_join(cpg_handle_t handle, const struct cpg_name *group)
+{
+	(void)handle;
+	return answer_for("cpg_join", group);
+}
+
+cs_error_t cpg_leave(cpg_handle_t handle, const struct cpg_name *group)
+{
+	(void)handle;
+	return answer_for("cpg_leave", group);
+}
+
+cs_error_t cpg_mcast_joined(cpg_handle_t handle, cpg_guarantee_t guarantee,
+			    const struct iovec *iovec, unsigned int iov_len)
+{
+	(void)handle; (void)iovec;
+	if (guarantee != CPG_TYPE_AGREED || iov_len != 1)
+		return CS_ERR_INVALID_PARAM;
+	return answer("cpg_mcast_joined");
+}
+
+cs_error_t cpg_local_get(cpg_handle_t handle, unsigned int *nodeid)
+{
+	(void)handle;
+	*nodeid = 3;
+	return answer("cpg_local_get");
+}
