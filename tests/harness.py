@@ -33,9 +33,9 @@ QUIET_LEVELS = frozenset(["debug", "info"])
 class Control:
     """A connection to the daemon's test control; one request at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, patience: float = 60.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(60)
+        self._socket.settimeout(patience)
         self._socket.connect(str(path))
         self._answers = self._socket.makefile("rb")
 

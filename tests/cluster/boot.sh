@@ -1,0 +1,40 @@
+#!/bin/sh
+# Make a node of the new namespaces that this runs in, then become COMMAND.
+# usage: boot.sh NAME ADDRESS/BITS DIRECTORY BRIDGE_FD COMMAND...
+#
+# DIRECTORY has what the node sees of its own: DIRECTORY/etc/hosts is its /etc/hosts, and so on.
+# BRIDGE_FD is open on the network namespace that has the bridge "lab". All else is the machine's.
+set -eu
+name=$1 address=$2 directory=$3 bridge=/proc/self/fd/$4
+shift 4
+
+# The machine may be a node itself: its file system is none of ours.
+umount --quiet --lazy /etc/pve || true
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /dev/shm
+# Overlays, because the machine may lack the mount points, and must not get them.
+for place in etc var/lib; do
+  mkdir -p "/run/layers/$place/upper" "/run/layers/$place/work"
+  mount -t overlay -o \
+    "lowerdir=/$place,upperdir=/run/layers/$place/upper,workdir=/run/layers/$place/work" \
+    overlay "/$place"
+done
+for place in etc/corosync var/lib/pve-cluster var/lib/corosync var/lib/rrdcached var/log; do
+  mkdir -p "/$place"
+  mount --bind "$directory/$place" "/$place"
+done
+touch /etc/hosts
+mount --bind "$directory/etc/hosts" /etc/hosts
+# While no daemon is mounted there, nobody can write to what only looks like its file system.
+mkdir -p /etc/pve
+mount --bind /etc/pve /etc/pve
+mount -o remount,bind,ro /etc/pve
+mount -t fusectl fusectl /sys/fs/fuse/connections
+
+hostname "$name"
+ip link set lo up
+ip link add eth0 type veth peer name "$name" netns "$bridge"
+ip address add "$address" dev eth0
+ip link set eth0 up
+nsenter --net="$bridge" ip link set "$name" master lab up
+exec "$@"

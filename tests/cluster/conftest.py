@@ -1,0 +1,46 @@
+"""Labs as fixtures, and the end of every lab's processes: of earlier runs, and of this one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import sweep
+from tests.cluster.lab import Lab
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sweep_labs() -> Iterator[None]:
+    """End what killed runs left, and insist that this one leaves nothing."""
+    sweep.end(*sweep.stale())
+    yield
+    left = sweep.mine()
+    sweep.end(*left)
+    assert not left, f"processes of a lab were left: {left}"
+    assert not sweep.wait_for_end(sweep.stale), "processes of an earlier run do not end"
+
+
+@pytest.fixture(scope="module")
+def _booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("lab")) as lab:
+        lab.start_corosync()
+        yield lab
+
+
+@pytest.fixture
+def quorate_lab(_booted: Lab) -> Lab:
+    """Three nodes whose corosyncs see one another; what a test before has done is undone."""
+    _booted.heal()
+    for node in _booted.nodes:
+        node.corosync.thaw()
+        if not node.corosync.is_running:
+            node.corosync.start()
+    _booted.wait_for_members(*_booted.nodes)
+    return _booted
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Three nodes on which nothing runs yet."""
+    with Lab(tmp_path) as lab:
+        yield lab

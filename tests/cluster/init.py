@@ -1,0 +1,139 @@
+"""The first process of a node: it starts and signals all others, and takes them with it.
+
+It serves the lab, which holds the other end of a socket: one JSON object a packet, answered by one.
+Files travel beside it. It never touches the file system under test, so it answers whatever the
+daemon does. When the lab is gone, killed or not, it ends, and with it the node: the kernel kills
+what is left in a pid namespace whose first process ends, and its mounts and devices go with it.
+
+usage: python -m tests.cluster.init SOCKET_FD
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+from tests.cluster.sweep import abort_mounts
+
+MAX_PACKET = 1 << 16  # bytes
+MAX_FILES = 3
+# Python ignores these, and what it starts would, too.
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
+
+Answer = dict[str, Any]
+
+
+class Init:
+    """Answers the lab; *control* is a connected SOCK_SEQPACKET socket."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._ended: dict[int, int] = {}  # exit status by pid; minus the signal's number if killed
+        self._commands: dict[str, Callable[..., Answer]] = {
+            "spawn": self._spawn,
+            "fork": self._fork,
+            "signal": self._signal,
+            "poll": self._poll,
+            "abort": self._abort,
+        }
+
+    def greet(self) -> None:
+        """Send the lab a descriptor of the root directory, by which it sees this node's files."""
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        socket.send_fds(self._control, [b"{}"], [root])
+        os.close(root)
+
+    def serve(self) -> None:
+        """Answer until the lab is gone."""
+        while True:
+            flags = socket.MSG_CMSG_CLOEXEC
+            packet, files, _, _ = socket.recv_fds(self._control, MAX_PACKET, MAX_FILES, flags)
+            if not packet:
+                return
+            self._reap()
+            request = json.loads(packet)
+            try:
+                answer = self._commands[request.pop("do")](files=files, **request)
+            except OSError as error:
+                answer = {"errno": error.errno, "message": str(error)}
+            for descriptor in files:
+                os.close(descriptor)
+            self._control.send(json.dumps(answer).encode())
+
+    def _spawn(self, *, files: Sequence[int], argv: list[str], env: dict[str, str]) -> Answer:
+        """Start a program on *files*: its stdin, stdout and stderr."""
+        actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)]
+        pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setsigdef=IGNORED)
+        return {"pid": pid}
+
+    def _fork(self, *, files: Sequence[int], target: str, arguments: list[Any]) -> Answer:
+        """Call *target*, ``module:function``, in a new process with a connection to the lab."""
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            call_and_exit(target, Connection(files[0]), arguments)
+        return {"pid": pid}
+
+    def _signal(self, *, files: Sequence[int], pid: int, number: int) -> Answer:
+        if pid not in self._ended:
+            os.kill(pid, number)
+        return {}
+
+    def _poll(self, *, files: Sequence[int], pid: int) -> Answer:
+        return {"status": self._ended.get(pid)}
+
+    def _abort(self, *, files: Sequence[int]) -> Answer:
+        """Let nobody wait for the daemon any more: it was killed, and may need that to end."""
+        abort_mounts(os.getpid())
+        return {}
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (end := os.waitpid(-1, os.WNOHANG))[0]:
+                self._ended[end[0]] = os.waitstatus_to_exitcode(end[1])
+
+
+def call_and_exit(target: str, connection: Connection, arguments: list[Any]) -> NoReturn:
+    """Be the process that ``fork`` asked for. What it raises is in the node's log."""
+    status = 1
+    try:
+        module, _, name = target.partition(":")
+        getattr(importlib.import_module(module), name)(connection, *arguments)
+        status = 0
+    finally:  # nothing may return into the loop of the first process
+        if status:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def end_all() -> None:
+    """Kill every process but this one, and end what they wait for in the kernel.
+
+    Without the second, a thread of a killed daemon can wait for another for ever.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    abort_mounts(os.getpid())
+
+
+def main() -> None:
+    """Serve until the lab closes its end."""
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        init = Init(control)
+        try:
+            init.greet()
+            init.serve()
+        finally:
+            end_all()
+
+
+if __name__ == "__main__":
+    main()

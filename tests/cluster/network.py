@@ -1,0 +1,99 @@
+"""The network between nodes: a bridge in a namespace that no process and no name keeps alive.
+
+Each node is a port of the bridge by its own name. What the bridge does not forward is decided by
+one nftables chain, which is always replaced as a whole.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import permutations
+
+BITS = 24
+PREFIX = "192.0.2"  # RFC 5737: addresses that nobody has
+MAX_NODES = 200
+
+CREATE = "ip link add lab type bridge; ip link set lab up; echo; read _"
+CHAIN = """
+table bridge lab {{}}
+delete table bridge lab
+table bridge lab {{
+  chain forward {{
+    type filter hook forward priority 0;
+{rules}
+  }}
+}}
+"""
+
+
+def address(number: int) -> str:
+    """Return the address of node *number*."""
+    assert 0 < number <= MAX_NODES
+    return f"{PREFIX}.{number}"
+
+
+class Network:
+    """A bridge; ``close`` makes it go away, as the end of this process does."""
+
+    def __init__(self) -> None:
+        self._sides: Sequence[Sequence[str]] = ()
+        self._loss = 0
+        argv = ("unshare", "--net", "sh", "-euc", CREATE)
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as maker:
+            assert maker.stdin
+            assert maker.stdout
+            made = maker.stdout.readline()
+            self.descriptor = os.open(f"/proc/{maker.pid}/ns/net", os.O_RDONLY) if made else -1
+            maker.stdin.write(b"\n")
+        assert self.descriptor >= 0, "there is no network namespace for the lab"
+
+    def close(self) -> None:
+        """Forget the namespace; it lasts as long as a node's process runs in it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def part(self, *sides: Iterable[str]) -> None:
+        """Let only nodes of the same side reach one another. Replaces an earlier partition."""
+        self._sides = [sorted(side) for side in sides]
+        self._apply()
+
+    def heal(self) -> None:
+        """Let all nodes reach one another, and lose nothing."""
+        self._sides, self._loss = (), 0
+        self._apply()
+
+    def lose(self, percent: int) -> None:
+        """Drop this share of the frames between nodes, at random."""
+        self._loss = percent
+        self._apply()
+
+    def unplug(self, name: str) -> None:
+        """Take the carrier from a node's interface."""
+        self.run("ip", "link", "set", name, "down")
+
+    def plug(self, name: str) -> None:
+        """Undo ``unplug``."""
+        self.run("ip", "link", "set", name, "up")
+
+    def run(self, *argv: str, text: str = "") -> str:
+        """Run a program in the namespace of the bridge; return what it printed."""
+        enter = ("nsenter", f"--net=/proc/self/fd/{self.descriptor}")
+        done = subprocess.run(
+            (*enter, *argv),
+            input=text,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            pass_fds=[self.descriptor],
+        )
+        return done.stdout
+
+    def _apply(self) -> None:
+        self.run("nft", "-f", "-", text=CHAIN.format(rules="\n".join(self._rules())))
+
+    def _rules(self) -> Iterator[str]:
+        for here, there in permutations(self._sides, 2):
+            yield f"iifname {{ {', '.join(here)} }} oifname {{ {', '.join(there)} }} drop"
+        if self._loss:
+            yield f"numgen random mod 100 <= {self._loss - 1} drop"

@@ -1,0 +1,116 @@
+"""Whatever ends a lab, nothing of it is left.
+
+In a module of its own, so that no other lab of this process is alive.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import sweep
+from tests.cluster.agent import Agent
+from tests.cluster.lab import Lab
+from tests.cluster.node import python_path
+
+pytestmark = pytest.mark.needs_corosync
+
+NODES = 3
+
+
+def traces(directory: Path) -> Iterator[str]:
+    """Yield what there is on the machine of this process's labs."""
+    for pid in sweep.mine():
+        yield f"process {pid}"
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        if str(directory) in line or "/run/layers" in line:
+            yield f"mount {line}"
+    for device in Path("/sys/class/net").iterdir():
+        if device.name == "lab" or device.name.startswith("node"):
+            yield f"device {device.name}"
+    for number in os.listdir("/proc/self/fd"):
+        target = Path(f"/proc/self/fd/{number}")
+        if target.is_symlink() and str(target.readlink()).startswith("net:"):
+            yield f"namespace {target.readlink()}"
+
+
+def start_abandoned(directory: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Return a process that runs a lab, and waits to be killed."""
+    argv = [sys.executable, "-m", "tests.cluster.abandoned", str(directory), *arguments]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    tests = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment)
+    assert tests.stdout
+    assert tests.stdout.readline() == b"ready\n"
+    return tests
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    """Neither of a frozen daemon with somebody who waits for it, nor of a killed one."""
+    with Lab(tmp_path) as lab:
+        lab.serve_locally()
+        found = list(traces(tmp_path))
+        assert len([trace for trace in found if trace.startswith("process")]) >= 3 * NODES
+        assert len([trace for trace in found if trace.startswith("namespace")]) == 1
+        agents = [Agent(node) for node in lab.nodes]
+        lab[1].daemon.freeze()
+        agents[0].begin(("put", "file", b"never written"))
+        lab[2].daemon.kill()
+    for agent in agents:
+        agent.close()
+    assert list(traces(tmp_path)) == []
+
+
+def fail_in_lab(directory: Path) -> None:
+    with Lab(directory) as lab:
+        lab.start_corosync()
+        lab.serve_locally()
+        raise ZeroDivisionError
+
+
+def test_nothing_is_left_after_an_exception(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fail_in_lab(tmp_path)
+    assert list(traces(tmp_path)) == []
+
+
+def test_nothing_is_left_of_a_node_that_does_not_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.cluster.network.BITS", 99)
+    with pytest.raises(AssertionError, match="node1 does not boot"):
+        Lab(tmp_path)
+    assert list(traces(tmp_path)) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_of_tests_that_are_killed(tmp_path: Path, number: signal.Signals) -> None:
+    with start_abandoned(tmp_path) as tests:
+        owner = sweep.identity(tests.pid)
+
+        def left() -> list[int]:
+            return list(sweep.members(lambda found: found == owner))
+
+        assert left()
+        tests.send_signal(number)
+    assert sweep.wait_for_end(left) == []
+
+
+def test_what_killed_tests_left_is_swept(tmp_path: Path) -> None:
+    """Even nodes whose first process is frozen, and with it all the rest."""
+    with start_abandoned(tmp_path, "wedge") as tests:
+        owner = sweep.identity(tests.pid)
+
+        def left() -> list[int]:
+            return list(sweep.members(lambda found: found == owner))
+
+        assert not set(left()) & set(sweep.stale())
+        tests.kill()
+        tests.wait()
+        assert set(left()) <= set(sweep.stale())
+        assert left()
+    sweep.end(*left())
+    assert sweep.wait_for_end(left) == []
