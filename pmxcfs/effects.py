@@ -101,7 +101,7 @@ class Enter(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """Leave the group and join again with a new handle, not sooner than ``Deadlines.rejoin`` allows.
+    """Leave the group and join again with a new handle, when ``Deadlines.rejoin`` allows it.
 
     Who waits for a message of ours gets EIO; nothing unsent is sent any more.
     """
