@@ -102,6 +102,11 @@ class Dfsm:
         return self.mode is Mode.SYNCED
 
     @property
+    def epoch(self) -> Epoch:
+        """The round that counts, also long after it has ended."""
+        return self._round.epoch
+
+    @property
     def is_lowest(self) -> bool:
         """Tell whether we are the member that acts for all: starts rounds, removes locks."""
         return self.me == min(self.members, default=None)
@@ -241,7 +246,7 @@ class Dfsm:
         return effects + self._deliver_all()
 
     def _send_own_again(self) -> list[Effect]:
-        """Members that joined lack what is queued, so all queue anew what is sent again."""
+        """Members that joined lack what is queued: all drop it, and its senders send it again."""
         own = [letter for letter in self._letters.take_all() if letter.sender == self.me]
         return [Send(letter.message) for letter in own]
 

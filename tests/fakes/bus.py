@@ -1,0 +1,223 @@
+"""A process group without corosync: total order, and membership changes within it.
+
+Extended virtual synchrony as libcpg promises it for CPG_TYPE_AGREED. All nodes that can reach one
+another form a *ring*, which has one order of messages and views. When a ring breaks, each part of
+it has received everything up to some point, and behind that only what its own nodes sent. Nothing
+happens by itself: whoever has the bus says which node's next message is ordered (``order``), who is
+in reach of whom (``reconfigure``), and reads what has been delivered from a ``Port``.
+
+Quorum comes in the same order, as the strictest cluster would see it: what only a part of the ring
+has received is delivered with that part's quorum.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from pmxcfs.messages import Member, Message
+
+
+class Delivery(NamedTuple):
+    """A message."""
+
+    sender: Member
+    message: Message
+
+
+class View(NamedTuple):
+    """A membership change; those who see the same one came the same way."""
+
+    number: int
+    members: tuple[Member, ...]
+    joined: tuple[Member, ...]
+
+
+class Quorum(NamedTuple):
+    """Whether the node sees a majority from here on."""
+
+    is_there: bool
+
+
+class Foreign(NamedTuple):
+    """A message of another protocol version."""
+
+    sender: Member
+    is_newer: bool
+
+
+class Departure(NamedTuple):
+    """The last thing that a member sends: it leaves, or its process has died."""
+
+
+class Arrival(NamedTuple):
+    """The first thing that a member sends."""
+
+
+Event = Delivery | View | Quorum | Foreign
+Sent = Message | Foreign | Departure | Arrival
+Cut = Callable[[int, int], int]  # from the lowest and highest possible place to the one chosen
+
+
+class _Ring:
+    """Nodes in reach of one another."""
+
+    def __init__(self, nodes: Collection[int], members: Iterable[Member]) -> None:
+        self.nodes = frozenset(nodes)
+        self.members = sorted(members)
+        self.length = 0  # events ordered so far
+        self.last_view = 0  # the place behind the last view
+
+
+class Port:
+    """One member's connection."""
+
+    def __init__(self, member: Member, ring: _Ring) -> None:
+        self.member = member
+        self.ring = ring
+        self.queue: deque[Sent] = deque([Arrival()])  # accepted, but without a place in the order
+        self.inbox: deque[tuple[int, Event]] = deque()  # delivered, with the place in its ring
+        self.seen = 0  # the place in the present ring behind what was read
+
+    def read(self) -> Event:
+        """Take the next event."""
+        place, event = self.inbox.popleft()
+        self.seen = max(self.seen, place + 1)
+        return event
+
+
+def all_received(_lowest: int, highest: int) -> int:
+    """The cut of a ring whose parts have all received everything."""
+    return highest
+
+
+class Bus:
+    """Rings and ports."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes  # votes in all
+        self.ports: dict[int, Port] = {}  # by node
+        self._rings: dict[int, _Ring] = {}  # by node
+        self._views = 0
+        for node in range(1, nodes + 1):
+            self._rings[node] = _Ring([node], [])
+        self.reconfigure([range(1, nodes + 1)])
+
+    def connect(self, member: Member) -> Port:
+        """Open a port for *member*, which arrives as soon as that is ordered."""
+        assert member.nodeid not in self.ports
+        port = Port(member, self._rings[member.nodeid])
+        self.ports[member.nodeid] = port
+        return port
+
+    def order(self, node: int) -> None:
+        """Give the next that *node* has sent its place in the order."""
+        port = self.ports[node]
+        ring, sent = port.ring, port.queue.popleft()
+        if isinstance(sent, Arrival):
+            self._arrive(port)
+        elif isinstance(sent, Departure):
+            ring.members.remove(port.member)
+            self._append(ring, self._view(ring.members, ()), extra=port)
+            del self.ports[node]
+        elif isinstance(sent, Foreign):
+            self._append(ring, sent)
+        else:
+            self._append(ring, Delivery(port.member, sent))
+
+    def cut_off(self, node: int, *, cut: Cut = all_received) -> None:
+        """The power of *node* fails: it is gone, with all that it has not got out."""
+        rest = {frozenset(ring.nodes - {node}) for ring in self._rings.values()}
+        self.reconfigure([*filter(None, rest), [node]], cut=cut)
+        port = self.ports.pop(node, None)
+        if port is not None and port.member in port.ring.members:
+            port.ring.members.remove(port.member)
+
+    def reconfigure(
+        self, parts: Iterable[Iterable[int]], *, cut: Cut = all_received, one_by_one: bool = False
+    ) -> None:
+        """Let the nodes of each of *parts* reach one another and nobody else.
+
+        *one_by_one*: members that join are told in a view each, otherwise in one.
+        """
+        for nodes in map(frozenset, parts):
+            old = {self._rings[node] for node in nodes}
+            if len(old) > 1 or old.pop().nodes != nodes:
+                self._form(nodes, cut, one_by_one=one_by_one)
+
+    def _form(self, nodes: frozenset[int], cut: Cut, *, one_by_one: bool) -> None:
+        olds = sorted({self._rings[node] for node in nodes}, key=lambda ring: min(ring.nodes))
+        stayed = {ring: _members_in(ring, nodes) for ring in olds}
+        ring = _Ring(nodes, itertools.chain(*stayed.values()))
+        quorum = Quorum(len(nodes) * 2 > self.nodes)
+        for old, members in stayed.items():
+            views = self._views_of_part(old, members, ring, one_by_one=one_by_one)
+            place = (
+                old.length if old.nodes <= nodes else cut(_lowest_cut(self, old, nodes), old.length)
+            )
+            for port in self._ports_in(old.nodes & nodes):
+                _break_off(port, place, nodes, quorum)
+                if port.member in members:
+                    port.inbox.extend((-1, view) for view in views)
+                port.ring, port.seen = ring, 0
+        self._rings.update(dict.fromkeys(nodes, ring))
+
+    def _views_of_part(
+        self, old: _Ring, members: list[Member], ring: _Ring, *, one_by_one: bool
+    ) -> list[View]:
+        views = []
+        if members != old.members:
+            views.append(self._view(members, ()))
+        joined = [member for member in ring.members if member not in members]
+        steps = [[member] for member in joined] if one_by_one else [joined] if joined else []
+        for step in steps:
+            members = sorted([*members, *step])
+            views.append(self._view(members, step))
+        return views
+
+    def _arrive(self, port: Port) -> None:
+        ring = port.ring
+        ring.members = sorted([*ring.members, port.member])
+        port.inbox.append((-1, Quorum(len(ring.nodes) * 2 > self.nodes)))
+        self._append(ring, self._view(ring.members, [port.member]))
+
+    def _append(self, ring: _Ring, event: Event, *, extra: Port | None = None) -> None:
+        for port in self._ports_in(ring.nodes):
+            if port.member in ring.members or port is extra:
+                port.inbox.append((ring.length, event))
+        ring.length += 1
+        if isinstance(event, View):
+            ring.last_view = ring.length
+
+    def _view(self, members: Sequence[Member], joined: Sequence[Member]) -> View:
+        self._views += 1
+        return View(self._views, tuple(members), tuple(joined))
+
+    def _ports_in(self, nodes: Collection[int]) -> list[Port]:
+        return [port for node, port in self.ports.items() if node in nodes]
+
+
+def _members_in(ring: _Ring, nodes: Collection[int]) -> list[Member]:
+    return [member for member in ring.members if member.nodeid in nodes]
+
+
+def _lowest_cut(bus: Bus, ring: _Ring, nodes: frozenset[int]) -> int:
+    """The place up to which some node of this part has read already; a view is received by all."""
+    seen = [port.seen for node, port in bus.ports.items() if node in nodes & ring.nodes]
+    return max([ring.last_view, *seen])
+
+
+def _break_off(port: Port, place: int, nodes: Collection[int], quorum: Quorum) -> None:
+    """Behind *place* leave only what *nodes* sent, and let the new quorum count there."""
+    before = [item for item in port.inbox if item[0] < place]
+    tail = [event for at, event in port.inbox if at >= place and _is_from(event, nodes)]
+    port.inbox = deque((-1, event) for event in [*_events(before), quorum, *tail])
+
+
+def _events(items: Iterable[tuple[int, Event]]) -> list[Event]:
+    return [event for _, event in items]
+
+
+def _is_from(event: Event, nodes: Collection[int]) -> bool:
+    assert isinstance(event, Delivery | Foreign)
+    return event.sender.nodeid in nodes

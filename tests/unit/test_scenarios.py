@@ -1,0 +1,18 @@
+"""The stories in tests/scenarios, each replayed and compared with what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.scenario import rewritten
+
+STORIES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.txt"))
+
+
+@pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
+def test_the_story_goes_as_written(path: Path) -> None:
+    assert rewritten(path.read_text()) == path.read_text()
+
+
+def test_there_are_stories() -> None:
+    assert len(STORIES) >= 10
