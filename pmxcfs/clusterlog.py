@@ -19,6 +19,8 @@ SHOWN = 50  # entries in the ``.clusterlog`` file
 INFO = 6  # syslog priority
 MAX_SENDERS = 4096  # nodes whose newest entry is remembered; a full ring has fewer entries
 
+NONE = (-1, 0)  # older than every (time, uid)
+
 _log = logging.getLogger("pmxcfs.status")
 
 # A backslash in stored text begins one of these, or stands for itself; a surrogate has its pair.
@@ -40,6 +42,8 @@ def digest(name: bytes) -> int:
 
 def printable(text: str) -> str:
     """Escape *text* to printable ASCII that can stand between quotes in JSON."""
+    if text.isascii() and text.isprintable() and '"' not in text:
+        return text
     return "".join(map(_printable_character, text))
 
 
@@ -124,6 +128,7 @@ class ClusterLog:
         self._uid = 0  # of our latest entry
         self._ring = Ring()
         self._newest: dict[int, tuple[int, int]] = {}  # node digest -> (time, uid)
+        self._shared = NONE  # (time, uid) of our newest entry that others got in a state
 
     def begin(self, *, pid: int, time: int) -> None:
         """Put in the entry that the log of a new process has."""
@@ -147,7 +152,7 @@ class ClusterLog:
         also when the clock was set back or the daemon started twice in a second.
         """
         self._uid += 1
-        last_time, last_uid = self._newest.get(self._digest, (0, 0))
+        last_time, last_uid = self._newest.get(self._digest, NONE)
         entry = LogEntry(
             self._uid,
             min(max(time, last_time + (self._uid <= last_uid)), MAX_TIME),
@@ -169,7 +174,7 @@ class ClusterLog:
             _log.warning("dropped a log entry of %d bytes", nominal_size(entry))
             return False
         stamp = (entry.time, entry.uid)
-        if stamp <= self._newest.get(entry.node_digest, (-1, 0)):
+        if stamp <= self._newest.get(entry.node_digest, NONE):
             return False
         self._ring.append(entry)
         self._newest[entry.node_digest] = stamp
@@ -178,17 +183,21 @@ class ClusterLog:
         self.revision += 1
         return True
 
-    def copy(self) -> bytes:
-        """Return the ring as it is; ``ring.in_order`` of it is what a STATE message carries."""
+    def share(self) -> bytes:
+        """Return the ring as it is, for the others.
+
+        What a STATE message carries is ``ring.in_order`` of it, which needs no lock.
+        """
+        self._shared = self._newest.get(self._digest, NONE)
         return bytes(self._ring)
 
     def state(self) -> bytes:
         """Return the payload of this node's STATE message."""
-        return in_order(self.copy())
+        return in_order(self.share())
 
     def adopt(self, cluster: Merged) -> None:
-        """Replace the log by that of the cluster; what we inserted since our state stays."""
-        known = cluster.newest.get(self._digest, (-1, 0))
+        """Replace the log by that of the cluster; ours that are newer than our state stay."""
+        known = max(self._shared, cluster.newest.get(self._digest, NONE))
         missing = [
             entry
             for entry in self._ring
