@@ -8,7 +8,7 @@ log".
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ SHOWN = 50  # entries in the ``.clusterlog`` file
 INFO = 6  # syslog priority
 MAX_SENDERS = 4096  # nodes whose newest entry is remembered; a full ring has fewer entries
 
+MAX_TEXT = 4 * MAX_ENTRY  # characters of a message that are looked at; some leave nothing behind
 NONE = (-1, 0)  # older than every (time, uid)
 
 _log = logging.getLogger("pmxcfs.status")
@@ -143,6 +144,10 @@ class ClusterLog:
             )
         )
 
+    def __iter__(self) -> Iterator[LogEntry]:
+        """Yield the entries, newest first."""
+        return iter(self._ring)
+
     def compose(
         self, text: str, *, ident: str, tag: str, priority: int, pid: int, time: int
     ) -> LogEntry:
@@ -166,7 +171,7 @@ class ClusterLog:
             b"",
         )
         room = MAX_ENTRY - nominal_size(entry)
-        return entry._replace(message=_cut(printable(text), room))
+        return entry._replace(message=_cut(printable(text[:MAX_TEXT]), room))
 
     def insert(self, entry: LogEntry) -> bool:
         """Put *entry* in as the newest; return False if it is known already, or can't be stored."""
@@ -196,11 +201,11 @@ class ClusterLog:
         return in_order(self.share())
 
     def adopt(self, cluster: Merged) -> None:
-        """Replace the log by that of the cluster; ours that are newer than our state stay."""
+        """Let *cluster* be the log from now on; ours that are newer than our state follow it."""
         known = max(self._shared, cluster.newest.get(self._digest, NONE))
         missing = [
             entry
-            for entry in self._ring
+            for entry in self
             if entry.node_digest == self._digest and (entry.time, entry.uid) > known
         ]
         self._ring, self._newest = cluster
@@ -215,6 +220,6 @@ class ClusterLog:
     def render(self, *, most: int = SHOWN, user: str = "") -> str:
         """Return the newest *most* entries, of *user* if one is named, as ``.clusterlog``."""
         wanted = digest(to_bytes(user)) if user else None
-        entries = (entry for entry in self._ring if wanted in (None, entry.ident_digest))
+        entries = (entry for entry in self if wanted in (None, entry.ident_digest))
         lines = ",\n".join(map(_to_json, islice(entries, most)))
         return f'{{\n"data": [\n{lines}\n]\n}}\n'

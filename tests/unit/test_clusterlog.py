@@ -248,7 +248,7 @@ def test_all_nodes_have_the_same_after_a_merge() -> None:
         log.merge(states[number:] + states[:number])
     results = {log.share() for log in nodes}
     assert len(results) == 1
-    assert len(list(nodes[0]._ring)) == 150
+    assert len(list(nodes[0])) == 150
     assert nodes[0].state() == nodes[0].share()
     nodes[0].merge([log.state() for log in nodes])
     assert {nodes[0].share()} == results
@@ -279,8 +279,8 @@ def test_the_newest_entries_win_when_there_is_no_room_for_all() -> None:
     nodes = logs(3, 1000)
     one = nodes[0]
     one.merge([log.state() for log in nodes])
-    times = [entry.time for entry in one._ring]
-    used = sum(map(ring.occupied_size, one._ring))
+    times = [entry.time for entry in one]
+    used = sum(map(ring.occupied_size, one))
     assert times == sorted(times, reverse=True)
     assert times[0] == 999
     assert len(times) > 1300
@@ -296,5 +296,5 @@ def test_old_entries_that_the_cluster_has_no_room_for_do_not_come_back() -> None
     late = compose(one, "late", time=5)
     one.insert(late)
     one.merge(states)
-    assert next(iter(one._ring)) == late
-    assert [entry for entry in one._ring if entry.node == b"node1"] == [late]
+    assert next(iter(one)) == late
+    assert [entry for entry in one if entry.node == b"node1"] == [late]
