@@ -8,7 +8,7 @@ log".
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ from pmxcfs.ring import MAX_ENTRY, MAX_NAME, Ring, fits, in_order, merged, nomin
 SHOWN = 50  # entries in the ``.clusterlog`` file
 INFO = 6  # syslog priority
 MAX_SENDERS = 4096  # nodes whose newest entry is remembered; a full ring has fewer entries
+
+MAX_TEXT = 4 * MAX_ENTRY  # characters of a message that are looked at; some leave nothing behind
+NONE = (-1, 0)  # older than every (time, uid)
 
 _log = logging.getLogger("pmxcfs.status")
 
@@ -40,6 +43,8 @@ def digest(name: bytes) -> int:
 
 def printable(text: str) -> str:
     """Escape *text* to printable ASCII that can stand between quotes in JSON."""
+    if text.isascii() and text.isprintable() and '"' not in text:
+        return text
     return "".join(map(_printable_character, text))
 
 
@@ -124,6 +129,7 @@ class ClusterLog:
         self._uid = 0  # of our latest entry
         self._ring = Ring()
         self._newest: dict[int, tuple[int, int]] = {}  # node digest -> (time, uid)
+        self._shared = NONE  # (time, uid) of our newest entry that others got in a state
 
     def begin(self, *, pid: int, time: int) -> None:
         """Put in the entry that the log of a new process has."""
@@ -138,6 +144,10 @@ class ClusterLog:
             )
         )
 
+    def __iter__(self) -> Iterator[LogEntry]:
+        """Yield the entries, newest first."""
+        return iter(self._ring)
+
     def compose(
         self, text: str, *, ident: str, tag: str, priority: int, pid: int, time: int
     ) -> LogEntry:
@@ -147,7 +157,7 @@ class ClusterLog:
         also when the clock was set back or the daemon started twice in a second.
         """
         self._uid += 1
-        last_time, last_uid = self._newest.get(self._digest, (0, 0))
+        last_time, last_uid = self._newest.get(self._digest, NONE)
         entry = LogEntry(
             self._uid,
             min(max(time, last_time + (self._uid <= last_uid)), MAX_TIME),
@@ -161,7 +171,7 @@ class ClusterLog:
             b"",
         )
         room = MAX_ENTRY - nominal_size(entry)
-        return entry._replace(message=_cut(printable(text), room))
+        return entry._replace(message=_cut(printable(text[:MAX_TEXT]), room))
 
     def insert(self, entry: LogEntry) -> bool:
         """Put *entry* in as the newest; return False if it is known already, or can't be stored."""
@@ -169,7 +179,7 @@ class ClusterLog:
             _log.warning("dropped a log entry of %d bytes", nominal_size(entry))
             return False
         stamp = (entry.time, entry.uid)
-        if stamp <= self._newest.get(entry.node_digest, (-1, 0)):
+        if stamp <= self._newest.get(entry.node_digest, NONE):
             return False
         self._ring.append(entry)
         self._newest[entry.node_digest] = stamp
@@ -178,20 +188,24 @@ class ClusterLog:
         self.revision += 1
         return True
 
-    def copy(self) -> bytes:
-        """Return the ring as it is; ``ring.in_order`` of it is what a STATE message carries."""
+    def share(self) -> bytes:
+        """Return the ring as it is, for the others.
+
+        What a STATE message carries is ``ring.in_order`` of it, which needs no lock.
+        """
+        self._shared = self._newest.get(self._digest, NONE)
         return bytes(self._ring)
 
     def state(self) -> bytes:
         """Return the payload of this node's STATE message."""
-        return in_order(self.copy())
+        return in_order(self.share())
 
     def adopt(self, cluster: Merged) -> None:
-        """Replace the log by that of the cluster; what we inserted since our state stays."""
-        known = cluster.newest.get(self._digest, (-1, 0))
+        """Let *cluster* be the log from now on; ours that are newer than our state follow it."""
+        known = max(self._shared, cluster.newest.get(self._digest, NONE))
         missing = [
             entry
-            for entry in self._ring
+            for entry in self
             if entry.node_digest == self._digest and (entry.time, entry.uid) > known
         ]
         self._ring, self._newest = cluster
@@ -206,6 +220,6 @@ class ClusterLog:
     def render(self, *, most: int = SHOWN, user: str = "") -> str:
         """Return the newest *most* entries, of *user* if one is named, as ``.clusterlog``."""
         wanted = digest(to_bytes(user)) if user else None
-        entries = (entry for entry in self._ring if wanted in (None, entry.ident_digest))
+        entries = (entry for entry in self if wanted in (None, entry.ident_digest))
         lines = ",\n".join(map(_to_json, islice(entries, most)))
         return f'{{\n"data": [\n{lines}\n]\n}}\n'

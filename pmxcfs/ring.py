@@ -155,7 +155,7 @@ def merged(rings: Iterable[bytes]) -> list[LogEntry]:
     The result depends on what the rings hold and not on their order.
     """
     found: dict[tuple[int, int, int], LogEntry] = {}
-    for raw in rings:
+    for raw in set(rings):  # many are equal, as the members were in sync before
         for entry in walk(raw):
             key = order(entry)
             if key not in found or found[key] < entry:

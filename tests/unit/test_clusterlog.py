@@ -246,12 +246,12 @@ def test_all_nodes_have_the_same_after_a_merge() -> None:
     states = [log.state() for log in nodes]
     for number, log in enumerate(nodes):
         log.merge(states[number:] + states[:number])
-    results = {log.copy() for log in nodes}
+    results = {log.share() for log in nodes}
     assert len(results) == 1
-    assert len(list(nodes[0]._ring)) == 150
-    assert nodes[0].state() == nodes[0].copy()
+    assert len(list(nodes[0])) == 150
+    assert nodes[0].state() == nodes[0].share()
     nodes[0].merge([log.state() for log in nodes])
-    assert {nodes[0].copy()} == results
+    assert {nodes[0].share()} == results
 
 
 def test_known_are_those_that_were_merged() -> None:
@@ -279,9 +279,22 @@ def test_the_newest_entries_win_when_there_is_no_room_for_all() -> None:
     nodes = logs(3, 1000)
     one = nodes[0]
     one.merge([log.state() for log in nodes])
-    times = [entry.time for entry in one._ring]
-    used = sum(map(ring.occupied_size, one._ring))
+    times = [entry.time for entry in one]
+    used = sum(map(ring.occupied_size, one))
     assert times == sorted(times, reverse=True)
     assert times[0] == 999
     assert len(times) > 1300
     assert ring.SIZE - 8 - ring.MAX_ENTRY <= used < ring.SIZE - 8 - ring.MAX_ENTRY + 88
+
+
+def test_old_entries_that_the_cluster_has_no_room_for_do_not_come_back() -> None:
+    one, *others = logs(3, 3)
+    for other in others:
+        for time in range(1000, 3000):
+            other.insert(compose(other, "x" * 100, time=time))
+    states = [one.state(), *(other.state() for other in others)]
+    late = compose(one, "late", time=5)
+    one.insert(late)
+    one.merge(states)
+    assert next(iter(one)) == late
+    assert [entry for entry in one if entry.node == b"node1"] == [late]
