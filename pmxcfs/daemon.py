@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pmxcfs import fuse, log, process
 from pmxcfs._core import Entry, Tree
 from pmxcfs.address import AddressLookup
 from pmxcfs.adoption import Reload
 from pmxcfs.checkpointer import Checkpointer
+from pmxcfs.clustering import COROSYNC_CONF, Clustering
 from pmxcfs.control import Control, mutation_of
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change
@@ -26,9 +28,11 @@ from pmxcfs.errors import StartError, StoreError
 from pmxcfs.filesystem import FileSystem
 from pmxcfs.guests import Guests
 from pmxcfs.invalidation import Invalidator, KernelCache
+from pmxcfs.issuer import ClusterIssuer
 from pmxcfs.locks import LockTable
+from pmxcfs.outbox import Outbox
 from pmxcfs.publisher import Publisher
-from pmxcfs.replica import LocalIssuer, Replica
+from pmxcfs.replica import LocalIssuer, Policy, Replica
 from pmxcfs.settings import Settings
 from pmxcfs.status import Status
 from pmxcfs.statusfiles import Switch, links, status_files
@@ -37,6 +41,7 @@ _log = logging.getLogger("pmxcfs.main")
 _quorum_log = logging.getLogger("pmxcfs.quorum")
 
 LOCAL_WORKERS = 1  # nothing waits in local mode, and one is fastest
+CLUSTER_WORKERS = 16  # most of them may wait for other nodes
 MIN_ENTRY_THREADS = 2
 SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
 COLLECT_AFTER = 50_000  # new objects that may be garbage in cycles, as exceptions can be
@@ -86,38 +91,59 @@ class Daemon:
         self._is_stopping = False
         self._finished = threading.Event()  # llfuse.main has returned
         self._main_thread = threading.get_ident()
-        workers = settings.workers or LOCAL_WORKERS
-        self._yielding = fuse.Yielding(workers)
         self._load(cleanup)
         self._guests.rebuild(self._tree)
-        self._replica = Replica(self._tree, self._guests, self._database)
-        self._issuer = LocalIssuer(self._replica, clock=time.time, yielding=self._yielding)
+        # A node is clustered if the tree says so; what the host has counts for a new tree only.
+        is_clustered = not settings.local and self._tree.find(COROSYNC_CONF) is not None
+        workers = settings.workers or (CLUSTER_WORKERS if is_clustered else LOCAL_WORKERS)
+        self._yielding = fuse.Yielding(workers)
+        self._outbox = Outbox()
+        self._issuer = self._make_issuer() if is_clustered else self._make_local_issuer()
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
         self._make_files(group)
+        self._clustering = self._make_clustering() if is_clustered else None
         self._mount(workers, cleanup)
         self._join()
         self._start_threads(cleanup)
         _keep_collector_off_the_tree()
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
-        path = self._settings.database
+        path, now = self._settings.database, _seconds()
         is_new = not path.exists()
-        self._database = Database.open(path, now=int(time.time()))
+        self._database = Database.open(path, now=now)
         cleanup.callback(self._database.close)
         self._tree = Tree()
         self._guests = Guests()
-        self._tree.load(self._database.load(now=int(time.time())).records)
-        self._refuse_cluster(is_new=is_new)
+        self._tree.load(self._database.load(now=now).records)
+        self._replica = Replica(self._tree, self._guests, self._database)
+        if is_new and not self._settings.local:
+            self._join_by_host_file(now)
 
-    def _refuse_cluster(self, *, is_new: bool) -> None:
-        if self._settings.local:
-            return
-        if self._tree.find("corosync.conf") or (is_new and self._settings.corosync_conf.exists()):
-            raise StartError(
-                "this node belongs to a cluster, which this version can't join; "
-                "start it with --local to work on its own copy"
-            )
+    def _join_by_host_file(self, now: int) -> None:
+        """Make a new tree part of the cluster that the host's corosync.conf is of, if any."""
+        with contextlib.suppress(FileNotFoundError):
+            content = self._settings.corosync_conf.read_bytes()
+            self._replica.import_configuration(content, now=now)
+
+    def _make_local_issuer(self) -> LocalIssuer:
+        return LocalIssuer(self._replica, clock=time.time, yielding=self._yielding)
+
+    def _make_issuer(self) -> ClusterIssuer:
+        self._replica.policy = Policy.KEEP
+        return ClusterIssuer(self._replica, self._outbox, yielding=self._yielding)
+
+    def _make_clustering(self) -> Clustering:
+        self._files.quorate = False  # until corosync says otherwise
+        return Clustering(
+            self._replica,
+            self._outbox,
+            self._files,
+            self._status,
+            lock=fuse.LOCK,
+            host_file=self._settings.corosync_conf,
+            on_quorum=self._take_quorum,
+        )
 
     def _make_files(self, group: int) -> None:
         start = int(time.time())
@@ -199,14 +225,35 @@ class Daemon:
         self._publisher.start()
         cleanup.callback(self._publish_the_rest)
         cleanup.callback(self._publisher.close, PATIENCE)
-        if not self._settings.local:
-            lookup = AddressLookup(self._settings.nodename, _report_address)
-            lookup.start()
-            cleanup.callback(lookup.stop)
+        if self._clustering is not None:
+            self._start_clustering(self._clustering, cleanup)
         if self._settings.test_control:
             control = Control(self._settings.control_socket, self._commands(), lock=fuse.LOCK)
             control.start()
             cleanup.callback(control.close)
+
+    def _start_clustering(self, clustering: Clustering, cleanup: contextlib.ExitStack) -> None:
+        self._replica.listeners.append(clustering.on_change)
+        self._replica.reload_listeners.append(clustering.on_reload)
+        clustering.start()
+        cleanup.callback(clustering.stop)
+        lookup = AddressLookup(self._settings.nodename, clustering.set_address)
+        lookup.start()
+        cleanup.callback(lookup.stop)
+
+    def _take_quorum(self, quorate: bool) -> None:
+        with fuse.LOCK:
+            self._set_quorum(on=quorate)
+
+    def _set_quorum(self, *, on: bool) -> None:
+        if on == self._files.quorate:
+            return
+        self._files.quorate = on
+        _quorum_log.info("node has quorum" if on else "node lost quorum")
+        self._status.members.set_quorate(on)
+        self._cache.on_quorum()
+        if not on:
+            self._issuer.on_quorum_lost()
 
     def serve(self) -> None:
         """Answer the kernel until it is over."""
@@ -239,23 +286,30 @@ class Daemon:
 
     def _commands(self) -> Mapping[str, Callable[..., Mapping[str, object] | None]]:
         return {
-            "quorum": self._set_quorum,
+            "quorum": self._force_quorum,
             "hold": self._issuer.hold,
             "resume": self._issuer.resume,
             "inject": self._inject,
             "lock-lifetime": self._set_lock_lifetime,
+            "deadlines": self._set_deadlines,
             "info": self._info,
         }
 
-    def _set_quorum(self, *, on: bool) -> None:
-        if on != self._files.quorate:
-            self._files.quorate = on
-            _quorum_log.info("node has quorum" if on else "node lost quorum")
-            self._cache.on_quorum()
+    def _force_quorum(self, *, on: bool | None) -> None:
+        """Be quorate or not, whatever corosync says; None: as corosync says."""
+        if self._clustering is not None:
+            self._clustering.forced_quorum = on
+            on = self._clustering.refresh()
+        if on is not None:
+            self._set_quorum(on=on)
 
     def _inject(self, *, writer: int = 99, time: int | None = None, **request: object) -> None:
         now = _seconds() if time is None else time
-        self._issuer.inject(mutation_of(request), writer=writer, mtime=now)
+        self._replica.inject(mutation_of(request), writer=writer, mtime=now)
+
+    def _set_deadlines(self, **seconds: Any) -> None:
+        if self._clustering is not None:
+            self._clustering.set_deadlines(**seconds)
 
     def _set_lock_lifetime(self, *, seconds: float) -> None:
         self._locks.lifetime = seconds
@@ -269,11 +323,9 @@ class Daemon:
             "degraded": self._replica.is_degraded,
             "waiting": self._yielding.count,
             "handed": self._invalidator.handed == self._invalidator.ticket,
+            "quorate": self._files.quorate,
+            **(self._clustering.describe() if self._clustering is not None else {}),
         }
-
-
-def _report_address(address: str) -> None:
-    _log.info("other nodes reach this one by %s", address)
 
 
 def _seconds() -> int:

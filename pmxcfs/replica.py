@@ -28,7 +28,17 @@ from pmxcfs.database import Database
 from pmxcfs.delivery import Change, HalfRenamed, apply
 from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
 from pmxcfs.guests import Guests
-from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Record, Rename, Unlock
+from pmxcfs.messages import (
+    Create,
+    Delete,
+    Mkdir,
+    Mtime,
+    Mutation,
+    Record,
+    Rename,
+    Unlock,
+    Write,
+)
 from pmxcfs.tickets import Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
@@ -95,6 +105,12 @@ class Replica:
             ticket.finish()
         self._announce(done)
 
+    def inject(self, mutation: Mutation, *, writer: int, mtime: int) -> Change:
+        """Apply *mutation* as if another node had sent it."""
+        ticket = Ticket(mutation, writer=writer, mtime=mtime, foreign=True)
+        self.deliver([ticket])
+        return ticket.result()
+
     def defer(self, ticket: Ticket) -> None:
         """Apply *ticket* now and leave it to the next save; what it made can vanish until then."""
         self._announce(self._apply([ticket]))
@@ -133,16 +149,15 @@ class Replica:
 
         What this node had changed alone is copied first (*now*: seconds since 1970). Raises
         BadMessage if that can't be the leader's tree, and StoreError if the copy can't be made;
-        then nothing has changed. Where the database can't be written, the tree is adopted all the
-        same and the node is degraded.
+        then nothing has changed. Where only the adoption can't be saved, the policy decides.
         """
-        is_saved = self.catch_up()
+        is_current = self.catch_up()
         adoption = plan(self.tree, leader, records)
         lost = forks.lost_by(adoption, diverged_at=self._alone_since)
         if lost:
-            self.check_writable()
+            self.check_writable()  # or the copy would lack what is in RAM only
             forks.keep_side(self._database, lost, now=now)
-        is_saved = is_saved and self._save_adoption(adoption)
+        is_saved = self._save_adoption(adoption, is_current=is_current)
         reload = adoption.apply()
         if is_saved:
             self.tree.settle()
@@ -151,11 +166,15 @@ class Replica:
         for listener in self.reload_listeners:
             listener(reload)
 
-    def _save_adoption(self, adoption: Adoption) -> bool:
-        """Save it ahead of the swap; return whether that worked."""
+    def _save_adoption(self, adoption: Adoption, *, is_current: bool) -> bool:
+        """Save it ahead of the swap; return whether that worked, or raise StoreError."""
         try:
+            if not is_current:
+                self.check_writable()
             self._database.adopt(adoption)
         except StoreError:
+            if self.policy is Policy.TAKE_BACK:
+                raise
             return False
         self.transactions += 1
         return True
@@ -168,9 +187,23 @@ class Replica:
         self.is_shared = with_others
         if with_others:
             self._alone_since = None
-            if self._database.diverged_at is not None and not self.is_degraded:
-                with contextlib.suppress(StoreError):
-                    self._database.converge()
+            if not self.is_degraded:
+                self._note_agreement()
+
+    def import_configuration(self, content: bytes, *, now: int) -> None:
+        """Make a fresh tree one of a cluster, by the host's ``corosync.conf``. Blocks.
+
+        It must lose against every real cluster, so this is one create and one write by nobody; that
+        it then is replaced is no loss. Raises TooBig and StoreError.
+        """
+        path = "corosync.conf"
+        mutations = Create(path), Write(path, 0, content, truncate=True)
+        tickets = [Ticket(mutation, mtime=now) for mutation in mutations]
+        self.is_shared = True
+        self.deliver(tickets)
+        self.is_shared = False
+        for ticket in tickets:
+            ticket.result()
 
     def check_writable(self) -> None:
         """Raise StoreError if this node is degraded, and must send no changes of its own."""
@@ -242,6 +275,13 @@ class Replica:
         self.tree.settle()
         self.guests.settle()
         self.transactions += 1
+        self._note_agreement()
+
+    def _note_agreement(self) -> None:
+        """Have the database know when other nodes have all of the tree again."""
+        if self._alone_since is None and self._database.diverged_at is not None:
+            with contextlib.suppress(StoreError):  # an old note only makes a copy too many
+                self._database.converge()
 
     def _cope(self, error: StoreError) -> None:
         """Do with what could not be saved as the policy says."""
@@ -347,12 +387,6 @@ class LocalIssuer:
         with self._yielding.released():
             self._replica.sync()
 
-    def inject(self, mutation: Mutation, *, writer: int, mtime: int) -> Change:
-        """Apply *mutation* as if another node had sent it."""
-        ticket = Ticket(mutation, writer=writer, mtime=mtime, foreign=True)
-        self._replica.deliver([ticket])
-        return ticket.result()
-
     def hold(self) -> None:
         """Make mutations wait, as a cluster that is not in sync does."""
         self._gate.close()
@@ -360,6 +394,9 @@ class LocalIssuer:
     def resume(self) -> None:
         """Let the waiting mutations go on."""
         self._gate.open()
+
+    def on_quorum_lost(self) -> None:
+        """Nothing: alone there is no quorum to lose, except in tests."""
 
     def refuse(self) -> None:
         """Answer Busy to everyone who waits: the daemon stops."""

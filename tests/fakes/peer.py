@@ -18,7 +18,6 @@ from pmxcfs.effects import (
     Deliver,
     Effect,
     Enter,
-    Group,
     Leave,
     Log,
     Merge,
@@ -34,6 +33,7 @@ from pmxcfs.guests import Guests
 from pmxcfs.messages import (
     Body,
     Epoch,
+    Group,
     LogEntry,
     Member,
     Message,

@@ -29,8 +29,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pmxcfs.effects import Group
-from pmxcfs.messages import Body, Create, Delete, Epoch, Mkdir, SetKey, SyncStart, Write
+from pmxcfs.messages import Body, Create, Delete, Epoch, Group, Mkdir, SetKey, SyncStart, Write
 from tests.fakes.bus import Foreign
 from tests.fakes.cluster import Cluster
 from tests.fakes.peer import TreeContent, Wish, describe_body, record_of, records_of
@@ -95,7 +94,7 @@ class Scenario:
         self._facts.setdefault(node, []).append(text)
 
     def _nodes(self, size: str, group: str = "tree") -> None:
-        self._cluster = Cluster(int(size), group=Group(group), tell=self._tell)
+        self._cluster = Cluster(int(size), group=Group[group.upper()], tell=self._tell)
 
     def _start(self, *nodes: str) -> None:
         for node in nodes:

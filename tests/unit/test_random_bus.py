@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmxcfs.deadlines import Deadlines
-from pmxcfs.effects import Group
-from pmxcfs.messages import Body, Create, Delete, Member, Mkdir, SetKey, Write
+from pmxcfs.messages import Body, Create, Delete, Group, Member, Mkdir, SetKey, Write
 from tests.fakes.bus import all_received
 from tests.fakes.cluster import Cluster
 from tests.fakes.peer import Peer, Wish

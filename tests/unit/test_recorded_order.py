@@ -14,7 +14,6 @@ from pmxcfs.effects import (
     Commit,
     Deliver,
     Effect,
-    Group,
     Leave,
     Log,
     Quit,
@@ -25,6 +24,7 @@ from pmxcfs.effects import (
 )
 from pmxcfs.messages import (
     Create,
+    Group,
     Member,
     Message,
     Normal,

@@ -270,11 +270,11 @@ def test_what_is_for_an_entry_never_hits_another(
 
 
 def test_an_injected_mutation_is_another_nodes(world: World) -> None:
-    change = world.issuer.inject(Create("f.x"), writer=9, mtime=77)
+    change = world.replica.inject(Create("f.x"), writer=9, mtime=77)
     assert (change.entry.writer, change.entry.mtime) == (9, 77)
     assert world.heard == [(Kind.CREATE, "f.x", True)]
     with pytest.raises(NotFound):
-        world.issuer.inject(Mtime("missing", 1), writer=9, mtime=77)
+        world.replica.inject(Mtime("missing", 1), writer=9, mtime=77)
 
 
 def test_syncing_gives_the_lock_back(world: World) -> None:
@@ -284,7 +284,7 @@ def test_syncing_gives_the_lock_back(world: World) -> None:
 
 def test_what_is_held_goes_on_when_resumed(world: World) -> None:
     world.issuer.hold()
-    world.issuer.inject(Mkdir("foreign"), writer=9, mtime=1)
+    world.replica.inject(Mkdir("foreign"), writer=9, mtime=1)
     timer = threading.Timer(0.01, world.issuer.resume)
     timer.start()
     assert world.issuer.submit(Mkdir("d")).path == "d"

@@ -1,0 +1,505 @@
+"""One process group of corosync's: the thread that owns its handle and does what ``Dfsm`` wants.
+
+``GroupThread`` connects, joins, dispatches, sends and reconnects; it decides nothing. What a
+message is about is left to a ``Content``, what this node wants to send comes from a ``Source``;
+there is one of each for the tree's group and for the status group, and the two groups share
+nothing, so the one never holds up the other.
+
+libcpg blocks for as long as corosync is stopped, in any call. So the thread owns nothing that
+others wait for: they leave messages in a Source and have deadlines of their own.
+
+Changes that are delivered together reach the Content together, and share a transaction there.
+
+Threads: one per group, a daemon thread: a hanging corosync must not hold up the end. ``wake``,
+``stop_soon`` and ``close`` are for all others. Contract: spec cluster.md.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from pmxcfs._cpg import Cpg, decode, encode
+from pmxcfs.deadlines import Deadlines, Moment
+from pmxcfs.dfsm import Dfsm
+from pmxcfs.effects import (
+    Commit,
+    Deliver,
+    Effect,
+    Enter,
+    Leave,
+    Log,
+    Merge,
+    Mode,
+    Quit,
+    Send,
+    SendState,
+    SendUpdates,
+    TakeChecksum,
+)
+from pmxcfs.errors import (
+    BadMessage,
+    Busy,
+    ClusterError,
+    Interrupted,
+    OtherProtocol,
+    PmxcfsError,
+    TryAgain,
+)
+from pmxcfs.messages import (
+    Body,
+    Group,
+    Member,
+    Message,
+    Normal,
+    Record,
+    State,
+    Update,
+    UpdateComplete,
+)
+
+BURST = 256  # messages that are dispatched at most before something is sent, or a tick comes
+TICK = 1.0  # seconds between two looks at the deadlines, at most
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a send is tried again, doubling
+SEND_PATIENCE = 10.0  # seconds of trying to send one change
+LEAVE_PATIENCE = 5.0  # seconds for the others to see us leave
+STOP_PATIENCE = 0.5  # seconds for the same when the daemon ends
+
+
+class Content(Protocol):
+    """What a group is about. All of it is called on the group's thread, without the tree's lock."""
+
+    def state(self) -> bytes:
+        """Return the payload of a STATE message."""
+
+    def deliver(self, changes: Sequence[Deliver]) -> bool:
+        """Apply changes in order; False if that may not be, because there is no quorum."""
+
+    def on_members(self, members: Sequence[Member], *, me: Member) -> None:
+        """The group has these members now, and we are *me*; none: we are in no group."""
+
+    def on_synced(self) -> None:
+        """From here on changes are delivered as they come."""
+
+    def on_left(self) -> None:
+        """What was sent and not delivered is lost, for all that we can know."""
+
+
+class Replicated(Content, Protocol):
+    """A content of which one member's copy wins."""
+
+    def updates(self, effect: SendUpdates) -> Sequence[Record]:
+        """Return the records that the other members need."""
+
+    def commit(self, effect: Commit) -> None:
+        """Become what the leader has. Raises PmxcfsError; nothing has changed then."""
+
+    def checksum(self) -> bytes:
+        """Return the checksum that verifications compare (32 bytes)."""
+
+
+class Merged(Content, Protocol):
+    """A content that all members' copies are joined to."""
+
+    def merge(self, states: Mapping[Member, bytes]) -> None:
+        """Join what all members have."""
+
+
+class Source(Protocol):
+    """What this node wants to send, in order. ``take`` is followed by one of the others."""
+
+    def take(self, *, now: float) -> Body | None:
+        """Return what is to be sent next, if there is anything and it may be sent."""
+
+    def sent(self, serial: int) -> None:
+        """It was sent with this number."""
+
+    def not_sent(self) -> None:
+        """There was no room; it is to be taken once more."""
+
+    def refused(self, error: PmxcfsError) -> None:
+        """It will not be sent."""
+
+
+class _Delivered(NamedTuple):
+    """A message that was dispatched and not looked at yet."""
+
+    sender: Member
+    data: bytes
+
+
+class _Changed(NamedTuple):
+    """A membership that was dispatched and not looked at yet."""
+
+    members: list[Member]
+    joined: list[Member]
+
+
+class _Left(Exception):
+    """We are leaving the group; *for_good* until this node is updated."""
+
+    def __init__(self, *, for_good: bool) -> None:
+        super().__init__(for_good)
+        self.for_good = for_good
+
+
+class GroupThread:
+    """This node's membership in one group; a subclass knows what only its group has."""
+
+    def __init__(
+        self, group: Group, content: Content, source: Source, *, log: logging.Logger
+    ) -> None:
+        self.dfsm = Dfsm(group)
+        self.dropped = 0  # messages of peers that were none
+        self._group = group
+        self._content = content
+        self._source = source
+        self._log = log
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_stopping = threading.Event()
+        self._is_down = False  # an outage that has been told of
+        self._joined_at = float("-inf")  # monotonic
+        self._events: deque[_Delivered | _Changed] = deque()
+        self._unsent: deque[Message] = deque()  # what the rules of the group want sent, in order
+        self._batch: list[Deliver] = []  # delivered, not applied
+        self._ticked_at = 0.0  # monotonic
+        self._pause = 0.0  # seconds, since the last attempt to send; 0: it went well
+        self._retry_at = 0.0  # monotonic
+        self._trying_since = 0.0  # monotonic; 0: no change waits for room
+        self._thread = threading.Thread(target=self._run, name=group.cpg_name, daemon=True)
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            Send: self._send_later,
+            SendState: self._send_state,
+            Enter: self._enter,
+            Leave: self._leave,
+            Quit: self._quit,
+            Log: self._tell,
+        }
+
+    # For other threads.
+
+    @property
+    def mode(self) -> Mode:
+        """Where this node stands in the group."""
+        return self.dfsm.mode
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """Who is in the group, as far as this node knows."""
+        return self.dfsm.members
+
+    def set_deadlines(self, deadlines: Deadlines) -> None:
+        """Use other deadlines from now on: for tests."""
+        self.dfsm.deadlines = deadlines
+        self.wake()
+
+    def start(self) -> None:
+        """Join the group, as soon as corosync is there."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the source again. Never blocks; for any thread."""
+        os.eventfd_write(self._wakeup, 1)
+
+    def stop_soon(self) -> None:
+        """Start leaving the group."""
+        self._is_stopping.set()
+        self.wake()
+
+    def close(self) -> None:
+        """Leave the group; a corosync that hangs gets half a second. Not with the lock held."""
+        self.stop_soon()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_PATIENCE)
+
+    # The handle's life.
+
+    def _run(self) -> None:
+        while not self._is_stopping.is_set():
+            try:
+                self._be_member()
+            except _Left as left:
+                if left.for_good:
+                    return
+            except ClusterError as error:
+                self._tell_of_outage(error)
+            except Exception:  # noqa: BLE001, as a bug must not end the membership
+                self._log.exception("the group's thread failed, which is a bug")
+            wait = self._joined_at + self.dfsm.deadlines.rejoin - time.monotonic()
+            self._is_stopping.wait(max(wait, 0.0))
+
+    def _be_member(self) -> None:
+        """Join and stay until something ends it."""
+        self._joined_at = time.monotonic()
+        with contextlib.closing(Cpg(self)) as handle, self._membership():
+            handle.connect()
+            self.dfsm.join(Member(handle.local_nodeid(), os.getpid()))
+            handle.join(self._group.cpg_name)
+            try:
+                self._serve(handle)
+            except _Left:
+                self._part(handle, LEAVE_PATIENCE)
+                raise
+            self._part(handle, STOP_PATIENCE)
+
+    @contextlib.contextmanager
+    def _membership(self) -> Iterator[None]:
+        """Whatever happens: nothing of this membership is left for the next one."""
+        try:
+            yield
+        finally:
+            self.dfsm.on_disconnected()
+            self._events.clear()
+            self._unsent.clear()
+            self._batch.clear()
+            self._pause = self._trying_since = 0.0
+            self._content.on_members((), me=self.dfsm.me)
+            self._content.on_left()
+
+    def _tell_of_outage(self, error: ClusterError) -> None:
+        if not self._is_down:
+            self._is_down = True
+            interval = self.dfsm.deadlines.rejoin
+            self._log.error("%s; connecting again every %.0f s", error, interval)
+
+    def _tell_of_connection(self) -> None:
+        if self._is_down:
+            self._is_down = False
+            self._log.info("connected to corosync again")
+
+    def _part(self, handle: Cpg, patience: float) -> None:
+        """Leave, and see that happen: until then others may take us for a member."""
+        deadline = time.monotonic() + patience
+        me = self.dfsm.me
+        try:
+            handle.leave(self._group.cpg_name)
+            while not self._saw_end_of(me) and (left := deadline - time.monotonic()) > 0:
+                if not handle.dispatch_one():
+                    select.select([handle], [], [], left)
+        except ClusterError as error:
+            self._log.debug("leaving the group: %s", error)
+
+    def _saw_end_of(self, me: Member) -> bool:
+        """Tell whether one of the events is a membership without *me*. All others are void."""
+        events = list(self._events)
+        self._events.clear()
+        return any(isinstance(event, _Changed) and me not in event.members for event in events)
+
+    # The loop.
+
+    def _serve(self, handle: Cpg) -> None:
+        poll = select.poll()
+        poll.register(handle.fileno(), select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        while not self._is_stopping.is_set():
+            poll.poll(self._sleep() * 1000)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wakeup)
+            is_drained = self._dispatch(handle)
+            self._flush()
+            if is_drained:
+                self._tick()
+            self._send(handle)
+
+    def _sleep(self) -> float:
+        """Return the seconds until something is to be done without being woken."""
+        now = time.monotonic()
+        until = self._ticked_at + self._tick_interval()
+        if self._pause:
+            until = min(until, self._retry_at)
+        return max(0.0, until - now)
+
+    def _tick_interval(self) -> float:
+        limits = self.dfsm.deadlines
+        return min(TICK, limits.verification / 4, limits.updates / 4, limits.restarts[0] / 4)
+
+    def _tick(self) -> None:
+        at = _now()
+        if at.monotonic - self._ticked_at >= self._tick_interval():
+            self._ticked_at = at.monotonic
+            self._carry_out(self.dfsm.on_tick(at))
+
+    def _dispatch(self, handle: Cpg) -> bool:
+        """Look at what the group says, a burst at most; return whether that was all."""
+        for _ in range(BURST):
+            if not handle.dispatch_one():
+                return True
+            while self._events:
+                event = self._events.popleft()
+                if isinstance(event, _Delivered):
+                    self._carry_out(self._on_bytes(event.sender, event.data))
+                else:
+                    self._carry_out(self._on_membership(event))
+        return False
+
+    # What libcpg calls, while it dispatches: only to note it.
+
+    def on_deliver(self, sender: Member, data: bytes) -> None:
+        """A message was delivered."""
+        self._events.append(_Delivered(sender, data))
+
+    def on_confchg(self, members: list[Member], left: list[Member], joined: list[Member]) -> None:
+        """The group has other members from here on."""
+        self._events.append(_Changed(members, joined))
+
+    def _on_bytes(self, sender: Member, data: bytes) -> list[Effect]:
+        try:
+            message = decode(data, group=self._group)
+        except OtherProtocol as error:
+            return self.dfsm.on_other_protocol(sender, is_newer=error.is_newer)
+        except BadMessage as error:
+            self.dropped += 1
+            self._log.warning("dropped a message of member %s: %s", sender, error)
+            return []
+        return self.dfsm.on_message(sender, message, at=_now())
+
+    def _on_membership(self, change: _Changed) -> list[Effect]:
+        self._flush()
+        self._tell_of_connection()
+        # The round is over; what changes something stays, and goes out before the next STATE.
+        self._unsent = deque(one for one in self._unsent if isinstance(one, Normal))
+        effects = self.dfsm.on_membership(change.members, joined=change.joined, at=_now())
+        self._content.on_members(self.dfsm.members, me=self.dfsm.me)
+        return effects
+
+    # Effects.
+
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Deliver):
+                self._batch.append(effect)
+            else:
+                self._flush()
+                self._carriers[type(effect)](effect)
+
+    def _flush(self) -> None:
+        """Apply what was delivered, together."""
+        if not self._batch:
+            return
+        batch, self._batch = self._batch, []
+        if not self._content.deliver(batch):
+            self._carry_out(self.dfsm.leave("a change was delivered to a node without quorum"))
+
+    def _tell(self, effect: Log) -> None:
+        self._log.log(effect.level, "%s", effect.text)
+
+    def _enter(self, effect: Enter) -> None:
+        self._log.debug("mode %s", effect.mode.value)
+        if effect.mode is Mode.SYNCED:
+            self._content.on_synced()
+
+    def _send_later(self, effect: Send) -> None:
+        self._unsent.append(effect.message)
+
+    def _send_state(self, effect: SendState) -> None:
+        self._unsent.append(State(effect.time, effect.epoch, self._content.state()))
+
+    def _leave(self, effect: Leave) -> None:
+        raise _Left(for_good=False)
+
+    def _quit(self, effect: Quit) -> None:
+        raise _Left(for_good=True)
+
+    # Sending.
+
+    def _send(self, handle: Cpg) -> None:
+        """Send what there is, until corosync has no room any more."""
+        if self._pause and time.monotonic() < self._retry_at:
+            return
+        try:
+            while self._unsent:
+                self._send_message(handle)
+            while not self._unsent and self.dfsm.is_synced and self._send_change(handle):
+                pass
+        except TryAgain:
+            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            self._retry_at = time.monotonic() + self._pause
+        else:
+            self._pause = 0.0
+
+    def _send_message(self, handle: Cpg) -> None:
+        """Send the first of what the rules of the group want sent; in no hurry, so for ever."""
+        with contextlib.suppress(Interrupted):  # its round is over
+            handle.mcast(encode(self._unsent[0], group=self._group))
+        self._unsent.popleft()
+        self._pause = 0.0
+
+    def _send_change(self, handle: Cpg) -> bool:
+        """Send the next change of this node's; return whether there was one."""
+        now = time.monotonic()
+        body = self._source.take(now=now)
+        if body is None:
+            self._trying_since = 0.0
+            return False
+        message = self.dfsm.number(body, int(time.time()))
+        try:
+            handle.mcast(encode(message, group=self._group))
+        except (TryAgain, Interrupted) as error:
+            self._put_back(now, error)
+            raise TryAgain(error.call, error.code, str(error)) from error
+        except ClusterError:
+            self._source.not_sent()
+            raise
+        self._source.sent(message.serial)
+        self._trying_since = self._pause = 0.0
+        return True
+
+    def _put_back(self, now: float, error: ClusterError) -> None:
+        """There was no room for a change: try again, but not for ever."""
+        self._trying_since = self._trying_since or now
+        if now - self._trying_since < SEND_PATIENCE:
+            self._source.not_sent()
+        else:
+            self._trying_since = 0.0
+            self._source.refused(Busy(f"corosync takes no messages: {error}"))
+
+
+class TreeGroup(GroupThread):
+    """This node in the group of the tree."""
+
+    def __init__(self, content: Replicated, source: Source) -> None:
+        super().__init__(Group.TREE, content, source, log=logging.getLogger("pmxcfs.dcdb"))
+        self._tree = content
+        self._carriers |= {
+            SendUpdates: self._send_updates,
+            Commit: self._commit,
+            TakeChecksum: self._take_checksum,
+        }
+
+    def _send_updates(self, effect: SendUpdates) -> None:
+        for record in self._tree.updates(effect):
+            self._unsent.append(Update(effect.time, effect.epoch, record))
+        self._unsent.append(UpdateComplete(effect.time, effect.epoch))
+
+    def _commit(self, effect: Commit) -> None:
+        try:
+            self._tree.commit(effect)
+        except PmxcfsError as error:
+            self._log.error("the tree of member %s was not taken: %s", effect.leader, error)
+            self._carry_out(self.dfsm.on_committed(ok=False))
+        else:
+            self._carry_out(self.dfsm.on_committed(ok=True))
+
+    def _take_checksum(self, effect: TakeChecksum) -> None:
+        self._carry_out(self.dfsm.on_checksum(self._tree.checksum(), at=_now()))
+
+
+class StatusGroup(GroupThread):
+    """This node in the group of keys and cluster log."""
+
+    def __init__(self, content: Merged, source: Source) -> None:
+        super().__init__(Group.STATUS, content, source, log=logging.getLogger("pmxcfs.status"))
+        self._status = content
+        self._carriers |= {Merge: self._merge}
+
+    def _merge(self, effect: Merge) -> None:
+        self._status.merge(effect.states)
+
+
+def _now() -> Moment:
+    return Moment(int(time.time()), time.monotonic())
