@@ -14,6 +14,7 @@ PREFIX = "rrd/"  # of the keys that are metrics
 MAX_VALUE = 4095  # bytes, with the NUL
 MAX_AGE = 300  # seconds that a value is shown
 MAX_METRICS = 32768  # of the whole cluster, which has one for each guest
+MAX_REFUSED = 256  # names that are not kept and get a line in the log
 
 _log = logging.getLogger("pmxcfs.status")
 
@@ -38,22 +39,28 @@ class Metrics:
         self.listeners: list[Callable[[str, bytes], None]] = []  # get name and value, without NUL
         self._revision = 0
         self._values: dict[str, _Value] = {}  # those received first come first
+        self._refused: set[str] = set()  # names that were logged
 
     def set(self, name: str, value: bytes, *, now: float) -> bool:
-        """Keep *value* and pass it on; what is no metric is logged, and False returned.
+        """Keep *value* and pass it on; what is no metric is logged once, and False returned.
 
         *now* is monotonic, in seconds.
         """
         data, terminator, _ = value.partition(b"\0")
         if not _NAME.fullmatch(name):
-            _log.warning("not a metric: %.255s", name)
-        elif not terminator or len(value) > MAX_VALUE or value[-1] or _CONTROL.search(data):
-            _log.warning("the value of metric %s is not a text of one line with NUL", name)
-        elif name not in self._values and self._is_full(now):
-            _log.warning("dropped metric %s: there are %d already", name, MAX_METRICS)
-        else:
-            self._keep(name, _Value(now, data))
-            return True
+            return self._refuse(name, "no such metric is known")
+        if not terminator or len(value) > MAX_VALUE or value[-1] or _CONTROL.search(data):
+            return self._refuse(name, "its value is not a text of one line with NUL")
+        if name not in self._values and self._is_full(now):
+            return self._refuse(name, f"there are {MAX_METRICS} others")
+        self._keep(name, _Value(now, data))
+        return True
+
+    def _refuse(self, name: str, reason: str) -> bool:
+        """Log it once: daemons of a newer version repeat what we don't know every ten seconds."""
+        if name not in self._refused and len(self._refused) < MAX_REFUSED:
+            self._refused.add(name)
+            _log.warning("metric %s is not kept: %s", name, reason)
         return False
 
     def _is_full(self, now: float) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pmxcfs.metrics import MAX_AGE, MAX_METRICS, MAX_VALUE, Metrics
+from pmxcfs.metrics import MAX_AGE, MAX_METRICS, MAX_REFUSED, MAX_VALUE, Metrics
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_names_of_metrics(metrics: Metrics, name: str) -> None:
     assert seen == [(name, b"1:2")]
 
 
-@pytest.mark.expect_log("not a metric: ")
+@pytest.mark.expect_log("is not kept: no such metric is known")
 @pytest.mark.parametrize(
     "name",
     [
@@ -68,7 +68,7 @@ def test_other_names_are_not_kept(metrics: Metrics, name: str) -> None:
     assert metrics.render(0) == b""
 
 
-@pytest.mark.expect_log("the value of metric pve2-node/a is not a text of one line with NUL")
+@pytest.mark.expect_log("metric pve2-node/a is not kept: its value is not a text of one line")
 @pytest.mark.parametrize(
     "value",
     [b"", b"1:2", b"1\n2\0", b"1\x7f\0", b"1\0002", b"x" * MAX_VALUE + b"\0"],
@@ -99,7 +99,7 @@ def test_old_values_are_left_out(metrics: Metrics) -> None:
     assert metrics.revision(MAX_AGE + 9) == 5
 
 
-@pytest.mark.expect_log(f"dropped metric pve2-node/x: there are {MAX_METRICS} already")
+@pytest.mark.expect_log(f"metric pve2-node/x is not kept: there are {MAX_METRICS} others")
 def test_there_are_only_so_many(metrics: Metrics) -> None:
     for number in range(MAX_METRICS):
         assert metrics.set(f"pve2.3-vm/{number}", b"1\0", now=0)
@@ -107,3 +107,12 @@ def test_there_are_only_so_many(metrics: Metrics) -> None:
     assert metrics.set("pve2.3-vm/7", b"2\0", now=MAX_AGE)
     assert metrics.set("pve2-node/x", b"1\0", now=MAX_AGE + 1)
     assert metrics.render(MAX_AGE + 1) == b"pve2.3-vm/7:2\npve2-node/x:1\n"
+
+
+@pytest.mark.expect_log("is not kept")
+def test_what_is_not_kept_is_logged_once(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in [*range(MAX_REFUSED + 9)] * 2:
+        metrics.set(f"unknown/{number}", b"1\0", now=0)
+    assert len(caplog.records) == MAX_REFUSED
