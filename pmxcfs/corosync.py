@@ -155,32 +155,33 @@ class QuorumWatch(_Watch):
             return self._is_quorate
 
     def _serve(self) -> None:
-        connection = Quorum()
-        try:
+        with contextlib.closing(Quorum()) as connection:
             connection.connect()
             with self._lock:
                 self._connection = connection
-            while not self._is_closing:
+            try:
+                self._follow(connection)
+            finally:
                 with self._lock:
-                    self._drain()
-                self._is_out = False
-                self._announce()
-                self._wait(connection, None)
-        finally:
+                    self._connection = None
+                    self._is_quorate = False
+                if not self._is_closing:
+                    self._announce()  # before the connection is closed, which can block
+
+    def _follow(self, connection: Quorum) -> None:
+        while not self._is_closing:
             with self._lock:
-                self._connection = None
-                self._is_quorate = False
-            if not self._is_closing:
-                self._announce()
-            connection.close()
+                self._drain()
+            self._is_out = False
+            self._announce()
+            self._wait(connection, None)
 
     def _drain(self) -> None:
         """Dispatch all that waits. Needs the lock."""
         if self._connection is None:
             return
         try:
-            while self._connection.dispatch_one():
-                pass
+            drain(self._connection)
             self._is_quorate = self._connection.is_quorate
         except ClusterError:
             self._is_quorate = False
@@ -213,16 +214,34 @@ class ConfigWatch(_Watch):
                 self._wait(connection, None)
 
     def _read(self, connection: Cmap) -> None:
-        """Take what waits, and announce a configuration that corosync has read to its end."""
-        while connection.dispatch_one():
-            pass
-        while connection.get(_RELOADING) == 1 and self._wait(connection, RELOAD):
-            if self._is_closing:
-                return
-            while connection.dispatch_one():
-                pass
-        keys = [_NAME, _VERSION, *connection.keys(_NODES)]
-        config = config_of({key: connection.get(key) for key in keys})
+        """Announce the configuration if it changed, and never one that is half changed."""
+        self._settle(connection)
+        config = load(connection)
+        while self._settle(connection) and not self._is_closing:  # it changed while we read
+            config = load(connection)
         if config != self._announced:
             self._announced = config
             self._on_change(config)
+
+    def _settle(self, connection: Cmap) -> bool:
+        """Take what waits, up to the end of a reload; tell whether anything did."""
+        is_changed = drain(connection)
+        while connection.get(_RELOADING) == 1 and self._wait(connection, RELOAD):
+            if self._is_closing:
+                break
+            is_changed |= drain(connection)
+        return is_changed
+
+
+def load(connection: Cmap) -> ClusterConfig:
+    """Return the configuration that corosync has now. Blocks."""
+    keys = [_NAME, _VERSION, *connection.keys(_NODES)]
+    return config_of({key: connection.get(key) for key in keys})
+
+
+def drain(connection: Quorum | Cmap) -> bool:
+    """Take all events that wait; tell whether there was one. Does not block."""
+    found = False
+    while connection.dispatch_one():
+        found = True
+    return found

@@ -1,0 +1,143 @@
+"""The watchers without a corosync: what they make of keys, and of connections that fail."""
+
+import queue
+from collections.abc import Callable
+
+import pytest
+
+from pmxcfs import corosync
+from pmxcfs.corosync import QuorumWatch, config_of
+from pmxcfs.errors import Disconnected
+from pmxcfs.messages import ClusterConfig, ClusterNode
+
+PATIENCE = 10.0
+RETRY = 0.001
+
+NODE = "nodelist.node."
+
+
+def test_reads_the_configuration() -> None:
+    values: dict[str, str | int | None] = {
+        "totem.cluster_name": "lab",
+        "totem.config_version": 3,
+        "nodelist.node.1.name": "node2",
+        "nodelist.node.1.nodeid": 1,
+        "nodelist.node.1.ring0_addr": "10.99.0.2",
+        "nodelist.node.1.quorum_votes": 2,
+        "nodelist.node.10.nodeid": 7,
+        "nodelist.node.10.ring0_addr": "host",
+        "nodelist.node.10.ring1_addr": "other",
+        "nodelist.node.0.nodeid": 2,
+        "nodelist.node.0.name": "node1",
+    }
+    assert config_of(values) == ClusterConfig(
+        "lab",
+        3,
+        (
+            ClusterNode("node2", 1, "10.99.0.2", 2),
+            ClusterNode("node1", 2, "", 1),
+            ClusterNode("host", 7, "host", 1),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({f"{NODE}0.name": "a"}, []),  # no id
+        ({f"{NODE}0.nodeid": 1}, []),  # no name
+        ({f"{NODE}0.nodeid": "1", f"{NODE}0.name": "a"}, []),  # an id that is no number
+        ({f"{NODE}0.nodeid": 1, f"{NODE}0.name": None, f"{NODE}0.ring0_addr": "b"}, ["b"]),
+        (
+            {f"{NODE}{n}.nodeid": 1 for n in range(2)}
+            | {f"{NODE}{n}.name": f"{n}" for n in (0, 1)},
+            ["0"],
+        ),
+        (
+            {f"{NODE}{n}.nodeid": n for n in range(2)} | {f"{NODE}{n}.name": "a" for n in (0, 1)},
+            ["a"],
+        ),
+    ],
+)
+def test_leaves_out_what_is_no_node(values: dict[str, str | int | None], names: list[str]) -> None:
+    config = config_of(values)
+    assert [node.name for node in config.nodes] == names
+    assert (config.name, config.version) == ("", 0)
+
+
+class FakeQuorum:
+    """A connection that fails to be made as often as told, then says what the test wants."""
+
+    failures = 0
+    attempts = 0
+
+    def __init__(self) -> None:
+        self.is_quorate = False
+        self._read, self._events = None, [True]
+
+    def connect(self) -> None:
+        FakeQuorum.attempts += 1
+        if FakeQuorum.attempts <= FakeQuorum.failures:
+            raise Disconnected("quorum_initialize", 2, "CS_ERR_LIBRARY")
+
+    def dispatch_one(self) -> bool:
+        self.is_quorate = True
+        return bool(self._events and self._events.pop())
+
+    def fileno(self) -> int:
+        raise Disconnected("quorum_dispatch", 2, "CS_ERR_LIBRARY")  # lost as soon as told
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeQuorum]:
+    monkeypatch.setattr(corosync, "Quorum", FakeQuorum)
+    monkeypatch.setattr(FakeQuorum, "attempts", 0)
+    monkeypatch.setattr(FakeQuorum, "failures", 3)
+    return FakeQuorum
+
+
+def watched(on_change: Callable[[bool], None]) -> QuorumWatch:
+    watch = QuorumWatch(on_change, retry=RETRY)
+    watch.start()
+    return watch
+
+
+@pytest.mark.expect_log(r"no connection to corosync \(quorum_initialize: CS_ERR_LIBRARY \(code 2\)")
+@pytest.mark.expect_log(r"no connection to corosync \(quorum_dispatch")
+@pytest.mark.usefixtures("fake")
+def test_each_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    told: queue.Queue[bool] = queue.Queue()
+    watch = watched(told.put)
+    assert [told.get(timeout=PATIENCE) for _ in range(2)] == [True, False]
+    first = [record.message for record in caplog.records][:1]
+    assert told.get(timeout=PATIENCE) is True
+    watch.close()
+    assert FakeQuorum.attempts >= 3 + 2
+    initial = [r.message for r in caplog.records if "quorum_initialize" in r.message]
+    assert initial == first  # of three attempts
+    lost = [r.message for r in caplog.records if "quorum_dispatch" in r.message]
+    assert len(lost) >= 1  # another outage, another line
+
+
+@pytest.mark.expect_log("watching corosync failed, which is a bug")
+@pytest.mark.expect_log("no connection to corosync")
+@pytest.mark.usefixtures("fake")
+def test_a_bug_in_the_callback_does_not_end_the_watcher() -> None:
+    told: queue.Queue[bool] = queue.Queue()
+
+    def buggy(quorate: bool) -> None:
+        told.put(quorate)
+        raise RuntimeError("a bug")
+
+    watch = watched(buggy)
+    assert [told.get(timeout=PATIENCE) for _ in range(3)] == [True, False, True]
+    watch.close()
+
+
+def test_a_watcher_that_was_never_started_closes() -> None:
+    watch = QuorumWatch(lambda _: None)
+    assert not watch.refresh()
+    watch.close()
