@@ -6,7 +6,6 @@ Handles are not thread-safe: their owner lets one thread at a time use an object
 raise ClusterError or a subclass of it, and ValueError unless connected.
 """
 
-cimport cython
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -15,6 +14,8 @@ from pmxcfs._cserror cimport (
     CS_DISPATCH_ONE_NONBLOCKING, CS_ERR_NO_SECTIONS, CS_ERR_NOT_EXIST, CS_OK, CS_TRACK_CHANGES,
     CS_TRACK_CURRENT, after_dispatch, check, cs_error_t,
 )
+
+from pmxcfs.messages import to_text
 
 
 cdef class _Connection:
@@ -50,7 +51,6 @@ cdef class _Connection:
         self._is_connected = False
 
 
-@cython.final
 cdef class Quorum(_Connection):
     """Whether this node belongs to a majority."""
 
@@ -97,7 +97,6 @@ cdef class Quorum(_Connection):
                 quorum_finalize(self._handle)  # whatever it answers, the handle is gone
 
 
-@cython.final
 cdef class Cmap(_Connection):
     """Corosync's configuration: a map from dotted keys to numbers and strings."""
 
@@ -186,7 +185,7 @@ cdef class Cmap(_Connection):
             if status == CS_ERR_NO_SECTIONS:
                 return found
             check(status, "cmap_iter_next")
-            found.append(key.decode("utf-8", "surrogateescape"))
+            found.append(text_of(key))
 
     cdef object _string(self, const char *name):
         cdef char *value = NULL  # ours: the library has it from malloc
@@ -197,7 +196,7 @@ cdef class Cmap(_Connection):
             return None
         check(status, "cmap_get_string")
         try:
-            return value.decode("utf-8", "surrogateescape")
+            return text_of(value)
         finally:
             free(value)
 
@@ -206,6 +205,11 @@ cdef class Cmap(_Connection):
             self._is_connected = False
             with nogil:
                 cmap_finalize(self._handle)  # whatever it answers, the handle is gone
+
+
+cdef str text_of(const char *value):
+    cdef bytes raw = value
+    return to_text(raw)
 
 
 cdef object as_number(const void *value, cmap_value_types_t kind):

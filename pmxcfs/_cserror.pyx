@@ -33,8 +33,8 @@ cdef int check(cs_error_t status, str call) except -1:
     """Turn a status into an exception that remembers *call* and the code."""
     if status == CS_OK:
         return 0
-    text = cs_strerror(status).decode("ascii", "replace")
-    raise _MEANING.get(status, ClusterError)(call, <int>status, text)
+    cdef bytes text = cs_strerror(status)
+    raise _MEANING.get(status, ClusterError)(call, <int>status, text.decode("ascii", "replace"))
 
 
 cdef int after_dispatch(cs_error_t status, str call, int fd, bint was_called) except -1:
