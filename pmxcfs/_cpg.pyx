@@ -468,9 +468,10 @@ cdef class Cpg:
         self._change_membership(cpg_leave, name, "cpg_leave")
 
     def mcast(self, bytes data not None):
-        """Send to the group, in the order that all members agree on. Blocks if *data* is large.
+        """Send to the group, in the order that all members agree on.
 
-        Raises TryAgain if nothing was sent for want of room, and Interrupted.
+        Blocks up to 10 s for room if it goes out in fragments, and for as long as corosync is
+        stopped once some 280 messages wait. Raises TryAgain (not sent, no room), Interrupted.
         """
         cdef iovec part
         cdef cs_error_t status

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs._cpg import Cpg
-from pmxcfs.errors import ClusterError, Disconnected
+from pmxcfs.errors import ClusterError, Disconnected, TryAgain
 from pmxcfs.messages import Group, Member
 from tests.cluster.single import Corosync, own_network, started
 
@@ -205,10 +205,29 @@ def test_a_stopped_corosync_takes_messages_and_delivers_none(corosync: Corosync)
     sink = Recorder()
     cpg = joined(sink)
     corosync.send(signal.SIGSTOP)
+    cpg.mcast(b"one")
+    cpg.mcast(b"two")
     assert not cpg.dispatch_one()
     corosync.send(signal.SIGCONT)
-    cpg.mcast(b"after")
-    dispatch_until(cpg, lambda: sink.messages)
+    dispatch_until(cpg, lambda: len(sink.messages) == 2)
+    assert [data for _, data in sink.messages] == [b"one", b"two"]
+    cpg.close()
+
+
+@pytest.mark.usefixtures("corosync")
+def test_what_there_was_no_room_for_was_not_sent() -> None:
+    sink = Recorder()
+    cpg = joined(sink)
+    sent: list[bytes] = []
+    with pytest.raises(TryAgain):
+        while True:  # until libqb's buffer of 1 MiB is full
+            data = len(sent).to_bytes(10_000, "little")
+            cpg.mcast(data)
+            sent.append(data)
+    dispatch_until(cpg, lambda: len(sink.messages) == len(sent))
+    cpg.mcast(b"last")
+    dispatch_until(cpg, lambda: sink.messages[-1][1] == b"last")
+    assert [data for _, data in sink.messages] == [*sent, b"last"]
     cpg.close()
 
 
