@@ -27,6 +27,27 @@ def tree_of(*records: Record, root: Record = ROOT) -> Tree:
     return tree
 
 
+def made_a_tree(records: list[Record], *, below: Iterable[Record] = ()) -> list[Record]:
+    """Leave out what does not fit: what can be reached from the root, or *below*, is a tree."""
+    kept: list[Record] = []
+    taken = {(record.parent, record.name) for record in below}
+    directories = {0, *[record.inode for record in below]}
+    while True:
+        fitting = [
+            record
+            for record in records
+            if record.parent in directories and (record.parent, record.name) not in taken
+        ]
+        if not fitting:
+            return kept
+        record = fitting[0]
+        records = [other for other in records if other is not record]
+        kept.append(record)
+        taken.add((record.parent, record.name))
+        if record.type == EntryType.DIRECTORY:
+            directories.add(record.inode)
+
+
 def records_of(tree: Tree, inodes: Iterable[int]) -> list[Record]:
     """What a leader with *tree* would send for *inodes*."""
     return [record_of(found(tree, inode)) for inode in inodes]

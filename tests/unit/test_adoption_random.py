@@ -23,7 +23,7 @@ from pmxcfs.messages import EntryType, Record
 from pmxcfs.replica import Replica
 from tests.fakes.oracle import Layer, is_private
 from tests.fakes.store import query
-from tests.fakes.trees import ROOT, found, records_of, tree_of
+from tests.fakes.trees import ROOT, found, made_a_tree, records_of, tree_of
 
 INODES = range(2, 12)
 RAM = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a device would only make it slow
@@ -44,27 +44,6 @@ def entries(draw: st.DrawFn, inode: int) -> Record:
         name=draw(st.sampled_from([b"a", b"b", b"priv", b"\xff"])),
         data=draw(st.sampled_from([b"", b"x", b"12345"])) if is_file else None,
     )
-
-
-def made_a_tree(records: list[Record]) -> list[Record]:
-    """Leave out what does not fit, the cheap way: what can be reached from the root is a tree."""
-    kept: list[Record] = []
-    taken: set[tuple[int, bytes]] = set()
-    directories = {0}
-    while True:
-        fitting = [
-            record
-            for record in records
-            if record.parent in directories and (record.parent, record.name) not in taken
-        ]
-        if not fitting:
-            return kept
-        record = fitting[0]
-        records = [other for other in records if other is not record]
-        kept.append(record)
-        taken.add((record.parent, record.name))
-        if record.type == EntryType.DIRECTORY:
-            directories.add(record.inode)
 
 
 @st.composite
