@@ -13,20 +13,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pmxcfs import fuse, log, process
 from pmxcfs._core import Entry, Tree
 from pmxcfs.address import AddressLookup
-from pmxcfs.adoption import Reload
+from pmxcfs.adoption import Reload, record_of
 from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clustering import COROSYNC_CONF, Clustering
 from pmxcfs.control import Control, mutation_of
-from pmxcfs.database import Database
+from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StartError, StoreError
 from pmxcfs.filesystem import FileSystem
 from pmxcfs.guests import Guests
+from pmxcfs.index import records_needed
 from pmxcfs.invalidation import Invalidator, KernelCache
 from pmxcfs.issuer import ClusterIssuer
 from pmxcfs.locks import LockTable
@@ -290,6 +292,7 @@ class Daemon:
             "hold": self._issuer.hold,
             "resume": self._issuer.resume,
             "inject": self._inject,
+            "adopt": self._adopt,
             "lock-lifetime": self._set_lock_lifetime,
             "deadlines": self._set_deadlines,
             "info": self._info,
@@ -310,6 +313,15 @@ class Daemon:
     def _set_deadlines(self, **seconds: Any) -> None:
         if self._clustering is not None:
             self._clustering.set_deadlines(**seconds)
+
+    def _adopt(self, *, path: str) -> None:
+        """Become the tree of another database, as if a sync had brought it."""
+        theirs = Tree(keep_undo=False)
+        theirs.load(inspect(Path(path)).records)
+        leader = theirs.index()
+        needed = map(theirs.get, records_needed(leader, [self._replica.state()]))
+        records = [record_of(entry) for entry in needed if entry is not None]
+        self._replica.adopt(leader, records, now=_seconds())
 
     def _set_lock_lifetime(self, *, seconds: float) -> None:
         self._locks.lifetime = seconds

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import Record
 
-_HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
-_ENTRY = struct.Struct("<Q32s")  # inode, digest
+HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
+ENTRY = struct.Struct("<Q32s")  # inode, digest
 _META = struct.Struct("<QIIIBQ")  # version, writer, mtime, size, type, parent
 
 
@@ -36,12 +36,12 @@ class Index(NamedTuple):
 
 def parse_header(raw: bytes) -> Header:
     """Return the header of an index without looking at its entries. Raises BadMessage."""
-    if len(raw) < _HEADER.size:
+    if len(raw) < HEADER.size:
         raise BadMessage(f"an index of {len(raw)} bytes has no header")
-    version, _, writer, mtime, count, total = _HEADER.unpack_from(raw)
+    version, _, writer, mtime, count, total = HEADER.unpack_from(raw)
     if total != len(raw):
         raise BadMessage(f"an index of {len(raw)} bytes says that it has {total}")
-    if count == 0 or (len(raw) - _HEADER.size) != count * _ENTRY.size:
+    if count == 0 or (len(raw) - HEADER.size) != count * ENTRY.size:
         raise BadMessage(f"an index of {len(raw)} bytes can't hold {count} entries")
     return Header(version, mtime, writer)
 
@@ -49,13 +49,13 @@ def parse_header(raw: bytes) -> Header:
 def parse(raw: bytes) -> Index:
     """Return an index that another node sent. Raises BadMessage."""
     header = parse_header(raw)
-    pairs = list(_ENTRY.iter_unpack(memoryview(raw)[_HEADER.size :]))
+    pairs = list(ENTRY.iter_unpack(memoryview(raw)[HEADER.size :]))
     inodes = [inode for inode, _ in pairs]
     if inodes[0] != 0:
         raise BadMessage("an index begins with the root")
     if sorted(set(inodes)) != inodes:
         raise BadMessage("the entries of an index are in ascending order")
-    last_inode = _HEADER.unpack_from(raw)[1]
+    last_inode = HEADER.unpack_from(raw)[1]
     if inodes[-1] != last_inode:
         raise BadMessage(f"an index ends with entry {inodes[-1]} and says {last_inode}")
     return Index(header, dict(pairs))

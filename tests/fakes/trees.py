@@ -1,0 +1,83 @@
+"""Trees made of records, and adoptions of one by the other, for tests that fork."""
+
+from collections.abc import Iterable
+
+from pmxcfs import index
+from pmxcfs._core import Entry, Tree
+from pmxcfs.adoption import Adoption, plan, record_of
+from pmxcfs.messages import EntryType, Record
+
+ROOT = Record(0, 0, 50, 1, 1000, EntryType.DIRECTORY, b"", None)
+
+
+def directory(inode: int, name: str, *, parent: int = 0, version: int = 7) -> Record:
+    """A record of a directory."""
+    return Record(inode, parent, version, 1, 1000, EntryType.DIRECTORY, name.encode(), None)
+
+
+def file(inode: int, name: str, data: bytes = b"", *, parent: int = 0, version: int = 7) -> Record:
+    """A record of a file."""
+    return Record(inode, parent, version, 1, 1000, EntryType.FILE, name.encode(), data)
+
+
+def tree_of(*records: Record, root: Record = ROOT) -> Tree:
+    """A tree of these, with nothing unsaved."""
+    tree = Tree()
+    tree.load([root, *records])
+    return tree
+
+
+def made_a_tree(records: list[Record], *, below: Iterable[Record] = ()) -> list[Record]:
+    """Leave out what does not fit: what can be reached from the root, or *below*, is a tree."""
+    kept: list[Record] = []
+    taken = {(record.parent, record.name) for record in below}
+    directories = {0, *[record.inode for record in below]}
+    while True:
+        fitting = [
+            record
+            for record in records
+            if record.parent in directories and (record.parent, record.name) not in taken
+        ]
+        if not fitting:
+            return kept
+        record = fitting[0]
+        records = [other for other in records if other is not record]
+        kept.append(record)
+        taken.add((record.parent, record.name))
+        if record.type == EntryType.DIRECTORY:
+            directories.add(record.inode)
+
+
+def records_of(tree: Tree, inodes: Iterable[int]) -> list[Record]:
+    """What a leader with *tree* would send for *inodes*."""
+    return [record_of(found(tree, inode)) for inode in inodes]
+
+
+def way_to(tree: Tree, leader: Tree) -> Adoption:
+    """The adoption of what *leader* would send."""
+    raw = leader.index()
+    return plan(tree, raw, records_of(leader, index.records_needed(raw, [tree.index()])))
+
+
+def forge(records: list[Record]) -> bytes:
+    """An index of *records* by ascending inode, whether or not they make a tree."""
+    ordered = sorted(records)
+    root = ordered[0]
+    header = (root.version, ordered[-1].inode, root.writer, root.mtime)
+    entries = [record.inode.to_bytes(8, "little") + index.digest_of(record) for record in ordered]
+    total = index.HEADER.size + index.ENTRY.size * len(ordered)
+    return index.HEADER.pack(*header, len(ordered), total) + b"".join(entries)
+
+
+def found(tree: Tree, inode: int) -> Entry:
+    """The entry with this inode, which must be there."""
+    entry = tree.get(inode)
+    assert entry is not None
+    return entry
+
+
+def at(tree: Tree, path: str) -> Entry:
+    """The entry at *path*, which must be there."""
+    entry = tree.find(path)
+    assert entry is not None
+    return entry
