@@ -7,9 +7,12 @@ Threads: the caller holds the tree's lock.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint64_t
 from libc.string cimport memcmp
 
-from pmxcfs._core cimport Entry, Tree, is_private_place
+from pmxcfs._core cimport Entry, Tree, new_entry
+
+from pmxcfs.messages import to_text
 
 
 def differing(Tree tree not None, dict digests not None):
@@ -30,44 +33,60 @@ def lacking(Tree tree not None, dict digests not None):
     return [entry for inode, entry in tree._table.items() if inode not in digests]
 
 
+def highest_version(Tree tree not None, set besides not None):
+    """Return the highest version of an entry whose inode is not in *besides*, 0 without any."""
+    cdef uint64_t highest = 0
+    cdef Entry entry
+    for inode, entry in tree._table.items():
+        if entry.version > highest and inode not in besides:
+            highest = entry.version
+    return highest
+
+
+def made_of(list records not None, set hollow not None):
+    """Return a new entry for each record, in no tree yet.
+
+    Those with an inode in *hollow* get the size of their data without the data.
+    """
+    cdef list entries = []
+    cdef Entry entry
+    for record in records:
+        entry = new_entry(record.inode, record.type)
+        entry.name = to_text(record.name)
+        refill(entry, record, hollow)
+        entries.append(entry)
+    return entries
+
+
 def exchange(Tree tree not None, list leaving not None, list arriving not None,
              list staying not None, set hollow not None):
     """Let entries go, come and change, each noted as unsaved.
 
-    *leaving* entries are detached and keep content and draft. *arriving* are records, directories
-    before what they contain. *staying* are pairs (entry, its new record), at the same path, drafts
-    rebased. Inodes in *hollow* get the size of their data without the data.
+    *leaving* entries are detached and keep content and draft. *arriving* are pairs (a new entry,
+    its directory's inode), directories before what they contain. *staying* are pairs (entry, its
+    new record), at the same path, drafts rebased. Inodes in *hollow* are as in ``made_of``.
     """
-    cdef Entry entry, parent
+    cdef Entry entry
     for entry in leaving:
         tree.detach(entry)
-    for record in arriving:
-        entry = tree.admit(record)
-        hollow_out(entry, hollow)
-        parent = tree._table[record.parent]
-        tree.link(entry, parent, entry.name)
-        entry.private = is_private_place(parent, entry.name)
+    for entry, inode in arriving:
+        tree.attach(entry, tree._table[inode], entry.name)
         tree.touched(entry)
     for entry, record in staying:
-        refill(tree, entry, record, hollow)
+        tree.touched(entry)
+        tree.content_bytes -= entry._size
+        refill(entry, record, hollow)
+        tree.content_bytes += entry._size
         if entry.inode != 0 and entry.parent.inode != record.parent:
             relink(tree, entry, tree._table[record.parent])
         tree.follow(entry)
 
 
-cdef int refill(Tree tree, Entry entry, record, set hollow) except -1:
-    """Give *entry* the stamp and content of its new record."""
-    tree.touched(entry)
-    tree.content_bytes -= entry._size
+cdef int refill(Entry entry, record, set hollow) except -1:
+    """Give *entry* the stamp and content of a record."""
     entry.stamp(record.version, record.writer, record.mtime)
     entry._data = record.data or b""
     entry._size = len(entry._data)
-    hollow_out(entry, hollow)
-    tree.content_bytes += entry._size
-    return 0
-
-
-cdef int hollow_out(Entry entry, set hollow) except -1:
     if entry.inode in hollow:
         entry._data = b""
     return 0

@@ -9,7 +9,8 @@ An entry object (open handles, drafts and the kernel's node ids hang on it) is k
 inode, path and type are the same: after a fork one inode can be two files, and a descriptor of a
 public one must never read a private one. All others are detached, as by a deletion.
 
-Threads: the caller holds the tree's lock from ``plan`` until after ``apply``.
+Threads: nothing published may change from ``plan`` until after ``apply``, and ``apply`` needs the
+tree's lock; ``plan`` needs none, so that requests are answered while it works.
 Contract: spec cluster.md, "State machine", UPDATE_COMPLETE.
 """
 
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from pmxcfs import index
 from pmxcfs._core import Entry, Tree
-from pmxcfs._exchange import differing, exchange, lacking
+from pmxcfs._exchange import differing, exchange, highest_version, lacking, made_of
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record, to_bytes, to_text
 
@@ -46,6 +47,10 @@ class Adoption:
         self._hollow = hollow  # of the written: have a size, but no bytes are known
         self._deleted = {entry.inode for entry in deleted}
         self._paths = {ROOT: ""}  # inode -> where it will be
+        # The swap: what goes, what comes into which directory, what is kept and changes to what.
+        self._leaving: list[Entry] = []
+        self._arriving: list[tuple[Entry, int]] = []
+        self._staying: list[tuple[Entry, Record]] = []
 
     @property
     def root(self) -> Record:
@@ -63,6 +68,10 @@ class Adoption:
         found = (self._tree.get(inode) for inode in self.written if inode != ROOT)
         return [entry for entry in found if entry is not None]
 
+    def common_version(self) -> int:
+        """Return the highest version of what both trees have alike; 0 if that is nothing."""
+        return highest_version(self._tree, self.written.keys() | self._deleted)
+
     def stored(self, inode: int) -> Record:
         """Return what was written for *inode* as the database keeps it."""
         record = self.written[inode]
@@ -70,26 +79,32 @@ class Adoption:
 
     def apply(self) -> Reload:
         """Swap the entries and tell what that changed. All that could fail has been checked."""
-        staying = self._staying()
-        kept = {entry.inode for entry, _ in staying}
-        replaced = [entry for entry in self.overwritten() if entry.inode not in kept]
-        moved = self._moved(replaced)
-        arriving = [record for inode, record in self.written.items() if inode not in kept]
-        arriving += map(record_of, moved)
-        arriving.sort(key=lambda record: self._path(record.inode))
         notes = _Notes()
-        leaving = [*self.deleted, *replaced, *moved]
-        for entry in leaving:
+        for entry in self._leaving:
             notes.note_name(entry)
-        for entry, record in staying:
+        for entry, record in self._staying:
             notes.note_change(entry, record)
-        hollow = self._hollow | {entry.inode for entry in moved if _is_hollow(entry)}
-        exchange(self._tree, leaving, arriving, staying, hollow)
-        for inode in chain((record.inode for record in arriving), notes.relinked):
-            notes.note_name(self._tree.get(inode))
+        exchange(self._tree, self._leaving, self._arriving, self._staying, self._hollow)
+        for entry in chain((entry for entry, _ in self._arriving), notes.relinked):
+            notes.note_name(entry)
         return notes.reload()
 
-    def _staying(self) -> list[tuple[Entry, Record]]:
+    def prepare(self) -> None:
+        """Do all that can be done before the swap, which everybody waits for."""
+        self._staying = self._find_staying()
+        kept = {entry.inode for entry, _ in self._staying}
+        replaced = [entry for entry in self.overwritten() if entry.inode not in kept]
+        moved = self._find_moved(replaced)
+        self._leaving = [*self.deleted, *replaced, *moved]
+        self._hollow |= {entry.inode for entry in moved if _is_hollow(entry)}
+        records = [record for inode, record in self.written.items() if inode not in kept]
+        records += map(record_of, moved)
+        records.sort(key=lambda record: self._path(record.inode))
+        entries = made_of(records, self._hollow)
+        parents = [record.parent for record in records]
+        self._arriving = list(zip(entries, parents, strict=True))
+
+    def _find_staying(self) -> list[tuple[Entry, Record]]:
         """Return the entries that are kept as objects and change, each with its new record."""
         staying = []
         for inode, record in self.written.items():
@@ -101,7 +116,7 @@ class Adoption:
     def _is_same(self, entry: Entry, record: Record) -> bool:
         return entry.type == record.type and entry.path == self._path(record.inode)
 
-    def _moved(self, replaced: list[Entry]) -> list[Entry]:
+    def _find_moved(self, replaced: list[Entry]) -> list[Entry]:
         """Return what changes in nothing but its path, because a directory above it moves."""
         moved = []
         waiting = [entry for entry in replaced if entry.is_directory]
@@ -217,6 +232,7 @@ def plan(tree: Tree, leader: bytes, records: Iterable[Record]) -> Adoption:
     if header != index.Header(root.version, root.mtime, root.writer):
         raise BadMessage("the leader's index contradicts its root")
     adoption.check()
+    adoption.prepare()
     return adoption
 
 
@@ -285,11 +301,10 @@ class _Notes:
         self._names: dict[tuple[Entry, str], None] = {}
         self._attributes: list[Entry] = []
         self._contents: list[Entry] = []
-        self.relinked: list[int] = []  # inodes whose directory is replaced by another one
+        self.relinked: list[Entry] = []  # those whose directory is replaced by another one
 
-    def note_name(self, entry: Entry | None) -> None:
-        """Something leaves or enters the place of *entry*."""
-        assert entry is not None, "it is in the tree"
+    def note_name(self, entry: Entry) -> None:
+        """*entry* leaves the place where it is, or has entered it."""
         assert entry.parent is not None, "the root stays"
         self._names[entry.parent, entry.name] = None
 
@@ -299,7 +314,7 @@ class _Notes:
             return  # nothing of it is to be seen, its times are the daemon's start
         if entry.parent is not None and entry.parent.inode != record.parent:
             self.note_name(entry)
-            self.relinked.append(entry.inode)
+            self.relinked.append(entry)
         if not entry.is_directory and entry.content != (record.data or b""):
             self._contents.append(entry)
         elif entry.mtime != record.mtime:

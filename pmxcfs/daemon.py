@@ -321,7 +321,8 @@ class Daemon:
         leader = theirs.index()
         needed = map(theirs.get, records_needed(leader, [self._replica.state()]))
         records = [record_of(entry) for entry in needed if entry is not None]
-        self._replica.adopt(leader, records, now=_seconds())
+        is_held = contextlib.nullcontext()  # the lock, as for every command
+        self._replica.adopt(leader, records, now=_seconds(), lock=is_held)
 
     def _set_lock_lifetime(self, *, seconds: float) -> None:
         self._locks.lifetime = seconds

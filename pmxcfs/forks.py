@@ -1,9 +1,11 @@
-"""What a sync would lose of what this node changed alone, kept as a database of its own.
+"""What a sync would lose of what this node changed apart from others: kept in a database.
 
-While other nodes get every change, there is nothing to lose: our tree is, or was, theirs. From the
-first change on that no other node gets, the database remembers the last common version, and what
-has a higher one is ours alone, until a sync makes the tree a common one again. A node that was
-merely away has changed nothing, nor has a new one.
+Two ways lead to that knowledge. While this node is alone, the database remembers the last version
+that another one had; whatever is newer exists nowhere else. And where this node was in a group, but
+not in the one that went on, the two trees tell: versions number the changes of one history, so an
+entry that both have alike, of some version, says that all was common up to it, and an entry of the
+leader's that is newer than that, but not newer than our tree, says that the leader's history is
+another one. Without either our tree is an ancestor of the leader's, and nothing is lost.
 
 Contract: spec cluster.md, "Forks".
 """
@@ -12,7 +14,7 @@ import logging
 from collections.abc import Iterable
 from itertools import chain
 
-from pmxcfs._core import Entry
+from pmxcfs._core import Entry, Tree
 from pmxcfs.adoption import Adoption
 from pmxcfs.database import Database
 from pmxcfs.failures import translated
@@ -21,17 +23,24 @@ from pmxcfs.privatefiles import make_private_directory, sync_directory
 _log = logging.getLogger("pmxcfs.dcdb")
 
 SHOWN = 100  # paths that a log is told of
+IMPORTED = 3  # the version of a tree that holds the host's corosync.conf and nothing else
 
 
-def lost_by(adoption: Adoption, *, diverged_at: int | None) -> list[Entry]:
-    """Return the entries that this node changed alone and that *adoption* deletes or overwrites.
+def lost_by(adoption: Adoption, tree: Tree, *, alone_since: int | None) -> list[Entry]:
+    """Return the entries that *adoption* deletes or overwrites, and the leader never had.
 
-    *diverged_at* is the last version that others had, None if they had all.
+    *alone_since* is the last version that another node had, None if others have all of *tree*.
     """
-    if diverged_at is None:
+    since = [] if alone_since is None else [alone_since]
+    common = adoption.common_version()
+    if tree.version > IMPORTED and any(
+        common < record.version <= tree.version for record in adoption.written.values()
+    ):
+        since.append(common)
+    if not since:
         return []
     ours = chain(adoption.deleted, adoption.overwritten())
-    return [entry for entry in ours if entry.version > diverged_at]
+    return [entry for entry in ours if entry.version > min(since)]
 
 
 def keep_side(database: Database, lost: Iterable[Entry], *, now: int) -> None:
@@ -46,8 +55,8 @@ def keep_side(database: Database, lost: Iterable[Entry], *, now: int) -> None:
         sync_directory(home)
     paths = sorted(_shown(entry) for entry in lost)
     _log.warning(
-        "%d entries that were changed here while other nodes were away are replaced by theirs; "
-        "this node's side is kept as %s",
+        "what this node changed apart from others is replaced by theirs, entries: %d; "
+        "its side is kept as %s",
         len(paths),
         copy,
     )

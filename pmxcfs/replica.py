@@ -75,8 +75,8 @@ class Replica:
         self.tree = tree
         self.guests = guests
         self.policy = policy
-        # Whether every change that is delivered now reaches another node, too. What is delivered
-        # while it is not set counts as this node's alone (spec cluster.md, "Forks").
+        # Whether what is delivered now reaches any other node, too. What is delivered while it is
+        # not set is this node's alone (spec cluster.md, "Forks").
         self.is_shared = False
         self.listeners: list[Listener] = []
         self.undo_listeners: list[Callable[[list[Entry], StoreError], None]] = []
@@ -144,25 +144,42 @@ class Replica:
             raise ValueError(f"entry {missing[0]} is not in the tree")
         return [record_of(entry) for _, entry in entries if entry is not None]
 
-    def adopt(self, leader: bytes, records: Iterable[Record], *, now: int) -> None:
+    def adopt(
+        self,
+        leader: bytes,
+        records: Iterable[Record],
+        *,
+        now: int,
+        lock: AbstractContextManager[object],
+    ) -> None:
         """Become the tree with the index *leader*, of which *records* were sent. Blocks.
 
         What this node had changed alone is copied first (*now*: seconds since 1970). Raises
         BadMessage if that can't be the leader's tree, and StoreError if the copy can't be made;
         then nothing has changed. Where only the adoption can't be saved, the policy decides.
+
+        Nothing else may be delivered meanwhile. *lock* is the tree's, taken for the swap: requests
+        are answered while the plan is made and saved.
         """
-        is_current = self.catch_up()
+        with lock:
+            is_current = self.catch_up()
         adoption = plan(self.tree, leader, records)
-        lost = forks.lost_by(adoption, diverged_at=self._alone_since)
+        lost = forks.lost_by(adoption, self.tree, alone_since=self._alone_since)
         if lost:
             self.check_writable()  # or the copy would lack what is in RAM only
             forks.keep_side(self._database, lost, now=now)
         is_saved = self._save_adoption(adoption, is_current=is_current)
+        with lock:
+            self._swap(adoption, is_saved=is_saved)
+
+    def _swap(self, adoption: Adoption, *, is_saved: bool) -> None:
         reload = adoption.apply()
-        if is_saved:
-            self.tree.settle()
         self.guests.rebuild(self.tree)
         self._alone_since = None
+        if is_saved:
+            self.tree.settle()
+        elif not self.is_degraded:  # a timer has brought the file to the tree that is gone now
+            self.catch_up()
         for listener in self.reload_listeners:
             listener(reload)
 
@@ -180,9 +197,9 @@ class Replica:
         return True
 
     def synced(self, *, with_others: bool) -> None:
-        """Note that a round has ended, and whether other members now have this tree, too. Blocks.
+        """Note that a round has ended, and whether any other member now has this tree. Blocks.
 
-        From now on what is delivered reaches them, or is this node's alone.
+        From now on what is delivered reaches it, or is this node's alone.
         """
         self.is_shared = with_others
         if with_others:

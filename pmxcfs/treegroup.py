@@ -169,7 +169,8 @@ class TreeContent:
 
     def commit(self, effect: Commit) -> None:
         """Become the leader's tree."""
-        self._replica.adopt(effect.state, effect.records, now=int(time.time()))
+        now = int(time.time())
+        self._replica.adopt(effect.state, effect.records, now=now, lock=self._lock)
 
     def on_members(self, members: Sequence[Member], *, me: Member) -> None:
         """Other members are there now."""

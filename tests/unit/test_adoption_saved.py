@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,9 @@ IO_ERROR = sqlite3.SQLITE_IOERR_WRITE
 STATEMENTS = 12
 
 
+HELD = contextlib.nullcontext()  # as for whoever has the lock already
+
+
 class World:
     """A replica with an open database, and what it told."""
 
@@ -54,10 +58,10 @@ class World:
         self.replica.synced(with_others=True)
         self.told.clear()
 
-    def become(self, leader: Tree) -> None:
+    def become(self, leader: Tree, lock: AbstractContextManager[object] = HELD) -> None:
         raw = leader.index()
         needed = index.records_needed(raw, [self.replica.state()])
-        self.replica.adopt(raw, records_of(leader, needed), now=1234)
+        self.replica.adopt(raw, records_of(leader, needed), now=1234, lock=lock)
 
     def adopt(self) -> None:
         self.become(self.leader)
@@ -125,7 +129,8 @@ def test_what_is_the_same_is_not_written(world: World, faults: Faults) -> None:
 def test_a_large_adoption_asks_for_a_checkpoint(world: World) -> None:
     asked: list[bool] = []
     world.database.on_growth = lambda: asked.append(True)
-    files = [file(10 + n, f"f{n}", bytes(1 << 20)) for n in range(CHECKPOINT_AFTER >> 20)]
+    count = CHECKPOINT_AFTER >> 20
+    files = [file(10 + n, f"f{n}", bytes(1 << 20), version=60) for n in range(count)]
     world.become(tree_of(*files, root=NEWER))
     assert asked == [True]
 
@@ -228,7 +233,7 @@ def test_readers_and_checkpoints_are_no_writers(world: World) -> None:
 @pytest.mark.parametrize("policy", list(Policy))
 def test_a_bad_message_changes_nothing(world: World, policy: Policy, faults: Faults) -> None:
     with pytest.raises(BadMessage):
-        world.replica.adopt(world.leader.index(), [], now=1)
+        world.replica.adopt(world.leader.index(), [], now=1, lock=contextlib.nullcontext())
     assert faults.seen == []
     world.check_is_ours()
 
@@ -256,7 +261,8 @@ def test_one_adoption_after_the_other_while_nothing_can_be_written(
     world.replica.deliver([Ticket(Mkdir("x"), writer=2, mtime=9)])
     world.become(tree_of(*OURS, root=NEWER._replace(version=70)))
     world.replica.deliver([Ticket(Write("f", 0, b"later", truncate=True), writer=2, mtime=9)])
-    world.become(tree_of(directory(9, "z"), file(4, "f", b"q", parent=9), root=NEWER))
+    last = (directory(90, "z", version=90), file(4, "f", b"q", parent=90, version=91))
+    world.become(tree_of(*last, root=NEWER._replace(version=91)))
     assert not world.replica.catch_up()
     faults.disarm()
     assert world.replica.catch_up()
@@ -281,3 +287,40 @@ def test_it_is_not_logged_when_nothing_is_wrong(
     caplog.set_level(logging.INFO)
     world.adopt()
     assert caplog.records == []
+
+
+# The lock
+
+
+class Lock:
+    """The tree's lock; *on_enter* is what others do while they have it."""
+
+    def __init__(self, on_enter: Callable[[], object]) -> None:
+        self.is_held = False
+        self._on_enter = on_enter
+
+    def __enter__(self) -> None:
+        self._on_enter()
+        self.is_held = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.is_held = False
+
+
+def test_requests_are_answered_while_it_is_saved(world: World, faults: Faults) -> None:
+    before: list[int] = []  # statements before the lock was taken
+    lock = Lock(lambda: before.append(len(faults.seen)))
+    world.replica.reload_listeners.append(lambda _: before.append(-1 if lock.is_held else 0))
+    world.become(world.leader, lock)
+    assert before == [0, STATEMENTS, -1]
+
+
+def test_a_timer_that_comes_between_saving_and_swapping(
+    world: World, faults: Faults, expect_log: ExpectLog
+) -> None:
+    """It brings the file to the tree that is about to go."""
+    expect_log(REFUSED)
+    faults.arm(IO_ERROR, matching="COMMIT")
+    world.become(world.leader, Lock(world.replica.catch_up))
+    world.check_is_theirs()
+    assert not world.replica.is_degraded

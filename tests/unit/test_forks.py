@@ -14,15 +14,15 @@ from pmxcfs._core import Tree
 from pmxcfs.database import Database
 from pmxcfs.errors import StoreError
 from pmxcfs.guests import Guests
-from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Write
+from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Write
 from pmxcfs.replica import Policy, Replica
 from pmxcfs.tickets import Ticket
 from tests.conftest import ExpectLog
 from tests.fakes.store import contents_of, faulty_connections, stored
-from tests.fakes.trees import directory, file, records_of, tree_of
+from tests.fakes.trees import ROOT, directory, file, records_of, tree_of
 
 COMMON = (directory(2, "priv"), file(3, "f", b"common"), file(4, "g", b"g"))
-KEPT = r"\d+ entries that were changed here while other nodes were away are replaced by theirs"
+KEPT = r"what this node changed apart from others is replaced by theirs, entries: \d+; its side is"
 NOW = 1234
 
 
@@ -54,7 +54,7 @@ class Node:
     def become(self, leader: Tree) -> None:
         raw = leader.index()
         needed = index.records_needed(raw, [self.replica.state()])
-        self.replica.adopt(raw, records_of(leader, needed), now=NOW)
+        self.replica.adopt(raw, records_of(leader, needed), now=NOW, lock=contextlib.nullcontext())
 
     def copies(self) -> list[Path]:
         return sorted(self.conflicts.iterdir()) if self.conflicts.exists() else []
@@ -76,8 +76,12 @@ def write(path: str, data: bytes) -> Write:
 
 def a_majority(*, version: int = 90) -> Tree:
     """What the others have made of the common state."""
-    records = (directory(2, "priv"), file(3, "f", b"theirs", version=80), file(70, "new"))
-    return tree_of(*records, root=COMMON[0]._replace(inode=0, name=b"", version=version))
+    records = (
+        directory(2, "priv"),
+        file(3, "f", b"theirs", version=80),
+        file(70, "new", version=70),
+    )
+    return tree_of(*records, root=ROOT._replace(version=version))
 
 
 def test_what_was_changed_alone_is_kept(
@@ -171,6 +175,51 @@ def test_a_daemon_that_is_killed_has_noted_it(node: Node) -> None:
         assert other.execute("SELECT version FROM divergence").fetchall() == [(50,)]
 
 
+def forked(node: Node, *theirs: Record) -> Tree:
+    """What others have, who share the common state but not what *node* has made of it."""
+    others = {record.inode: record for record in (*COMMON, *theirs)}
+    return tree_of(*others.values(), root=ROOT._replace(version=node.tree.version + 40))
+
+
+def test_a_group_that_was_not_the_one_that_went_on(node: Node, expect_log: ExpectLog) -> None:
+    """Two nodes on each side of a cut, and a forced quorum: nobody was ever alone."""
+    expect_log(KEPT)
+    expect_log("replaced by another node's: [fx]$")
+    node.do(Mkdir("x"), write("f", b"ours"))
+    before = node.tree.index()
+    node.restart()
+    node.become(forked(node, directory(51, "y", version=51), file(3, "f", b"theirs", version=60)))
+    (copy,) = node.copies()
+    assert stored(copy).index() == before
+
+
+def test_a_change_that_no_other_node_received(node: Node, expect_log: ExpectLog) -> None:
+    """The last message before a cut can be delivered to its sender alone."""
+    expect_log(KEPT)
+    expect_log("replaced by another node's: f$")
+    node.do(write("f", b"ours"))
+    node.become(forked(node, file(4, "g", b"theirs", version=51)))
+    assert contents_of(stored(node.copies()[0]))["f"] == b"ours"
+
+
+def test_what_both_sides_have_alike_was_common(node: Node, expect_log: ExpectLog) -> None:
+    """Only what came after it is lost."""
+    expect_log("entries: 1;")
+    expect_log("replaced by another node's: f$")
+    node.do(Create("both"), write("f", b"ours"))
+    (both,) = node.replica.records_for([51])
+    node.become(forked(node, both, file(4, "g", b"theirs", version=52)))
+    assert len(node.copies()) == 1
+
+
+def test_an_ancestor_whose_latest_entries_have_all_changed(node: Node) -> None:
+    """As on every node that was away where HA writes its status every few seconds."""
+    node.do(Mkdir("x"), write("f", b"1"), write("g", b"1"), write("f", b"2"), Delete("x"))
+    leader = forked(node, file(3, "f", b"9", version=90), file(4, "g", b"9", version=91))
+    node.become(leader)
+    assert node.copies() == []
+
+
 def test_alone_without_changes_there_is_nothing_to_keep(node: Node) -> None:
     node.replica.synced(with_others=False)
     node.become(a_majority())
@@ -198,9 +247,8 @@ def test_changes_that_won_are_common(node: Node) -> None:
 def test_what_the_others_have_too_is_not_lost(node: Node) -> None:
     node.replica.synced(with_others=False)
     node.do(write("f", b"ours"))
-    leader = tree_of(*records_of(node.tree, [2, 3, 4]), file(99, "z"), root=COMMON[0]._replace(
-        inode=0, name=b"", version=99
-    ))  # fmt: skip
+    ours = records_of(node.tree, [2, 3, 4])
+    leader = tree_of(*ours, file(99, "z", version=99), root=ROOT._replace(version=99))
     node.become(leader)
     assert node.copies() == []
 

@@ -163,7 +163,7 @@ def test_a_reload_registers_the_guests_that_are_there(replica: Replica) -> None:
     leader = tree_of(*records)
     needed = index.records_needed(leader.index(), [replica.state()])
     sent = [way_to(Tree(), leader).written[inode] for inode in needed]
-    replica.adopt(leader.index(), sent, now=1)
+    replica.adopt(leader.index(), sent, now=1, lock=contextlib.nullcontext())
     assert [(guest.vmid, guest.node, guest.type) for guest in replica.guests] == [
         (200, "b", "qemu")
     ]
@@ -220,7 +220,7 @@ def test_a_recorded_sync_comes_out_the_same(tmp_path: Path, node: int) -> None:
             replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
             replica.import_configuration(configuration, now=header.mtime)
             assert replica.state() == state
-            replica.adopt(leader, updates, now=1)
+            replica.adopt(leader, updates, now=1, lock=contextlib.nullcontext())
             assert replica.state() == leader == stored(tmp_path / f"{nodeid}.db").index()
 
 
