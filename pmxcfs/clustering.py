@@ -143,11 +143,8 @@ class Clustering:
             self._status.members.configure(config)
 
     def _note_common(self, members: Sequence[Member]) -> None:
-        """The tree is that of *members*; those who are away will not get what changes now."""
-        config = self._status.members.config
-        configured = {node.nodeid for node in config.nodes} if config else set()
-        present = {member.nodeid for member in members}
-        self._replica.synced(with_others=bool(configured) and configured <= present)
+        """The tree is that of *members*, and what changes now reaches all of them."""
+        self._replica.synced(with_others=len(members) > 1)
 
     # What the tree says.
 
