@@ -7,7 +7,6 @@ import json
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from pmxcfs import delivery
 from pmxcfs._core import Entry, Tree
@@ -52,18 +51,6 @@ _INDEX_HEADER = 32
 _INDEX_ENTRY = 40
 
 
-class Content(Protocol):
-    """What a group is about."""
-
-    group: Group
-
-    def state(self) -> bytes:
-        """Return the payload of a STATE."""
-
-    def apply(self, sender: Member, message: Normal) -> None:
-        """Apply a change; raises PmxcfsError if it is refused."""
-
-
 def record_of(entry: Entry) -> Record:
     """Return what an UPDATE carries of an entry."""
     parent = entry.parent.inode if entry.parent else 0
@@ -100,6 +87,11 @@ class TreeContent:
         self.tree = tree or Tree()
         self.guests = Guests()
         self.guests.rebuild(self.tree)
+
+    @property
+    def version(self) -> int:
+        """The tree's."""
+        return self.tree.version
 
     def state(self) -> bytes:
         """The index."""
@@ -150,6 +142,11 @@ class StatusContent:
 
     def __init__(self) -> None:
         self.lines: set[str] = set()
+
+    @property
+    def version(self) -> int:
+        """A number that grows with the log."""
+        return len(self.lines)
 
     def state(self) -> bytes:
         """The log."""
@@ -207,6 +204,7 @@ class Peer:
         self.wishes: list[Wish] = []
         self.applied: list[tuple[Member, int]] = []  # since the last view
         self.ever_applied: list[tuple[Member, int]] = []
+        self.versions: list[tuple[int, tuple[Member, int]]] = []  # of the tree, and what made them
         self.segments: list[Segment] = []
         self._bus = bus
         self._tell = tell
@@ -355,11 +353,13 @@ class Peer:
 
     def _deliver(self, effect: Deliver) -> None:
         sender, message = effect
-        self.applied.append((sender, message.serial))
-        self.ever_applied.append((sender, message.serial))
+        change = (sender, message.serial)
+        self.applied.append(change)
+        self.ever_applied.append(change)
         outcome = "done"
         try:
             self.content.apply(sender, message)
+            self.versions.append((self.content.version, change))
         except PmxcfsError as error:
             outcome = f"refused: {type(error).__name__}"
         self._tell(f"delivers {sender} {describe(message)}")
