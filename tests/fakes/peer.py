@@ -4,7 +4,6 @@ It does what ``cluster`` does with threads, handles and a database, in the simpl
 """
 
 import json
-import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -29,6 +28,7 @@ from pmxcfs.effects import (
 )
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.guests import Guests
+from pmxcfs.index import parse, records_needed
 from pmxcfs.messages import (
     Body,
     Epoch,
@@ -47,15 +47,12 @@ from pmxcfs.messages import (
 )
 from tests.fakes.bus import Bus, Delivery, Departure, Foreign, Port, Quorum, View
 
-_INDEX_HEADER = 32
-_INDEX_ENTRY = 40
-
 
 def record_of(entry: Entry) -> Record:
     """Return what an UPDATE carries of an entry."""
     parent = entry.parent.inode if entry.parent else 0
     stamp = (entry.version, entry.writer, entry.mtime)
-    data = None if entry.is_directory else entry.stored or None  # none of an empty file
+    data = None if entry.is_directory else entry.stored
     return Record(entry.inode, parent, *stamp, entry.type, to_bytes(entry.name), data)
 
 
@@ -67,15 +64,6 @@ def records_of(tree: Tree) -> dict[int, Record]:
         found[entry.inode] = record_of(entry)
         todo += entry.children() if entry.is_directory else []
     return found
-
-
-def digests_of(index: bytes) -> dict[int, bytes]:
-    """Return the checksum of each inode that an index lists."""
-    starts = range(_INDEX_HEADER, len(index), _INDEX_ENTRY)
-    return {
-        struct.unpack_from("<Q", index, start)[0]: index[start + 8 : start + _INDEX_ENTRY]
-        for start in starts
-    }
 
 
 class TreeContent:
@@ -107,18 +95,12 @@ class TreeContent:
 
     def updates(self, effect: SendUpdates) -> list[Record]:
         """What the leader sends."""
-        mine = digests_of(effect.state)
-        others = [digests_of(state) for state in effect.states.values()]
         records = records_of(self.tree)
-        return [
-            records[inode]
-            for inode, digest in mine.items()
-            if any(other.get(inode) != digest for other in others)
-        ]
+        return [records[i] for i in records_needed(effect.state, effect.states.values())]
 
     def adopt(self, effect: Commit) -> bool:
         """Make a tree of the leader's index and the records that it sent."""
-        wanted = digests_of(effect.state)
+        wanted = parse(effect.state).digests
         records = {i: record for i, record in records_of(self.tree).items() if i in wanted}
         records |= {record.inode: record for record in effect.records}
         try:

@@ -3,7 +3,7 @@
 The bus is as hostile as corosync may be: it gives messages their places in any order, lets nodes
 read slowly, breaks and joins rings at any moment, and refuses messages. In some histories the parts
 of a broken ring have not even received the same. The wild ones are full of forks: everybody counts
-as quorate, so that all parts go on, and processes die without having read what they received.
+as quorate, so that all parts go on, and processes die before they have read what they received.
 """
 
 from collections import Counter
@@ -83,17 +83,17 @@ class History:
 
     def kill(self, node: int, _second: int) -> None:
         if node in self.cluster.peers:
-            self.read_all(node)
+            self.settle(node)
             self.cluster.kill(node)
 
     def crash(self, node: int, second: int) -> None:
         if node in self.cluster.peers:
-            self.read_all(node)
+            self.settle(node)
             self.cluster.crash(node, cut=self.cut(second))
 
-    def read_all(self, node: int) -> None:
-        """Let a process that is about to die do what it has received, as far as it is not wild."""
-        while not self.is_wild and self.cluster.step(node):
+    def settle(self, node: int) -> None:
+        """Let a process that is about to die get out and read all it has, unless it is wild."""
+        while not self.is_wild and (self.cluster.step(node) or self.cluster.order(node)):
             pass
 
     def split(self, _node: int, second: int) -> None:
