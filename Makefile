@@ -158,6 +158,10 @@ test: build test-deps lint types stubtest ## everything that CI runs; a skipped 
 test-long: build test-deps ## the same random tests, for much longer
 	$(REQUIRED) $(PYTEST) -m long tests
 
+.PHONY: scenarios-rewrite
+scenarios-rewrite: build ## write what happens into tests/scenarios; review the difference like code
+	$(BIN)/python -m tests.fakes.scenario tests/scenarios/*.txt
+
 .PHONY: asan
 asan: deps ## unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call copy,asan)

@@ -37,8 +37,9 @@ from pmxcfs.effects import (
     SendUpdates,
     TakeChecksum,
 )
-from pmxcfs.election import elect, rank_of
+from pmxcfs.election import elect
 from pmxcfs.errors import BadMessage, Busy
+from pmxcfs.index import parse
 from pmxcfs.letters import Letter, Letters
 from pmxcfs.messages import (
     Body,
@@ -275,9 +276,9 @@ class Dfsm:
         states = self._round.states
         if sender not in self.members or sender in states:
             return self.leave(f"member {sender} told its state out of turn")
-        if self._group is Group.TREE:
+        if self._group is Group.TREE and message.payload not in states.values():
             try:
-                rank_of(message.payload)
+                parse(message.payload)
             except BadMessage as error:
                 return [Log(f"member {sender} sent no valid state: {error}", logging.ERROR)]
         states[sender] = message.payload

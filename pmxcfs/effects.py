@@ -1,9 +1,12 @@
 """What the state machine of a group wants done: the vocabulary between ``dfsm`` and ``cluster``.
 
-``Dfsm`` returns lists of these. Whoever owns the group's handle carries them out in order and
-completely before it hands in the next event. Two ask for an answer and are always the last of their
-list: ``Commit`` (``on_committed``) and ``TakeChecksum`` (``on_checksum``); ``Leave`` and ``Quit``
-are the last of theirs, too. Contract: spec cluster.md, "State machine".
+``Dfsm`` returns lists of these. Whoever owns the group's handle carries them out in order, before
+it hands in the next event. Only two things may be put off: saving what was delivered, to share a
+transaction, and sending, as ``Send`` says.
+
+Two ask for an answer and are always the last of their list: ``Commit`` (``on_committed``) and
+``TakeChecksum`` (``on_checksum``). ``Leave`` and ``Quit`` are the last of theirs, too.
+Contract: spec cluster.md, "State machine".
 """
 
 import logging

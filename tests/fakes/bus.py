@@ -6,8 +6,9 @@ it has received everything up to some point, and behind that only what its own n
 happens by itself: whoever has the bus says which node's next message is ordered (``order``), who is
 in reach of whom (``reconfigure``), and reads what has been delivered from a ``Port``.
 
-Quorum comes in the same order, as the strictest cluster would see it: what only a part of the ring
-has received is delivered with that part's quorum.
+Quorum comes in the same order: what only a part of the ring has received is delivered with that
+part's quorum. Corosync counts nodes; *counts_members* counts those whose daemon is in the group.
+Only then can a majority that holds a change never be outvoted by one that lacks it.
 """
 
 import itertools
@@ -94,8 +95,9 @@ def all_received(_lowest: int, highest: int) -> int:
 class Bus:
     """Rings and ports."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, *, counts_members: bool = False) -> None:
         self.nodes = nodes  # votes in all
+        self._counts_members = counts_members
         self.ports: dict[int, Port] = {}  # by node
         self._rings: dict[int, _Ring] = {}  # by node
         self._views = 0
@@ -118,6 +120,7 @@ class Bus:
             self._arrive(port)
         elif isinstance(sent, Departure):
             ring.members.remove(port.member)
+            self._append(ring, self._quorum(ring), extra=port)
             self._append(ring, self._view(ring.members, ()), extra=port)
             del self.ports[node]
         elif isinstance(sent, Foreign):
@@ -149,7 +152,7 @@ class Bus:
         olds = sorted({self._rings[node] for node in nodes}, key=lambda ring: min(ring.nodes))
         stayed = {ring: _members_in(ring, nodes) for ring in olds}
         ring = _Ring(nodes, itertools.chain(*stayed.values()))
-        quorum = Quorum(len(nodes) * 2 > self.nodes)
+        quorum = self._quorum(ring)
         for old, members in stayed.items():
             views = self._views_of_part(old, members, ring, one_by_one=one_by_one)
             place = (
@@ -178,8 +181,12 @@ class Bus:
     def _arrive(self, port: Port) -> None:
         ring = port.ring
         ring.members = sorted([*ring.members, port.member])
-        port.inbox.append((-1, Quorum(len(ring.nodes) * 2 > self.nodes)))
+        self._append(ring, self._quorum(ring))
         self._append(ring, self._view(ring.members, [port.member]))
+
+    def _quorum(self, ring: _Ring) -> Quorum:
+        votes = ring.members if self._counts_members else ring.nodes
+        return Quorum(len(votes) * 2 > self.nodes)
 
     def _append(self, ring: _Ring, event: Event, *, extra: Port | None = None) -> None:
         for port in self._ports_in(ring.nodes):

@@ -19,10 +19,11 @@ class Cluster:
         *,
         group: Group = Group.TREE,
         deadlines: Deadlines | None = None,
+        counts_members: bool = False,
         tell: Callable[[int, str], None] = lambda node, text: None,
     ) -> None:
         self.size = size
-        self.bus = Bus(size)
+        self.bus = Bus(size, counts_members=counts_members)
         self.now = Moment(START, 0.0)
         self.peers: dict[int, Peer] = {}  # those whose process runs
         self.frozen: set[int] = set()

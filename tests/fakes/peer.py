@@ -4,10 +4,8 @@ It does what ``cluster`` does with threads, handles and a database, in the simpl
 """
 
 import json
-import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from pmxcfs import delivery
 from pmxcfs._core import Entry, Tree
@@ -30,6 +28,7 @@ from pmxcfs.effects import (
 )
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.guests import Guests
+from pmxcfs.index import parse, records_needed
 from pmxcfs.messages import (
     Body,
     Epoch,
@@ -48,27 +47,12 @@ from pmxcfs.messages import (
 )
 from tests.fakes.bus import Bus, Delivery, Departure, Foreign, Port, Quorum, View
 
-_INDEX_HEADER = 32
-_INDEX_ENTRY = 40
-
-
-class Content(Protocol):
-    """What a group is about."""
-
-    group: Group
-
-    def state(self) -> bytes:
-        """Return the payload of a STATE."""
-
-    def apply(self, sender: Member, message: Normal) -> None:
-        """Apply a change; raises PmxcfsError if it is refused."""
-
 
 def record_of(entry: Entry) -> Record:
     """Return what an UPDATE carries of an entry."""
     parent = entry.parent.inode if entry.parent else 0
     stamp = (entry.version, entry.writer, entry.mtime)
-    data = None if entry.is_directory else entry.stored or None  # none of an empty file
+    data = None if entry.is_directory else entry.stored
     return Record(entry.inode, parent, *stamp, entry.type, to_bytes(entry.name), data)
 
 
@@ -82,15 +66,6 @@ def records_of(tree: Tree) -> dict[int, Record]:
     return found
 
 
-def digests_of(index: bytes) -> dict[int, bytes]:
-    """Return the checksum of each inode that an index lists."""
-    starts = range(_INDEX_HEADER, len(index), _INDEX_ENTRY)
-    return {
-        struct.unpack_from("<Q", index, start)[0]: index[start + 8 : start + _INDEX_ENTRY]
-        for start in starts
-    }
-
-
 class TreeContent:
     """The configuration."""
 
@@ -100,6 +75,11 @@ class TreeContent:
         self.tree = tree or Tree()
         self.guests = Guests()
         self.guests.rebuild(self.tree)
+
+    @property
+    def version(self) -> int:
+        """The tree's."""
+        return self.tree.version
 
     def state(self) -> bytes:
         """The index."""
@@ -115,18 +95,12 @@ class TreeContent:
 
     def updates(self, effect: SendUpdates) -> list[Record]:
         """What the leader sends."""
-        mine = digests_of(effect.state)
-        others = [digests_of(state) for state in effect.states.values()]
         records = records_of(self.tree)
-        return [
-            records[inode]
-            for inode, digest in mine.items()
-            if any(other.get(inode) != digest for other in others)
-        ]
+        return [records[i] for i in records_needed(effect.state, effect.states.values())]
 
     def adopt(self, effect: Commit) -> bool:
         """Make a tree of the leader's index and the records that it sent."""
-        wanted = digests_of(effect.state)
+        wanted = parse(effect.state).digests
         records = {i: record for i, record in records_of(self.tree).items() if i in wanted}
         records |= {record.inode: record for record in effect.records}
         try:
@@ -150,6 +124,11 @@ class StatusContent:
 
     def __init__(self) -> None:
         self.lines: set[str] = set()
+
+    @property
+    def version(self) -> int:
+        """A number that grows with the log."""
+        return len(self.lines)
 
     def state(self) -> bytes:
         """The log."""
@@ -207,6 +186,7 @@ class Peer:
         self.wishes: list[Wish] = []
         self.applied: list[tuple[Member, int]] = []  # since the last view
         self.ever_applied: list[tuple[Member, int]] = []
+        self.versions: list[tuple[int, tuple[Member, int]]] = []  # of the tree, and what made them
         self.segments: list[Segment] = []
         self._bus = bus
         self._tell = tell
@@ -355,11 +335,13 @@ class Peer:
 
     def _deliver(self, effect: Deliver) -> None:
         sender, message = effect
-        self.applied.append((sender, message.serial))
-        self.ever_applied.append((sender, message.serial))
+        change = (sender, message.serial)
+        self.applied.append(change)
+        self.ever_applied.append(change)
         outcome = "done"
         try:
             self.content.apply(sender, message)
+            self.versions.append((self.content.version, change))
         except PmxcfsError as error:
             outcome = f"refused: {type(error).__name__}"
         self._tell(f"delivers {sender} {describe(message)}")

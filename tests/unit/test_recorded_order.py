@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pmxcfs._cpg import decode
 from pmxcfs.deadlines import Deadlines, Moment
 from pmxcfs.dfsm import Dfsm
 from pmxcfs.effects import (
@@ -35,7 +36,6 @@ from pmxcfs.messages import (
     Write,
 )
 from tests.fakes.peer import TreeContent
-from tests.fakes.plain_codec import decode
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 FINAL_CHECKSUM = "9ae7312fb0c4217262a2bd8615a12b4d787ae59eec33aa6642ba115e80aa3ecf"
@@ -66,7 +66,9 @@ class Replay:
     def parse(event: dict[str, Any]) -> tuple[Member | None, Any]:
         if event["event"] == "confchg":
             return None, [[Member(*pair) for pair in event[key]] for key in ("members", "joined")]
-        return Member(event["nodeid"], event["pid"]), decode(bytes.fromhex(event["hex"]))
+        return Member(event["nodeid"], event["pid"]), decode(
+            bytes.fromhex(event["hex"]), group=Group.TREE
+        )
 
     def run(self) -> None:
         """Start as the original did, and handle everything."""
