@@ -119,6 +119,11 @@ run: build ## mount a local-mode file system on run/pve in the foreground, until
 	  --statedir run/state --rundir run/sockets || status=$$?; \
 	rmdir run/pve; echo "pmxcfs has ended with exit status $$status"; exit $$status
 
+.PHONY: demo
+demo: build test-deps ## show a cluster of three nodes at work, in namespaces on this machine
+	@PATH="$$PATH:$(CURDIR)/build/debian/usr/sbin:$(CURDIR)/build/debian/usr/bin" \
+	  $(BIN)/python -m tests.cluster.demo
+
 .PHONY: check
 check: lint types unit ## what to run before each commit
 

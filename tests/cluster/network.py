@@ -58,10 +58,14 @@ class Network:
         self._sides = [sorted(side) for side in sides]
         self._apply()
 
+    def join(self) -> None:
+        """Undo ``part``."""
+        self.part()
+
     def heal(self) -> None:
         """Let all nodes reach one another, and lose nothing."""
-        self._sides, self._loss = (), 0
-        self._apply()
+        self._loss = 0
+        self.join()
 
     def lose(self, percent: int) -> None:
         """Drop this share of the frames between nodes, at random."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tests.harness import PROGRAM, Control
 CONTROL_SOCKET = Path("run/pve-cluster/control.sock")  # below the node's root
 CONTROL_PATIENCE = 5.0  # seconds for an answer of the test control
 MEMBER = re.compile(r"^ +(\d+) +\d+ \S", re.MULTILINE)  # its id, votes, address
+LOSS = re.compile(r"^(\w+ \d+ [\d:.]+) .* This node is within the non-primary", re.MULTILINE)
+LOG_TIME = "%Y %b %d %H:%M:%S.%f%z"  # corosync's, in UTC; it does not tell the year
 
 
 class Service:
@@ -46,11 +49,16 @@ class Service:
         if self.process is not None and (status := self.process.poll()) is not None:
             raise AssertionError(f"{self} ended with status {status}\n{self.log_tail()}")
 
-    def stop(self, *, seconds: float = PATIENCE) -> int:
-        """Tell it to stop and return its exit status; fail if it takes longer than *seconds*."""
+    def terminate(self) -> None:
+        """Tell it to stop, without waiting."""
         assert self.process, f"{self} was not started"
         self.thaw()
         self.process.signal(signal.SIGTERM)
+
+    def stop(self, *, seconds: float = PATIENCE) -> int:
+        """Tell it to stop and return its exit status; fail if it takes longer than *seconds*."""
+        self.terminate()
+        assert self.process
         status = self.process.wait(seconds)
         self.process = None
         return status
@@ -96,10 +104,13 @@ class Corosync(Service):
         """Start it; the node is quorate seconds later."""
         self.launch(["corosync", "-f"], {})
 
-    def restart(self) -> None:
-        """Stop it and start it again at once."""
-        self.stop()
-        self.start()
+    def quorum_losses(self) -> list[float]:
+        """Return the moments, of time.monotonic(), at which it has logged a loss of quorum."""
+        offset = time.time() - time.monotonic()
+        year = time.gmtime().tm_year
+        stamps = LOSS.findall(self.log_text())
+        moments = [datetime.strptime(f"{year} {stamp}Z", LOG_TIME) for stamp in stamps]
+        return [moment.timestamp() - offset for moment in moments]
 
     def is_quorate(self) -> bool:
         """Ask corosync whether this node is in the quorate part; a dead one is not."""
@@ -164,6 +175,15 @@ class Daemon(Service):
     def info(self) -> dict[str, Any]:
         """Return what the daemon knows of itself: version, checksum, mode and more."""
         return self.control("info")
+
+    def is_synced(self) -> bool:
+        """Tell whether it takes part in the changes; one that does not answer does not."""
+        if self.is_frozen or not self.is_mounted():
+            return False
+        with contextlib.suppress(OSError):
+            info = self.info()
+            return info["mode"] == info["status_mode"] == "synced" and bool(info["quorate"])
+        return False
 
 
 def clock(offset: int) -> dict[str, str]:

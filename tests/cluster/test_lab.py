@@ -41,10 +41,12 @@ def test_three_nodes_are_quorate_soon(tmp_path: Path, report: Callable[[object],
 
 def test_a_node_that_is_cut_off_loses_quorum_and_gets_it_back(quorate_lab: Lab) -> None:
     lab, node = quorate_lab, quorate_lab[3]
+    before = time.monotonic()
     lab.cut_off(node)
     lab.wait_until(lambda: not node.corosync.is_quorate(), DETECTION, "the loss of quorum")
     lab.wait_for_members(*others(lab, node))
     assert node.corosync.members() == [3]
+    assert before < node.corosync.quorum_losses()[-1] < time.monotonic()
     assert lab[1].corosync.is_quorate()
     lab.heal()
     lab.wait_for_members(*lab.nodes)
@@ -85,7 +87,8 @@ def test_corosync_can_be_killed_and_restarted(quorate_lab: Lab) -> None:
     lab.wait_for_members(*others(lab, node))
     node.corosync.start()
     lab.wait_for_members(*lab.nodes)
-    node.corosync.restart()
+    node.corosync.stop()
+    node.corosync.start()
     lab.wait_for_members(*lab.nodes)
 
 

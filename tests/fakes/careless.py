@@ -6,12 +6,14 @@ Run as a program: the first argument says what is broken, the others go to the d
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
-from pmxcfs import cli, fuse
+from pmxcfs import adoption, cli, fuse, replica
 from pmxcfs._core import Entry, Tree
+from pmxcfs.adoption import Adoption
 from pmxcfs.database import Database
+from pmxcfs.messages import EntryType, Record
 from pmxcfs.replica import Replica
 from pmxcfs.tickets import Ticket
 
@@ -68,10 +70,26 @@ def forget_to_sync() -> None:
     setattr(Database, "sync", lambda database: None)  # noqa: B010
 
 
+def skip_update() -> None:
+    """In each sync, do without one of the new files that the leader has sent."""
+    plan = adoption.plan
+
+    def plan_less(tree: Tree, leader: bytes, records: Iterable[Record]) -> Adoption:
+        planned = plan(tree, leader, records)
+        for inode, record in list(planned.written.items()):
+            if record.type == EntryType.FILE and tree.get(inode) is None:
+                del planned.written[inode]
+                break
+        return planned
+
+    setattr(replica, "plan", plan_less)  # noqa: B010
+
+
 SABOTAGE: Mapping[str, Callable[[], None]] = {
     "reply-before-commit": reply_before_commit,
     "commit-in-pieces": commit_in_pieces,
     "forget-to-sync": forget_to_sync,
+    "skip-update": skip_update,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""What a cluster was asked to do, what it answered, and what may be left of it in the end.
+
+Writers note an ``Effect`` for each path that an operation may change. An answer is a promise: the
+change is in the total order before anything that was begun later. So of a path's effects that may
+be its last, none ended before a promised one began. There is one way out, ``doubts``: totem hands a
+message to its sender as soon as it is ordered, which does not mean that anybody else has it. What a
+node is answered while a fault is separating it from the others can be lost with their messages.
+
+All here is pure. Times are seconds on one monotonic clock that all nodes share.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+Value = str | None  # of a path: a token that no other change has, DIRECTORY, or None: not there
+DIRECTORY = "directory"
+HOLE = "\0"  # where a line in doubt was, if the kernel knew of its loss too late: no violation
+EMPTY = ""  # a file without content, as it is between its creation and its first publishing
+
+
+class Effect(NamedTuple):
+    """A path is *value* after an operation of *node*, if *is_known*; else it may be."""
+
+    path: str
+    value: Value
+    node: int
+    start: float
+    end: float
+    is_known: bool = True  # the operation has returned success
+
+
+class Contest(NamedTuple):
+    """A try to be the only one who makes *path*, which nobody ever removes."""
+
+    path: str
+    node: int
+    start: float
+    end: float
+    outcome: str  # WON, LOST (somebody else has), or UNKNOWN
+
+
+WON, LOST, UNKNOWN = "won", "lost", "unknown"
+
+
+class Line(NamedTuple):
+    """A line that its writer, the only one of *path*, has appended; or may have."""
+
+    path: str
+    text: str
+    node: int
+    end: float
+    is_known: bool = True
+
+
+class Doubts:
+    """When each node's answers were no promises."""
+
+    def __init__(self) -> None:
+        self._spans: dict[int, list[tuple[float, float]]] = defaultdict(list)
+
+    def add(self, node: int, start: float, end: float = math.inf) -> None:
+        """Take the answers that *node* got from *start* to *end* as no promises."""
+        self._spans[node].append((start, end))
+
+    def covers(self, node: int, moment: float) -> bool:
+        """Tell whether an answer that came at *moment* is no promise."""
+        return self.overlaps(node, moment, moment)
+
+    def overlaps(self, node: int, start: float, end: float) -> bool:
+        """Tell whether there is doubt at any time from *start* to *end*."""
+        return any(start <= last and first <= end for first, last in self._spans[node])
+
+
+class History:
+    """Everything that was tried, and the judgement."""
+
+    def __init__(self) -> None:
+        self.doubts = Doubts()
+        self._effects: dict[str, list[Effect]] = defaultdict(list)
+        self._contests: dict[str, list[Contest]] = defaultdict(list)
+        self._lines: dict[str, list[Line]] = defaultdict(list)
+
+    def add(self, event: Effect | Contest | Line) -> None:
+        """Note what a writer tells. The lines of one file come in their order."""
+        if isinstance(event, Effect):
+            self._effects[event.path].append(event)
+        elif isinstance(event, Contest):
+            self._contests[event.path].append(event)
+        else:
+            self._lines[event.path].append(event)
+
+    def is_promised(self, event: Effect | Line) -> bool:
+        """Tell whether an answer binds the cluster."""
+        return event.is_known and not self.doubts.covers(event.node, event.end)
+
+    def allowed(self, path: str) -> set[Value]:
+        """Return what *path* may be in the end."""
+        effects = self._effects[path]
+        promised = [effect.start for effect in effects if self.is_promised(effect)]
+        if not promised:
+            return {None, *(effect.value for effect in effects)}
+        last = max(promised)
+        return {effect.value for effect in effects if _may_end_after(effect, last)}
+
+    def violations(self, found: Mapping[str, str]) -> list[str]:
+        """Compare with what is left: all paths, with the tokens of files.
+
+        Returns a line for each broken promise.
+        """
+        return [
+            *self._lost(found),
+            *self._unasked(found),
+            *self._shared_victories(),
+            *self._lost_lines(found),
+        ]
+
+    def doubtful_victories(self) -> list[str]:
+        """Return the contests with two winners of whom one was no promise."""
+        return [path for path in self._contests if len(self._winners(path)) > 1]
+
+    def counts(self) -> dict[str, int]:
+        """Return how much was promised, answered in doubt, and of unknown outcome."""
+        events = [*_chain(self._effects), *_chain(self._lines)]
+        promised = sum(self.is_promised(event) for event in events)
+        known = sum(event.is_known for event in events)
+        return {
+            "promised": promised,
+            "doubtful": known - promised,
+            "unknown": len(events) - known,
+            "contests": len(self._contests),
+        }
+
+    def _lost(self, found: Mapping[str, str]) -> Iterator[str]:
+        for path in sorted(self._effects):
+            allowed, value = self.allowed(path), found.get(path)
+            if value not in allowed:
+                wanted = ", ".join(sorted(map(_name, allowed)))
+                yield f"{path} is {_name(value)}, not {wanted}; {self._story(path, value)}"
+
+    def _story(self, path: str, value: Value) -> str:
+        """Say who made what is there, and what should have replaced it."""
+        effects = self._effects[path]
+        made = [effect for effect in effects if effect.value == value][-3:]
+        promised = [effect for effect in effects if self.is_promised(effect)]
+        last = max(promised, key=lambda effect: effect.start)
+        return f"last promise: {last}; made by: {made or 'nobody'}"
+
+    def _unasked(self, found: Mapping[str, str]) -> Iterator[str]:
+        known = self._effects.keys() | self._lines.keys()
+        for path in sorted(found.keys() - known):
+            yield f"{path} is {_name(found[path])}, which nobody has made"
+
+    def _winners(self, path: str) -> list[Contest]:
+        return [contest for contest in self._contests[path] if contest.outcome == WON]
+
+    def _shared_victories(self) -> Iterator[str]:
+        for path, contests in sorted(self._contests.items()):
+            winners = self._winners(path)
+            sure = [c for c in winners if not self.doubts.covers(c.node, c.end)]
+            if len(sure) > 1:
+                yield f"{path} was won more than once: {sure}"
+            if not any(contest.outcome != LOST for contest in contests):
+                yield f"{path} was won by nobody, but lost: {contests}"
+
+    def _lost_lines(self, found: Mapping[str, str]) -> Iterator[str]:
+        for path, lines in sorted(self._lines.items()):
+            left = found.get(path, "").replace(HOLE, "").splitlines()
+            place = {line.text: number for number, line in enumerate(lines)}
+            missing = [
+                line.text for line in lines if self.is_promised(line) and line.text not in left
+            ]
+            if missing:
+                yield f"{path} has lost {len(missing)} lines, the first of them {missing[0]!r}"
+            strange = [text for text in left if text not in place]
+            if strange:
+                yield f"{path} has {len(strange)} strange lines, the first of them {strange[0]!r}"
+            numbers = [place[text] for text in left if text in place]
+            if any(later <= earlier for earlier, later in pairwise(numbers)):
+                yield f"{path} has its lines in another order, or twice"
+
+
+def _may_end_after(effect: Effect, moment: float) -> bool:
+    """Tell whether an effect can come behind one that began at *moment*."""
+    return not effect.is_known or effect.end >= moment
+
+
+def _name(value: Value) -> str:
+    return {None: "not there", EMPTY: "an empty file"}.get(value, str(value))
+
+
+def _chain(events: Mapping[str, Sequence[Effect] | Sequence[Line]]) -> Iterator[Effect | Line]:
+    for some in events.values():
+        yield from some

@@ -1,0 +1,70 @@
+"""A cluster keeps its promises whatever happens to its nodes and between them."""
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.lab import Lab
+from tests.cluster.storm import Storm, Summary
+from tests.fakes import careless
+
+pytestmark = pytest.mark.needs_corosync
+
+MINUTES_IN_CI, MINUTES = 2, 10
+SECONDS_TO_CATCH = 20
+PATIENCE = 10.0  # seconds for the nodes of a cluster that can't agree
+EXPECTED = re.compile(r"nodes that agree|several trees|other files|not there|has lost")
+OPERATIONS = 20_000  # acknowledged in the long run
+FAULTS = 30  # of each kind in the long run
+KINDS = {
+    "kill": ("kill daemon",),
+    "freeze": ("freeze daemon",),
+    "partition": ("partition", "unplug"),
+    "corosync restart": ("restart corosync",),
+    "packet loss": ("packet loss",),
+}
+
+
+def storm(directory: Path, minutes: float) -> Summary:
+    """Start a cluster, and return what a storm has shown of it."""
+    with Lab(directory) as lab:
+        lab.start()
+        return Storm(lab, random.randrange(1 << 32)).run(60 * minutes)
+
+
+def check(summary: Summary, *, share: float) -> None:
+    """Assert that no promise was broken, and that enough was tried to say so."""
+    assert summary.violations == []
+    assert summary.operations >= share * OPERATIONS
+    for kind, names in KINDS.items():
+        assert sum(summary.faults.get(name, 0) for name in names) >= share * FAULTS, kind
+
+
+def test_no_promise_is_broken(tmp_path: Path, report: Callable[[object], None]) -> None:
+    summary = storm(tmp_path, MINUTES_IN_CI)
+    report(summary)
+    check(summary, share=MINUTES_IN_CI / MINUTES)
+
+
+def test_a_cluster_that_skips_an_update_is_caught(
+    tmp_path: Path, report: Callable[[object], None]
+) -> None:
+    with Lab(tmp_path) as lab:
+        for node in lab.nodes:
+            node.daemon.program = (careless.__file__, "skip-update")
+        lab.start()
+        summary = Storm(lab, random.randrange(1 << 32), patience=PATIENCE).run(SECONDS_TO_CATCH)
+    report(summary)
+    assert any(EXPECTED.search(violation) for violation in summary.violations)
+
+
+@pytest.mark.long
+def test_no_promise_is_broken_in_the_long_run(
+    tmp_path: Path, report: Callable[[object], None]
+) -> None:
+    summary = storm(tmp_path, MINUTES)
+    report(summary)
+    check(summary, share=1)

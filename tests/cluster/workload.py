@@ -1,0 +1,372 @@
+"""Writers and readers in the nodes of a cluster that things happen to.
+
+``write``, ``read`` and ``ping`` are workers. A writer changes files that others change too, adds to
+a log of its own, and takes part in contests for names; it tells what may come of each operation, by
+the rules of ``history``. A refusal that says that nothing was changed is only counted. A reader
+measures how long reads take that must never wait for the cluster, a pinger how busy the machine is.
+
+A token says who wrote a file, its number, and how many bytes ``content`` makes of it. All writes to
+one shared file are of one size, so two writers on one node leave no mixture of both.
+"""
+
+import errno
+import hashlib
+import os
+import random
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.cluster.agent import MOUNTPOINT, Files, Operation, Outcome
+from tests.cluster.history import (
+    DIRECTORY,
+    EMPTY,
+    LOST,
+    UNKNOWN,
+    WON,
+    Contest,
+    Effect,
+    Line,
+    Value,
+)
+
+SHARED = tuple(f"shared/{name}" for name in "abcdefgh")
+BIG, BIG_SIZE = "shared/h", 300_000
+SMALL_SIZES = (64, 700, 5000)  # bytes
+STATIC = "static"  # a directory that nobody changes
+STATIC_FILES = 20
+LOCKS = "priv/lock"
+CONTESTS = "contests"
+DIRECTORIES = ("shared", "own", STATIC, CONTESTS, "priv", LOCKS)
+ROUND = 0.5  # seconds in which all contend for the same two names
+PAUSE = 0.02  # seconds between the operations of a writer, at most
+NOTABLE = 0.02  # seconds that a call must take to be told of
+NOTABLE_PING = 0.003  # seconds
+PING, PING_PAUSE = "ping", 0.002
+READ_PAUSE = 0.01  # seconds between reads
+DEAD_PAUSE = 0.05  # seconds after an answer that no daemon gave
+REPORT_INTERVAL = 0.1  # seconds
+TOKEN = re.compile(r"[a-z0-9]+-\d+-\d+")
+
+# What says that nothing was changed and nothing sent: no quorum, no daemon, nothing there, ...
+REFUSALS = frozenset(
+    {errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS}
+)
+DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EROFS})
+
+Event = Effect | Contest | Line
+
+
+class Report(NamedTuple):
+    """What a worker has done since its last report."""
+
+    node: int
+    events: list[Event]
+    slow: list[tuple[str, Outcome]]  # calls, by name
+    errors: Counter[int]  # how many calls failed with each errno
+    calls: int
+    operations: int  # that were acknowledged
+    last_start: float  # when the last of them was begun; 0 if none was
+    refusals: int
+
+
+def size_of(path: str) -> int:
+    """Return how many bytes are written to a file."""
+    return BIG_SIZE if path == BIG else SMALL_SIZES[sum(path.encode()) % len(SMALL_SIZES)]
+
+
+def content(token: str) -> bytes:
+    """Return the bytes that stand for *token*."""
+    head = token.encode() + b"\n"
+    filler = hashlib.sha256(head).hexdigest().encode()
+    size = int(token.rpartition("-")[2])
+    return (head + filler * (size // len(filler) + 1))[:size]
+
+
+def token_of(data: bytes) -> str:
+    """Return the token of a file; of torn content, a description that is nobody's token."""
+    head = data.partition(b"\n")[0].decode(errors="replace")
+    if not data or (TOKEN.fullmatch(head) and data == content(head)):
+        return head
+    return f"torn: {len(data)} bytes of {head[:100]!r}"
+
+
+class Worker:
+    """What writers and readers share: they call, wait, and report."""
+
+    def __init__(self, connection: Connection, node: int) -> None:
+        self.node = node
+        self.events: list[Event] = []
+        self._connection = connection
+        self._files = Files()
+        self._reported = time.monotonic()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.events = []
+        self._slow: list[tuple[str, Outcome]] = []
+        self._errors: Counter[int] = Counter()
+        self._calls, self.operations, self.refusals, self.last_start = 0, 0, 0, 0.0
+
+    def call(self, *operation: object) -> Outcome:
+        """Make one system call, or few; its time counts."""
+        outcome = self._files.perform(operation)
+        self._calls += 1
+        if outcome.error:
+            self._errors[outcome.error] += 1
+        if outcome.seconds > NOTABLE:
+            self._slow.append((str(operation[0]), outcome._replace(value=None)))
+        if outcome.error in DEAD:
+            time.sleep(DEAD_PAUSE)
+        return outcome
+
+    def report(self) -> None:
+        """Tell the lab what was not told yet."""
+        counts = self._calls, self.operations, self.last_start, self.refusals
+        self._connection.send(Report(self.node, self.events, self._slow, self._errors, *counts))
+        self._clear()
+        self._reported = time.monotonic()
+
+    def run(self, step: Callable[[], None], pause: Callable[[], float]) -> None:
+        """Repeat *step* until the lab sends something; the last thing told is None."""
+        while not self._connection.poll(pause()):
+            step()
+            if time.monotonic() - self._reported > REPORT_INTERVAL:
+                self.report()
+        self.report()
+        self._connection.send(None)
+
+
+class Writer(Worker):
+    """Changes files at random."""
+
+    def __init__(self, connection: Connection, node: int, name: str, seed: int) -> None:
+        super().__init__(connection, node)
+        self._name = name
+        self._random = random.Random(seed)
+        self._files_written, self._temporaries, self._lines = 0, 0, 0
+        self._rounds: dict[str, int] = {}  # the last one that it took part in, by directory
+        self._steps: Sequence[Callable[[], None]] = (
+            *(self._overwrite, self._replace, self._delete, self._sync),
+            *(self._append, self._create, self._lock),
+        )
+
+    def step(self) -> None:
+        """Do one operation."""
+        self._random.choice(self._steps)()
+
+    def pause(self) -> float:
+        """Return how long to wait before the next one."""
+        return self._random.uniform(0, PAUSE)
+
+    def _overwrite(self) -> None:
+        """Open with O_TRUNC, write, close: what most programs do."""
+        path = self._random.choice(SHARED)
+        self._put(path, size=size_of(path))
+
+    def _sync(self) -> None:
+        """The same with an fsync before the close."""
+        path = self._random.choice(SHARED)
+        self._put(path, size=size_of(path), sync=True)
+
+    def _replace(self) -> None:
+        """Write a temporary file, rename it over another: what careful programs do.
+
+        The temporary one has a name of its own. So one that was lost can't turn up as another.
+        """
+        self._temporaries += 1
+        path, temporary = self._random.choice(SHARED), f"own/{self._name}-{self._temporaries}.tmp"
+        if token := self._put(temporary, size=size_of(path)):
+            self._note(self.call("rename", temporary, path), {temporary: None, path: token})
+
+    def _delete(self) -> None:
+        path = self._random.choice(SHARED)
+        self._note(self.call("unlink", path), {path: None})
+
+    def _append(self) -> None:
+        """Add a line to a log that nobody else writes."""
+        self._lines += 1
+        path, text = f"own/{self._name}.log", f"{self._name} line {self._lines}"
+        outcomes = [self.call("open", "log", path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)]
+        if outcomes[0].error in REFUSALS:
+            self.refusals += 1
+            return
+        if not outcomes[0].error:
+            outcomes.append(self.call("write", "log", f"{text}\n".encode()))
+            outcomes.append(self.call("close", "log"))
+        failed = any(outcome.error for outcome in outcomes)
+        self.events.append(Line(path, text, self.node, outcomes[-1].end, not failed))
+        self._count_answer(outcomes[0].start, failed=failed)
+
+    def _create(self) -> None:
+        """Try to be the one who makes this round's file."""
+        if path := self._contest(CONTESTS):
+            self._put(path, size=SMALL_SIZES[0], flags=os.O_EXCL, is_contest=True)
+
+    def _lock(self) -> None:
+        """Try to be the one who makes this round's directory."""
+        if path := self._contest(LOCKS):
+            outcome = self.call("mkdir", path)
+            self._note_contest(path, outcome)
+            self._note(outcome, {path: DIRECTORY})
+
+    def _contest(self, directory: str) -> str:
+        """Return the name of this round; empty if this writer has tried it."""
+        number = int(time.monotonic() / ROUND)
+        if self._rounds.get(directory) == number:
+            return ""
+        self._rounds[directory] = number
+        return f"{directory}/{number}"
+
+    def _note_contest(self, path: str, outcome: Outcome) -> None:
+        result = {0: WON, errno.EEXIST: LOST}.get(outcome.error, UNKNOWN)
+        self.events.append(Contest(path, self.node, outcome.start, outcome.end, result))
+
+    def _put(
+        self,
+        path: str,
+        *,
+        size: int,
+        flags: int = os.O_TRUNC,
+        sync: bool = False,
+        is_contest: bool = False,
+    ) -> str:
+        """Write a whole file; return the token if that was acknowledged, else nothing."""
+        self._files_written += 1
+        token = f"{self._name}-{self._files_written}-{size}"
+        opened = self.call("open", "file", path, os.O_WRONLY | os.O_CREAT | flags)
+        if is_contest:
+            self._note_contest(path, opened)
+        if opened.error in REFUSALS:
+            self.refusals += 1
+            return ""
+        outcomes = [opened]
+        if not opened.error:
+            outcomes.append(self.call("write", "file", content(token)))
+            if sync:
+                outcomes.append(self.call("fsync", "file"))
+            outcomes.append(self.call("close", "file"))
+        failed = any(outcome.error for outcome in outcomes)
+        end = outcomes[-1].end
+        if failed:  # then the file may have been created all the same
+            self._tell(path, EMPTY, opened.start, end, is_known=False)
+        self._tell(path, token, opened.start, end, is_known=not failed)
+        self._count_answer(opened.start, failed=failed)
+        return "" if failed else token
+
+    def _note(self, outcome: Outcome, values: dict[str, Value]) -> None:
+        """Tell of an operation of one call."""
+        if outcome.error in REFUSALS:
+            self.refusals += 1
+            return
+        failed = outcome.error != 0
+        for path, value in values.items():
+            self._tell(path, value, outcome.start, outcome.end, is_known=not failed)
+        self._count_answer(outcome.start, failed=failed)
+
+    def _tell(self, path: str, value: Value, start: float, end: float, *, is_known: bool) -> None:
+        self.events.append(Effect(path, value, self.node, start, end, is_known))
+
+    def _count_answer(self, start: float, *, failed: bool) -> None:
+        if not failed:
+            self.operations += 1
+            self.last_start = start
+
+
+class Reader(Worker):
+    """Reads what is cached, what is open, and a directory that nobody changes."""
+
+    def __init__(self, connection: Connection, node: int) -> None:
+        super().__init__(connection, node)
+        self._operations = self._endless()
+        self._is_open = False
+
+    def step(self) -> None:
+        """Do one read. An open file of a daemon that is gone is opened anew."""
+        if not self._is_open:
+            self._is_open = not self.call("open", "open", f"{STATIC}/0", os.O_RDONLY).error
+            return
+        name, *_ = operation = next(self._operations)
+        outcome = self.call(*operation)
+        if name == "read" and outcome.error:
+            self.call("close", "open")
+            self._is_open = False
+
+    def pause(self) -> float:
+        """Return how long to wait before the next one."""
+        return READ_PAUSE
+
+    def _endless(self) -> Iterator[Operation]:
+        while True:
+            for number in range(STATIC_FILES):
+                yield "stat", f"{STATIC}/{number}"
+                yield "read", "open", 100
+                yield "get", f"{STATIC}/{number}"
+                yield "list", STATIC
+
+
+class Pinger(Worker):
+    """Measures what nothing but the machine's load makes slow: a byte to another process and back.
+
+    It is the yardstick for the reads: they can't be faster than that.
+    """
+
+    def __init__(self, connection: Connection, node: int) -> None:
+        super().__init__(connection, node)
+        self._socket, far = socket.socketpair()
+        if os.fork() == 0:
+            self._socket.close()
+            while data := far.recv(1):
+                far.send(data)
+            os._exit(0)
+        far.close()
+
+    def step(self) -> None:
+        """Send a byte, and wait for it."""
+        start = time.monotonic()
+        self._socket.send(b"x")
+        self._socket.recv(1)
+        outcome = Outcome(None, 0, start, time.monotonic())
+        if outcome.seconds > NOTABLE_PING:
+            self._slow.append((PING, outcome))
+
+    def pause(self) -> float:
+        """Return how long to wait before the next one."""
+        return PING_PAUSE
+
+
+def ping(connection: Connection, node: int) -> None:
+    """Be a pinger until the lab sends something."""
+    pinger = Pinger(connection, node)
+    pinger.run(pinger.step, pinger.pause)
+
+
+def write(connection: Connection, node: int, name: str, seed: int) -> None:
+    """Be a writer until the lab sends something."""
+    writer = Writer(connection, node, name, seed)
+    writer.run(writer.step, writer.pause)
+
+
+def read(connection: Connection, node: int) -> None:
+    """Be a reader until the lab sends something."""
+    reader = Reader(connection, node)
+    reader.run(reader.step, reader.pause)
+
+
+def look(connection: Connection) -> None:
+    """Tell what is left: every path, with the token of a file or the text of a log."""
+    found: dict[str, str] = {}
+    for directory in ("shared", "own", CONTESTS, LOCKS):
+        for entry in os.scandir(f"{MOUNTPOINT}/{directory}"):
+            path = f"{directory}/{entry.name}"
+            if entry.is_dir():
+                found[path] = DIRECTORY
+            else:
+                data = Path(entry.path).read_bytes()
+                found[path] = data.decode() if path.endswith(".log") else token_of(data)
+    connection.send(found)
