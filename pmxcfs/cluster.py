@@ -6,7 +6,7 @@ there is one of each for the tree's group and for the status group, and the two 
 nothing, so the one never holds up the other.
 
 libcpg blocks for as long as corosync is stopped, in any call. So the thread owns nothing that
-others wait for: they leave messages in a Source and have deadlines of their own.
+others wait for: they leave messages in a ``Source`` and have deadlines of their own.
 
 Changes that are delivered together reach the Content together, and share a transaction there.
 
@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pmxcfs._cpg import Cpg, decode, encode
+from pmxcfs._cpg import Cpg, decode
 from pmxcfs.deadlines import Deadlines, Moment
 from pmxcfs.dfsm import Dfsm
 from pmxcfs.effects import (
@@ -44,29 +44,17 @@ from pmxcfs.effects import (
 )
 from pmxcfs.errors import (
     BadMessage,
-    Busy,
     ClusterError,
-    Interrupted,
     OtherProtocol,
     PmxcfsError,
     TryAgain,
 )
-from pmxcfs.messages import (
-    Body,
-    Group,
-    Member,
-    Message,
-    Normal,
-    Record,
-    State,
-    Update,
-    UpdateComplete,
-)
+from pmxcfs.mailer import Mailer, Source
+from pmxcfs.messages import Group, Member, Record, State, Update, UpdateComplete
 
 BURST = 256  # messages that are dispatched at most before something is sent, or a tick comes
 TICK = 1.0  # seconds between two looks at the deadlines, at most
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a send is tried again, doubling
-SEND_PATIENCE = 10.0  # seconds of trying to send one change
+JOIN_PAUSE = 0.1  # seconds until a join is tried again that corosync was not ready for
 LEAVE_PATIENCE = 5.0  # seconds for the others to see us leave
 STOP_PATIENCE = 0.5  # seconds for the same when the daemon ends
 
@@ -110,20 +98,20 @@ class Merged(Content, Protocol):
         """Join what all members have."""
 
 
-class Source(Protocol):
-    """What this node wants to send, in order. ``take`` is followed by one of the others."""
+class Handle(Protocol):
+    """One connection to corosync's process groups, as ``_cpg.Cpg`` is."""
 
-    def take(self, *, now: float) -> Body | None:
-        """Return what is to be sent next, if there is anything and it may be sent."""
+    def connect(self) -> None: ...
+    def local_nodeid(self) -> int: ...
+    def join(self, name: str) -> None: ...
+    def leave(self, name: str) -> None: ...
+    def mcast(self, data: bytes) -> None: ...
+    def dispatch_one(self) -> bool: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
-    def sent(self, serial: int) -> None:
-        """It was sent with this number."""
 
-    def not_sent(self) -> None:
-        """There was no room; it is to be taken once more."""
-
-    def refused(self, error: PmxcfsError) -> None:
-        """It will not be sent."""
+Connect = Callable[["GroupThread"], Handle]  # given who is called while it dispatches
 
 
 class _Delivered(NamedTuple):
@@ -152,25 +140,28 @@ class GroupThread:
     """This node's membership in one group; a subclass knows what only its group has."""
 
     def __init__(
-        self, group: Group, content: Content, source: Source, *, log: logging.Logger
+        self,
+        group: Group,
+        content: Content,
+        source: Source,
+        *,
+        log: logging.Logger,
+        connect: Connect = Cpg,
     ) -> None:
         self.dfsm = Dfsm(group)
         self.dropped = 0  # messages of peers that were none
         self._group = group
         self._content = content
-        self._source = source
+        self._mailer = Mailer(group, self.dfsm, source)
+        self._connect = connect
         self._log = log
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = threading.Event()
         self._is_down = False  # an outage that has been told of
         self._joined_at = float("-inf")  # monotonic
         self._events: deque[_Delivered | _Changed] = deque()
-        self._unsent: deque[Message] = deque()  # what the rules of the group want sent, in order
         self._batch: list[Deliver] = []  # delivered, not applied
         self._ticked_at = 0.0  # monotonic
-        self._pause = 0.0  # seconds, since the last attempt to send; 0: it went well
-        self._retry_at = 0.0  # monotonic
-        self._trying_since = 0.0  # monotonic; 0: no change waits for room
         self._thread = threading.Thread(target=self._run, name=group.cpg_name, daemon=True)
         self._carriers: dict[type, Callable[[Any], None]] = {
             Send: self._send_later,
@@ -181,7 +172,21 @@ class GroupThread:
             Log: self._tell,
         }
 
+    def __del__(self) -> None:
+        # Not before: the thread, and whoever wakes it, may use the descriptor until nobody can.
+        os.close(self._wakeup)
+
     # For other threads.
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def sent_bytes(self) -> int:
+        """What this node has sent to the group since it was started."""
+        return self._mailer.sent_bytes
 
     @property
     def mode(self) -> Mode:
@@ -236,16 +241,26 @@ class GroupThread:
     def _be_member(self) -> None:
         """Join and stay until something ends it."""
         self._joined_at = time.monotonic()
-        with contextlib.closing(Cpg(self)) as handle, self._membership():
+        with contextlib.closing(self._connect(self)) as handle, self._membership():
             handle.connect()
             self.dfsm.join(Member(handle.local_nodeid(), os.getpid()))
-            handle.join(self._group.cpg_name)
+            self._join(handle)
             try:
                 self._serve(handle)
             except _Left:
                 self._part(handle, LEAVE_PATIENCE)
                 raise
             self._part(handle, STOP_PATIENCE)
+
+    def _join(self, handle: Handle) -> None:
+        """Join, as soon as corosync has made out who is there."""
+        while not self._is_stopping.is_set():
+            try:
+                handle.join(self._group.cpg_name)
+            except TryAgain:
+                self._is_stopping.wait(JOIN_PAUSE)
+            else:
+                return
 
     @contextlib.contextmanager
     def _membership(self) -> Iterator[None]:
@@ -255,9 +270,8 @@ class GroupThread:
         finally:
             self.dfsm.on_disconnected()
             self._events.clear()
-            self._unsent.clear()
             self._batch.clear()
-            self._pause = self._trying_since = 0.0
+            self._mailer.reset()
             self._content.on_members((), me=self.dfsm.me)
             self._content.on_left()
 
@@ -272,7 +286,7 @@ class GroupThread:
             self._is_down = False
             self._log.info("connected to corosync again")
 
-    def _part(self, handle: Cpg, patience: float) -> None:
+    def _part(self, handle: Handle, patience: float) -> None:
         """Leave, and see that happen: until then others may take us for a member."""
         deadline = time.monotonic() + patience
         me = self.dfsm.me
@@ -292,7 +306,7 @@ class GroupThread:
 
     # The loop.
 
-    def _serve(self, handle: Cpg) -> None:
+    def _serve(self, handle: Handle) -> None:
         poll = select.poll()
         poll.register(handle.fileno(), select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
@@ -304,14 +318,12 @@ class GroupThread:
             self._flush()
             if is_drained:
                 self._tick()
-            self._send(handle)
+            self._mailer.send(handle.mcast)
 
     def _sleep(self) -> float:
         """Return the seconds until something is to be done without being woken."""
         now = time.monotonic()
-        until = self._ticked_at + self._tick_interval()
-        if self._pause:
-            until = min(until, self._retry_at)
+        until = min(self._ticked_at + self._tick_interval(), self._mailer.retry_at)
         return max(0.0, until - now)
 
     def _tick_interval(self) -> float:
@@ -324,7 +336,7 @@ class GroupThread:
             self._ticked_at = at.monotonic
             self._carry_out(self.dfsm.on_tick(at))
 
-    def _dispatch(self, handle: Cpg) -> bool:
+    def _dispatch(self, handle: Handle) -> bool:
         """Look at what the group says, a burst at most; return whether that was all."""
         for _ in range(BURST):
             if not handle.dispatch_one():
@@ -361,8 +373,7 @@ class GroupThread:
     def _on_membership(self, change: _Changed) -> list[Effect]:
         self._flush()
         self._tell_of_connection()
-        # The round is over; what changes something stays, and goes out before the next STATE.
-        self._unsent = deque(one for one in self._unsent if isinstance(one, Normal))
+        self._mailer.forget_round()
         effects = self.dfsm.on_membership(change.members, joined=change.joined, at=_now())
         self._content.on_members(self.dfsm.members, me=self.dfsm.me)
         return effects
@@ -394,10 +405,10 @@ class GroupThread:
             self._content.on_synced()
 
     def _send_later(self, effect: Send) -> None:
-        self._unsent.append(effect.message)
+        self._mailer.put(effect.message)
 
     def _send_state(self, effect: SendState) -> None:
-        self._unsent.append(State(effect.time, effect.epoch, self._content.state()))
+        self._mailer.put(State(effect.time, effect.epoch, self._content.state()))
 
     def _leave(self, effect: Leave) -> None:
         raise _Left(for_good=False)
@@ -405,65 +416,13 @@ class GroupThread:
     def _quit(self, effect: Quit) -> None:
         raise _Left(for_good=True)
 
-    # Sending.
-
-    def _send(self, handle: Cpg) -> None:
-        """Send what there is, until corosync has no room any more."""
-        if self._pause and time.monotonic() < self._retry_at:
-            return
-        try:
-            while self._unsent:
-                self._send_message(handle)
-            while not self._unsent and self.dfsm.is_synced and self._send_change(handle):
-                pass
-        except TryAgain:
-            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            self._retry_at = time.monotonic() + self._pause
-        else:
-            self._pause = 0.0
-
-    def _send_message(self, handle: Cpg) -> None:
-        """Send the first of what the rules of the group want sent; in no hurry, so for ever."""
-        with contextlib.suppress(Interrupted):  # its round is over
-            handle.mcast(encode(self._unsent[0], group=self._group))
-        self._unsent.popleft()
-        self._pause = 0.0
-
-    def _send_change(self, handle: Cpg) -> bool:
-        """Send the next change of this node's; return whether there was one."""
-        now = time.monotonic()
-        body = self._source.take(now=now)
-        if body is None:
-            self._trying_since = 0.0
-            return False
-        message = self.dfsm.number(body, int(time.time()))
-        try:
-            handle.mcast(encode(message, group=self._group))
-        except (TryAgain, Interrupted) as error:
-            self._put_back(now, error)
-            raise TryAgain(error.call, error.code, str(error)) from error
-        except ClusterError:
-            self._source.not_sent()
-            raise
-        self._source.sent(message.serial)
-        self._trying_since = self._pause = 0.0
-        return True
-
-    def _put_back(self, now: float, error: ClusterError) -> None:
-        """There was no room for a change: try again, but not for ever."""
-        self._trying_since = self._trying_since or now
-        if now - self._trying_since < SEND_PATIENCE:
-            self._source.not_sent()
-        else:
-            self._trying_since = 0.0
-            self._source.refused(Busy(f"corosync takes no messages: {error}"))
-
 
 class TreeGroup(GroupThread):
     """This node in the group of the tree."""
 
-    def __init__(self, content: Replicated, source: Source) -> None:
-        super().__init__(Group.TREE, content, source, log=logging.getLogger("pmxcfs.dcdb"))
+    def __init__(self, content: Replicated, source: Source, *, connect: Connect = Cpg) -> None:
+        log = logging.getLogger("pmxcfs.dcdb")
+        super().__init__(Group.TREE, content, source, log=log, connect=connect)
         self._tree = content
         self._carriers |= {
             SendUpdates: self._send_updates,
@@ -473,8 +432,8 @@ class TreeGroup(GroupThread):
 
     def _send_updates(self, effect: SendUpdates) -> None:
         for record in self._tree.updates(effect):
-            self._unsent.append(Update(effect.time, effect.epoch, record))
-        self._unsent.append(UpdateComplete(effect.time, effect.epoch))
+            self._mailer.put(Update(effect.time, effect.epoch, record))
+        self._mailer.put(UpdateComplete(effect.time, effect.epoch))
 
     def _commit(self, effect: Commit) -> None:
         try:
@@ -492,8 +451,9 @@ class TreeGroup(GroupThread):
 class StatusGroup(GroupThread):
     """This node in the group of keys and cluster log."""
 
-    def __init__(self, content: Merged, source: Source) -> None:
-        super().__init__(Group.STATUS, content, source, log=logging.getLogger("pmxcfs.status"))
+    def __init__(self, content: Merged, source: Source, *, connect: Connect = Cpg) -> None:
+        log = logging.getLogger("pmxcfs.status")
+        super().__init__(Group.STATUS, content, source, log=log, connect=connect)
         self._status = content
         self._carriers |= {Merge: self._merge}
 

@@ -18,6 +18,7 @@ from typing import Any
 from pmxcfs.cluster import GroupThread, StatusGroup, TreeGroup
 from pmxcfs.corosync import ConfigWatch, QuorumWatch
 from pmxcfs.delivery import Change
+from pmxcfs.effects import Mode
 from pmxcfs.filesystem import FileSystem
 from pmxcfs.hostconf import HostConfig
 from pmxcfs.kvstore import ADDRESS
@@ -68,9 +69,7 @@ class Clustering:
             lock_has_expired=files.lock_has_expired,
         )
         tree.on_common = self._note_common
-        self.tree = TreeGroup(
-            tree, TreeSource(outbox, postings, lock=lock, is_quorate=lambda: files.quorate)
-        )
+        self.tree = TreeGroup(tree, TreeSource(outbox, postings, lock=lock))
         outbox.wake = self.tree.wake
         self.source = StatusSource()
         self.status = StatusGroup(StatusContent(status, self.source, lock=lock), self.source)
@@ -123,6 +122,7 @@ class Clustering:
             "mode": self.tree.mode.value,
             "members": [member.nodeid for member in self.tree.members],
             "dropped": self.tree.dropped + self.status.dropped,
+            "sent_bytes": self.tree.sent_bytes,
             "status_mode": self.status.mode.value,
             "status_members": [member.nodeid for member in self.status.members],
         }
@@ -141,6 +141,8 @@ class Clustering:
     def _take_config(self, config: ClusterConfig) -> None:
         with self._lock:
             self._status.members.configure(config)
+            if self.tree.mode is Mode.SYNCED:
+                self._note_common(self.tree.members)
 
     def _note_common(self, members: Sequence[Member]) -> None:
         """The tree is that of *members*, and what changes now reaches all of them."""

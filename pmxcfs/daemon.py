@@ -99,7 +99,7 @@ class Daemon:
         is_clustered = not settings.local and self._tree.find(COROSYNC_CONF) is not None
         workers = settings.workers or (CLUSTER_WORKERS if is_clustered else LOCAL_WORKERS)
         self._yielding = fuse.Yielding(workers)
-        self._outbox = Outbox()
+        self._outbox = Outbox(is_quorate=lambda: self._files.quorate)
         self._issuer = self._make_issuer() if is_clustered else self._make_local_issuer()
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
@@ -239,6 +239,7 @@ class Daemon:
         self._replica.reload_listeners.append(clustering.on_reload)
         clustering.start()
         cleanup.callback(clustering.stop)
+        cleanup.callback(self._finish_changes)  # while there is a group
         lookup = AddressLookup(self._settings.nodename, clustering.set_address)
         lookup.start()
         cleanup.callback(lookup.stop)
@@ -271,9 +272,15 @@ class Daemon:
         """Let ``serve`` return, without losing what was written. For the signal waiter."""
         _log.info("stopping")
         self._is_stopping = True
-        self._issuer.refuse()
-        self._publish_the_rest()
+        self._finish_changes()
         process.end_llfuse_main(self._main_thread, self._finished)
+
+    def _finish_changes(self) -> None:
+        """Let nobody wait any more, and publish what can be."""
+        with fuse.LOCK:
+            self._issuer.refuse()
+            self._files.publish_all()
+            self._issuer.abandon()
 
     def _publish_the_rest(self) -> None:
         with fuse.LOCK:

@@ -22,28 +22,22 @@ from pmxcfs.tickets import Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-MAX_MESSAGE = (
-    1 << 20
-) - 1024  # bytes that corosync sends in one piece (cpg_max_atomic_msgsize_get)
+# Bytes that corosync sends in one piece (cpg_max_atomic_msgsize_get).
+MAX_MESSAGE = (1 << 20) - 1024
 _AROUND_DATA = 16 + 8 + 20 + 1  # bytes of header, counter and lengths, and the NUL behind the path
 DELIVERY_PATIENCE = 10.0  # seconds from sending to delivery
-STOP_PATIENCE = 0.5  # seconds that a change may wait once the daemon stops
+STOP_PATIENCE = 1.0  # seconds that all changes together may wait once the daemon stops
 
 
 class ClusterIssuer:
     """Carries out mutations by sending them to all members, this node included."""
 
-    def __init__(
-        self,
-        replica: Replica,
-        outbox: Outbox,
-        *,
-        yielding: Yielding,
-    ) -> None:
+    def __init__(self, replica: Replica, outbox: Outbox, *, yielding: Yielding) -> None:
         self._replica = replica
         self._outbox = outbox
         self._yielding = yielding
-        self._is_stopping = False
+        self._stops_at = float("inf")  # monotonic; nothing waits any longer than that
+        self._waiting: dict[Posting, None] = {}  # whose caller waits, in order
 
     def submit(self, mutation: Mutation) -> Change:
         """Have *mutation* applied everywhere; return what changed."""
@@ -90,51 +84,69 @@ class ClusterIssuer:
 
     def on_quorum_lost(self) -> None:
         """Refuse what has not been sent: it will not be."""
-        self._refuse_unsent(NoQuorum("the quorum is lost, nothing was changed"))
+        for posting in self._outbox.clear():
+            if posting.sent_at:
+                posting.ticket.finish(_unknown("the quorum was lost meanwhile"))
+            else:
+                posting.ticket.finish(NoQuorum("the quorum was lost, nothing was changed"))
 
     def refuse(self) -> None:
-        """Answer Busy to everyone whose change has not been sent: the daemon stops."""
-        self._is_stopping = True
+        """The daemon stops: what is not sent yet gets Busy, and new changes little time."""
+        self._stops_at = min(self._stops_at, time.monotonic() + STOP_PATIENCE)
         self._outbox.hold(on=False)
-        self._refuse_unsent(Busy("the daemon is stopping, nothing was changed"))
-
-    def _refuse_unsent(self, error: PmxcfsError) -> None:
-        for posting in self._outbox.unsent():
+        for posting in list(self._waiting):
             if self._outbox.withdraw(posting):
-                posting.ticket.finish(error)
+                posting.ticket.finish(Busy("the daemon is stopping, nothing was changed"))
+
+    def abandon(self) -> None:
+        """Give up what is not delivered by now; what was sent lately gets the rest of its time."""
+        for posting in list(self._waiting):
+            done = posting.ticket.done()
+            with self._yielding.released():
+                done.wait(max(0.0, self._stops_at - time.monotonic()))
+            if not posting.ticket.is_done:
+                self._outbox.drop(posting)
+                posting.ticket.finish(_unknown("the daemon is stopping"))
 
     def _post(self, ticket: Ticket, bodies: Sequence[Sendable]) -> Change:
+        posting = Posting(ticket, bodies)
+        ticket.done()  # an event to wait for, made while the lock is held
+        self._waiting[posting] = None
         try:
             self._replica.check_writable()
-            posting = Posting(ticket, bodies)
-            ticket.done()  # an event to wait for, made while the lock is held
             with self._yielding.waiting():
                 self._outbox.put(posting)
-                is_withdrawn = self._await(posting)
+                failure = self._await(posting)
         except PmxcfsError as error:
-            ticket.finish(error)
-            raise
+            failure = error
+        finally:
+            del self._waiting[posting]
         if not ticket.is_done:
-            ticket.finish(self._outcome_of_waiting(is_withdrawn=is_withdrawn))
+            ticket.finish(failure)
         return ticket.result()
 
-    def _await(self, posting: Posting) -> bool:
-        """Wait for *posting* until its time is over; tell whether it was withdrawn then."""
+    def _await(self, posting: Posting) -> PmxcfsError | None:
+        """Wait for *posting* as long as it may take; return why it failed, if it did so here."""
         done = posting.ticket.done()
-        done.wait(STOP_PATIENCE if self._is_stopping else patience_for(posting.ticket.mutation))
-        while not done.is_set() and not self._outbox.withdraw(posting):
-            limit = STOP_PATIENCE if self._is_stopping else DELIVERY_PATIENCE
-            left = posting.sent_at + limit - time.monotonic()
-            if posting.sent_at and left <= 0:
-                return False
-            done.wait(max(left, 0.0))
-        return not done.is_set()
-
-    def _outcome_of_waiting(self, *, is_withdrawn: bool) -> PmxcfsError:
-        if is_withdrawn:
+        if done.wait(self._limited(patience_for(posting.ticket.mutation))):
+            return None
+        if self._outbox.withdraw(posting):
             return Busy("the cluster is not in sync yet, nothing was changed")
+        # It was sent, or is being sent, or its end is on its way.
+        left = (posting.sent_at or time.monotonic()) + DELIVERY_PATIENCE - time.monotonic()
+        if done.wait(self._limited(left)):
+            return None
+        self._outbox.drop(posting)
         _log.error("a change was sent but not delivered in time: its outcome is unknown")
-        return Failed("it was sent, but not delivered in time: nobody knows what comes of it")
+        return _unknown("it was not delivered in time")
+
+    def _limited(self, seconds: float) -> float:
+        """Return how long to wait where nobody stops the daemon *seconds* would do."""
+        return max(0.0, min(seconds, self._stops_at - time.monotonic()))
+
+
+def _unknown(reason: str) -> Failed:
+    return Failed(f"{reason}, after it was sent: nobody knows what comes of it")
 
 
 def split(mutation: Mutation) -> list[Mutation]:

@@ -1,8 +1,11 @@
 """This node's changes on their way to the cluster: queued, and sent in order by another thread.
 
 A ``Posting`` is what one caller wants: a ticket, and the messages that carry it. Whoever posts one
-can withdraw it for as long as nothing of it was sent; after that only its delivery, or the loss of
-the group, ends it.
+can withdraw it for as long as nothing of it was sent; after that only its delivery, the loss of the
+group, or that the caller gives it up ends it.
+
+Nothing is queued without quorum: ``put`` and ``next`` look, so a change can't slip in while the
+quorum is being lost.
 
 Threads: the outbox is for any thread and never blocks. Tickets are finished with the tree's lock
 held. Contract: spec cluster.md, "A mutation must not block forever".
@@ -13,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from pmxcfs.delivery import Change
-from pmxcfs.errors import PmxcfsError
+from pmxcfs.errors import NoQuorum, PmxcfsError
 from pmxcfs.messages import Mutation, UnlockRequest
 from pmxcfs.tickets import Ticket
 
@@ -23,13 +26,19 @@ Sendable = Mutation | UnlockRequest
 class Posting:
     """One ticket and the messages that carry it, which go out back to back."""
 
-    __slots__ = ("_outstanding", "sent_at", "ticket", "unsent")
+    __slots__ = ("_count", "_outstanding", "is_wanted", "sent_at", "ticket", "unsent")
 
     def __init__(self, ticket: Ticket, bodies: Sequence[Sendable]) -> None:
         self.ticket = ticket
         self.unsent = deque(bodies)
-        self.sent_at = 0.0  # monotonic second of its first sending; 0 while it can be withdrawn
-        self._outstanding = len(bodies)
+        self.sent_at = 0.0  # monotonic second of its first sending; 0: nothing was sent
+        self.is_wanted = True  # until somebody wanted to withdraw it
+        self._count = self._outstanding = len(bodies)
+
+    @property
+    def is_partly_sent(self) -> bool:
+        """Tell whether a part of it is on its way for certain."""
+        return len(self.unsent) < self._count
 
     def arrived(self, change: Change | None, error: PmxcfsError | None) -> None:
         """One of the messages was delivered, with this result. Needs the tree's lock.
@@ -46,64 +55,79 @@ class Posting:
 class Outbox:
     """Postings in the order in which they are to be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_quorate: Callable[[], bool]) -> None:
         self.is_held = False  # by a test: nothing is sent
         self.wake: Callable[[], None] = lambda: None  # the group's thread, once there is one
+        self._is_quorate = is_quorate
         self._lock = threading.Lock()
         self._postings: deque[Posting] = deque()
 
     def put(self, posting: Posting) -> None:
-        """Queue *posting*."""
+        """Queue *posting*. Raises NoQuorum."""
         with self._lock:
+            if not self._is_quorate():
+                raise NoQuorum("no quorum, nothing may change")
             self._postings.append(posting)
         self.wake()
 
     def withdraw(self, posting: Posting) -> bool:
-        """Take *posting* back; tell whether that was possible: nothing of it was sent."""
-        with self._lock:
-            if posting.sent_at or posting not in self._postings:
-                return False
-            self._postings.remove(posting)
-            return True
+        """Take *posting* back; tell whether that was possible: nothing of it was sent.
 
-    def head(self) -> Posting | None:
-        """Return whose next message is to be sent, or None. For the group's thread."""
+        One that is being sent right now is taken back by ``not_sent``, if it comes to that.
+        """
         with self._lock:
-            return self._postings[0] if self._postings and not self.is_held else None
+            posting.is_wanted = False
+            return not posting.sent_at and self._remove(posting)
 
-    def begin(self, posting: Posting, *, now: float) -> bool:
-        """Note that its next message is being sent; False if *posting* was withdrawn meanwhile."""
+    def next(self, *, now: float) -> Posting | None:
+        """Begin to send the next message; return whose it is, None if none may be sent.
+
+        For the group's thread, which then calls ``sent`` or ``not_sent``.
+        """
         with self._lock:
-            if not self._postings or self._postings[0] is not posting:
-                return False
+            if not self._postings or self.is_held or not self._is_quorate():
+                return None
+            posting = self._postings[0]
             posting.sent_at = posting.sent_at or now
-            return True
+            return posting
 
-    def not_sent(self, posting: Posting, *, is_first: bool) -> None:
-        """Corosync had no room for it: *posting* stays at the head of the queue."""
+    def not_sent(self, posting: Posting) -> bool:
+        """There was no room for it; tell whether it is still to be sent."""
         with self._lock:
-            if is_first:
-                posting.sent_at = 0.0
+            if posting.is_partly_sent:
+                return posting in self._postings
+            posting.sent_at = 0.0
+            if not posting.is_wanted:
+                self._remove(posting)
+            return posting in self._postings
 
     def sent(self, posting: Posting) -> None:
         """The next message of *posting* was sent."""
         with self._lock:
             posting.unsent.popleft()
             if not posting.unsent:
-                self._postings.popleft()
+                self._remove(posting)
 
     def drop(self, posting: Posting) -> None:
         """Send nothing more of *posting*."""
         with self._lock:
-            if posting in self._postings:
-                self._postings.remove(posting)
+            self._remove(posting)
 
-    def unsent(self) -> list[Posting]:
-        """Return what waits, in order."""
+    def clear(self) -> list[Posting]:
+        """Send nothing more of what waits; return it, in order."""
         with self._lock:
-            return list(self._postings)
+            cleared = list(self._postings)
+            self._postings.clear()
+            return cleared
 
     def hold(self, *, on: bool) -> None:
         """Send nothing, or go on: for tests."""
         self.is_held = on
         self.wake()
+
+    def _remove(self, posting: Posting) -> bool:
+        """Take it out of the queue; tell whether it was there. Needs the lock."""
+        if posting not in self._postings:
+            return False
+        self._postings.remove(posting)
+        return True

@@ -419,6 +419,9 @@ class LocalIssuer:
         """Answer Busy to everyone who waits: the daemon stops."""
         self._gate.refuse()
 
+    def abandon(self) -> None:
+        """Nothing: nobody waits any more."""
+
 
 def patience_for(mutation: Mutation) -> float:
     holds_directory = isinstance(mutation, Mkdir | Create | Delete | Rename)

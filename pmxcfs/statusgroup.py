@@ -25,7 +25,8 @@ from pmxcfs.status import Status
 
 _log = logging.getLogger("pmxcfs.status")
 
-MAX_UNSENT_BYTES = 16 << 20  # of keys; beyond it the oldest are dropped
+MAX_UNSENT_BYTES = 16 << 20  # that keys with their values take; beyond it the oldest are dropped
+KEY_OVERHEAD = 256  # bytes that a key costs beside its name and value
 MAX_UNSENT_ENTRIES = 1000  # of the log; likewise
 
 
@@ -36,7 +37,7 @@ class StatusSource:
         self.wake: Callable[[], None] = lambda: None  # the group's thread, once there is one
         self._lock = threading.Lock()
         self._keys: OrderedDict[str, bytes] = OrderedDict()
-        self._bytes = 0  # of the values
+        self._bytes = 0  # that the keys take
         self._entries: deque[LogEntry] = deque(maxlen=MAX_UNSENT_ENTRIES)
         self._current: SetKey | LogEntry | None = None
 
@@ -51,18 +52,23 @@ class StatusSource:
         self.wake()
 
     def _put_key(self, message: SetKey) -> None:
-        self._bytes += len(message.value) - len(self._keys.pop(message.key, b""))
+        self._drop_key(message.key)
         self._keys[message.key] = message.value
+        self._bytes += _cost(message.key, message.value)
         while self._bytes > MAX_UNSENT_BYTES:
-            _, value = self._keys.popitem(last=False)
-            self._bytes -= len(value)
+            self._drop_key(next(iter(self._keys)))
+
+    def _drop_key(self, key: str) -> None:
+        value = self._keys.pop(key, None)
+        if value is not None:
+            self._bytes -= _cost(key, value)
 
     def take(self, *, now: float) -> Body | None:
         """Return the next message's body."""
         with self._lock:
             if self._keys:
-                key, value = self._keys.popitem(last=False)
-                self._bytes -= len(value)
+                key, value = next(iter(self._keys.items()))
+                self._drop_key(key)
                 self._current = SetKey(key, value)
             elif self._entries:
                 self._current = self._entries.popleft()
@@ -79,15 +85,20 @@ class StatusSource:
         with self._lock:
             current, self._current = self._current, None
             if isinstance(current, LogEntry):
-                self._entries.appendleft(current)
+                if len(self._entries) < MAX_UNSENT_ENTRIES:  # or it would push out the newest
+                    self._entries.appendleft(current)
             elif current is not None and current.key not in self._keys:
                 self._keys[current.key] = current.value
                 self._keys.move_to_end(current.key, last=False)
-                self._bytes += len(current.value)
+                self._bytes += _cost(*current)
 
     def refused(self, error: PmxcfsError) -> None:
         """Nobody waits for it; it stays until there is room."""
         self.not_sent()
+
+
+def _cost(key: str, value: bytes) -> int:
+    return KEY_OVERHEAD + len(key) + len(value)
 
 
 class StatusContent:

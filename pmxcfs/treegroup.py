@@ -1,21 +1,22 @@
 """The tree's group: what its messages do here, and how changes of this node get into it.
 
 ``TreeContent`` applies what is delivered, ``TreeSource`` hands out what the outbox holds, and the
-two share the postings that were sent and not delivered yet. Nothing else than the group's thread
-changes published content in a cluster, so that thread may read it without the tree's lock.
+two share the postings that were sent and not delivered yet.
 
-Threads: everything here is called by the group's thread; it takes the tree's lock for what others
-see. Contract: spec cluster.md, "Delivery to the tree", "A mutation must not block forever".
+Threads: everything here is called by the group's thread. It takes the tree's lock for what others
+see, and holds it during no call of libcpg. In a cluster nothing else changes what is published, so
+this thread reads it without the lock: hashing a large tree holds up nobody.
+Contract: spec cluster.md, "Delivery to the tree", "A mutation must not block forever".
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import NamedTuple, Protocol
 
 from pmxcfs.effects import Commit, Deliver, SendUpdates
-from pmxcfs.errors import Failed, PmxcfsError
+from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
 from pmxcfs.index import records_needed
 from pmxcfs.messages import (
     Body,
@@ -65,30 +66,17 @@ class TreeSource:
     """What the outbox holds, as ``cluster.Source``."""
 
     def __init__(
-        self,
-        outbox: Outbox,
-        postings: Postings,
-        *,
-        lock: AbstractContextManager[object],
-        is_quorate: Callable[[], bool],
+        self, outbox: Outbox, postings: Postings, *, lock: AbstractContextManager[object]
     ) -> None:
         self._outbox = outbox
         self._postings = postings
         self._lock = lock
-        self._is_quorate = is_quorate
         self._current: Posting | None = None
-        self._was_begun = False  # some part of it was sent
 
     def take(self, *, now: float) -> Body | None:
         """Return the next message's body."""
-        posting = self._outbox.head() if self._is_quorate() else None
-        if posting is None:
-            return None
-        self._was_begun = bool(posting.sent_at)
-        if not self._outbox.begin(posting, now=now):
-            return None  # withdrawn just now; who withdraws wakes nobody, but the next one does
-        self._current = posting
-        return posting.unsent[0]
+        self._current = self._outbox.next(now=now)
+        return self._current.unsent[0] if self._current else None
 
     def sent(self, serial: int) -> None:
         """It is on its way."""
@@ -97,15 +85,23 @@ class TreeSource:
         self._outbox.sent(posting)
 
     def not_sent(self) -> None:
-        """It is still the next."""
-        self._outbox.not_sent(self._taken(), is_first=not self._was_begun)
+        """It is still the next, unless who waited for it has gone meanwhile."""
+        posting = self._taken()
+        if not self._outbox.not_sent(posting):
+            self._finish(posting, Busy("corosync takes no messages, nothing was changed"))
 
     def refused(self, error: PmxcfsError) -> None:
         """Nothing more of it will be sent."""
         posting = self._taken()
         self._outbox.drop(posting)
+        if posting.is_partly_sent:
+            error = Failed(f"only a part of it was sent: {error}")
+        self._finish(posting, error)
+
+    def _finish(self, posting: Posting, error: PmxcfsError) -> None:
         with self._lock:
-            posting.ticket.finish(error)
+            if not posting.ticket.is_done:
+                posting.ticket.finish(error)
 
     def _taken(self) -> Posting:
         posting, self._current = self._current, None
@@ -224,4 +220,5 @@ class TreeContent:
         is_lowest = self._me == min(self._members, default=None)
         if is_lowest and self._lock_has_expired(request.path, request.checksum):
             unlock = Unlock(request.path, request.checksum)
-            self._outbox.put(Posting(Ticket(unlock), [unlock]))
+            with suppress(NoQuorum):  # then whoever wants the lock asks again
+                self._outbox.put(Posting(Ticket(unlock), [unlock]))

@@ -1,0 +1,348 @@
+"""Waiting for one's own change: how long, for what, and what is answered when nothing comes."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
+
+import pytest
+
+from pmxcfs import issuer as module
+from pmxcfs._core import Entry, Tree
+from pmxcfs.delivery import Change
+from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, StoreError
+from pmxcfs.issuer import MAX_MESSAGE, ClusterIssuer, split
+from pmxcfs.messages import Create, Kind, Mkdir, Mtime, UnlockRequest, Write
+from pmxcfs.outbox import Outbox, Posting
+from pmxcfs.replica import Replica
+from pmxcfs.tickets import Ticket
+
+PATIENCE = 10.0  # seconds for what must happen
+SHORT, LONG, DELIVERY = 0.15, 0.4, 0.3  # seconds, instead of 2, 10 and 10
+
+
+class FakeReplica:
+    def __init__(self) -> None:
+        self.tree = Tree()
+        self.failure: StoreError | None = None
+
+    def check_writable(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+class FakeYielding:
+    """Gives *lock* back, and has room for some waiters."""
+
+    def __init__(self, lock: threading.Lock, *, room: int = 8) -> None:
+        self.count, self.room, self._lock = 0, room, lock
+
+    def give_way(self) -> None: ...
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        if self.count >= self.room:
+            raise Busy("full")
+        self.count += 1
+        try:
+            with self.released():
+                yield
+        finally:
+            self.count -= 1
+
+
+class World:
+    """An issuer, and a test that is the group's thread."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.is_quorate = True
+        self.queued = threading.Semaphore(0)
+        self.outbox = Outbox(is_quorate=lambda: self.is_quorate)
+        self.outbox.wake = self.queued.release
+        self.replica = FakeReplica()
+        self.yielding = FakeYielding(self.lock)
+        self.issuer = ClusterIssuer(
+            cast(Replica, self.replica), self.outbox, yielding=self.yielding
+        )
+        self.pool = ThreadPoolExecutor()
+
+    def begin(self, call: Callable[[], Change]) -> Future[Change]:
+        """Have a worker do it, and wait until its change is queued."""
+
+        def locked() -> Change:
+            with self.lock:
+                return call()
+
+        future = self.pool.submit(locked)
+        assert self.queued.acquire(timeout=PATIENCE), "nothing was queued"
+        return future
+
+    def mkdir(self, path: str = "a") -> Future[Change]:
+        return self.begin(lambda: self.issuer.submit(Mkdir(path)))
+
+    def send(self, *, now: float = 0.0) -> Posting:
+        """Send the next message."""
+        posting = self.outbox.next(now=now or time.monotonic())
+        assert posting is not None
+        self.outbox.sent(posting)
+        return posting
+
+    def arrive(self, posting: Posting, error: PmxcfsError | None = None) -> None:
+        change = None if error else cast(Change, object())
+        with self.lock:
+            posting.arrived(change, error)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(
+        module, "patience_for", lambda m: SHORT if isinstance(m, Mkdir | Create) else LONG
+    )
+    monkeypatch.setattr(module, "DELIVERY_PATIENCE", DELIVERY)
+    monkeypatch.setattr(module, "STOP_PATIENCE", SHORT)
+    made = World()
+    yield made
+    made.pool.shutdown()
+    assert made.yielding.count == 0
+
+
+def test_a_change_is_answered_when_it_comes_back(world: World) -> None:
+    future = world.mkdir()
+    posting = world.send()
+    assert not future.done()
+    world.arrive(posting)
+    assert future.result(PATIENCE) is posting.ticket.change
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_the_error_of_delivery_is_the_answer(world: World) -> None:
+    future = world.mkdir()
+    world.arrive(world.send(), Exists("there"))
+    with pytest.raises(Exists, match="there"):
+        future.result(PATIENCE)
+
+
+@pytest.mark.parametrize(("mutation", "limit"), [(Mkdir("a"), SHORT), (Mtime("a", 1), LONG)])
+def test_what_is_not_sent_in_time_is_taken_back(
+    world: World, mutation: Mkdir | Mtime, limit: float
+) -> None:
+    start = time.monotonic()
+    future = world.begin(lambda: world.issuer.submit(mutation))
+    with pytest.raises(Busy, match="nothing was changed"):
+        future.result(PATIENCE)
+    assert time.monotonic() - start >= limit
+    assert world.outbox.next(now=1.0) is None
+
+
+@pytest.mark.expect_log("sent but not delivered in time")
+def test_what_is_not_delivered_in_time_is_unknown(world: World) -> None:
+    start = time.monotonic()
+    future = world.mkdir()
+    posting = world.send()
+    with pytest.raises(Failed, match="nobody knows"):
+        future.result(PATIENCE)
+    assert time.monotonic() - start >= DELIVERY
+    world.arrive(posting)  # later, nobody minds
+    assert posting.ticket.error is not None
+
+
+def test_what_is_given_up_while_it_is_being_sent_is_not_sent_again(world: World) -> None:
+    """There is no room for it, though it looked as if it were on its way."""
+    future = world.mkdir()
+    posting = world.outbox.next(now=time.monotonic())
+    assert posting is not None
+    while posting.is_wanted:  # until its caller has looked
+        threading.Event().wait(0.005)
+    assert not world.outbox.not_sent(posting)
+    with world.lock:
+        posting.ticket.finish(Busy("no room"))
+    with pytest.raises(Busy, match="no room"):
+        future.result(PATIENCE)
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_what_there_was_no_room_for_stays_first(world: World) -> None:
+    futures = [world.mkdir("a"), world.mkdir("b")]
+    first = world.outbox.next(now=1.0)
+    assert first is not None
+    assert world.outbox.not_sent(first)
+    assert first.sent_at == 0.0
+    for _ in futures:
+        world.arrive(world.send())
+    assert [future.result(PATIENCE) for future in futures]
+    assert first.ticket.is_done
+
+
+def test_without_quorum_nothing_is_queued(world: World) -> None:
+    world.is_quorate = False
+    with world.lock, pytest.raises(NoQuorum):
+        world.issuer.submit(Mkdir("a"))
+    world.is_quorate = True
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_losing_the_quorum_ends_all_that_waits_at_once(world: World) -> None:
+    sent, unsent = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
+    world.send()  # the first part only
+    world.is_quorate = False
+    with world.lock:
+        world.issuer.on_quorum_lost()
+    with pytest.raises(NoQuorum):
+        unsent.result(SHORT)
+    with pytest.raises(Failed, match="nobody knows"):
+        sent.result(SHORT)
+    world.is_quorate = True
+    assert world.outbox.next(now=1.0) is None, "the rest would go into whatever is there by then"
+
+
+def test_a_node_that_can_t_write_its_database_sends_nothing(world: World) -> None:
+    world.replica.failure = StoreError("the disk is full")
+    with world.lock, pytest.raises(StoreError, match="full"):
+        world.issuer.submit(Mkdir("a"))
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_when_too_many_wait_the_next_one_is_refused_and_not_sent(world: World) -> None:
+    world.yielding.room = 0
+    with world.lock, pytest.raises(Busy, match="full"):
+        world.issuer.submit(Mkdir("a"))
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_a_stop_refuses_what_is_unsent_and_soon_gives_up_the_rest(world: World) -> None:
+    sent = world.mkdir("sent")
+    world.send()
+    unsent = world.begin(lambda: world.issuer.submit(Mtime("unsent", 1)))
+    start = time.monotonic()
+    with world.lock:
+        world.issuer.refuse()
+    with pytest.raises(Busy, match="stopping"):
+        unsent.result(SHORT)
+    late = world.begin(lambda: world.issuer.submit(Mtime("late", 1)))
+    with world.lock:
+        world.issuer.abandon()
+    with pytest.raises(Failed, match="nobody knows"):
+        sent.result(PATIENCE)
+    with pytest.raises(Busy):
+        late.result(PATIENCE)
+    assert SHORT <= time.monotonic() - start < LONG
+
+
+def test_a_stop_lets_through_what_comes_back_at_once(world: World) -> None:
+    future = world.mkdir()
+    posting = world.send()
+    with world.lock:
+        world.issuer.refuse()
+    world.arrive(posting)
+    with world.lock:
+        world.issuer.abandon()
+    assert future.result(PATIENCE) is posting.ticket.change
+
+
+def test_a_lock_is_asked_for_and_then_touched(world: World) -> None:
+    future = world.begin(
+        lambda: world.issuer.expire_lock("priv/lock/a", bytes(32), has_expired=False)
+    )
+    posting = world.send()
+    second = world.send()
+    assert posting is second
+    assert world.outbox.next(now=1.0) is None
+    world.arrive(posting)
+    assert not future.done()
+    world.arrive(posting, Exists("as delivered"))
+    with pytest.raises(Exists):
+        future.result(PATIENCE)
+
+
+def test_who_waits_for_another_s_ticket_gets_its_result(world: World) -> None:
+    ticket = Ticket(Mkdir("a"))
+    first = world.begin(lambda: world.issuer.carry_out(ticket))
+    posting = world.send()
+
+    def wait() -> Change:
+        with world.lock:
+            return world.issuer.wait(ticket)
+
+    second = world.pool.submit(wait)
+    world.arrive(posting)
+    assert first.result(PATIENCE) is second.result(PATIENCE)
+
+
+# Writes in two parts.
+
+
+def two_parts() -> Write:
+    return Write("file", 0, bytes(1 << 20), truncate=True)
+
+
+def test_the_second_part_comes_directly_behind_the_first(world: World) -> None:
+    future, other = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
+    posting = world.send()
+    assert world.send() is posting
+    third = world.send()
+    assert third is not posting
+    for each in (posting, posting, third):
+        world.arrive(each)
+    assert future.result(PATIENCE)
+    assert other.result(PATIENCE)
+
+
+def test_a_write_of_which_a_part_was_sent_can_t_be_taken_back(world: World) -> None:
+    future = world.begin(lambda: world.issuer.submit(two_parts()))
+    posting = world.send()
+    world.arrive(posting)
+    assert posting.is_partly_sent
+    assert not world.outbox.withdraw(posting)
+    assert world.outbox.next(now=1.0) is posting
+    assert world.outbox.not_sent(posting), "the rest is tried again, whoever waits"
+    world.send()
+    world.arrive(posting)
+    assert future.result(PATIENCE)
+
+
+@pytest.mark.expect_log("sent but not delivered in time")
+def test_the_rest_of_a_write_that_was_given_up_is_never_sent(world: World) -> None:
+    future = world.begin(lambda: world.issuer.submit(two_parts()))
+    world.send()
+    with pytest.raises(Failed):
+        future.result(PATIENCE)
+    assert world.outbox.next(now=1.0) is None
+
+
+@pytest.mark.parametrize("path", ["a", "nodes/" + "n" * 250])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_the_parts_of_a_write_fit_and_are_the_whole(path: str, truncate: bool) -> None:
+    data = bytes(range(256)) * 4096
+    head, rest = (cast(Write, part) for part in split(Write(path, 0, data, truncate)))
+    assert head.truncate is truncate
+    assert not rest.truncate
+    assert (head.offset, rest.offset) == (0, len(head.data))
+    assert head.data + rest.data == data
+    overhead = 16 + 8 + 20 + len(path) + 1
+    assert overhead + len(head.data) == MAX_MESSAGE
+
+
+def test_a_write_that_just_fits_is_one_message() -> None:
+    fits = MAX_MESSAGE - (16 + 8 + 20 + 2)
+    assert len(split(Write("a", 0, bytes(fits), truncate=True))) == 1
+    assert len(split(Write("a", 0, bytes(fits + 1), truncate=True))) == 2
+
+
+def test_an_unlock_request_is_no_mutation_of_the_tree() -> None:
+    posting = Posting(Ticket(Mtime("a", 0)), [UnlockRequest("a", bytes(32)), Mtime("a", 0)])
+    posting.arrived(None, None)
+    assert not posting.ticket.is_done
+    change = Change(Kind.MTIME, "a", cast(Entry, None))
+    posting.arrived(change, None)
+    assert posting.ticket.result() is change
