@@ -17,6 +17,7 @@ SECTIONS = {
     "load": "two readers without a writer",
     "growth": "100 files",
     "tree": "the plain-Python oracle",
+    "sync": "hashing every entry; loading every entry",
     "codec": "the plain-Python codec",
     "database": "bare sqlite3",
     "bytes": "bare sqlite3, a commit per transaction",

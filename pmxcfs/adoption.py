@@ -22,9 +22,8 @@ from pmxcfs import index
 from pmxcfs._core import Entry, Tree
 from pmxcfs._exchange import differing, exchange, highest_version, lacking, made_of
 from pmxcfs.errors import BadMessage
+from pmxcfs.index import ROOT
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record, to_bytes, to_text
-
-ROOT = 0  # its inode
 
 
 class Reload(NamedTuple):

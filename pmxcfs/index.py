@@ -16,6 +16,7 @@ from pmxcfs.messages import Record
 
 HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
 ENTRY = struct.Struct("<Q32s")  # inode, digest
+ROOT = 0  # its inode
 _META = struct.Struct("<QIIIBQ")  # version, writer, mtime, size, type, parent
 
 
@@ -49,16 +50,16 @@ def parse_header(raw: bytes) -> Header:
 def parse(raw: bytes) -> Index:
     """Return an index that another node sent. Raises BadMessage."""
     header = parse_header(raw)
-    pairs = list(ENTRY.iter_unpack(memoryview(raw)[HEADER.size :]))
-    inodes = [inode for inode, _ in pairs]
-    if inodes[0] != 0:
+    _, last_inode, _, _, count, _ = HEADER.unpack_from(raw)
+    digests = dict(ENTRY.iter_unpack(memoryview(raw)[HEADER.size :]))
+    inodes = list(digests)
+    if inodes[0] != ROOT:
         raise BadMessage("an index begins with the root")
-    if sorted(set(inodes)) != inodes:
+    if len(inodes) != count or sorted(inodes) != inodes:
         raise BadMessage("the entries of an index are in ascending order")
-    last_inode = HEADER.unpack_from(raw)[1]
     if inodes[-1] != last_inode:
         raise BadMessage(f"an index ends with entry {inodes[-1]} and says {last_inode}")
-    return Index(header, dict(pairs))
+    return Index(header, digests)
 
 
 def records_needed(leader: bytes, others: Iterable[bytes]) -> list[int]:

@@ -227,6 +227,21 @@ def test_a_size_without_bytes_is_adopted_as_such() -> None:
     assert found(tree, 2).content == b"x"
 
 
+def test_a_size_without_bytes_moves_with_its_directory() -> None:
+    hollow = file(4, "f", parent=3)
+    tree = tree_of(directory(3, "d"), hollow)
+    leader = tree_of(directory(3, "e"), hollow, root=NEWER)
+    for each in (tree, leader):
+        each.write(found(each, 4), 9, b"", truncate=False, writer=1, mtime=7)
+    ours, theirs = found(tree, 4), found(leader, 4)
+    while tree.version < leader.version:
+        tree.touch(ours, writer=1, mtime=7)
+    assert tree.entry_checksum(ours) == leader.entry_checksum(theirs)
+    become(tree, leader)
+    assert (at(tree, "e/f").size, at(tree, "e/f").stored) == (9, None)
+    assert at(tree, "e/f") is not ours
+
+
 # What is no tree, or not the leader's
 
 
