@@ -6,9 +6,9 @@ it has received everything up to some point, and behind that only what its own n
 happens by itself: whoever has the bus says which node's next message is ordered (``order``), who is
 in reach of whom (``reconfigure``), and reads what has been delivered from a ``Port``.
 
-Quorum comes in the same order: what only a part of the ring has received is delivered with that
-part's quorum. Corosync counts nodes; *counts_members* counts those whose daemon is in the group.
-Only then can a majority that holds a change never be outvoted by one that lacks it.
+Quorum comes in the same order: a view that ends it, behind its end; a view that brings it, before
+that. What only a part of a ring has received is delivered with that part's quorum. Corosync counts
+nodes; *counts_members* counts those whose daemon is in the group.
 """
 
 import itertools
@@ -120,8 +120,7 @@ class Bus:
             self._arrive(port)
         elif isinstance(sent, Departure):
             ring.members.remove(port.member)
-            self._append(ring, self._quorum(ring), extra=port)
-            self._append(ring, self._view(ring.members, ()), extra=port)
+            self._announce(ring, [], extra=port)
             del self.ports[node]
         elif isinstance(sent, Foreign):
             self._append(ring, sent)
@@ -152,53 +151,61 @@ class Bus:
         olds = sorted({self._rings[node] for node in nodes}, key=lambda ring: min(ring.nodes))
         stayed = {ring: _members_in(ring, nodes) for ring in olds}
         ring = _Ring(nodes, itertools.chain(*stayed.values()))
-        quorum = self._quorum(ring)
         for old, members in stayed.items():
-            views = self._views_of_part(old, members, ring, one_by_one=one_by_one)
+            part = old.nodes & nodes
+            quorum = self._quorum(members, part)
+            events = self._events_of_part(old, members, ring, one_by_one=one_by_one)
             place = (
                 old.length if old.nodes <= nodes else cut(_lowest_cut(self, old, nodes), old.length)
             )
-            for port in self._ports_in(old.nodes & nodes):
+            for port in self._ports_in(part):
                 _break_off(port, place, nodes, quorum)
                 if port.member in members:
-                    port.inbox.extend((-1, view) for view in views)
+                    port.inbox.extend((-1, event) for event in events)
                 port.ring, port.seen = ring, 0
         self._rings.update(dict.fromkeys(nodes, ring))
 
-    def _views_of_part(
+    def _events_of_part(
         self, old: _Ring, members: list[Member], ring: _Ring, *, one_by_one: bool
-    ) -> list[View]:
-        views = []
+    ) -> list[Event]:
+        events: list[Event] = []
         if members != old.members:
-            views.append(self._view(members, ()))
+            events += self._change(members, (), old.nodes & ring.nodes)
         joined = [member for member in ring.members if member not in members]
         steps = [[member] for member in joined] if one_by_one else [joined] if joined else []
         for step in steps:
             members = sorted([*members, *step])
-            views.append(self._view(members, step))
-        return views
+            events += self._change(members, step, ring.nodes)
+        return events or [self._quorum(members, ring.nodes)]
 
     def _arrive(self, port: Port) -> None:
         ring = port.ring
         ring.members = sorted([*ring.members, port.member])
-        self._append(ring, self._quorum(ring))
-        self._append(ring, self._view(ring.members, [port.member]))
+        self._announce(ring, [port.member])
 
-    def _quorum(self, ring: _Ring) -> Quorum:
-        votes = ring.members if self._counts_members else ring.nodes
-        return Quorum(len(votes) * 2 > self.nodes)
+    def _quorum(self, members: Collection[Member], nodes: Collection[int]) -> Quorum:
+        votes = len(members if self._counts_members else nodes)
+        return Quorum(votes * 2 > self.nodes)
+
+    def _change(
+        self, members: Sequence[Member], joined: Sequence[Member], nodes: Collection[int]
+    ) -> list[Event]:
+        """A new view, and what it means for the quorum."""
+        self._views += 1
+        view = View(self._views, tuple(members), tuple(joined))
+        quorum = self._quorum(members, nodes)
+        return [view, quorum] if quorum.is_there else [quorum, view]
+
+    def _announce(self, ring: _Ring, joined: list[Member], *, extra: Port | None = None) -> None:
+        for event in self._change(ring.members, joined, ring.nodes):
+            self._append(ring, event, extra=extra)
+        ring.last_view = ring.length
 
     def _append(self, ring: _Ring, event: Event, *, extra: Port | None = None) -> None:
         for port in self._ports_in(ring.nodes):
             if port.member in ring.members or port is extra:
                 port.inbox.append((ring.length, event))
         ring.length += 1
-        if isinstance(event, View):
-            ring.last_view = ring.length
-
-    def _view(self, members: Sequence[Member], joined: Sequence[Member]) -> View:
-        self._views += 1
-        return View(self._views, tuple(members), tuple(joined))
 
     def _ports_in(self, nodes: Collection[int]) -> list[Port]:
         return [port for node, port in self.ports.items() if node in nodes]
