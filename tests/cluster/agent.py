@@ -16,7 +16,9 @@ from tests.cluster.node import PATIENCE, Node
 
 MOUNTPOINT = "/etc/pve"
 TARGET = "tests.cluster.agent:serve"
+BREATH = 0.001  # seconds between two attempts to take a lock
 
+Span = tuple[float, float]  # from, to; seconds of time.monotonic()
 Operation = tuple[Any, ...]  # name, then what it takes
 
 
@@ -127,6 +129,31 @@ class Files:
         """Set the modification time."""
         os.utime(self._at(path), (mtime, mtime))
 
+    def mtime(self, path: str) -> int:
+        """Return the modification time in whole seconds."""
+        return int(os.stat(self._at(path)).st_mtime)
+
+    def fill(self, prefix: str, count: int) -> None:
+        """Make files *prefix* 0, 1, ..., each with one byte."""
+        for number in range(count):
+            self.create(f"{prefix}{number}", b"x")
+
+    def hold(self, path: str, count: int) -> tuple[Sequence[Span], int]:
+        """Take a lock and free it, *count* times; return when it was held, and all attempts."""
+        spans: Sequence[Span] = []
+        attempts = 0
+        while len(spans) < count:
+            attempts += 1
+            try:
+                self.mkdir(path)
+            except FileExistsError:
+                time.sleep(BREATH)  # or the holder's node would get no turn
+                continue
+            start = time.monotonic()
+            spans = [*spans, (start, time.monotonic())]
+            self.rmdir(path)
+        return spans, attempts
+
     def _at(self, path: str) -> str:
         return f"{self._mountpoint}/{path}"
 
@@ -156,6 +183,7 @@ class Agent:
     """A process in a node that does file operations there."""
 
     def __init__(self, node: Node) -> None:
+        self.node = node
         self._worker = node.start_worker(TARGET)
 
     def begin(self, *operations: Operation) -> None:
@@ -166,6 +194,10 @@ class Agent:
         """Return the outcomes of what was begun; fail if they take longer than *seconds*."""
         found: Sequence[Outcome] = self._worker.receive(seconds)
         return found
+
+    def has_answer(self) -> bool:
+        """Tell whether what was begun is done."""
+        return self._worker.connection.poll()
 
     def do(self, *operations: Operation, seconds: float = PATIENCE) -> Sequence[Outcome]:
         """Do operations one after the other, whether they fail or not."""

@@ -7,6 +7,7 @@ import pytest
 
 from tests.cluster import sweep
 from tests.cluster.lab import Lab
+from tests.cluster.together import Cluster
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +45,26 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     """Three nodes on which nothing runs yet."""
     with Lab(tmp_path) as lab:
         yield lab
+
+
+@pytest.fixture(scope="module")
+def _whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        cluster.start()
+        yield cluster
+        cluster.mend()
+        cluster.finish()
+
+
+@pytest.fixture
+def cluster(_whole: Cluster) -> Cluster:
+    """Three nodes that agree; what a test before has done is undone."""
+    _whole.mend()
+    return _whole
+
+
+@pytest.fixture
+def idle_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Three nodes on which nothing runs yet, for tests of how they start."""
+    with Cluster(tmp_path) as cluster:
+        yield cluster
