@@ -24,9 +24,22 @@ PACKAGES += fuse3
 
 # Only for tests: ext4 on a loop device, what an fsync really calls; nodes in namespaces.
 TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime
+# Tests of what the Debian package installs: the unit, the manual pages, the maintainer scripts.
+TEST_PACKAGES += systemd man-db dash bash-completion
 # Services that tests run. Their packages are unpacked below build/, not installed: that would
 # enable them on this machine (corosync would start as a cluster of its own at the next boot).
 UNPACKED := corosync
+
+# Only for the Debian package: building, checking, and trying it in a Debian tree of its own. The
+# first lines are the package's Build-Depends.
+DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev
+DEB_PACKAGES += pkg-config procps python3-dev python3-hypothesis python3-llfuse python3-pytest
+DEB_PACKAGES += python3-pytest-benchmark python3-setuptools
+DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
+# What the tree has: a system that boots, and what the package depends on. Later steps use no network.
+TREE_PACKAGES := systemd,systemd-sysv,dbus,iproute2,man-db,procps
+TREE_PACKAGES := $(TREE_PACKAGES),python3,python3-llfuse,corosync,libcfg7,libcmap4,libcpg4,libqb100,libquorum5
+TREE_MIRROR := http://deb.debian.org/debian
 
 .PHONY: help
 help: ## list the targets
@@ -58,6 +71,10 @@ packages:
 test-packages: packages
 	$(call install,$(TEST_PACKAGES))
 
+.PHONY: deb-packages
+deb-packages:
+	$(call install,$(DEB_PACKAGES))
+
 # The libraries that the program needs are installed; the package itself is only laid out.
 # Lists that are too old for a download are renewed.
 build/debian/%.stamp: | test-packages
@@ -81,8 +98,8 @@ build: deps build/optimized.stamp ## compile the extensions; .venv/bin/pmxcfs wo
 
 # The sources in a directory of their own, for builds that must not replace the usual one.
 copy = rm -rf build/$(1) && mkdir -p build/$(1) && \
-  cp -r setup.py pyproject.toml README.md docs pmxcfs tests build/$(1)/ && \
-  rm -f build/$(1)/pmxcfs/*.so
+  cp -r setup.py pyproject.toml README.md docs pmxcfs tests $(2) build/$(1)/ && \
+  rm -f build/$(1)/pmxcfs/*.so && find build/$(1) -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: debug
 debug: deps build/debug.stamp ## the same with assertions, without optimization, annotated
@@ -160,8 +177,24 @@ test: build test-deps lint types stubtest ## everything that CI runs; a skipped 
 	$(REQUIRED) $(PYTEST) tests
 
 .PHONY: test-long
-test-long: build test-deps ## the same random tests, for much longer
-	$(REQUIRED) $(PYTEST) -m long tests
+test-long: build test-deps deb build/bookworm.stamp ## random tests for much longer; the Debian package on a machine
+	$(REQUIRED),packaging $(PYTEST) -m long tests
+
+.PHONY: deb
+deb: deb-packages ## build the Debian package in build/deb and check it with lintian
+	shellcheck debian/preinst debian/postinst debian/postrm debian/tests/smoke debian/completion/pmxcfs
+	$(call copy,deb/pmxcfs,debian LICENSE CHANGELOG.md)
+	cd build/deb/pmxcfs && $(DEBIAN_PATH) dpkg-buildpackage --no-sign
+	cd build/deb && lintian -EvIL +pedantic --fail-on error,warning pmxcfs_*.changes
+
+# Debian's tools, and no other Python that somebody has put in front of Debian's.
+DEBIAN_PATH := PATH=/usr/sbin:/usr/bin:/sbin:/bin
+
+# A Debian 12 to boot and to install into, which the tests never change. Uses the network.
+build/bookworm.stamp: | deb-packages
+	rm -rf build/bookworm && mkdir -p build
+	debootstrap --variant=minbase --include=$(TREE_PACKAGES) bookworm build/bookworm $(TREE_MIRROR)
+	touch $@
 
 .PHONY: scenarios-rewrite
 scenarios-rewrite: build ## write what happens into tests/scenarios; review the difference like code

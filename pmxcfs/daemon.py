@@ -6,6 +6,7 @@ and with ``--test-control`` the control socket. Contract: spec operations.md, "L
 """
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -38,6 +39,7 @@ from pmxcfs.replica import LocalIssuer, Policy, Replica
 from pmxcfs.settings import Settings
 from pmxcfs.status import Status
 from pmxcfs.statusfiles import Switch, links, status_files
+from pmxcfs.watchdog import Watchdog
 
 _log = logging.getLogger("pmxcfs.main")
 _quorum_log = logging.getLogger("pmxcfs.quorum")
@@ -65,6 +67,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
 
     Raises PmxcfsError if it can't start.
     """
+    faulthandler.enable()  # SIGABRT, as the service manager's watchdog sends it, shows all stacks
     process.name_process()
     waiter = process.SignalWaiter()  # blocks the signals for all threads to come
     with contextlib.ExitStack() as cleanup:
@@ -229,6 +232,15 @@ class Daemon:
         cleanup.callback(self._publisher.close, PATIENCE)
         if self._clustering is not None:
             self._start_clustering(self._clustering, cleanup)
+        if process.has_service_manager():
+            watchdog = Watchdog(
+                fuse.LOCK,
+                self._describe,
+                notify=process.notify_service_manager,
+                timeout=process.watchdog_timeout(),
+            )
+            watchdog.start()
+            cleanup.callback(watchdog.close, PATIENCE)
         if self._settings.test_control:
             control = Control(self._settings.control_socket, self._commands(), lock=fuse.LOCK)
             control.start()
@@ -257,6 +269,10 @@ class Daemon:
         self._cache.on_quorum()
         if not on:
             self._issuer.on_quorum_lost()
+
+    def _describe(self) -> str:
+        quorum = "quorate" if self._files.quorate else "NOT quorate: read-only"
+        return f"{quorum}; {self._tree.entry_count} entries, version {self._tree.version}"
 
     def serve(self) -> None:
         """Answer the kernel until it is over."""

@@ -1,4 +1,4 @@
-"""Where log records go: the system's log, or stderr in the foreground.
+"""Where log records go: the system's log, or stderr in the foreground of a person.
 
 A record is one line, ``pmxcfs[pid]: [domain] level: text``, printable ASCII. The domain is the
 second part of the logger's name (``pmxcfs.fuse``); records of others are the main domain's.
@@ -178,9 +178,20 @@ def log_uncaught(args: threading.ExceptHookArgs) -> None:
     logging.getLogger("pmxcfs.main").critical("thread %s died", name, exc_info=args.exc_value)
 
 
+def is_journal(descriptor: int) -> bool:
+    """Tell whether what is written to *descriptor* ends in systemd's journal."""
+    status = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def start(*, foreground: bool, debug: bool) -> Callable[[], None]:
-    """Send the process's log to stderr or to the system; return what ends that again."""
-    handler = LineHandler(Terminal(sys.stderr.fileno()) if foreground else SystemLog())
+    """Send the process's log to stderr or to the system; return what ends that again.
+
+    A service in the foreground, whose stderr is the journal, uses the system's log as well: there
+    a line has a priority, and no second time stamp.
+    """
+    to_stderr = foreground and not is_journal(sys.stderr.fileno())
+    handler = LineHandler(Terminal(sys.stderr.fileno()) if to_stderr else SystemLog())
     root = logging.getLogger()
     previous_level, previous_hook = root.level, threading.excepthook
 

@@ -357,3 +357,21 @@ def notify_service_manager(state: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         out.setblocking(False)
         out.sendto(state.encode("utf-8", "replace"), address)
+
+
+def has_service_manager() -> bool:
+    """Tell whether somebody wants to be notified."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def watchdog_timeout() -> float | None:
+    """Return after how many seconds without WATCHDOG=1 the service manager ends this process.
+
+    None if it never does. By sd_watchdog_enabled(3): the variables may be meant for a parent.
+    """
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdecimal() or not int(microseconds):
+        return None
+    return int(microseconds) / 1_000_000

@@ -1,4 +1,10 @@
-"""What holds for every test: capabilities, quiet logs, a clean environment, nothing left behind."""
+"""What holds for every test: capabilities, quiet logs, a clean environment, nothing left behind.
+
+The Debian package's build runs the unit tests with Debian 12's pytest 7.2: that one lacks the new
+kind of hook wrapper, and some of the types that are named here.
+"""
+
+from __future__ import annotations
 
 import errno
 import gc
@@ -11,18 +17,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from tests.harness import detach, fuse_mounts
 
-TIERS = ("unit", "mount", "cluster")
+TIERS = ("unit", "mount", "cluster", "package")
 # Where `make test-deps` unpacks the services that tests run.
 UNPACKED = Path(__file__).parents[1] / "build" / "debian" / "usr"
 # Variables that would reach the daemon from the shell or the service that runs the tests.
-SCRUBBED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "PMXCFS_REQUIRE")
+SCRUBBED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "PMXCFS_REQUIRE")
 REQUIRED = pytest.StashKey[frozenset[str]]()
+
+if TYPE_CHECKING:
+    from pluggy import Result
 
 ExpectLog = Callable[[str], None]
 
@@ -45,9 +55,19 @@ def missing_for_corosync() -> str:
     return f"not installed: {', '.join(absent)}; `make test-deps` does it" if absent else ""
 
 
+def missing_for_packaging() -> str:
+    """Say why this process can't build and boot the Debian package; empty if it can."""
+    tools = ("dpkg-buildpackage", "lintian", "debootstrap", "ip")
+    absent = [tool for tool in tools if not shutil.which(tool)]
+    if absent:
+        return f"there is no {absent[0]}: make deb-packages"
+    return missing_for_fuse()
+
+
 CAPABILITIES: dict[str, Callable[[], str]] = {
     "fuse": missing_for_fuse,
     "corosync": missing_for_corosync,
+    "packaging": missing_for_packaging,
 }
 
 
@@ -78,23 +98,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(missing())
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
+) -> Generator[None, Result[pytest.TestReport], None]:
+    report = (yield).get_result()
     if not hasattr(report, "wasxfail"):
         refuse_skip(item.config, report)
-    return report
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,
-) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    report = yield
-    refuse_skip(collector.config, report)
-    return report
+) -> Generator[None, Result[pytest.CollectReport], None]:
+    refuse_skip(collector.config, (yield).get_result())
 
 
 def refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:

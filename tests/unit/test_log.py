@@ -238,6 +238,34 @@ def test_the_foreground_logs_to_stderr(capfd: pytest.CaptureFixture[str]) -> Non
     assert line.endswith(f"{PREFIX}[fuse] debug: a request")
 
 
+def test_a_service_logs_to_the_journal_by_the_systems_log(
+    system_log: socket.socket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What systemd connects to stderr is named in the environment: then lines have priorities."""
+    status = os.fstat(sys.stderr.fileno())
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    monkeypatch.setattr(log.SystemLog.__init__, "__defaults__", (str(tmp_path / "log"),))
+    stop = log.start(foreground=True, debug=False)
+    FUSE.info("a request")
+    stop()
+    assert system_log.recv(1000).decode() == f"<30>{PREFIX}[fuse] info: a request"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_terminal_is_no_journal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A person's shell can have inherited the variable."""
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1234567")
+    stop = log.start(foreground=True, debug=False)
+    FUSE.info("a request")
+    stop()
+    assert capfd.readouterr().err.endswith("[fuse] info: a request\n")
+
+
 @pytest.mark.expect_log("thread doomed died")
 def test_an_exception_that_ends_a_thread_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
     stop = log.start(foreground=True, debug=False)

@@ -226,3 +226,31 @@ def test_a_service_manager_that_is_not_there(
     process.notify_service_manager("READY=1")
     monkeypatch.delenv("NOTIFY_SOCKET")
     process.notify_service_manager("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "2500000"}, 2.5),
+        ({"WATCHDOG_USEC": "2500000", "WATCHDOG_PID": "own"}, 2.5),
+        ({"WATCHDOG_USEC": "2500000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": ""}, None),
+        ({"WATCHDOG_USEC": "-1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_of_the_service_manager(
+    variables: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(os.getpid()) if value == "own" else value)
+    assert process.watchdog_timeout() == seconds
+
+
+def test_whether_there_is_a_service_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "")
+    assert not process.has_service_manager()
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    assert process.has_service_manager()

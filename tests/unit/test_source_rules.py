@@ -27,7 +27,7 @@ LAYERS = (
     (3, "forks"),
     (3, "replica filesystem statusfiles"),
     (3, "outbox"),
-    (4, "nodes invalidation control log process address publisher checkpointer"),
+    (4, "nodes invalidation control log process address publisher checkpointer watchdog"),
     (4, "mailer"),
     (4, "corosync hostconf cluster issuer treegroup statusgroup"),
     (4, "clustering"),
