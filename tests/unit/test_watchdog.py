@@ -75,8 +75,6 @@ def test_without_a_timeout_only_the_status_is_told(listener: Listener) -> None:
         assert listener.heard.empty()  # the next one is seconds away
 
 
-
-
 @pytest.mark.expect_log("describing the status failed")
 def test_a_status_that_can_not_be_told_is_no_reason_to_die(listener: Listener) -> None:
     def describe() -> str:

@@ -1,0 +1,50 @@
+"""The .deb files that tests install: ours, the same with a higher version, and a stand-in."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STANDIN = Path(__file__).parent / "standin"
+HIGHER = "99"  # a version
+
+
+def ours() -> Path:
+    """Return the package that ``make deb`` has built."""
+    (found,) = (ROOT / "build" / "deb").glob("pmxcfs_*_*.deb")
+    return found
+
+
+def upgrade(work: Path) -> Path:
+    """Make our package with a higher version."""
+    tree = work / "upgrade"
+    subprocess.run(["dpkg-deb", "--raw-extract", ours(), tree], check=True)
+    control = tree / "DEBIAN" / "control"
+    lines = control.read_text().splitlines(keepends=True)
+    control.write_text(
+        "".join(f"Version: {HIGHER}\n" if line.startswith("Version:") else line for line in lines)
+    )
+    return packed(tree, work / f"pmxcfs_{HIGHER}.deb")
+
+
+def original(work: Path) -> Path:
+    """Make a package that ships what Proxmox VE's pve-cluster ships where we put our files."""
+    tree = work / "pve-cluster"
+    shutil.copytree(STANDIN, tree)
+    subprocess.run(["gzip", "-n", tree / "usr/share/man/man8/pmxcfs.8"], check=True)
+    sums = subprocess.run(
+        "find usr lib -type f | xargs md5sum",
+        cwd=tree,
+        shell=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    (tree / "DEBIAN" / "md5sums").write_bytes(sums.stdout)
+    return packed(tree, work / "pve-cluster.deb")
+
+
+def packed(tree: Path, package: Path) -> Path:
+    """Make a .deb file of a tree."""
+    build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, package]
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    return package

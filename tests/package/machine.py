@@ -1,0 +1,156 @@
+"""A Debian machine of its own for tests of the package: systemd as PID 1, in namespaces.
+
+It starts from the tree that ``make build/bookworm.stamp`` makes, which it never changes, and has no
+network, unless a test wires it. ``run`` is a root shell on it.
+"""
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TREE = ROOT / "build" / "bookworm"
+POLL_INTERVAL = 0.02  # seconds
+GRACE = 30.0  # seconds for a boot, a start or a stop of a service
+
+
+class Machine:
+    """A running machine. *root* is its root directory, seen from outside."""
+
+    def __init__(self, work: Path, name: str) -> None:
+        self.work = work
+        self.name = name
+        work.mkdir(parents=True)
+        boot = ["setpriv", "--pdeathsig", "TERM", ROOT / "tests/package/boot", TREE, work, name]
+        self._booted = subprocess.Popen(boot)
+        self.pid = self._await_init()
+        self.root = Path(f"/proc/{self.pid}/root")
+        self.wait_for(lambda: self.run("systemctl", "is-system-running", check=False) == "running")
+
+    def _await_init(self) -> int:
+        """Return the pid, here, of the machine's PID 1."""
+
+        def init() -> int | None:
+            for pid in descendants(self._booted.pid):
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":
+                        return pid
+            return None
+
+        self.wait_for(init)
+        pid = init()
+        assert pid
+        return pid
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """Return the command line that runs a command on the machine."""
+        plain = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "TERM=dumb"]
+        return [*map(str, ["nsenter", "-t", self.pid, "-a", *plain, *arguments])]
+
+    def run(self, *arguments: str | Path, check: bool = True, given: str | None = None) -> str:
+        """Run a command as root; return what it prints, errors included."""
+        result = subprocess.run(
+            self.command(*arguments),
+            input=given,
+            stdin=subprocess.DEVNULL if given is None else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=4 * GRACE,
+        )
+        assert result.returncode == 0 or not check, f"{arguments}: {result.stdout}{self.journal()}"
+        return result.stdout.strip()
+
+    def shell(self, script: str) -> str:
+        """Run a shell script as root; the first command that fails fails the test."""
+        return self.run("bash", "-euo", "pipefail", "-c", script)
+
+    def install(self, *packages: Path) -> str:
+        """Install .deb files; return what dpkg and the maintainer scripts say."""
+        for package in packages:
+            shutil.copy(package, self.root / "root" / package.name)
+        return self.run("dpkg", "--install", *(f"/root/{package.name}" for package in packages))
+
+    def is_active(self, unit: str) -> bool:
+        """Tell whether a unit runs."""
+        return self.run("systemctl", "is-active", unit, check=False) == "active"
+
+    def property(self, unit: str, name: str) -> str:
+        """Return what systemd knows about a unit."""
+        return self.run("systemctl", "show", unit, "--property", name, "--value")
+
+    def main_pid(self, unit: str) -> int:
+        """Return the pid of a service, as the machine counts."""
+        return int(self.property(unit, "MainPID"))
+
+    def journal(self, unit: str = "") -> str:
+        """Return the end of the log, for messages of failed tests."""
+        only = ["--unit", unit] if unit else []
+        command = self.command("journalctl", "--no-pager", "--lines=60", *only)
+        return "\n" + subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = GRACE) -> None:
+        """Wait until *condition* holds; fail if the machine ends first, or after *seconds*."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self._booted.poll() is None, f"{self.name} has ended"
+            assert time.monotonic() < deadline, f"not within {seconds} s{self.journal()}"
+            time.sleep(POLL_INTERVAL)
+
+    def power_off(self) -> None:
+        """Shut down in order; a machine that does not is switched off."""
+        self.run("systemctl", "poweroff", check=False)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._booted.wait(GRACE)
+        if self._booted.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)  # takes all its processes along
+            self._booted.wait(GRACE)
+
+
+@contextlib.contextmanager
+def machine(work: Path, name: str = "node1") -> Iterator[Machine]:
+    """Boot a machine on *work*, and power it off at the end."""
+    booted = Machine(work / name, name)
+    try:
+        yield booted
+    finally:
+        booted.power_off()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the pids of a process's children, their children, and so on."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{each}/task/{each}/children").read_text()
+            found += map(int, children.split())
+    return found
+
+
+def wire(machines: list[Machine], network: str = "10.79.0") -> None:
+    """Join machines by a switch: the first gets the address *network*.1, and so on."""
+    switch = machines[0]
+    switch.run("ip", "link", "add", "switch", "type", "bridge")
+    switch.run("ip", "link", "set", "switch", "up")
+    for number, each in zip(itertools.count(1), machines):
+        peer = ["peer", "name", f"port{number}"]
+        add = ["ip", "link", "add", "eth0", "type", "veth", *peer]
+        subprocess.run(
+            ["nsenter", "-t", str(each.pid), "-n", *add, "netns", str(switch.pid)], check=True
+        )
+        switch.run("ip", "link", "set", f"port{number}", "master", "switch", "up")
+        each.run("ip", "address", "add", f"{network}.{number}/24", "dev", "eth0")
+        each.run("ip", "link", "set", "eth0", "up")
+
+
+if __name__ == "__main__":  # a machine to look around on
+    with machine(Path(sys.argv[1])) as booted:
+        subprocess.run(booted.command("bash", "-i"), check=False)

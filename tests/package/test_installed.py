@@ -1,0 +1,221 @@
+"""The package on a machine with systemd: what it does there, and what it leaves behind."""
+
+import contextlib
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.package import debs
+from tests.package.machine import Machine, machine
+
+pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
+
+Report = Callable[[object], None]
+
+STOP_DEADLINE = 3.0  # seconds, of the contract
+GUESTS = 10_000
+# What installing any package changes.
+BOOKKEEPING = re.compile(
+    r"/(root|run|tmp|proc|sys|dev)/|/var/(lib/dpkg|log|cache)/|/etc/ld.so.cache"
+)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Machine]:
+    """A plain Debian that belongs to no cluster."""
+    with machine(tmp_path) as booted:
+        booted.shell("systemctl disable --now corosync 2>&1; rm /etc/corosync/corosync.conf")
+        yield booted
+
+
+@pytest.fixture
+def node(plain: Machine) -> Machine:
+    """A machine with our package, which serves."""
+    plain.install(debs.ours())
+    assert plain.is_active("pmxcfs")
+    return plain
+
+
+@contextlib.contextmanager
+def busy(node: Machine) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a process that works in the mount, with a file open."""
+    use = (
+        "exec 3>/etc/pve/in-use; echo unfinished >&3; cd /etc/pve; echo ready; exec sleep infinity"
+    )
+    command = node.command("bash", "-c", use)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+        process.kill()
+
+
+def files(node: Machine) -> set[str]:
+    """Return all paths of a machine but for the package manager's own."""
+    found = node.shell("find / -xdev; find /run/pve* /etc/pve 2>/dev/null || true").splitlines()
+    return {path for path in found if not BOOKKEEPING.match(path)}
+
+
+def test_it_serves_everybody_on_the_machine(node: Machine) -> None:
+    """The unit's protections have not hidden the mount in the service's own view of the machine."""
+    node.shell("echo 'keyboard: de' >/etc/pve/datacenter.cfg")
+    assert node.run("findmnt", "-no", "FSTYPE,TARGET", "/etc/pve") == "fuse   /etc/pve"
+    assert node.run("stat", "-c%A:%U:%G", "/run/pve-cluster", "/var/lib/pve-cluster") == (
+        "drwxr-x---:root:www-data\ndrwxr-x---:root:root"
+    )
+    status = "quorate; 1 entries, version"
+    node.wait_for(lambda: node.property("pmxcfs", "StatusText").startswith(status))
+    assert node.property("pmxcfs", "WatchdogUSec") == "1min"
+
+
+def test_its_log_has_priorities_and_no_second_time_stamp(node: Machine) -> None:
+    entry = ["--output=cat", "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER"]
+    lines = node.run("journalctl", "--identifier=pmxcfs", "--grep=serving", *entry).splitlines()
+    assert sorted(lines) == ["6", "[main] info: serving /etc/pve for node node1", "pmxcfs"]
+
+
+def test_what_was_saved_is_there_after_each_way_to_end(node: Machine, report: Report) -> None:
+    node.shell("echo saved >/etc/pve/file")
+    before = time.monotonic()
+    node.run("systemctl", "restart", "pmxcfs")
+    report(f"restart of an empty file system: {time.monotonic() - before:.2f} s")
+    assert node.shell("cat /etc/pve/file") == "saved"
+    killed = node.main_pid("pmxcfs")
+    node.run("kill", "-KILL", str(killed))
+    node.wait_for(lambda: node.main_pid("pmxcfs") not in (0, killed) and node.is_active("pmxcfs"))
+    assert node.shell("cat /etc/pve/file") == "saved"
+    assert node.property("pmxcfs", "NRestarts") == "1"
+
+
+def test_a_daemon_that_hangs_is_replaced(node: Machine) -> None:
+    """Of a stopped process nothing is left that could say that it lives."""
+    node.shell(
+        "echo saved >/etc/pve/file; mkdir /run/systemd/system/pmxcfs.service.d;"
+        "printf '[Service]\\nWatchdogSec=1\\nTimeoutStopSec=1\\n'"
+        "  >/run/systemd/system/pmxcfs.service.d/impatient.conf;"
+        "systemctl daemon-reload; systemctl restart pmxcfs"
+    )
+    hung = node.main_pid("pmxcfs")
+    time_alive = time.monotonic() + 3
+    node.wait_for(lambda: time.monotonic() > time_alive)
+    assert node.main_pid("pmxcfs") == hung  # as long as it runs, it says so in time
+    node.run("kill", "-STOP", str(hung))
+    node.wait_for(lambda: node.main_pid("pmxcfs") not in (0, hung) and node.is_active("pmxcfs"))
+    assert node.shell("cat /etc/pve/file") == "saved"
+    told = node.run(
+        "journalctl", "--output=cat", "--unit=pmxcfs", "--grep=Watchdog timeout|Aborted"
+    )
+    assert "Watchdog timeout (limit 1s)!" in told
+    assert "Fatal Python error: Aborted" in told  # and then the stacks of all threads
+
+
+def test_an_upgrade_while_the_mount_is_in_use(
+    node: Machine, tmp_path: Path, report: Report
+) -> None:
+    node.shell("echo saved >/etc/pve/file")
+    before = node.main_pid("pmxcfs")
+    with busy(node) as user:
+        node.install(debs.upgrade(tmp_path))
+        assert node.is_active("pmxcfs")
+        assert user.poll() is None
+        stale = node.run(
+            "bash", "-c", "ls /proc/*/cwd/ 2>&1 | grep -c 'not connected'", check=False
+        )
+        assert stale == "1"
+    assert node.main_pid("pmxcfs") != before
+    assert node.shell("cat /etc/pve/file") == "saved"
+    assert node.shell("cat /etc/pve/in-use") == "unfinished"
+    assert node.run("dpkg-query", "-Wf", "${Version}", "pmxcfs") == debs.HIGHER
+    gap = gap_of_last_restart(node)
+    report(f"gap in the service by an upgrade: {gap:.2f} s")
+    assert gap < STOP_DEADLINE * 2
+
+
+def gap_of_last_restart(node: Machine) -> float:
+    """Return the seconds from the order to stop until the mount answered again."""
+    ready = int(node.property("pmxcfs", "ActiveEnterTimestampMonotonic"))
+    left = int(node.property("pmxcfs", "InactiveExitTimestampMonotonic"))
+    stopping = node.run(
+        "journalctl", "--output=short-monotonic", "--grep=Stopping pmxcfs", "--lines=1"
+    )
+    found = re.search(r"\[ *([\d.]+)\]", stopping)
+    assert found
+    assert left < ready
+    return ready / 1e6 - float(found[1])
+
+
+def test_an_upgrade_of_one_that_was_stopped_and_disabled(node: Machine, tmp_path: Path) -> None:
+    node.run("systemctl", "disable", "--now", "pmxcfs")
+    node.install(debs.upgrade(tmp_path))
+    assert not node.is_active("pmxcfs")
+
+
+def test_only_the_database_stays(plain: Machine) -> None:
+    before = files(plain)
+    plain.install(debs.ours())
+    plain.shell("echo saved >/etc/pve/file")
+    with busy(plain):
+        plain.run("dpkg", "--remove", "pmxcfs")
+    assert plain.run("findmnt", "/etc/pve", check=False) == ""
+    said = plain.run("dpkg", "--purge", "pmxcfs")
+    assert "the database is kept in /var/lib/pve-cluster" in said
+    assert plain.run("dpkg-divert", "--list", "*pmxcfs*") == ""
+    kept = {"/var/lib/pve-cluster", "/var/lib/pve-cluster/config.db"}
+    assert files(plain) ^ before == kept
+    plain.install(debs.ours())
+    assert plain.shell("cat /etc/pve/file") == "saved"
+
+
+def test_a_purge_without_a_database_leaves_nothing(plain: Machine) -> None:
+    before = files(plain)
+    plain.install(debs.ours())
+    plain.run("systemctl", "stop", "pmxcfs")
+    plain.shell("rm /var/lib/pve-cluster/config.db; dpkg --purge pmxcfs")
+    assert files(plain) == before
+
+
+def test_it_comes_up_with_the_machine_before_corosync(node: Machine) -> None:
+    order = node.run("systemd-analyze", "dot", "pmxcfs.service").splitlines()
+    assert any('"corosync.service"->"pmxcfs.service" [color="green"]' in line for line in order)
+    assert any('"cron.service"->"pmxcfs.service" [color="green"]' in line for line in order)
+    assert node.run("systemctl", "is-enabled", "pmxcfs") == "enabled"
+
+
+def test_the_packages_own_test(node: Machine) -> None:
+    """As autopkgtest runs it, with nothing of the checkout in reach."""
+    node.run("install", "-m755", "/dev/stdin", "/root/smoke", given=smoke())
+    said = node.run("env", "-C", "/", "AUTOPKGTEST_TMP=/tmp", "/root/smoke")
+    assert "mounted, changed, checked, exported and mounted again" in said
+
+
+def smoke() -> str:
+    return (debs.ROOT / "debian" / "tests" / "smoke").read_text()
+
+
+def test_its_pages_can_be_read(node: Machine) -> None:
+    for page in ("pmxcfs.8", "pmxcfs.5", "create_pmxcfs_db"):
+        assert "PMXCFS" in node.run("man", page)
+
+
+def test_a_start_with_many_guests(node: Machine, report: Report) -> None:
+    node.shell("systemctl stop pmxcfs; rm /var/lib/pve-cluster/config.db")
+    node.shell(
+        "mkdir -p /tmp/tree/nodes/node1/qemu-server; cd /tmp/tree/nodes/node1/qemu-server;"
+        f"for vmid in $(seq 100 {99 + GUESTS}); do"
+        "  printf 'cores: 2\\nmemory: 2048\\nname: guest%d\\n%900s\\n' $vmid '' >$vmid.conf; done;"
+        "pmxcfs import /tmp/tree"
+    )
+    times = []
+    for _ in range(3):
+        node.run("systemctl", "restart", "pmxcfs")
+        started = int(node.property("pmxcfs", "ExecMainStartTimestampMonotonic"))
+        ready = int(node.property("pmxcfs", "ActiveEnterTimestampMonotonic"))
+        times.append((ready - started) / 1e6)
+    gap = gap_of_last_restart(node)
+    report(f"{GUESTS} guests: READY after {sorted(times)} s, gap of a restart {gap:.2f} s")
+    assert node.shell("ls /etc/pve/qemu-server | wc -l") == str(GUESTS)
+    assert min(times) < 10
