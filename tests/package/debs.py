@@ -45,6 +45,6 @@ def original(work: Path) -> Path:
 
 def packed(tree: Path, package: Path) -> Path:
     """Make a .deb file of a tree."""
-    build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, package]
+    build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(package)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     return package

@@ -28,8 +28,9 @@ class Machine:
         self.work = work
         self.name = name
         work.mkdir(parents=True)
-        boot = ["setpriv", "--pdeathsig", "TERM", ROOT / "tests/package/boot", TREE, work, name]
-        self._booted = subprocess.Popen(boot)
+        boot = [ROOT / "tests" / "package" / "boot", TREE, work, name]
+        # A run of the tests that is killed takes its machines along.
+        self._booted = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *map(str, boot)])
         self.pid = self._await_init()
         self.root = Path(f"/proc/{self.pid}/root")
         self.wait_for(lambda: self.run("systemctl", "is-system-running", check=False) == "running")

@@ -1,4 +1,4 @@
-"""Taking the place of Proxmox's pve-cluster, for which a stand-in is installed, and giving it back."""
+"""Taking the place of Proxmox's pve-cluster, which a stand-in plays, and giving it back."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,0 +1,212 @@
+"""What the package installs fits the program: unit, manual pages, completion, scripts, versions."""
+
+import argparse
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pmxcfs
+from pmxcfs.cli import build_creator_parser, build_parser
+
+ROOT = Path(__file__).parents[2]
+DEBIAN = ROOT / "debian"
+MANUALS = ROOT / "docs" / "man"
+SCRIPTS = ("preinst", "postinst", "postrm", "tests/smoke")
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    yield from parser._actions
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (a for a in actions(build_parser()) if isinstance(a, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+def options(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Return the options that a parser knows, each with the name of its value, or an empty one."""
+    return {
+        option: "" if action.nargs == 0 else str(action.metavar)
+        for action in actions(parser)
+        for option in action.option_strings
+    }
+
+
+def manual(name: str) -> str:
+    return (MANUALS / name).read_text()
+
+
+def tagged_options(text: str) -> dict[str, str]:
+    """Return the options that a manual page explains: those in tags, each with its value's name."""
+    tags = re.findall(r"^\.TP\n\.\w+ (.*)$", text, re.MULTILINE)
+    found = {}
+    for tag in tags:
+        words = re.sub(r'[",]', " ", tag.replace("\\-", "-")).split()
+        names = [word for word in words if word.startswith("-")]
+        value = next((word for word in words if word.isupper()), "")
+        found.update(dict.fromkeys(names, value))
+    return found
+
+
+def section(text: str, title: str) -> str:
+    return re.split(rf'^\.SH "?{title}"?\n', text, flags=re.MULTILINE)[1].partition("\n.SH")[0]
+
+
+def test_the_manual_has_each_option_and_no_other() -> None:
+    assert tagged_options(section(manual("pmxcfs.8"), "OPTIONS")) == options(build_parser())
+
+
+def test_the_manual_has_each_command() -> None:
+    tags = re.findall(r"^\.TP\n\.\w+ (\w+)", section(manual("pmxcfs.8"), "COMMANDS"), re.MULTILINE)
+    assert sorted(tags) == sorted(commands())
+
+
+def test_the_guide_has_each_option() -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    rows = re.findall(r"^\| (`-.*?) \|", guide, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", row)}
+    assert told | {"-h"} == set(options(build_parser()))
+
+
+@pytest.mark.parametrize("page", ["pmxcfs.5", "pmxcfs.8"])
+def test_a_manual_page_formats_without_warnings(page: str) -> None:
+    command = ["man", "--warnings=all", "--encoding=UTF-8", "-Tutf8", "-Z", str(MANUALS / page)]
+    # 80 columns on this terminal; the shell's own width must not matter.
+    environment = {**os.environ, "MANWIDTH": "80"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stderr == ""
+    assert len(result.stdout) > 1000
+
+
+def completions(*words: str) -> set[str]:
+    """Return what bash offers for the last of the words."""
+    line = " ".join(words)
+    script = f"""
+        source /usr/share/bash-completion/bash_completion
+        source {DEBIAN}/completion/pmxcfs
+        COMP_WORDS=({" ".join(f"'{word}'" for word in words)})
+        COMP_CWORD={len(words) - 1} COMP_LINE='{line}' COMP_POINT={len(line)}
+        function=$(complete -p {words[0]} | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        $function {words[0]} '{words[-1]}' '{words[-2]}'
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    command = ["bash", "--norc", "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stderr == ""
+    return set(result.stdout.split())
+
+
+def test_bash_completes_the_options() -> None:
+    assert completions("pmxcfs", "-") == set(options(build_parser()))
+
+
+def test_bash_completes_the_commands_and_their_options() -> None:
+    assert completions("pmxcfs", "") == set(commands())
+    for name, parser in commands().items():
+        assert completions("pmxcfs", name, "-") == set(options(parser))
+
+
+@pytest.mark.parametrize("option", ["--mountpoint", "--statedir", "export"])
+def test_bash_completes_directories(option: str) -> None:
+    assert completions("pmxcfs", option, "deb") == {"debian"}
+    assert completions("pmxcfs", option, "Makef") == set()
+
+
+def test_bash_completes_files() -> None:
+    assert completions("pmxcfs", "dump", "Makef") == {"Makefile"}
+    assert completions("create_pmxcfs_db", "debian", "Makef") == {"Makefile"}
+    assert completions("create_pmxcfs_db", "Makef") == set()
+
+
+def test_the_other_command_has_no_options_to_complete() -> None:
+    assert set(options(build_creator_parser())) == {"-h", "--help"}
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    """All directives are known, and all values mean something."""
+    unit = tmp_path / "pmxcfs.service"
+    text = (DEBIAN / "service").read_text()
+    assert "ExecStart=/usr/bin/pmxcfs --foreground\n" in text
+    # The program and its manual pages are not installed here.
+    text = text.replace("/usr/bin/pmxcfs", "/bin/true")
+    unit.write_text(re.sub(r"^Documentation=.*\n", "", text, flags=re.MULTILINE))
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
+    said = [line for line in result.stderr.splitlines() if "pmxcfs" in line]
+    assert (said, result.returncode) == ([], 0)
+
+
+def test_the_unit_shows_the_mount_to_everybody() -> None:
+    """None of what gives a service a mount namespace of its own, by systemd.exec(5)."""
+    hiding = re.compile(
+        r"^(Protect(?!Clock)|Private|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec)Paths|Bind|Root"
+        r"|TemporaryFileSystem|MountFlags|MountImages|ProcSubset|DynamicUser|LogNamespace)",
+        re.MULTILINE,
+    )
+    assert not hiding.search((DEBIAN / "service").read_text())
+
+
+def test_each_line_of_the_unit_that_is_not_obvious_has_its_reason() -> None:
+    lines = (DEBIAN / "service").read_text().splitlines()
+    obvious = {"Description", "Documentation", "Type", "ExecStart", "Restart", "RestartSec"}
+    obvious |= {"StateDirectory", "StateDirectoryMode", "WantedBy", "NoNewPrivileges"}
+    bare = [
+        line
+        for above, line in itertools.pairwise(lines)
+        if "=" in line
+        and not line.startswith("#")
+        and line.partition("=")[0] not in obvious
+        and not above.startswith("#")
+        and not is_within_explained_block(lines, line)
+    ]
+    assert bare == []
+
+
+def is_within_explained_block(lines: list[str], line: str) -> bool:
+    """Tell whether the lines without a gap above this one begin with a comment."""
+    above = lines[: lines.index(line)][::-1]
+    block = list(itertools.takewhile(lambda each: each and not each.startswith("["), above))
+    return any(each.startswith("#") for each in block)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_one_for_dash(name: str) -> None:
+    script = DEBIAN / name
+    text = script.read_text()
+    assert text.startswith("#!/bin/sh\n")
+    assert "\nset -e" in text
+    subprocess.run(["dash", "-n", script], check=True)
+
+
+def test_what_is_diverted_is_given_back() -> None:
+    pairs = [
+        re.findall(r"^    (?:divert|give_back) (\S+) (\S+)$", text, re.MULTILINE)
+        for text in ((DEBIAN / name).read_text() for name in ("preinst", "postrm"))
+    ]
+    assert pairs[0] == pairs[1]
+    assert [path for path, _ in pairs[0]] == [
+        "/usr/bin/pmxcfs",
+        "/usr/bin/create_pmxcfs_db",
+        "/usr/share/man/man8/pmxcfs.8.gz",
+    ]
+
+
+def test_the_packages_version_is_the_programs() -> None:
+    first = (DEBIAN / "changelog").read_text().splitlines()[0]
+    assert first.startswith(f"pmxcfs ({pmxcfs.__version__}) ")
+
+
+def test_the_package_builds_with_what_the_makefile_installs() -> None:
+    control = (DEBIAN / "control").read_text()
+    needed = control.partition("Build-Depends:\n")[2].partition("\nStandards")[0]
+    names = {line.split()[0].rstrip(",") for line in needed.splitlines()}
+    names = names - {"debhelper-compat", "dh-sequence-python3"} | {"debhelper", "dh-python"}
+    makefile = (ROOT / "Makefile").read_text()
+    installed = " ".join(re.findall(r"^DEB_PACKAGES [:+]= (.*)$", makefile, re.MULTILINE)).split()
+    assert names <= set(installed)
