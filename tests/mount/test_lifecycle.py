@@ -191,15 +191,46 @@ def has_open(pid: int, name: str) -> bool:
     return any(link.endswith(f"/{name}") for link in links)
 
 
-def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket on which systemd hears from a service."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.settimeout(GRACE)
         server.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        with mounted(tmp_path) as daemon:
-            assert server.recv(1000).startswith(b"READY=1")
-            assert is_mount(daemon.path)
-        assert server.recv(1000).startswith(b"STOPPING=1")
+        yield server
+
+
+def hear(service_manager: socket.socket, start: str) -> str:
+    """Return the next message that begins with *start*."""
+    while not (message := service_manager.recv(1000).decode()).startswith(start):
+        pass
+    return message
+
+
+def test_the_service_manager_is_told(service_manager: socket.socket, tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        assert hear(service_manager, "READY=1")
+        assert is_mount(daemon.path)
+        daemon.stop()
+        service_manager.settimeout(0)
+        assert hear(service_manager, "STOPPING=1")
+
+
+def test_the_service_manager_hears_that_the_daemon_lives(
+    service_manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    with mounted(tmp_path) as daemon:
+        (daemon.path / "file").touch()
+        beats = [hear(service_manager, "WATCHDOG=1\nSTATUS=") for _ in range(10)]
+        assert "STATUS=quorate; 1 entries, version" in beats[-1]
+        daemon.process.send_signal(signal.SIGSTOP)
+        service_manager.settimeout(1)
+        with pytest.raises(TimeoutError):  # silence, after what was on its way
+            hear(service_manager, "READY=1")
+        daemon.process.send_signal(signal.SIGCONT)
+        assert hear(service_manager, "WATCHDOG=1")
 
 
 def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:
