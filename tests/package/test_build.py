@@ -1,0 +1,65 @@
+"""The build of the package: with what Debian has, from a clean copy, the same each time."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.package import debs
+
+pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
+
+
+def build(source: Path, **environment: str) -> dict[str, str]:
+    """Build from the source package in another directory; return the checksums of the packages."""
+    (description,) = (debs.ROOT / "build" / "deb").glob("pmxcfs_*.dsc")
+    source.parent.mkdir(parents=True)
+    subprocess.run(["dpkg-source", "--extract", description, source], check=True)
+    command = ["dpkg-buildpackage", "--no-sign", "--build=binary"]
+    # Only Debian's programs, as on a build machine.
+    variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEB_BUILD_OPTIONS": "nocheck"}
+    variables |= {"HOME": os.devnull, **environment}
+    with (source.parent / "log").open("wb") as log:
+        subprocess.run(command, cwd=source, env=variables, stdout=log, stderr=log, check=True)
+    return sums(source.parent)
+
+
+def sums(directory: Path) -> dict[str, str]:
+    packages = sorted(directory.glob("*.deb"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in packages}
+
+
+def test_two_builds_are_the_same(tmp_path: Path, report: Callable[[object], None]) -> None:
+    """In another place, in another time zone and language, and with another umask."""
+    umask = os.umask(0o077)
+    try:
+        built = build(
+            tmp_path / "elsewhere" / "deeper" / "source", TZ="Pacific/Kiritimati", LC_ALL="C.UTF-8"
+        )
+    finally:
+        os.umask(umask)
+    assert len(built) == 2  # the program, and its debug symbols
+    assert built == sums(debs.ROOT / "build" / "deb")
+    report(built)
+
+
+def test_the_package_has_no_compiler_warnings(tmp_path: Path) -> None:
+    build(tmp_path / "source")
+    log = (tmp_path / "log").read_text()
+    assert [line for line in log.splitlines() if ".c:" in line and "warning:" in line] == []
+
+
+def test_the_source_has_nothing_but_sources() -> None:
+    """Whatever lies around in the checkout."""
+    (archive,) = (debs.ROOT / "build" / "deb").glob("pmxcfs_*.tar.xz")
+    listed = subprocess.run(["tar", "-taf", archive], stdout=subprocess.PIPE, text=True, check=True)
+    strange = [
+        name
+        for name in listed.stdout.splitlines()
+        if name.endswith((".so", ".pyc", ".o")) or "__pycache__" in name or "/build/" in name
+    ]
+    assert strange == []
+    assert "pmxcfs/debian/control" in listed.stdout
