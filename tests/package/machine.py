@@ -52,7 +52,8 @@ class Machine:
 
     def command(self, *arguments: str | Path) -> list[str]:
         """Return the command line that runs a command on the machine."""
-        plain = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "TERM=dumb"]
+        path = "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        plain = ["env", "-i", path, "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb"]
         return [*map(str, ["nsenter", "-t", self.pid, "-a", *plain, *arguments])]
 
     def run(self, *arguments: str | Path, check: bool = True, given: str | None = None) -> str:

@@ -1,0 +1,26 @@
+"""The commands of docs/operations.md, as they stand there."""
+
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+GUIDE = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Commands, and the names of the nodes they are for."""
+
+    nodes: list[str]
+    commands: str
+
+
+def blocks(chapter: str) -> Iterator[Block]:
+    """Yield the blocks of commands of a chapter, in order."""
+    (text,) = re.findall(rf"(?ms)^## {chapter}\n(.*?)^## ", GUIDE.read_text())
+    for found in re.findall(r"(?ms)^ *```sh\n(.*?)^ *```$", text):
+        first, _, commands = textwrap.dedent(found).partition("\n")
+        assert first.startswith("# on "), f"for which node? {first}"
+        yield Block(re.findall(r"\bnode\d", first), commands)
