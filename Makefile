@@ -34,12 +34,8 @@ UNPACKED := corosync
 # first lines are the package's Build-Depends.
 DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev
 DEB_PACKAGES += pkg-config procps python3-dev python3-hypothesis python3-llfuse python3-pytest
-DEB_PACKAGES += python3-pytest-benchmark python3-setuptools
+DEB_PACKAGES += python3-pytest-benchmark python3-rrdtool python3-setuptools
 DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
-# What the tree has: a system that boots, and what the package depends on. Later steps use no network.
-TREE_PACKAGES := systemd,systemd-sysv,dbus,iproute2,man-db,procps
-TREE_PACKAGES := $(TREE_PACKAGES),python3,python3-llfuse,corosync,libcfg7,libcmap4,libcpg4,libqb100,libquorum5
-TREE_MIRROR := http://deb.debian.org/debian
 
 .PHONY: help
 help: ## list the targets
@@ -96,10 +92,13 @@ build/debian/%.stamp: | test-packages
 .PHONY: build
 build: deps build/optimized.stamp ## compile the extensions; .venv/bin/pmxcfs works afterwards
 
+SOURCES := setup.py pyproject.toml requirements.txt Makefile README.md CHANGELOG.md LICENSE
+SOURCES += bench debian docs pmxcfs stubs tests
+
 # The sources in a directory of their own, for builds that must not replace the usual one.
 copy = rm -rf build/$(1) && mkdir -p build/$(1) && \
-  cp -r setup.py pyproject.toml README.md docs pmxcfs tests $(2) build/$(1)/ && \
-  rm -f build/$(1)/pmxcfs/*.so && find build/$(1) -name __pycache__ -prune -exec rm -rf {} +
+  cp -r $(SOURCES) build/$(1)/ && rm -rf build/$(1)/pmxcfs/*.so build/$(1)/bench/results && \
+  find build/$(1) -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: debug
 debug: deps build/debug.stamp ## the same with assertions, without optimization, annotated
@@ -183,17 +182,19 @@ test-long: build test-deps deb build/bookworm.stamp ## random tests for much lon
 .PHONY: deb
 deb: deb-packages ## build the Debian package in build/deb and check it with lintian
 	shellcheck debian/preinst debian/postinst debian/postrm debian/tests/smoke debian/completion/pmxcfs
-	$(call copy,deb/pmxcfs,debian LICENSE CHANGELOG.md)
+	$(call copy,deb/pmxcfs)
 	cd build/deb/pmxcfs && $(DEBIAN_PATH) dpkg-buildpackage --no-sign
 	cd build/deb && lintian -EvIL +pedantic --fail-on error,warning pmxcfs_*.changes
 
 # Debian's tools, and no other Python that somebody has put in front of Debian's.
 DEBIAN_PATH := PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
-# A Debian 12 to boot and to install into, which the tests never change. Uses the network.
-build/bookworm.stamp: | deb-packages
+# A Debian 12 for tests to boot and to install into, who never change it: a system, and all that the
+# package depends on. Uses the network.
+MIRROR := http://deb.debian.org/debian
+build/bookworm.stamp: tests/package/tree.txt | deb-packages
 	rm -rf build/bookworm && mkdir -p build
-	debootstrap --variant=minbase --include=$(TREE_PACKAGES) bookworm build/bookworm $(TREE_MIRROR)
+	debootstrap --variant=minbase --include=$$(paste -sd, $<) bookworm build/bookworm $(MIRROR)
 	touch $@
 
 .PHONY: scenarios-rewrite

@@ -28,7 +28,10 @@ class Machine:
         self.work = work
         self.name = name
         work.mkdir(parents=True)
-        boot = [ROOT / "tests" / "package" / "boot", TREE, work, name]
+        self._boot()
+
+    def _boot(self) -> None:
+        boot = [ROOT / "tests" / "package" / "boot", TREE, self.work, self.name]
         # A run of the tests that is killed takes its machines along.
         self._booted = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *map(str, boot)])
         self.pid = self._await_init()
@@ -49,6 +52,11 @@ class Machine:
         pid = init()
         assert pid
         return pid
+
+    def reboot(self) -> None:
+        """Shut down and boot again from the same disk."""
+        self.power_off()
+        self._boot()
 
     def command(self, *arguments: str | Path) -> list[str]:
         """Return the command line that runs a command on the machine."""

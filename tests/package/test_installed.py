@@ -28,7 +28,7 @@ BOOKKEEPING = re.compile(
 def plain(tmp_path: Path) -> Iterator[Machine]:
     """A plain Debian that belongs to no cluster."""
     with machine(tmp_path) as booted:
-        booted.shell("systemctl disable --now corosync 2>&1; rm /etc/corosync/corosync.conf")
+        booted.shell("systemctl disable --now corosync 2>&1; mv /etc/corosync/corosync.conf /root/")
         yield booted
 
 
@@ -179,10 +179,19 @@ def test_a_purge_without_a_database_leaves_nothing(plain: Machine) -> None:
 
 
 def test_it_comes_up_with_the_machine_before_corosync(node: Machine) -> None:
-    order = node.run("systemd-analyze", "dot", "pmxcfs.service").splitlines()
-    assert any('"corosync.service"->"pmxcfs.service" [color="green"]' in line for line in order)
-    assert any('"cron.service"->"pmxcfs.service" [color="green"]' in line for line in order)
-    assert node.run("systemctl", "is-enabled", "pmxcfs") == "enabled"
+    order = node.run("systemd-analyze", "dot", "pmxcfs.service")
+    assert '"cron.service"->"pmxcfs.service" [color="green"]' in order
+    node.shell("echo saved >/etc/pve/file; mv /root/corosync.conf /etc/corosync/")
+    node.run("systemctl", "enable", "corosync")
+    node.reboot()
+    assert node.is_active("corosync")
+    ready = int(node.property("pmxcfs", "ActiveEnterTimestampMonotonic"))
+    assert ready <= int(node.property("corosync", "InactiveExitTimestampMonotonic"))
+    assert node.shell("cat /etc/pve/file") == "saved"
+    # The shutdown before was an orderly one.
+    said = node.run("journalctl", "--output=cat", "--identifier=pmxcfs").splitlines()
+    assert "[main] info: stopping" in said
+    assert not [line for line in said if "stale mount" in line]
 
 
 def test_the_packages_own_test(node: Machine) -> None:
