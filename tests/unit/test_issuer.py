@@ -220,6 +220,7 @@ def test_when_too_many_wait_the_next_one_is_refused_and_not_sent(world: World) -
     assert world.outbox.next(now=1.0) is None
 
 
+@pytest.mark.expect_log("sent but not delivered in time")
 def test_a_stop_refuses_what_is_unsent_and_soon_gives_up_the_rest(world: World) -> None:
     sent = world.mkdir("sent")
     world.send()
