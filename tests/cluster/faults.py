@@ -66,9 +66,9 @@ class Faults:
 
     def lanes(self) -> list[Lane]:
         """Return all lanes, which end after ``is_over`` is set, each when its fault is over."""
-        cutting = (self._partition, self._unplug)
-        breaking = (self._kill_corosync, self._freeze_corosync, self._crash)
-        cluster = self._take_turns(cutting, (self._restart_corosync,), breaking)
+        usual = ((self._partition, self._unplug), (self._restart_corosync,))
+        rare = (self._kill_corosync, self._freeze_corosync, self._crash)
+        cluster = self._take_turns(*usual, *usual, rare)
         daemons = self._take_turns((self._kill_daemon,), (self._freeze_daemon,))
         return [cluster, daemons, self._lose_frames()]
 

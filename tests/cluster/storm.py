@@ -14,15 +14,13 @@ from tests.cluster.faults import Faults, Until
 from tests.cluster.history import History
 from tests.cluster.lab import Lab
 from tests.cluster.node import Worker
-from tests.cluster.workload import DIRECTORIES, PING, STATIC, STATIC_FILES, Report
+from tests.cluster.workload import DIRECTORIES, STATIC, STATIC_FILES, Report, Slow
 
 WRITERS = 3  # on each node
 TICK = 0.01  # seconds between looks at what the lanes wait for
 AGREEMENT = 60.0  # seconds
-MAX_READ = 0.1  # seconds, on a machine that has time for it
-MAX_PINGS = 10  # a read may take as long as so many messages between idle processes
+MAX_READ = 0.1  # seconds, without waits for a processor
 MAX_CALL = 20.0  # seconds
-AROUND = 0.1  # seconds beside a read in which the machine is as busy
 READS = frozenset({"stat", "read", "get", "list"})
 ALARMS = ("Traceback", "critical:")  # what no log may have
 
@@ -41,7 +39,7 @@ class Summary:
     faults: dict[str, int] = field(default_factory=dict)
     recovery: dict[str, float] = field(default_factory=dict)  # the slowest, in seconds
     longest_read: float = 0
-    excused_reads: int = 0  # slow ones while the machine had no time
+    starved_reads: int = 0  # slow ones that only waited for a processor
     longest_call: float = 0
     doubtful_victories: int = 0
     forks: int = 0  # trees that nodes have saved before they adopted another
@@ -58,8 +56,8 @@ class Summary:
             f"faults: {_listed(self.faults)}",
             "slowest recovery: "
             + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.recovery.items()),
-            f"longest read {1000 * self.longest_read:.0f} ms, but for {self.excused_reads} while "
-            "the machine had no time; "
+            f"longest read {1000 * self.longest_read:.0f} ms, besides waits for a processor, "
+            f"which made {self.starved_reads} slow; "
             f"longest call {self.longest_call:.1f} s; {len(self.violations)} violations",
             *self.violations[:20],
         ]
@@ -82,8 +80,7 @@ class Storm:
         self._workers: dict[int, Worker] = {}  # by descriptor
         self._acknowledged: Counter[int] = Counter()
         self._last_start: dict[int, float] = {}
-        self._reads: list[tuple[int, str, Outcome]] = []
-        self._pings: list[Outcome] = []
+        self._reads: list[tuple[int, Slow]] = []  # by node
 
     def run(self, seconds: float) -> Summary:
         """Let it rage for *seconds*, then calm down, and judge."""
@@ -125,8 +122,6 @@ class Storm:
             for letter in "abcdefgh"[:WRITERS]:
                 arguments = (node.number, f"{node.name}{letter}", source.randrange(1 << 32))
                 workers.append(node.start_worker("tests.cluster.workload:write", *arguments))
-            if node is self._lab[1]:
-                workers.append(node.start_worker("tests.cluster.workload:ping", node.number))
             self._workers.update({worker.connection.fileno(): worker for worker in workers})
 
     def _rage(self, seconds: float) -> None:
@@ -177,14 +172,12 @@ class Storm:
         self.summary.calls += report.calls
         self.summary.operations += report.operations
         self.summary.refusals += report.refusals
-        for name, outcome in report.slow:
-            if name == PING:
-                self._pings.append(outcome)
-            elif name in READS:
-                if not outcome.error:
-                    self._reads.append((report.node, name, outcome))
-            else:
+        for slow in report.slow:
+            name, outcome, _ = slow
+            if name not in READS:
                 self._note_call(report.node, name, outcome)
+            elif not outcome.error:
+                self._reads.append((report.node, slow))
 
     def _note_call(self, node: int, name: str, outcome: Outcome) -> None:
         self.summary.longest_call = max(self.summary.longest_call, outcome.seconds)
@@ -214,23 +207,16 @@ class Storm:
         )
 
     def _slow_reads(self) -> Iterable[str]:
-        for node, name, outcome in self._reads:
+        for node, (name, outcome, starved) in self._reads:
             if self._faults.silent.overlaps(node, outcome.start, outcome.end):
                 continue
-            if outcome.seconds > MAX_READ and self._is_busy(outcome):
-                self.summary.excused_reads += 1
-                continue
-            self.summary.longest_read = max(self.summary.longest_read, outcome.seconds)
-            if outcome.seconds > MAX_READ:
-                yield f"{name} on node {node} took {outcome.seconds:.3f} s until {at(outcome.end)}"
-
-    def _is_busy(self, read: Outcome) -> bool:
-        """Tell whether the machine had so little time that a read had to take so long."""
-        return any(
-            read.seconds < MAX_PINGS * ping.seconds
-            for ping in self._pings
-            if ping.start <= read.end + AROUND and read.start <= ping.end + AROUND
-        )
+            worked = outcome.seconds - starved
+            self.summary.longest_read = max(self.summary.longest_read, worked)
+            if worked > MAX_READ:
+                took = f"took {outcome.seconds:.3f} s until {at(outcome.end)}"
+                yield f"{name} on node {node} {took}, {starved:.3f} s of it without a processor"
+            elif outcome.seconds > MAX_READ:
+                self.summary.starved_reads += 1
 
     def _compare(self) -> list[str]:
         """Compare the nodes with one another, with their databases and with the history."""

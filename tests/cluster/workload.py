@@ -1,23 +1,24 @@
 """Writers and readers in the nodes of a cluster that things happen to.
 
-``write``, ``read`` and ``ping`` are workers. A writer changes files that others change too, adds to
+``write`` and ``read`` are workers. A writer changes files that others change too, adds to
 a log of its own, and takes part in contests for names; it tells what may come of each operation, by
 the rules of ``history``. A refusal that says that nothing was changed is only counted. A reader
-measures how long reads take that must never wait for the cluster, a pinger how busy the machine is.
+measures how long reads take that must never wait for the cluster, and how much of that was the wait
+for a processor, which is nobody's fault.
 
 A token says who wrote a file, its number, and how many bytes ``content`` makes of it. All writes to
 one shared file are of one size, so two writers on one node leave no mixture of both.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import random
 import re
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -46,11 +47,11 @@ DIRECTORIES = ("shared", "own", STATIC, CONTESTS, "priv", LOCKS)
 ROUND = 0.5  # seconds in which all contend for the same two names
 PAUSE = 0.02  # seconds between the operations of a writer, at most
 NOTABLE = 0.02  # seconds that a call must take to be told of
-NOTABLE_PING = 0.003  # seconds
-PING, PING_PAUSE = "ping", 0.002
 READ_PAUSE = 0.01  # seconds between reads
 DEAD_PAUSE = 0.05  # seconds after an answer that no daemon gave
 REPORT_INTERVAL = 0.1  # seconds
+PID_FILE = Path("/run/pve-cluster.pid")
+OWN_WAITS = Path("/proc/self/schedstat")
 TOKEN = re.compile(r"[a-z0-9]+-\d+-\d+")
 
 # What says that nothing was changed and nothing sent: no quorum, no daemon, nothing there, ...
@@ -62,12 +63,20 @@ DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EROFS})
 Event = Effect | Contest | Line
 
 
+class Slow(NamedTuple):
+    """A call that took long."""
+
+    name: str
+    outcome: Outcome
+    starved: float  # seconds that it could not go on because no processor was free; about
+
+
 class Report(NamedTuple):
     """What a worker has done since its last report."""
 
     node: int
     events: list[Event]
-    slow: list[tuple[str, Outcome]]  # calls, by name
+    slow: list["Slow"]
     errors: Counter[int]  # how many calls failed with each errno
     calls: int
     operations: int  # that were acknowledged
@@ -96,6 +105,16 @@ def token_of(data: bytes) -> str:
     return f"torn: {len(data)} bytes of {head[:100]!r}"
 
 
+def longest_wait(before: Mapping[str, int], after: Mapping[str, int]) -> float:
+    """Return the seconds that the caller and one thread of the daemon have waited meanwhile.
+
+    Others may have waited at the same time, or one after the other for one another.
+    """
+    spent = {name: now - before.get(name, now) for name, now in after.items()}
+    own = spent.pop(str(OWN_WAITS), 0)
+    return (own + max(spent.values(), default=0)) / 1e9
+
+
 class Worker:
     """What writers and readers share: they call, wait, and report."""
 
@@ -109,18 +128,24 @@ class Worker:
 
     def _clear(self) -> None:
         self.events = []
-        self._slow: list[tuple[str, Outcome]] = []
+        self._slow: list[Slow] = []
         self._errors: Counter[int] = Counter()
         self._calls, self.operations, self.refusals, self.last_start = 0, 0, 0, 0.0
 
+    def waits(self) -> dict[str, int]:
+        """Return how long threads have waited for a processor, of those that matter."""
+        return {}
+
     def call(self, *operation: object) -> Outcome:
         """Make one system call, or few; its time counts."""
+        before = self.waits()
         outcome = self._files.perform(operation)
         self._calls += 1
         if outcome.error:
             self._errors[outcome.error] += 1
         if outcome.seconds > NOTABLE:
-            self._slow.append((str(operation[0]), outcome._replace(value=None)))
+            starved = longest_wait(before, self.waits())
+            self._slow.append(Slow(str(operation[0]), outcome._replace(value=None), starved))
         if outcome.error in DEAD:
             time.sleep(DEAD_PAUSE)
         return outcome
@@ -285,10 +310,13 @@ class Reader(Worker):
         super().__init__(connection, node)
         self._operations = self._endless()
         self._is_open = False
+        self._daemon = Path("/proc/nobody")
 
     def step(self) -> None:
         """Do one read. An open file of a daemon that is gone is opened anew."""
         if not self._is_open:
+            with contextlib.suppress(OSError):
+                self._daemon = Path("/proc") / PID_FILE.read_text().strip()
             self._is_open = not self.call("open", "open", f"{STATIC}/0", os.O_RDONLY).error
             return
         name, *_ = operation = next(self._operations)
@@ -301,6 +329,17 @@ class Reader(Worker):
         """Return how long to wait before the next one."""
         return READ_PAUSE
 
+    def waits(self) -> dict[str, int]:
+        """Return how long each thread of the daemon, and this process, has waited for a processor.
+
+        That is the second number of schedstat, in nanoseconds since the thread began.
+        """
+        found = {}
+        for file in (OWN_WAITS, *self._daemon.glob("task/*/schedstat")):
+            with contextlib.suppress(OSError):  # a thread has ended
+                found[str(file)] = int(file.read_bytes().split()[1])
+        return found
+
     def _endless(self) -> Iterator[Operation]:
         while True:
             for number in range(STATIC_FILES):
@@ -308,42 +347,6 @@ class Reader(Worker):
                 yield "read", "open", 100
                 yield "get", f"{STATIC}/{number}"
                 yield "list", STATIC
-
-
-class Pinger(Worker):
-    """Measures what nothing but the machine's load makes slow: a byte to another process and back.
-
-    It is the yardstick for the reads: they can't be faster than that.
-    """
-
-    def __init__(self, connection: Connection, node: int) -> None:
-        super().__init__(connection, node)
-        self._socket, far = socket.socketpair()
-        if os.fork() == 0:
-            self._socket.close()
-            while data := far.recv(1):
-                far.send(data)
-            os._exit(0)
-        far.close()
-
-    def step(self) -> None:
-        """Send a byte, and wait for it."""
-        start = time.monotonic()
-        self._socket.send(b"x")
-        self._socket.recv(1)
-        outcome = Outcome(None, 0, start, time.monotonic())
-        if outcome.seconds > NOTABLE_PING:
-            self._slow.append((PING, outcome))
-
-    def pause(self) -> float:
-        """Return how long to wait before the next one."""
-        return PING_PAUSE
-
-
-def ping(connection: Connection, node: int) -> None:
-    """Be a pinger until the lab sends something."""
-    pinger = Pinger(connection, node)
-    pinger.run(pinger.step, pinger.pause)
 
 
 def write(connection: Connection, node: int, name: str, seed: int) -> None:
