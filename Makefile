@@ -17,6 +17,8 @@ PACKAGES := python3-venv python3-dev
 PACKAGES += gcc libc6-dev pkg-config libfuse-dev
 # The cluster: corosync's client libraries.
 PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
+# The database.
+PACKAGES += libsqlite3-dev
 # Local clients.
 PACKAGES += libqb-dev
 # Mounting.

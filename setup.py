@@ -46,12 +46,16 @@ def compiler_flags() -> list[str]:
     return flags
 
 
+LIBRARIES = {"_sqlite": ["sqlite3"]}  # by module
+
+
 def extension(source: Path) -> Extension:
     """Describe the extension made from one .pyx file."""
     tracing: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
     return Extension(
         f"pmxcfs.{source.stem}",
         [str(source)],
+        libraries=LIBRARIES.get(source.stem, []),
         extra_compile_args=compiler_flags(),
         extra_link_args=SANITIZERS if is_on("PMXCFS_SANITIZE") else [],
         define_macros=tracing if is_on("PMXCFS_COVERAGE") else [],

@@ -40,23 +40,6 @@ _INDEX_ENTRY_SIZE = 40  # inode and digest
 cdef class Entry:
     """One inode: a file or a directory."""
 
-    cdef readonly uint64_t inode
-    cdef readonly uint64_t version
-    cdef public uint64_t node
-    cdef readonly uint64_t listing_version  # of a directory: counts its names that come and go
-    cdef readonly uint32_t writer
-    cdef readonly uint32_t mtime
-    cdef readonly uint8_t type
-    cdef readonly bint private
-    cdef readonly bint is_orphan  # removed, but still open; nothing of it is ever published again
-    cdef readonly str name
-    cdef readonly Entry parent
-    cdef dict _children  # name -> Entry; None until there is one
-    cdef bytes _data  # published; shorter than _size (empty) only where no bytes are known
-    cdef Py_ssize_t _size
-    cdef Draft _draft
-    cdef str _last_path  # None while attached
-
     def __cinit__(self):
         self.name = ""
         self._data = b""
@@ -178,14 +161,6 @@ cdef bint is_private_place(Entry parent, str name) except -1:
 @cython.final
 cdef class Tree:
     """The inode table."""
-
-    cdef readonly Entry root
-    cdef readonly int64_t content_bytes
-    cdef readonly int64_t unpublished_growth
-    cdef bint _keep_undo
-    cdef dict _table  # inode -> Entry, the root included
-    cdef dict _touched  # Entry -> its state at the last settle (None without undo); in that order
-    cdef dict _dirty  # Entry -> None, those with dirty bytes in the order they became so
 
     def __cinit__(self, *, bint keep_undo=True):
         self.root = new_entry(0, DIRECTORY)
@@ -445,6 +420,10 @@ cdef class Tree:
             if entry.inode != 0:
                 rows[entry.inode] = None if entry.parent is None else entry
         return rows
+
+    @property
+    def has_unsaved(self):
+        return len(self._touched) > (self.root in self._touched)
 
     def settle(self):
         """Forget how to undo: everything so far is saved."""

@@ -28,12 +28,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from pmxcfs._core import Entry, Tree
+from pmxcfs._core import Tree
+from pmxcfs._sqlite import SqliteError, Writer, memory_used
 from pmxcfs.errors import StoreError
 from pmxcfs.guests import parse_guest_path
-from pmxcfs.messages import EntryType, Record, to_bytes
+from pmxcfs.messages import EntryType, Record
 from pmxcfs.privatefiles import make_file, make_numbered_file, make_private, sync_directory
 from pmxcfs.repair import FRESH_VERSION, VERSION_NAME, Row, repair
+from pmxcfs.rows import entries, entry_row, record_row, signed, version_row
 
 _log = logging.getLogger("pmxcfs.database")
 
@@ -67,19 +69,16 @@ _SELECT = (
 _SELECT_ROWS = _SELECT.format(data="CAST(data AS BLOB)")
 _SELECT_STATE = _SELECT.format(data="ifnull(length(data), 0)")
 # An UPDATE in place: where size and most bytes stay the same, SQLite leaves those pages alone.
-_WRITE_ROWS = (
-    "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) VALUES {} "
+_WRITE = (
+    "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) "
+    "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?) "
     "ON CONFLICT (inode) DO UPDATE SET parent = excluded.parent, version = excluded.version, "
     "writer = excluded.writer, mtime = excluded.mtime, type = excluded.type, "
     "name = excluded.name, data = excluded.data"
 )
-_VALUES = "(?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)"
-_WRITE = _WRITE_ROWS.format(_VALUES)
-_WRITE_TWO = _WRITE_ROWS.format(f"{_VALUES}, {_VALUES}")  # a transaction by itself
 _DELETE = "DELETE FROM tree WHERE inode = ?"
 
 _FILE = int(EntryType.FILE)
-_MAX_SIGNED = (1 << 63) - 1
 
 
 class _Meaning(NamedTuple):
@@ -105,7 +104,7 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
     }
 )
 # All that can come out of a look at the file, or a write to it.
-_FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
+_FAILURES = (sqlite3.Error, SqliteError, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
@@ -137,7 +136,10 @@ class _Health:
 
 
 class Database:
-    """One open database file. Made by ``open``."""
+    """One open database file. Made by ``open``.
+
+    There are two connections: Python's, and for ``save``, unless *alone*, one that is faster.
+    """
 
     def __init__(self, path: Path, *, alone: bool) -> None:
         self.on_growth: Callable[[], None] = lambda: None  # the log is worth a checkpoint
@@ -156,6 +158,7 @@ class Database:
         self._written = self._tried = self._copied = 0
         self._log_fd = -1
         self._connection = _connect(path, timeout=0 if alone else _BUSY_TIMEOUT)
+        self._writer: Writer | None = None
 
     @classmethod
     def open(cls, path: Path, *, now: int, alone: bool = False) -> "Database":
@@ -163,6 +166,7 @@ class Database:
 
         *alone* refuses a file that another process has open, and keeps others out.
         """
+        _check_library(path)
         with _translated(path, "opened"):
             with contextlib.suppress(FileExistsError):
                 make_file(path)
@@ -205,7 +209,7 @@ class Database:
         if loaded.repairs:
             try:
                 copy = self._back_up(now)
-                self._write_difference(map(_record_row, loaded.records))
+                self._write_difference(map(record_row, loaded.records))
             except _FAILURES as exc:
                 self._backup_time = None if copy else now
                 self._suspect = True
@@ -303,11 +307,8 @@ class Database:
             execute(f"PRAGMA page_size = {PAGE_SIZE}")
         if execute("PRAGMA journal_mode = WAL").fetchone()[0] != b"wal":
             raise StoreError(f"{self._path} can't have a write-ahead log: put it on a local disk")
-        execute("PRAGMA synchronous = NORMAL")  # a commit survives a crash of the daemon
-        execute("PRAGMA wal_autocheckpoint = 0")
-        execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")  # cutting it costs growing it again
-        execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-        execute("PRAGMA secure_delete = FAST")  # no page is written only to blank what was deleted
+        for setting in _settings():
+            execute(setting)
         if is_blank:
             self._create(now)
         execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # makes the log, if there was none
@@ -316,6 +317,8 @@ class Database:
         sync_directory(self._path.parent)  # a log that can't be found was not synced
         with self._sync_lock:
             self._log_fd = os.open(f"{self._path}{_LOG_SUFFIX}", os.O_RDONLY)
+        if not self._alone:
+            self._writer = _open_writer(self._path)
         self._written = os.fstat(self._log_fd).st_size
         self._tried = self._copied = 0
 
@@ -338,6 +341,8 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 guard = _connect(self._path, timeout=0, options="mode=ro")
                 guard.execute("SELECT 1 FROM tree LIMIT 1").fetchall()
+        if self._writer is not None:
+            self._writer.close()
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
         if guard is not None:
@@ -358,12 +363,19 @@ class Database:
     # Writing.
 
     def _save(self, tree: Tree) -> None:
-        unsaved = tree.unsaved()
-        if not unsaved and self._writing.error is None:
+        if not tree.has_unsaved and self._writing.error is None:
             return
-        rows = [_entry_row(entry) for entry in unsaved.values() if entry is not None]
-        rows.append(_version_row(tree.root))
-        self._commit(rows, [_signed(inode) for inode, entry in unsaved.items() if entry is None])
+        if self._writer is None:
+            unsaved = tree.unsaved()
+            rows = [entry_row(entry) for entry in unsaved.values() if entry is not None]
+            gone = [signed(inode) for inode, entry in unsaved.items() if entry is None]
+            self._commit([*rows, version_row(tree.root)], gone)
+            return
+        try:
+            count, size = self._writer.save(tree)
+        finally:
+            self._suspect = self._suspect or self._writer.is_stuck
+        self._written += _FRAME * count + size
 
     def _catch_up(self, tree: Tree) -> None:
         """Open the file again and bring it to the state of *tree*."""
@@ -372,7 +384,7 @@ class Database:
             copy = self._back_up(self._backup_time)
             _log.warning("%s as it was is kept as %s", self._path, copy)
             self._backup_time = None
-        rows = [_version_row(tree.root), *map(_entry_row, _entries(tree))]
+        rows = [version_row(tree.root), *map(entry_row, entries(tree))]
         # An unsaved row that the file seems to have may be one whose commit failed half-way, with
         # the same version and other content.
         self._write_difference(rows, always=tree.unsaved())
@@ -384,7 +396,7 @@ class Database:
         Rows with an inode in *always* are written in any case; what is not in *rows* is deleted.
         """
         present = {row[0]: row for row in self._connection.execute(_SELECT_STATE)}
-        forced = {_signed(inode) for inode in always}
+        forced = {signed(inode) for inode in always}
         changed = []
         for row in rows:
             found = present.pop(row[0], None)
@@ -396,15 +408,12 @@ class Database:
         """Write *rows* and delete the inodes *gone* (signed), or do nothing."""
         execute = self._connection.execute
         try:
-            if len(rows) == 2 and not gone:  # an entry and the version, as nearly always
-                execute(_WRITE_TWO, rows[0] + rows[1])
-            else:
-                execute("BEGIN IMMEDIATE")
-                for inode in gone:
-                    execute(_DELETE, (inode,))
-                for row in rows:
-                    execute(_WRITE, row)
-                execute("COMMIT")
+            execute("BEGIN IMMEDIATE")
+            for inode in gone:
+                execute(_DELETE, (inode,))
+            for row in rows:
+                execute(_WRITE, row)
+            execute("COMMIT")
         except BaseException:
             self._roll_back()
             raise
@@ -471,6 +480,38 @@ def _connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3
     return connection
 
 
+def _settings() -> tuple[str, ...]:
+    """Return what is executed on a connection that writes."""
+    return (
+        "PRAGMA synchronous = NORMAL",  # a commit survives a crash of the daemon
+        "PRAGMA wal_autocheckpoint = 0",
+        f"PRAGMA journal_size_limit = {LOG_LIMIT}",  # cutting it costs growing it again
+        "PRAGMA secure_delete = FAST",  # no page is written only to blank what was deleted
+    )
+
+
+def _open_writer(path: Path) -> Writer:
+    return Writer(
+        os.fsencode(path),
+        write=_WRITE,
+        delete=_DELETE,
+        settings=(*_settings(), f"PRAGMA cache_size = {-CACHE_KIB}"),
+        version_name=VERSION_NAME,
+        timeout_ms=round(_BUSY_TIMEOUT * 1000),
+    )
+
+
+def _check_library(path: Path) -> None:
+    """Refuse if Python's module has an SQLite of its own: each would drop the other's locks."""
+    before = memory_used()
+    with contextlib.closing(sqlite3.connect(":memory:")):
+        if memory_used() == before:
+            raise StoreError(
+                f"{path} can't be opened: Python's sqlite3 module does not use the library that "
+                "pmxcfs was linked with: use the system's Python"
+            )
+
+
 def _is_blank(connection: sqlite3.Connection) -> bool:
     """Tell whether nothing was ever stored; a damaged file may look empty, but is longer."""
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -517,48 +558,6 @@ def _checkpoint(connection: sqlite3.Connection) -> bool:
     return not is_busy and copied == frames >= 0
 
 
-def _entries(tree: Tree) -> Iterator[Entry]:
-    """Yield every entry but the root."""
-    waiting = tree.root.children()
-    while waiting:
-        entry = waiting.pop()
-        yield entry
-        waiting.extend(entry.children())
-
-
-def _entry_row(entry: Entry) -> Row:
-    """Return the row of an entry that is in the tree."""
-    parent = entry.parent
-    assert parent is not None, "an entry without a place can't be stored"
-    return (
-        _signed(entry.inode),
-        _signed(parent.inode),
-        _signed(entry.version),
-        entry.writer,
-        entry.mtime,
-        entry.type,
-        to_bytes(entry.name),
-        entry.stored or None,
-    )
-
-
-def _version_row(root: Entry | Record) -> Row:
-    version = _signed(root.version)
-    return (0, 0, version, root.writer, root.mtime, _FILE, VERSION_NAME, None)
-
-
-def _record_row(record: Record) -> Row:
-    if record.inode == 0:
-        return _version_row(record)
-    inode, parent, version, *rest, data = record
-    return (_signed(inode), _signed(parent), _signed(version), *rest, data or None)
-
-
-def _signed(number: int) -> int:
-    """Return the signed integer that SQLite keeps for an unsigned one of 64 bits."""
-    return number if number <= _MAX_SIGNED else number - (1 << 64)
-
-
 def _code(exc: Exception) -> int:
     """Return SQLite's extended code; an error that Python's module found has none."""
     code: Any = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
@@ -567,7 +566,7 @@ def _code(exc: Exception) -> int:
 
 def _is_harmless(exc: Exception) -> bool:
     """Tell whether nothing was done, and the connection is as good as before."""
-    return isinstance(exc, sqlite3.Error) and _code(exc) & 0xFF in _HARMLESS
+    return isinstance(exc, sqlite3.Error | SqliteError) and _code(exc) & 0xFF in _HARMLESS
 
 
 def _translate(path: Path, attempt: str, exc: Exception) -> StoreError:

@@ -51,7 +51,7 @@ class Replica:
     @property
     def has_unsaved(self) -> bool:
         """Tell whether a creation waits to be saved."""
-        return bool(self.tree.unsaved())
+        return self.tree.has_unsaved
 
     @property
     def is_degraded(self) -> bool:

@@ -14,8 +14,9 @@ PACKAGE = ROOT / "pmxcfs"
 LAYERS = (
     (0, "errors messages settings _content _notify"),
     (0, "_core"),
+    (0, "_sqlite"),
     (1, "guests locks clusterlog repair modes"),
-    (1, "status"),
+    (1, "status rows"),
     (2, "privatefiles"),
     (2, "delivery database"),
     (2, "tickets"),
