@@ -14,6 +14,7 @@ cdef extern from "sqlite3.h" nogil:
         SQLITE_OK
         SQLITE_ROW
         SQLITE_DONE
+        SQLITE_BUSY_SNAPSHOT
         SQLITE_OPEN_READWRITE
         SQLITE_OPEN_NOMUTEX
         SQLITE_PREPARE_PERSISTENT
@@ -47,12 +48,15 @@ cdef class Statement:
     cdef sqlite3* _database  # owned by the Writer that made this
 
     cdef int put(self, int index, int64_t value) except -1
+    cdef int start(self) except -1
     cdef int execute(self) except -1
     cdef int close(self) except -1
 
 
 cdef class Writer:
     cdef sqlite3* _database  # owned; NULL once closed
+    cdef Statement _snapshot
+    cdef bint _is_holding
     cdef Statement _begin
     cdef Statement _write
     cdef Statement _delete
@@ -61,6 +65,8 @@ cdef class Writer:
     cdef bytes _version_name
 
     cdef Statement prepare(self, str sql)
+    cdef int begin(self) except -1
+    cdef int hold(self) except -1
     cdef int save_entry(self, Entry entry) except -1
     cdef int save_row(self, Entry entry, int64_t parent, int64_t type, bytes name,
                       bytes data) except -1

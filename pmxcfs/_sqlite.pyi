@@ -36,5 +36,6 @@ class Writer:
     @property
     def is_stuck(self) -> bool: ...  # a transaction could be neither finished nor taken back
     def save(self, tree: Tree) -> tuple[int, int]: ...  # rows written or deleted, bytes in them
+    def let_go(self) -> None: ...  # before and after a checkpoint
     def run(self, statement: Statement) -> int: ...  # tests override it
     def close(self) -> None: ...  # can be repeated

@@ -41,7 +41,7 @@ _log = logging.getLogger("pmxcfs.database")
 
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
 LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
-PAGE_SIZE = 2048  # bytes, of a new file: most changes are small, and each logs two pages or more
+PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs two pages or more
 _FRAME = PAGE_SIZE + 24  # bytes of log per page that a transaction changes
 CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
@@ -136,10 +136,7 @@ class _Health:
 
 
 class Database:
-    """One open database file. Made by ``open``.
-
-    There are two connections: Python's, and for ``save``, unless *alone*, one that is faster.
-    """
+    """One open database file, with a faster second connection for ``save``. Made by ``open``."""
 
     def __init__(self, path: Path, *, alone: bool) -> None:
         self.on_growth: Callable[[], None] = lambda: None  # the log is worth a checkpoint
@@ -224,15 +221,17 @@ class Database:
         try:
             if self._suspect:
                 self._catch_up(tree)
-            else:
+            elif tree.has_unsaved or self._writing.error is not None:
                 with self._write_lock:
                     self._save(tree)
         except _FAILURES as exc:
-            self._suspect = self._suspect or not _is_harmless(exc)
+            is_stuck = self._writer is not None and self._writer.is_stuck
+            self._suspect = self._suspect or is_stuck or not _is_harmless(exc)
             error = _translate(self._path, "written", exc)
             self._writing.fails(error)
             raise error from exc
-        self._writing.works()
+        if self._writing.error is not None:
+            self._writing.works()
         if self._written - self._tried >= CHECKPOINT_AFTER:
             self.on_growth()
 
@@ -272,12 +271,21 @@ class Database:
         """Copy the log on a connection of its own; return whether all of it could be."""
         with contextlib.closing(_connect(self._path, timeout=0)) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")  # opens the log, too
+            self._let_go()
             is_complete = _checkpoint(connection)
             if is_complete or self.wal_size <= LOG_LIMIT:
+                self._let_go()  # so that the next save can begin the log anew
                 return is_complete
             _checkpoint(connection)  # what was written during the first, so that little is left
             with self._write_lock:
+                if self._writer is not None:
+                    self._writer.let_go()
                 return _checkpoint(connection)
+
+    def _let_go(self) -> None:
+        with self._write_lock:
+            if self._writer is not None:
+                self._writer.let_go()
 
     def close(self) -> None:
         """Close the file, complete and with no log beside it unless that failed. Blocks."""
@@ -287,6 +295,7 @@ class Database:
             self._is_open = False
             try:
                 if not self._suspect:
+                    self._let_go()
                     self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except _FAILURES as exc:
                 self._suspect = True
@@ -363,19 +372,14 @@ class Database:
     # Writing.
 
     def _save(self, tree: Tree) -> None:
-        if not tree.has_unsaved and self._writing.error is None:
-            return
-        if self._writer is None:
-            unsaved = tree.unsaved()
-            rows = [entry_row(entry) for entry in unsaved.values() if entry is not None]
-            gone = [signed(inode) for inode, entry in unsaved.items() if entry is None]
-            self._commit([*rows, version_row(tree.root)], gone)
-            return
-        try:
+        if self._writer is not None:
             count, size = self._writer.save(tree)
-        finally:
-            self._suspect = self._suspect or self._writer.is_stuck
-        self._written += _FRAME * count + size
+            self._written += _FRAME * count + size
+            return
+        unsaved = tree.unsaved()
+        rows = [entry_row(entry) for entry in unsaved.values() if entry is not None]
+        gone = [signed(inode) for inode, entry in unsaved.items() if entry is None]
+        self._commit([*rows, version_row(tree.root)], gone)
 
     def _catch_up(self, tree: Tree) -> None:
         """Open the file again and bring it to the state of *tree*."""
@@ -487,6 +491,7 @@ def _settings() -> tuple[str, ...]:
         "PRAGMA wal_autocheckpoint = 0",
         f"PRAGMA journal_size_limit = {LOG_LIMIT}",  # cutting it costs growing it again
         "PRAGMA secure_delete = FAST",  # no page is written only to blank what was deleted
+        "PRAGMA ignore_check_constraints = ON",  # they say what all rows from here are
     )
 
 
