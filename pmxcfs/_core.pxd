@@ -22,6 +22,7 @@ cdef class Entry:
     cdef Draft _draft
     cdef str _last_path  # None while attached
 
+    cpdef Entry child(self, str name)
     cdef bint is_hollow(self) noexcept
     cdef tuple state(self)
     cdef int restore(self, tuple state) except -1
@@ -35,9 +36,11 @@ cdef class Tree:
     cdef readonly int64_t unpublished_growth
     cdef bint _keep_undo
     cdef dict _table  # inode -> Entry, the root included
+    cdef dict _found  # path, however spelled -> the attached Entry there
     cdef dict _touched  # Entry -> its state at the last settle (None without undo); in that order
     cdef dict _dirty  # Entry -> None, those with dirty bytes in the order they became so
 
+    cpdef Entry find(self, str path)
     cdef Entry admit(self, record)
     cdef int place(self, Entry entry, Entry parent) except -1
     cdef int settle_positions(self, Py_ssize_t expected) except -1

@@ -28,6 +28,7 @@ from pmxcfs.messages import EntryType, to_bytes, to_text
 cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
+cdef Py_ssize_t FOUND_AT_MOST = 4096  # paths that are remembered until anything is removed
 
 # Layouts of storage.md, "Checksums and index".
 _INODE = struct.Struct("<Q")
@@ -64,7 +65,8 @@ cdef class Entry:
             entry = entry.parent
         if entry._last_path:
             names.append(entry._last_path)
-        return "/".join(reversed(names))
+        names.reverse()
+        return "/".join(names)
 
     @property
     def content(self):
@@ -82,7 +84,7 @@ cdef class Entry:
     def child_count(self):
         return 0 if self._children is None else len(self._children)
 
-    def child(self, str name not None):
+    cpdef Entry child(self, str name):
         return None if self._children is None else self._children.get(name)
 
     def children(self):
@@ -167,6 +169,7 @@ cdef class Tree:
         self.root.version = 1
         self._keep_undo = keep_undo
         self._table = {0: self.root}
+        self._found = {}
         self._touched = {}
         self._dirty = {}
 
@@ -234,15 +237,21 @@ cdef class Tree:
             raise ValueError(f"{expected - reached} entries are their own ancestors")
         return 0
 
-    def find(self, str path not None):
+    cpdef Entry find(self, str path):
         """Return the entry at *path*, or None."""
-        return self.walk(path.split("/"))
+        cdef Entry entry = self._found.get(path)
+        if entry is None:
+            entry = self.walk(path.split("/"))
+            if entry is not None:
+                if len(self._found) >= FOUND_AT_MOST:
+                    self._found.clear()
+                self._found[path] = entry
+        return entry
 
     def find_parent(self, str path not None):
         """Return (entry or None, last name): where *path* is to be; for the root (None, "")."""
-        cdef list names = path.rstrip("/").split("/")
-        name = names.pop()
-        return (self.walk(names), name) if name else (None, "")
+        directory, _, name = path.rstrip("/").rpartition("/")
+        return (self.find(directory), name) if name else (None, "")
 
     cdef Entry walk(self, list names):
         """Follow *names* from the root; empty ones do not count."""
@@ -377,6 +386,7 @@ cdef class Tree:
     cdef int detach(self, Entry entry) except -1:
         self.touched(entry)
         entry._last_path = entry.path
+        self._found.clear()
         del entry.parent._children[entry.name]
         entry.parent.listing_version += 1
         del self._table[entry.inode]
