@@ -9,7 +9,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 EXTENSIONS := $(subst /,.,$(basename $(wildcard pmxcfs/*.pyx)))
-EXTENSION_SOURCES := setup.py $(wildcard pmxcfs/*.pyx pmxcfs/*.pxd pmxcfs/*.h)
+TYPED := $(filter $(wildcard pmxcfs/*.py),$(patsubst %.pxd,%.py,$(wildcard pmxcfs/*.pxd)))
+EXTENSION_SOURCES := setup.py $(TYPED) $(wildcard pmxcfs/*.pyx pmxcfs/*.pxd pmxcfs/*.h)
 
 # The .venv, and the headers that the extensions include.
 PACKAGES := python3-venv python3-dev

@@ -84,12 +84,9 @@ class Replica:
         done = []
         for ticket in tickets:
             try:
+                mutation = ticket.aimed(self.tree)
                 ticket.change = apply(
-                    self.tree,
-                    self.guests,
-                    ticket.aimed(self.tree),
-                    writer=ticket.writer,
-                    mtime=ticket.mtime,
+                    self.tree, self.guests, mutation, writer=ticket.writer, mtime=ticket.mtime
                 )
                 done.append((ticket.change, ticket.foreign))
             except HalfRenamed as error:
