@@ -9,7 +9,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 EXTENSIONS := $(subst /,.,$(basename $(wildcard pmxcfs/*.pyx)))
-EXTENSION_SOURCES := setup.py $(wildcard pmxcfs/*.pyx pmxcfs/*.pxd pmxcfs/*.h)
+TYPED := $(filter $(wildcard pmxcfs/*.py),$(patsubst %.pxd,%.py,$(wildcard pmxcfs/*.pxd)))
+EXTENSION_SOURCES := setup.py $(TYPED) $(wildcard pmxcfs/*.pyx pmxcfs/*.pxd pmxcfs/*.h)
 
 # The .venv, and the headers that the extensions include.
 PACKAGES := python3-venv python3-dev
@@ -17,6 +18,8 @@ PACKAGES := python3-venv python3-dev
 PACKAGES += gcc libc6-dev pkg-config libfuse-dev
 # The cluster: corosync's client libraries.
 PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
+# The database.
+PACKAGES += libsqlite3-dev
 # Local clients.
 PACKAGES += libqb-dev
 # Mounting.

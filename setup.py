@@ -1,6 +1,7 @@
 """Builds the C extensions; everything else about the package is in pyproject.toml.
 
-Each ``pmxcfs/*.pyx`` becomes one extension. Environment variables change the build:
+Each ``pmxcfs/*.pyx`` becomes one extension, and so does each ``pmxcfs/*.py`` with a ``.pxd`` beside
+it, which gives the types of what runs for every change. Environment variables change the build:
 
 PMXCFS_DEBUG=1     no optimization, debug symbols, C assertions, annotated HTML in build/cython
 PMXCFS_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer; run with libasan preloaded
@@ -32,6 +33,7 @@ LIBRARIES = {
     "_cserror": ["libcorosync_common"],
     "_cpg": ["libcpg"],
     "_corosync": ["libquorum", "libcmap", "libcfg"],
+    "_sqlite": ["sqlite3"],
 }
 
 OPTIMIZED = ["-O2", "-g"]
@@ -62,6 +64,13 @@ def linker_flags(module: str) -> list[str]:
     return flags
 
 
+def sources() -> list[Path]:
+    """Return what is compiled."""
+    package = Path("pmxcfs")
+    typed = [path.with_suffix(".py") for path in package.glob("*.pxd")]
+    return sorted([*package.glob("*.pyx"), *[path for path in typed if path.exists()]])
+
+
 def extension(source: Path) -> Extension:
     """Describe the extension made from one .pyx file."""
     tracing: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
@@ -79,12 +88,13 @@ def extensions() -> list[Extension]:
     if is_on("PMXCFS_NO_EXTENSIONS"):
         return []
     return cythonize(  # type: ignore[no-untyped-call,no-any-return]
-        [extension(source) for source in sorted(Path("pmxcfs").glob("*.pyx"))],
+        [extension(source) for source in sources()],
         # Cython.Coverage looks for the C file beside its source.
         build_dir=None if is_on("PMXCFS_COVERAGE") else "build/cython",
         annotate=is_on("PMXCFS_DEBUG"),
         compiler_directives={
             "language_level": 3,
+            "annotation_typing": False,  # of .py files; theirs are mypy's, and the .pxd has ours
             "binding": True,  # signatures that stubtest can compare with the .pyi
             "autotestdict": False,  # no __test__ in the modules: nobody runs doctests of them
             "linetrace": is_on("PMXCFS_COVERAGE"),

@@ -21,15 +21,15 @@ cdef class Entry:
     cdef Py_ssize_t _size
     cdef Draft _draft
     cdef str _last_path  # None while attached
-    cdef uint8_t[32] _digest  # what the index has for it, kept until something of that changes
-    cdef bint _has_digest
+    cdef bytes _line  # its part of the index; None until asked for, or when that changes
 
+    cpdef Entry child(self, str name)
     cdef bint is_hollow(self) noexcept
     cdef tuple state(self)
     cdef int restore(self, tuple state) except -1
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1
     cdef bytes meta(self)
-    cdef const uint8_t* digest(self) except NULL
+    cdef bytes line(self)
 
 
 cdef class Tree:
@@ -38,9 +38,11 @@ cdef class Tree:
     cdef readonly int64_t unpublished_growth
     cdef bint _keep_undo
     cdef dict _table  # inode -> Entry, the root included
+    cdef dict _found  # path, however spelled -> the attached Entry there
     cdef dict _touched  # Entry -> its state at the last settle (None without undo); in that order
     cdef dict _dirty  # Entry -> None, those with dirty bytes in the order they became so
 
+    cpdef Entry find(self, str path)
     cdef Entry admit(self, record)
     cdef int place(self, Entry entry, Entry parent) except -1
     cdef int settle_positions(self, Py_ssize_t expected) except -1

@@ -18,27 +18,23 @@ import hashlib
 import struct
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from pmxcfs._content cimport Draft, as_size, cut, end_of, splice
 
 from pmxcfs.errors import Failed
 from pmxcfs.messages import EntryType, to_bytes, to_text
 
-cdef extern from "<endian.h>" nogil:
-    uint64_t htole64(uint64_t number)
-
 cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
+cdef Py_ssize_t FOUND_AT_MOST = 4096  # paths that are remembered until anything is removed
 
 # Layouts of storage.md, "Checksums and index".
 _INODE = struct.Struct("<Q")
 _META = struct.Struct("<QIIIBQ")  # version, writer, mtime, size, type, parent
 _INDEX_HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
-cdef Py_ssize_t _INDEX_ENTRY_SIZE = 40  # inode and digest
+_INDEX_ENTRY_SIZE = 40  # inode and digest
 
 
 @cython.final
@@ -69,7 +65,8 @@ cdef class Entry:
             entry = entry.parent
         if entry._last_path:
             names.append(entry._last_path)
-        return "/".join(reversed(names))
+        names.reverse()
+        return "/".join(names)
 
     @property
     def content(self):
@@ -87,7 +84,7 @@ cdef class Entry:
     def child_count(self):
         return 0 if self._children is None else len(self._children)
 
-    def child(self, str name not None):
+    cpdef Entry child(self, str name):
         return None if self._children is None else self._children.get(name)
 
     def children(self):
@@ -129,14 +126,14 @@ cdef class Entry:
         """Take back everything of *state* but the position."""
         _, _, stamp, self._data, self._size = state
         self.version, self.writer, self.mtime = stamp
-        self._has_digest = False
+        self._line = None
         return 0
 
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1:
         self.version = version
         self.writer = writer
         self.mtime = mtime
-        self._has_digest = False
+        self._line = None
         return 0
 
     cdef bytes meta(self):
@@ -145,12 +142,11 @@ cdef class Entry:
         fields = _META.pack(self.version, self.writer, self.mtime, self._size, self.type, parent)
         return fields + to_bytes(self.name)
 
-    cdef const uint8_t* digest(self) except NULL:
-        """Return what the index has for this entry (32 bytes, owned by it)."""
-        if not self._has_digest:
-            memcpy(self._digest, PyBytes_AS_STRING(digest_of(self, False)), sizeof(self._digest))
-            self._has_digest = True
-        return self._digest
+    cdef bytes line(self):
+        """Return what the index has for this entry: inode and digest."""
+        if self._line is None:
+            self._line = _INODE.pack(self.inode) + digest_of(self, False)
+        return self._line
 
 
 cdef Entry new_entry(uint64_t inode, uint8_t type):
@@ -181,6 +177,7 @@ cdef class Tree:
         self.root.version = 1
         self._keep_undo = keep_undo
         self._table = {0: self.root}
+        self._found = {}
         self._touched = {}
         self._dirty = {}
 
@@ -248,15 +245,21 @@ cdef class Tree:
             raise ValueError(f"{expected - reached} entries are their own ancestors")
         return 0
 
-    def find(self, str path not None):
+    cpdef Entry find(self, str path):
         """Return the entry at *path*, or None."""
-        return self.walk(path.split("/"))
+        cdef Entry entry = self._found.get(path)
+        if entry is None:
+            entry = self.walk(path.split("/"))
+            if entry is not None:
+                if len(self._found) >= FOUND_AT_MOST:
+                    self._found.clear()
+                self._found[path] = entry
+        return entry
 
     def find_parent(self, str path not None):
         """Return (entry or None, last name): where *path* is to be; for the root (None, "")."""
-        cdef list names = path.rstrip("/").split("/")
-        name = names.pop()
-        return (self.walk(names), name) if name else (None, "")
+        directory, _, name = path.rstrip("/").rpartition("/")
+        return (self.find(directory), name) if name else (None, "")
 
     cdef Entry walk(self, list names):
         """Follow *names* from the root; empty ones do not count."""
@@ -385,13 +388,14 @@ cdef class Tree:
         entry.parent = parent
         entry.name = name
         entry._last_path = None
-        entry._has_digest = False
+        entry._line = None
         self.content_bytes += entry._size
         return 0
 
     cdef int detach(self, Entry entry) except -1:
         self.touched(entry)
         entry._last_path = entry.path
+        self._found.clear()
         del entry.parent._children[entry.name]
         entry.parent.listing_version += 1
         del self._table[entry.inode]
@@ -435,6 +439,10 @@ cdef class Tree:
             if entry.inode != 0:
                 rows[entry.inode] = None if entry.parent is None else entry
         return rows
+
+    @property
+    def has_unsaved(self):
+        return len(self._touched) > (self.root in self._touched)
 
     def settle(self):
         """Forget how to undo: everything so far is saved."""
@@ -566,22 +574,14 @@ cdef class Tree:
     def index(self):
         """Return the index that nodes compare in a sync; entries are hashed only once."""
         cdef list inodes = sorted(self._table)
-        cdef Py_ssize_t total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
-        cdef bytes result = PyBytes_FromStringAndSize(NULL, total)
-        cdef char* out = PyBytes_AS_STRING(result)
-        cdef uint64_t number
         cdef Entry entry = self.root
-        fields = (entry.version, inodes[-1], entry.writer, entry.mtime, len(inodes), total)
-        cdef bytes header = _INDEX_HEADER.pack(*fields)
-        memcpy(out, PyBytes_AS_STRING(header), <size_t>len(header))
-        out += len(header)
+        total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
+        cdef list lines = [_INDEX_HEADER.pack(
+            entry.version, inodes[-1], entry.writer, entry.mtime, len(inodes), total)]
         for inode in inodes:
             entry = self._table[inode]
-            number = htole64(entry.inode)
-            memcpy(out, &number, sizeof(number))
-            memcpy(out + sizeof(number), entry.digest(), sizeof(entry._digest))
-            out += _INDEX_ENTRY_SIZE
-        return result
+            lines.append(entry.line())
+        return b"".join(lines)
 
 
 cdef bytes digest_of(Entry entry, bint with_inode):

@@ -210,8 +210,7 @@ class Daemon:
         ]
 
     def _count(self, change: Change, *, foreign: bool) -> None:
-        paths = (change.path, change.source) if change.source else (change.path,)
-        self._status.on_change(*paths, ticket=self._invalidator.ticket)
+        self._status.on_change(change.path, change.source, ticket=self._invalidator.ticket)
 
     def _count_undone(self, entries: list[Entry], error: StoreError) -> None:
         for entry in entries:

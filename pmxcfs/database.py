@@ -27,23 +27,25 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from pmxcfs import divergence
-from pmxcfs._core import Entry, Tree
+from pmxcfs._core import Tree
+from pmxcfs._sqlite import Writer, memory_used
 from pmxcfs.adoption import Adoption
 from pmxcfs.divergence import Execute
 from pmxcfs.errors import StoreError
 from pmxcfs.failures import CORRUPT_ADVICE, FAILURES, is_harmless, translate, translated
 from pmxcfs.guests import parse_guest_path
 from pmxcfs.health import Health
-from pmxcfs.messages import EntryType, Record, to_bytes
+from pmxcfs.messages import EntryType, Record
 from pmxcfs.privatefiles import make_file, make_numbered_file, make_private, sync_directory
 from pmxcfs.repair import FRESH_VERSION, VERSION_NAME, Row, repair
-from pmxcfs.soundness import check_format, check_written, foreign_commits, is_blank
+from pmxcfs.rows import entries, entry_row, record_row, signed, version_row
+from pmxcfs.soundness import check_format, check_written, is_blank
 
 _log = logging.getLogger("pmxcfs.database")
 
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
 LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
-PAGE_SIZE = 2048  # bytes, of a new file: most changes are small, and each logs two pages or more
+PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs two pages or more
 _FRAME = PAGE_SIZE + 24  # bytes of log per page that a transaction changes
 CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
@@ -70,19 +72,16 @@ _SELECT = (
 _SELECT_ROWS = _SELECT.format(data="CAST(data AS BLOB)")
 _SELECT_STATE = _SELECT.format(data="ifnull(length(data), 0)")
 # An UPDATE in place: where size and most bytes stay the same, SQLite leaves those pages alone.
-_WRITE_ROWS = (
-    "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) VALUES {} "
+_WRITE = (
+    "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) "
+    "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?) "
     "ON CONFLICT (inode) DO UPDATE SET parent = excluded.parent, version = excluded.version, "
     "writer = excluded.writer, mtime = excluded.mtime, type = excluded.type, "
     "name = excluded.name, data = excluded.data"
 )
-_VALUES = "(?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)"
-_WRITE = _WRITE_ROWS.format(_VALUES)
-_WRITE_TWO = _WRITE_ROWS.format(f"{_VALUES}, {_VALUES}")  # a transaction by itself
 _DELETE = "DELETE FROM tree WHERE inode = ?"
 
 _FILE = int(EntryType.FILE)
-_MAX_SIGNED = (1 << 63) - 1
 
 
 class Loaded(NamedTuple):
@@ -93,7 +92,7 @@ class Loaded(NamedTuple):
 
 
 class Database:
-    """One open database file. Made by ``open``."""
+    """One open database file, with a faster second connection for ``save``. Made by ``open``."""
 
     def __init__(self, path: Path, *, alone: bool) -> None:
         self.on_growth: Callable[[], None] = lambda: None  # the log is worth a checkpoint
@@ -112,9 +111,10 @@ class Database:
         self._written = self._tried = self._copied = 0
         # The last version that other nodes had, too; None while they have all of the tree.
         self.diverged_at: int | None = None
-        self._foreign_commits = 0  # by other processes, as SQLite counts them
+        self._known_commits = 0  # by all but ``save``, as its connection counts them
         self._log_fd = -1
         self._connection = _connect(path, timeout=0 if alone else _BUSY_TIMEOUT)
+        self._writer: Writer | None = None
 
     @classmethod
     def open(cls, path: Path, *, now: int, alone: bool = False) -> "Database":
@@ -122,6 +122,7 @@ class Database:
 
         *alone* refuses a file that another process has open, and keeps others out.
         """
+        _check_library(path)
         with translated(path, "opened"):
             with contextlib.suppress(FileExistsError):
                 make_file(path)
@@ -174,7 +175,7 @@ class Database:
         if loaded.repairs:
             try:
                 copy = self._back_up(now)
-                self._write_difference(map(_record_row, loaded.records))
+                self._write_difference(map(record_row, loaded.records))
             except FAILURES as exc:
                 self._backup_time = None if copy else now
                 self._suspect = True
@@ -189,7 +190,7 @@ class Database:
         try:
             if self._suspect:
                 self._catch_up(tree)
-            else:
+            elif tree.has_unsaved or self._writing.error is not None:
                 with self._write_lock:
                     self._save(tree)
         except FAILURES as exc:
@@ -203,9 +204,9 @@ class Database:
         with a tree before, unless another process has written. Raises StoreError; the file is then
         at the state before.
         """
-        rows = [_record_row(adoption.stored(inode)) for inode in adoption.written if inode != 0]
-        rows.append(_version_row(adoption.root, kind=EntryType.DIRECTORY))
-        gone = [_signed(entry.inode) for entry in adoption.deleted]
+        rows = [record_row(adoption.stored(inode)) for inode in adoption.written if inode != 0]
+        rows.append(version_row(adoption.root, kind=EntryType.DIRECTORY))
+        gone = [signed(entry.inode) for entry in adoption.deleted]
         with self._transaction(weight=_weight(rows, gone)) as execute:
             for inode in gone:
                 execute(_DELETE, (inode,))
@@ -213,7 +214,7 @@ class Database:
                 execute(_WRITE, row)
             divergence.end(execute)
             check_written(execute, self._path, rows=rows, count=adoption.count + 1)
-            if foreign_commits(execute) != self._foreign_commits:
+            if self._others_commits() != self._known_commits:
                 raise StoreError(f"{self._path} was written by another process: end that one")
         self.diverged_at = None
 
@@ -251,14 +252,20 @@ class Database:
                 except BaseException:
                     self._roll_back()
                     raise
+                self._known_commits = self._others_commits()
         except FAILURES as exc:
             raise self._failed(exc) from exc
         self._written += weight
         self._worked()
 
+    def _others_commits(self) -> int:
+        """Return a number that changes whenever something else than ``save`` commits."""
+        return 0 if self._writer is None else self._writer.others_commits()
+
     def _failed(self, exc: Exception) -> StoreError:
         """Note that a write failed with *exc*; return what to raise."""
-        self._suspect = self._suspect or not is_harmless(exc)
+        is_stuck = self._writer is not None and self._writer.is_stuck
+        self._suspect = self._suspect or is_stuck or not is_harmless(exc)
         error = translate(self._path, "written", exc)
         self._writing.fails(error)
         return error
@@ -304,12 +311,21 @@ class Database:
         """Copy the log on a connection of its own; return whether all of it could be."""
         with contextlib.closing(_connect(self._path, timeout=0)) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")  # opens the log, too
+            self._let_go()
             is_complete = _checkpoint(connection)
             if is_complete or self.wal_size <= LOG_LIMIT:
+                self._let_go()  # so that the next save can begin the log anew
                 return is_complete
             _checkpoint(connection)  # what was written during the first, so that little is left
             with self._write_lock:
+                if self._writer is not None:
+                    self._writer.let_go()
                 return _checkpoint(connection)
+
+    def _let_go(self) -> None:
+        with self._write_lock:
+            if self._writer is not None:
+                self._writer.let_go()
 
     def close(self) -> None:
         """Close the file, complete and with no log beside it unless that failed. Blocks."""
@@ -319,6 +335,7 @@ class Database:
             self._is_open = False
             try:
                 if not self._suspect:
+                    self._let_go()
                     self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except FAILURES as exc:
                 self._suspect = True
@@ -339,11 +356,8 @@ class Database:
             execute(f"PRAGMA page_size = {PAGE_SIZE}")
         if execute("PRAGMA journal_mode = WAL").fetchone()[0] != b"wal":
             raise StoreError(f"{self._path} can't have a write-ahead log: put it on a local disk")
-        execute("PRAGMA synchronous = NORMAL")  # a commit survives a crash of the daemon
-        execute("PRAGMA wal_autocheckpoint = 0")
-        execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")  # cutting it costs growing it again
-        execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-        execute("PRAGMA secure_delete = FAST")  # no page is written only to blank what was deleted
+        for setting in _settings():
+            execute(setting)
         if is_new:
             self._create(now)
         execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # makes the log, if there was none
@@ -352,10 +366,12 @@ class Database:
         sync_directory(self._path.parent)  # a log that can't be found was not synced
         with self._sync_lock:
             self._log_fd = os.open(f"{self._path}{_LOG_SUFFIX}", os.O_RDONLY)
+        if not self._alone:
+            self._writer = _open_writer(self._path)
         self._written = os.fstat(self._log_fd).st_size
         self._tried = self._copied = 0
         self.diverged_at = divergence.read(execute)
-        self._foreign_commits = foreign_commits(execute)
+        self._known_commits = self._others_commits()
 
     def _create(self, now: int) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
@@ -376,6 +392,8 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 guard = _connect(self._path, timeout=0, options="mode=ro")
                 guard.execute("SELECT 1 FROM tree LIMIT 1").fetchall()
+        if self._writer is not None:
+            self._writer.close()
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
         if guard is not None:
@@ -396,12 +414,14 @@ class Database:
     # Writing.
 
     def _save(self, tree: Tree) -> None:
-        unsaved = tree.unsaved()
-        if not unsaved and self._writing.error is None:
+        if self._writer is not None:
+            count, size = self._writer.save(tree)
+            self._written += _FRAME * count + size
             return
-        rows = [_entry_row(entry) for entry in unsaved.values() if entry is not None]
-        rows.append(_version_row(tree.root))
-        self._commit(rows, [_signed(inode) for inode, entry in unsaved.items() if entry is None])
+        unsaved = tree.unsaved()
+        rows = [entry_row(entry) for entry in unsaved.values() if entry is not None]
+        gone = [signed(inode) for inode, entry in unsaved.items() if entry is None]
+        self._commit([*rows, version_row(tree.root)], gone)
 
     def _catch_up(self, tree: Tree) -> None:
         """Open the file again and bring it to the state of *tree*."""
@@ -410,7 +430,7 @@ class Database:
             copy = self._back_up(self._backup_time)
             _log.warning("%s as it was is kept as %s", self._path, copy)
             self._backup_time = None
-        rows = [_version_row(tree.root), *map(_entry_row, _entries(tree))]
+        rows = [version_row(tree.root), *map(entry_row, entries(tree))]
         # An unsaved row that the file seems to have may be one whose commit failed half-way, with
         # the same version and other content.
         self._write_difference(rows, always=tree.unsaved())
@@ -422,7 +442,7 @@ class Database:
         Rows with an inode in *always* are written in any case; what is not in *rows* is deleted.
         """
         present = {row[0]: row for row in self._connection.execute(_SELECT_STATE)}
-        forced = {_signed(inode) for inode in always}
+        forced = {signed(inode) for inode in always}
         changed = []
         for row in rows:
             found = present.pop(row[0], None)
@@ -434,18 +454,16 @@ class Database:
         """Write *rows* and delete the inodes *gone* (signed), or do nothing."""
         execute = self._connection.execute
         try:
-            if len(rows) == 2 and not gone:  # an entry and the version, as nearly always
-                execute(_WRITE_TWO, rows[0] + rows[1])
-            else:
-                execute("BEGIN IMMEDIATE")
-                for inode in gone:
-                    execute(_DELETE, (inode,))
-                for row in rows:
-                    execute(_WRITE, row)
-                execute("COMMIT")
+            execute("BEGIN IMMEDIATE")
+            for inode in gone:
+                execute(_DELETE, (inode,))
+            for row in rows:
+                execute(_WRITE, row)
+            execute("COMMIT")
         except BaseException:
             self._roll_back()
             raise
+        self._known_commits = self._others_commits()
         self._written += _weight(rows, gone)
 
     def _roll_back(self) -> None:
@@ -512,6 +530,39 @@ def _connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3
     return connection
 
 
+def _settings() -> tuple[str, ...]:
+    """Return what is executed on a connection that writes."""
+    return (
+        "PRAGMA synchronous = NORMAL",  # a commit survives a crash of the daemon
+        "PRAGMA wal_autocheckpoint = 0",
+        f"PRAGMA journal_size_limit = {LOG_LIMIT}",  # cutting it costs growing it again
+        "PRAGMA secure_delete = FAST",  # no page is written only to blank what was deleted
+        "PRAGMA ignore_check_constraints = ON",  # they say what all rows from here are
+    )
+
+
+def _open_writer(path: Path) -> Writer:
+    return Writer(
+        os.fsencode(path),
+        write=_WRITE,
+        delete=_DELETE,
+        settings=(*_settings(), f"PRAGMA cache_size = {-CACHE_KIB}"),
+        version_name=VERSION_NAME,
+        timeout_ms=round(_BUSY_TIMEOUT * 1000),
+    )
+
+
+def _check_library(path: Path) -> None:
+    """Refuse if Python's module has an SQLite of its own: each would drop the other's locks."""
+    before = memory_used()
+    with contextlib.closing(sqlite3.connect(":memory:")):
+        if memory_used() == before:
+            raise StoreError(
+                f"{path} can't be opened: Python's sqlite3 module does not use the library that "
+                "pmxcfs was linked with: use the system's Python"
+            )
+
+
 def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
     rows = connection.execute(_SELECT_ROWS).fetchall()
     inodes = [row[0] for row in rows]
@@ -531,48 +582,6 @@ def _checkpoint(connection: sqlite3.Connection) -> bool:
     return not is_busy and copied == frames >= 0
 
 
-def _entries(tree: Tree) -> Iterator[Entry]:
-    """Yield every entry but the root."""
-    waiting = tree.root.children()
-    while waiting:
-        entry = waiting.pop()
-        yield entry
-        waiting.extend(entry.children())
-
-
-def _entry_row(entry: Entry) -> Row:
-    """Return the row of an entry that is in the tree."""
-    parent = entry.parent
-    assert parent is not None, "an entry without a place can't be stored"
-    return (
-        _signed(entry.inode),
-        _signed(parent.inode),
-        _signed(entry.version),
-        entry.writer,
-        entry.mtime,
-        entry.type,
-        to_bytes(entry.name),
-        entry.stored or None,
-    )
-
-
-def _version_row(root: Entry | Record, *, kind: int = _FILE) -> Row:
-    version = _signed(root.version)
-    return (0, 0, version, root.writer, root.mtime, kind, VERSION_NAME, None)
-
-
-def _record_row(record: Record) -> Row:
-    if record.inode == 0:
-        return _version_row(record)
-    inode, parent, version, *rest, data = record
-    return (_signed(inode), _signed(parent), _signed(version), *rest, data or None)
-
-
 def _weight(rows: Sequence[Row], gone: Collection[int]) -> int:
     """Return about how many bytes of log it takes to write *rows* and delete *gone*."""
     return _FRAME * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)
-
-
-def _signed(number: int) -> int:
-    """Return the signed integer that SQLite keeps for an unsigned one of 64 bits."""
-    return number if number <= _MAX_SIGNED else number - (1 << 64)

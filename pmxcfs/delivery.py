@@ -6,8 +6,6 @@ limit of this node and no rule for issuers belongs here. A refusal changes nothi
 apart). Threads: the caller holds the tree's lock.
 """
 
-from typing import NamedTuple
-
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import (
     Denied,
@@ -19,7 +17,7 @@ from pmxcfs.errors import (
     Stale,
     TooBig,
 )
-from pmxcfs.guests import Guests, parse_guest_path
+from pmxcfs.guests import GuestPath, Guests, parse_guest_path
 from pmxcfs.messages import (
     MAX_FILE_SIZE,
     Create,
@@ -37,14 +35,34 @@ from pmxcfs.messages import (
 _DOTS = (".", "..")
 
 
-class Change(NamedTuple):
+class Change:
     """What a mutation did."""
 
-    kind: Kind
-    path: str  # where the entry is now; of DELETE and UNLOCK where it was
-    entry: Entry
-    source: str = ""  # RENAME: the path before
-    replaced: Entry | None = None  # RENAME: what stood at the path
+    def __init__(
+        self,
+        kind: Kind,
+        path: str,
+        entry: Entry,
+        source: str = "",
+        replaced: Entry | None = None,
+    ) -> None:
+        self.kind = kind
+        self.path = path  # where the entry is now; of DELETE and UNLOCK where it was
+        self.entry = entry
+        self.source = source  # RENAME: the path before
+        self.replaced = replaced  # RENAME: what stood at the path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Change) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        return f"Change{self._fields()}"
+
+    def _fields(self) -> tuple[Kind, str, Entry, str, Entry | None]:
+        return self.kind, self.path, self.entry, self.source, self.replaced
 
 
 class HalfRenamed(NotEmpty):
@@ -58,31 +76,30 @@ class HalfRenamed(NotEmpty):
         self.change = change
 
 
-class _Stamp(NamedTuple):
+class _Stamp:
     """Who changes the tree, and when by the clock of that node."""
 
-    writer: int
-    mtime: int
+    def __init__(self, writer: int, mtime: int) -> None:
+        self.writer = writer
+        self.mtime = mtime
 
 
 def apply(tree: Tree, guests: Guests, mutation: Mutation, *, writer: int, mtime: int) -> Change:
     """Apply one mutation that node *writer* sent at *mtime*; a refusal raises its ``errno``."""
     stamp = _Stamp(writer, mtime)
-    match mutation:
-        case Write():
-            return _write(tree, guests, mutation, stamp)
-        case Create():
-            return _create(tree, guests, mutation, stamp)
-        case Mkdir():
-            return _mkdir(tree, mutation, stamp)
-        case Delete():
-            return _delete(tree, guests, mutation, stamp)
-        case Rename():
-            return _rename(tree, guests, mutation, stamp)
-        case Mtime():
-            return _touch(tree, mutation, stamp)
-        case Unlock():
-            return _unlock(tree, mutation, stamp)
+    if isinstance(mutation, Write):
+        return _write(tree, guests, mutation, stamp)
+    if isinstance(mutation, Create):
+        return _create(tree, guests, mutation, stamp)
+    if isinstance(mutation, Rename):
+        return _rename(tree, guests, mutation, stamp)
+    if isinstance(mutation, Delete):
+        return _delete(tree, guests, mutation, stamp)
+    if isinstance(mutation, Mkdir):
+        return _mkdir(tree, mutation, stamp)
+    if isinstance(mutation, Mtime):
+        return _touch(tree, mutation, stamp)
+    return _unlock(tree, mutation, stamp)
 
 
 def _write(tree: Tree, guests: Guests, mutation: Write, stamp: _Stamp) -> Change:
@@ -90,7 +107,7 @@ def _write(tree: Tree, guests: Guests, mutation: Write, stamp: _Stamp) -> Change
     if mutation.offset + len(mutation.data) > MAX_FILE_SIZE:
         raise TooBig(f"{path!r} would exceed {MAX_FILE_SIZE} bytes")
     parent, name = _place_for(tree, path)
-    _check_guest(guests, path)
+    guest = _check_guest(guests, path)
     entry = parent.child(name)
     if entry is None:
         raise NotFound(f"no file {path!r}")
@@ -104,21 +121,21 @@ def _write(tree: Tree, guests: Guests, mutation: Write, stamp: _Stamp) -> Change
         writer=stamp.writer,
         mtime=stamp.mtime,
     )
-    _register(guests, path)
+    _register(guests, guest)
     return Change(Kind.WRITE, entry.path, entry)
 
 
 def _create(tree: Tree, guests: Guests, mutation: Create, stamp: _Stamp) -> Change:
     path = mutation.path
     parent, name = _place_for(tree, path)
-    _check_guest(guests, path)
+    guest = _check_guest(guests, path)
     existing = parent.child(name)
     if existing is not None and existing.is_directory:
         raise NotADirectory(f"{path!r} is a directory")
     if existing is not None:
         raise Exists(f"{path!r} is there already")
     entry = tree.create(parent, name, EntryType.FILE, writer=stamp.writer, mtime=stamp.mtime)
-    _register(guests, path)
+    _register(guests, guest)
     return Change(Kind.CREATE, entry.path, entry)
 
 
@@ -144,8 +161,9 @@ def _delete(tree: Tree, guests: Guests, mutation: Delete, stamp: _Stamp) -> Chan
 
 def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Change:
     entry = _existing(tree, mutation.path)
+    guest = None
     if not entry.is_directory:
-        _check_guest(guests, mutation.to, source=mutation.path)
+        guest = _check_guest(guests, mutation.to, mutation.path)
     elif _is_below_locks(entry.path):
         raise Denied(f"the lock {mutation.path!r} can't be renamed")
     parent, name = _parent_of(tree, mutation.to)
@@ -159,7 +177,7 @@ def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Chan
         raise _half_renamed(tree, mutation, target)
     replaced = tree.rename(entry, parent, name, writer=stamp.writer, mtime=stamp.mtime)
     if not entry.is_directory:
-        _move_registration(guests, mutation)
+        _move_registration(guests, mutation.path, guest)
     return Change(Kind.RENAME, entry.path, entry, source, replaced)
 
 
@@ -248,21 +266,21 @@ def _is_lock(entry: Entry) -> bool:
     return entry.is_directory and holder is not None and holder.path == "priv/lock"
 
 
-def _check_guest(guests: Guests, path: str, *, source: str = "") -> None:
-    """Refuse a configuration whose vmid is in use elsewhere."""
+def _check_guest(guests: Guests, path: str, source: str = "") -> GuestPath | None:
+    """Return whose configuration *path* is; refuse one whose vmid is in use elsewhere."""
     guest = parse_guest_path(path)
-    if guest and guests.conflicts(guest, source=parse_guest_path(source)):
+    if guest is not None and guests.conflicts(guest, source=parse_guest_path(source)):
         raise Exists(f"{path!r}: the vmid {guest.vmid} is in use elsewhere")
+    return guest
 
 
-def _register(guests: Guests, path: str) -> None:
-    guest = parse_guest_path(path)
-    if guest:
+def _register(guests: Guests, guest: GuestPath | None) -> None:
+    if guest is not None:
         guests.register(guest)
 
 
-def _move_registration(guests: Guests, mutation: Rename) -> None:
-    before = parse_guest_path(mutation.path)
-    if before:
+def _move_registration(guests: Guests, source: str, guest: GuestPath | None) -> None:
+    before = parse_guest_path(source)
+    if before is not None:
         guests.unregister(before.vmid)
-    _register(guests, mutation.to)
+    _register(guests, guest)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pmxcfs._sqlite import SqliteError
 from pmxcfs.errors import StoreError
 
 CORRUPT_ADVICE = "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE"
@@ -37,7 +38,7 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
     }
 )
 # All that can come out of a look at the file, or a write to it.
-FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
+FAILURES = (sqlite3.Error, SqliteError, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
@@ -50,7 +51,7 @@ def _code(exc: Exception) -> int:
 
 def is_harmless(exc: Exception) -> bool:
     """Tell whether nothing was done, and the connection is as good as before."""
-    return isinstance(exc, sqlite3.Error) and _code(exc) & 0xFF in _HARMLESS
+    return isinstance(exc, sqlite3.Error | SqliteError) and _code(exc) & 0xFF in _HARMLESS
 
 
 def translate(path: Path, attempt: str, exc: Exception) -> StoreError:

@@ -57,6 +57,7 @@ _log = logging.getLogger("pmxcfs.dcdb")
 PUBLISH_AFTER_NS = 1_000_000_000  # how long a write, or a new file, may stay unpublished
 RETRY_AFTER_NS = 50_000_000  # until the timer tries again what it could not publish
 OWNER = 0  # uid of everything
+_NOTHING = Write("", 0, b"", truncate=False)  # of a flight, before it takes what is unpublished
 
 
 class Issuer(Protocol):
@@ -86,8 +87,6 @@ class Issuer(Protocol):
 
 class OpenFile:
     """An open handle of a regular file."""
-
-    __slots__ = ("entry", "flight", "has_created", "has_truncated", "has_written")
 
     def __init__(self, entry: Entry, *, has_created: bool) -> None:
         self.entry = entry
@@ -164,7 +163,7 @@ class FileSystem:
     def mkdir(self, parent: Entry, name: str) -> Entry:
         """Make a directory. Raises as ``create``; a guest's name is refused with Exists."""
         path = self._new_path(parent, name)
-        self._refuse_guest_name(path)
+        _refuse_guest_name(path)
         return self._issuer.submit(Mkdir(path)).entry
 
     def remove(self, entry: Entry) -> None:
@@ -172,7 +171,7 @@ class FileSystem:
         self._need_quorum()
         if entry.child_count:
             raise NotEmpty(f"{entry.path} has entries")
-        self._issuer.submit(Delete(self._path(entry)))
+        self._issuer.submit(Delete(_path(entry)))
 
     def rename(self, entry: Entry, parent: Entry, name: str) -> None:
         """Move *entry*, replacing what stands there; everything is checked before anything changes.
@@ -180,46 +179,28 @@ class FileSystem:
         Raises NoQuorum, NotEmpty, Denied (a lock), Exists (a guest), and what delivery refuses.
         """
         self._need_quorum()
-        self._check_name(name)
-        target = _join(self._path(parent), name)
+        _check_name(name)
+        target = _join(_path(parent), name)
         if is_below_locks(entry):
             raise Denied(f"the lock {entry.path} can't be renamed")
         if entry.child_count:
             raise NotEmpty(f"{entry.path} has entries")
         if entry.is_directory:
-            self._refuse_guest_name(target)
+            _refuse_guest_name(target)
         self.publish(entry)
         self.save_creations()  # or a failure would undo it under a name that the kernel never knew
-        self._issuer.submit(Rename(self._path(entry), target))
+        self._issuer.submit(Rename(_path(entry), target))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
-        self._check_name(name)
+        _check_name(name)
         if self._tree.entry_count >= MAX_ENTRIES:
             raise NoSpace(f"the tree holds {MAX_ENTRIES} entries already")
-        return _join(self._path(parent), name)
+        return _join(_path(parent), name)
 
     def _need_quorum(self) -> None:
         if not self.quorate:
             raise NoQuorum("no quorum, nothing may change")
-
-    @staticmethod
-    def _check_name(name: str) -> None:
-        if name in (".", ".."):
-            raise Denied(f"{name!r} can't be made")
-        if len(name) > MAX_NEW_NAME or len(to_bytes(name)) > MAX_NEW_NAME:
-            raise NameTooLong(f"a new name has at most {MAX_NEW_NAME} bytes")
-
-    @staticmethod
-    def _path(entry: Entry) -> str:
-        if not entry.is_attached:
-            raise NotFound(f"{entry.path} was removed")
-        return entry.path
-
-    @staticmethod
-    def _refuse_guest_name(path: str) -> None:
-        if parse_guest_path(path) is not None:
-            raise Exists(f"{path} can only be a file: its removal would unregister the guest")
 
     # Attributes
 
@@ -232,7 +213,7 @@ class FileSystem:
         if not 0 <= seconds <= MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
         self.publish(entry)
-        path = self._path(entry)
+        path = _path(entry)
         if seconds == 0 and is_below_locks(entry):
             checksum = self._tree.entry_checksum(entry)
             self._issuer.expire_lock(
@@ -300,11 +281,8 @@ class FileSystem:
         if end > MAX_FILE_SIZE:
             raise TooBig(f"a file holds at most {MAX_FILE_SIZE} bytes")
         growth = end - entry.visible_size
-        if (
-            growth > 0
-            and not entry.is_orphan
-            and self.usage().content_bytes + growth > MAX_TOTAL_SIZE
-        ):
+        used = self._tree.content_bytes + self._tree.unpublished_growth
+        if growth > 0 and not entry.is_orphan and used + growth > MAX_TOTAL_SIZE:
             raise NoSpace(f"the tree holds at most {MAX_TOTAL_SIZE} bytes")
 
     def flush(self, handle: OpenFile) -> None:
@@ -361,7 +339,7 @@ class FileSystem:
         self._await_flight(entry)
         if not entry.has_unpublished:
             return
-        flight = Ticket(Write(entry.path, 0, b"", False), target=entry)
+        flight = Ticket(_NOTHING, target=entry)
         self._board(entry, flight)
         try:
             self._need_quorum()
@@ -383,7 +361,8 @@ class FileSystem:
 
     def _await_flight(self, entry: Entry) -> None:
         """Wait until no other worker publishes *entry*; how that went is for its authors."""
-        while (flight := self._flights.get(entry)) is not None:
+        while entry in self._flights:
+            flight = self._flights[entry]
             try:
                 self._issuer.wait(flight)
             except PmxcfsError:
@@ -490,6 +469,24 @@ def _board(handle: OpenFile, flight: Ticket) -> None:
     if has_changed and (handle.flight is None or handle.flight.error is None):
         handle.flight = flight  # else there is a failure that it has not been told of
     handle.has_written = handle.has_truncated = False
+
+
+def _check_name(name: str) -> None:
+    if name in (".", ".."):
+        raise Denied(f"{name!r} can't be made")
+    if len(name) > MAX_NEW_NAME // 4 and len(to_bytes(name)) > MAX_NEW_NAME:
+        raise NameTooLong(f"a new name has at most {MAX_NEW_NAME} bytes")
+
+
+def _path(entry: Entry) -> str:
+    if not entry.is_attached:
+        raise NotFound(f"{entry.path} was removed")
+    return entry.path
+
+
+def _refuse_guest_name(path: str) -> None:
+    if parse_guest_path(path) is not None:
+        raise Exists(f"{path} can only be a file: its removal would unregister the guest")
 
 
 def _nobody_listens(*_: object) -> None:

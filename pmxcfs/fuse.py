@@ -16,6 +16,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
+from os import O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +52,7 @@ from pmxcfs.statusfiles import Link, Snapshot, StatusFile, Switch
 _log = logging.getLogger("pmxcfs.fuse")
 
 LOCK = llfuse.lock
+_NS = 10**9  # in a second; a Python integer, where one of C would overflow
 FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
 BLOCK = 4096  # bytes, as statfs counts
 SNAPSHOT_FRESH_NS = 1_000_000_000  # a snapshot that a look-up made so lately may be opened
@@ -112,32 +114,42 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
     """Let nothing but FUSEError out of a handler, and log the request in debug mode."""
 
     @functools.wraps(function)
-    def guarded(self: "Operations", *arguments: object) -> _Answer:
-        subject, outcome, start_ns = "", "ok", 0
+    def guarded(self: "Handlers", *arguments: object) -> _Answer:
         try:
             if self.is_tracing:
-                start_ns = time.perf_counter_ns()
-                subject = self.subject(function.__name__, arguments)
+                return _traced(self, function, arguments)
             return function(self, *arguments)
         except PmxcfsError as error:
-            outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
             raise llfuse.FUSEError(error.errno) from None
         except BaseException:  # noqa: BLE001, as the mount must outlive any bug
-            outcome = "EIO"
             _log.exception("%s failed, which is a bug", function.__name__)
             raise llfuse.FUSEError(errno.EIO) from None
-        finally:
-            if subject:
-                elapsed = (time.perf_counter_ns() - start_ns) // 1000
-                if subject == PRIVATE:
-                    outcome = outcome.partition(":")[0]
-                _log.debug("%s %s -> %s (%d us)", function.__name__, subject, outcome, elapsed)
 
     return guarded
 
 
-class Operations(llfuse.Operations):
-    """llfuse's handlers."""
+def _traced(
+    handlers: "Handlers", function: Callable[..., _Answer], arguments: tuple[object, ...]
+) -> _Answer:
+    """Log a request, how it went and how long it took."""
+    outcome, start_ns = "EIO", time.perf_counter_ns()
+    subject = handlers.subject(function.__name__, arguments)
+    try:
+        answer = function(handlers, *arguments)
+        outcome = "ok"
+        return answer
+    except PmxcfsError as error:
+        outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
+        raise
+    finally:
+        elapsed = (time.perf_counter_ns() - start_ns) // 1000
+        if subject == PRIVATE:
+            outcome = outcome.partition(":")[0]
+        _log.debug("%s %s -> %s (%d us)", function.__name__, subject, outcome, elapsed)
+
+
+class Handlers:
+    """What the kernel can ask for."""
 
     def __init__(
         self,
@@ -148,13 +160,12 @@ class Operations(llfuse.Operations):
         start_time: int,
         monotonic_ns: Callable[[], int],
     ) -> None:
-        super().__init__()
         self.is_tracing = False
         self.nodes = Nodes(files.root)
         self._files = files
         self._status_files = status_files
         self._fixed = {item.name: item for item in fixed}
-        self._start_ns = start_time * 10**9
+        self._start_ns = start_time * _NS
         self._now_ns = monotonic_ns
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}  # by handle
@@ -226,7 +237,7 @@ class Operations(llfuse.Operations):
 
     def _entry_attributes(self, entry: Entry) -> llfuse.EntryAttributes:
         mode = modes.mode_of(entry, quorate=self._files.quorate)
-        time_ns = self._start_ns if entry.node == ROOT else entry.mtime * 10**9
+        time_ns = self._start_ns if entry.node == ROOT else _NS * entry.mtime
         result = self._new_attributes(entry.node, mode, entry.visible_size, time_ns)
         if entry.is_directory:
             result.st_nlink = 2
@@ -334,9 +345,9 @@ class Operations(llfuse.Operations):
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, context: object
     ) -> tuple[int, llfuse.EntryAttributes]:
-        entry = self._create(parent, to_text(name), exclusive=bool(flags & os.O_EXCL))
-        is_writing = (flags & os.O_ACCMODE) != os.O_RDONLY
-        truncate = bool(flags & os.O_TRUNC) and entry.visible_size > 0
+        entry = self._create(parent, to_text(name), exclusive=bool(flags & O_EXCL))
+        is_writing = (flags & O_ACCMODE) != O_RDONLY
+        truncate = bool(flags & O_TRUNC) and entry.visible_size > 0
         handle = self._files.open(entry, writing=is_writing, truncate=truncate, has_created=True)
         return self._new_handle(handle), self._answer(entry)
 
@@ -403,7 +414,7 @@ class Operations(llfuse.Operations):
         if fields.update_mtime:
             if not isinstance(found, Entry):
                 raise Denied("its times can't be changed")
-            self._files.utime(found, wanted.st_mtime_ns // 10**9)
+            self._files.utime(found, wanted.st_mtime_ns // _NS)
         return self._attributes(found)
 
     def _check_ownership(
@@ -436,9 +447,9 @@ class Operations(llfuse.Operations):
     @_handler
     def open(self, node: int, flags: int, context: object) -> int:
         found = self.nodes[node]
-        truncate = bool(flags & os.O_TRUNC)
+        truncate = bool(flags & O_TRUNC)
         if isinstance(found, Entry):
-            is_writing = (flags & os.O_ACCMODE) != os.O_RDONLY
+            is_writing = (flags & O_ACCMODE) != O_RDONLY
             return self._new_handle(self._files.open(found, writing=is_writing, truncate=truncate))
         if isinstance(found, Snapshot):
             self._check_snapshot(found, truncate=truncate)
@@ -510,21 +521,24 @@ class Operations(llfuse.Operations):
         return PRIVATE if PRIVATE in words else " ".join(words)
 
 
+class Operations(Handlers, llfuse.Operations):
+    """All handlers: llfuse answers the rest, with ENOSYS."""
+
+
 PRIVATE = "(private)"
 
 
 def _described(found: object) -> str:
-    match found:
-        case None:
-            return PRIVATE  # who knows what it was
-        case OpenFile():
-            return _described(found.entry)
-        case Entry():
-            return PRIVATE if found.private else f"/{found.path}"
-        case Snapshot():
-            return f"/{found.file.name}"
-        case Link() | Switch():
-            return f"/{found.name}"
+    if found is None:
+        return PRIVATE  # who knows what it was
+    if isinstance(found, OpenFile):
+        return _described(found.entry)
+    if isinstance(found, Entry):
+        return PRIVATE if found.private else f"/{found.path}"
+    if isinstance(found, Snapshot):
+        return f"/{found.file.name}"
+    if isinstance(found, Link | Switch):
+        return f"/{found.name}"
     return "/"
 
 

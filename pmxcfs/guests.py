@@ -102,7 +102,8 @@ class Guests:
 
     def settle(self) -> None:
         """Forget how to undo: everything so far is saved."""
-        self._before = {}
+        if self._before:
+            self._before = {}
 
     def rollback(self) -> None:
         """Go back to the last settle."""

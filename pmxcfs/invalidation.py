@@ -131,7 +131,9 @@ class Invalidator:
         self._inodes: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # -> number, pages too
         self._directories: dict[int, OrderedDict[bytes, _Queued]] = {}
         self._ready: OrderedDict[int, None] = OrderedDict()  # of these, not being worked on
-        self._last = 0  # notifications are numbered as they are queued
+        # Notifications are numbered as they are queued; this is the last one's number, which
+        # ``handed`` must reach before all that is queued now has been handed over.
+        self.ticket = 0
         self._outstanding: OrderedDict[int, None] = OrderedDict()  # not yet handed over; ascending
         self._is_closed = False
         self._timers: set[threading.Timer] = set()
@@ -146,15 +148,10 @@ class Invalidator:
             thread.start()
 
     @property
-    def ticket(self) -> int:
-        """What ``handed`` must reach before all that is queued now has been handed over."""
-        return self._last
-
-    @property
     def handed(self) -> int:
         """All notifications up to this number have been handed to the kernel."""
         with self._changed:
-            return next(iter(self._outstanding), self._last + 1) - 1
+            return next(iter(self._outstanding), self.ticket + 1) - 1
 
     def inode(self, node: int, *, pages: bool) -> None:
         """Queue: forget the attributes of *node*, and with *pages* its content."""
@@ -205,13 +202,12 @@ class Invalidator:
         self._inodes[node] = number, known_pages or pages
 
     def _next_number(self) -> int:
-        self._last += 1
-        self._outstanding[self._last] = None
-        return self._last
+        self.ticket += 1
+        self._outstanding[self.ticket] = None
+        return self.ticket
 
     def _send_inodes(self) -> None:
-        while (item := self._next_inode()) is not None:
-            node, (number, pages) = item
+        for node, (number, pages) in iter(self._next_inode, None):
             self._try(self._sender.inode, node, pages)
             with self._changed:
                 del self._outstanding[number]
@@ -222,7 +218,7 @@ class Invalidator:
             return None if self._is_closed else self._inodes.popitem(last=False)
 
     def _send_entries(self) -> None:
-        while (parent := self._next_directory()) is not None:
+        for parent in iter(self._next_directory, None):
             with self._changed:
                 name, queued = self._directories[parent].popitem(last=False)
             self._try(self._sender.entry, parent, name, queued.is_kept)

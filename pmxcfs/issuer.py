@@ -105,8 +105,7 @@ class ClusterIssuer:
             with self._yielding.released():
                 done.wait(max(0.0, self._stops_at - time.monotonic()))
             if not posting.ticket.is_done:
-                self._outbox.drop(posting)
-                posting.ticket.finish(_unknown("the daemon is stopping"))
+                posting.ticket.finish(self._give_up(posting, "the daemon is stopping"))
 
     def _post(self, ticket: Ticket, bodies: Sequence[Sendable]) -> Change:
         posting = Posting(ticket, bodies)
@@ -136,9 +135,13 @@ class ClusterIssuer:
         left = (posting.sent_at or time.monotonic()) + DELIVERY_PATIENCE - time.monotonic()
         if done.wait(self._limited(left)):
             return None
+        return self._give_up(posting, "it was not delivered in time")
+
+    def _give_up(self, posting: Posting, reason: str) -> PmxcfsError:
+        """Send nothing more of *posting*; return what to tell of it."""
         self._outbox.drop(posting)
         _log.error("a change was sent but not delivered in time: its outcome is unknown")
-        return _unknown("it was not delivered in time")
+        return _unknown(reason)
 
     def _limited(self, seconds: float) -> float:
         """Return how long to wait where nobody stops the daemon *seconds* would do."""

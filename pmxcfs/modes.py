@@ -9,12 +9,14 @@ import stat
 from pmxcfs._core import Entry
 
 _SCRIPT = re.compile(r"(?:vps|[1-9][0-9]*)\.(?:mount|umount|start|stop|premount|postumount)")
+_SCRIPT_ENDS = ("mount", "start", "stop")  # of all of them, to tell most other names at once
 _WRITE_BITS = 0o222
+_FILE, _DIRECTORY = stat.S_IFREG, stat.S_IFDIR
 
 
 def is_script(name: str) -> bool:
     """Tell whether a file of this name is a container's hook script, which root may execute."""
-    return _SCRIPT.fullmatch(name) is not None
+    return name.endswith(_SCRIPT_ENDS) and _SCRIPT.fullmatch(name) is not None
 
 
 def is_private_path(path: str) -> bool:
@@ -28,19 +30,19 @@ def without_quorum(mode: int) -> int:
     return mode & ~_WRITE_BITS
 
 
-def _file_mode(name: str, *, private: bool) -> int:
-    mode = stat.S_IFREG | (0o600 if private else 0o640)
+def _file_mode(name: str, private: bool) -> int:
+    mode = _FILE | (0o600 if private else 0o640)
     return mode | stat.S_IXUSR if is_script(name) else mode
 
 
 def mode_of(entry: Entry, *, quorate: bool) -> int:
     """Return file type and permission bits of *entry*, as in ``st_mode``."""
     if not entry.is_directory:
-        mode = _file_mode(entry.name, private=entry.private)
-    elif not entry.path:
-        return stat.S_IFDIR | 0o755
+        mode = _file_mode(entry.name, entry.private)
+    elif entry.inode == 0:
+        return _DIRECTORY | 0o755
     else:
-        mode = stat.S_IFDIR | (0o700 if entry.private else 0o755)
+        mode = _DIRECTORY | (0o700 if entry.private else 0o755)
     return mode if quorate else without_quorum(mode)
 
 

@@ -89,7 +89,7 @@ class Replica:
     @property
     def has_unsaved(self) -> bool:
         """Tell whether a creation waits to be saved."""
-        return bool(self.tree.unsaved())
+        return self.tree.has_unsaved
 
     @property
     def is_degraded(self) -> bool:
@@ -247,12 +247,9 @@ class Replica:
         done = []
         for ticket in tickets:
             try:
+                mutation = ticket.aimed(self.tree)
                 ticket.change = apply(
-                    self.tree,
-                    self.guests,
-                    ticket.aimed(self.tree),
-                    writer=ticket.writer,
-                    mtime=ticket.mtime,
+                    self.tree, self.guests, mutation, writer=ticket.writer, mtime=ticket.mtime
                 )
                 done.append((ticket.change, ticket.foreign))
             except HalfRenamed as error:

@@ -51,9 +51,3 @@ def check_written(execute: Execute, path: Path, *, rows: Sequence[Row], count: i
     found = execute("SELECT count(*) FROM tree").fetchone()[0]
     if found != count:
         raise StoreError(f"{path} has {found} rows where {count} should be")
-
-
-def foreign_commits(execute: Execute) -> int:
-    """Return a number that changes whenever another connection commits."""
-    number: int = execute("PRAGMA data_version").fetchone()[0]
-    return number

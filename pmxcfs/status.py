@@ -11,6 +11,7 @@ Contract: spec status.md, ".version" and ".vmlist".
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pmxcfs.clusterlog import ClusterLog
@@ -103,11 +104,16 @@ class Status:
 
     def on_change(self, *paths: str, ticket: int) -> None:
         """Note a change of what stands, or stood, at *paths*; the first is where it ended."""
+        for path in paths:  # nearly all changes are of nothing that is counted
+            if path in self.counters or parse_guest_path(path) is not None:
+                self._note(paths, ticket)
+                break
+
+    def _note(self, paths: Sequence[str], ticket: int) -> None:
         watched = tuple([path for path in paths if path in self.counters])
         vmids = {guest.vmid for guest in map(parse_guest_path, paths) if guest is not None}
-        if watched or vmids:
-            guests = tuple([(vmid, self._guests.get(vmid)) for vmid in vmids])
-            self._noted.append(_Noted(ticket, watched, guests))
+        guests = tuple([(vmid, self._guests.get(vmid)) for vmid in vmids])
+        self._noted.append(_Noted(ticket, watched, guests))
 
     def absorb(self, handed: int) -> None:
         """Count the changes whose ticket is at most *handed*."""

@@ -17,18 +17,6 @@ class Ticket:
     With a *target* the mutation is for that entry, whatever its path is when its turn comes.
     """
 
-    __slots__ = (
-        "_done",
-        "_target",
-        "change",
-        "error",
-        "foreign",
-        "is_done",
-        "mtime",
-        "mutation",
-        "writer",
-    )
-
     def __init__(
         self,
         mutation: Mutation,
@@ -57,14 +45,16 @@ class Ticket:
         if target is None or isinstance(mutation, Rename):
             return mutation
         if target.is_attached:
-            return mutation if mutation.path == target.path else mutation._replace(path=target.path)
+            path = target.path
+            return mutation if mutation.path == path else mutation._replace(path=path)
         if tree.find(target.path) is not None:
             raise Stale("another file has its name now")
         raise NotFound("it was removed meanwhile")
 
     def finish(self, error: PmxcfsError | None = None) -> None:
         """It is over; wake who waits."""
-        self.error = self.error or error
+        if self.error is None:
+            self.error = error
         self.is_done = True
         if self._done is not None:
             self._done.set()

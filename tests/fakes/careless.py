@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any
 
-from pmxcfs import adoption, cli, fuse, replica
-from pmxcfs._core import Entry, Tree
+from pmxcfs import adoption, cli, daemon, database, fuse, replica
+from pmxcfs._core import Tree
+from pmxcfs._sqlite import Statement, Writer
 from pmxcfs.adoption import Adoption
 from pmxcfs.database import Database
 from pmxcfs.messages import EntryType, Record
@@ -31,38 +32,37 @@ def reply_before_commit() -> None:
             with fuse.LOCK:
                 replica.save()
 
-    def deliver(replica: Replica, tickets: Sequence[Ticket]) -> None:
-        for ticket in tickets:
-            replica.defer(ticket)
-            ticket.finish()
-        if not started:
-            started.append(replica)
-            threading.Thread(target=save_later, args=[replica], daemon=True).start()
+    class Careless(Replica):
+        def deliver(self, tickets: Sequence[Ticket]) -> None:
+            for ticket in tickets:
+                self.defer(ticket)
+                ticket.finish()
+            if not started:
+                started.append(self)
+                threading.Thread(target=save_later, args=[self], daemon=True).start()
 
-    setattr(Replica, "deliver", deliver)  # noqa: B010, as mypy would object to an assignment
-
-
-class Piece(NamedTuple):
-    """One row of what a tree has unsaved."""
-
-    root: Entry
-    rows: dict[int, Entry | None]
-
-    def unsaved(self) -> dict[int, Entry | None]:
-        """Return what is to be saved."""
-        return self.rows
+    setattr(daemon, "Replica", Careless)  # noqa: B010, as mypy would object to an assignment
 
 
 def commit_in_pieces() -> None:
     """Save each row in a transaction of its own."""
-    save_all = Database.save
 
-    def save(database: Database, tree: Tree) -> None:
-        for inode, entry in tree.unsaved().items():
-            save_all(database, cast(Tree, Piece(tree.root, {inode: entry})))
-            time.sleep(PAUSE)
+    class InPieces(Writer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.known: dict[str, Statement] = {}
+            super().__init__(*arguments, **options)
 
-    setattr(Database, "save", save)  # noqa: B010
+        def run(self, statement: Statement) -> int:
+            if statement.sql in ("BEGIN IMMEDIATE", "COMMIT"):
+                self.known[statement.sql] = statement
+            super().run(statement)
+            if statement.sql.startswith(("INSERT", "DELETE")) and "COMMIT" in self.known:
+                super().run(self.known["COMMIT"])
+                time.sleep(PAUSE)
+                super().run(self.known["BEGIN IMMEDIATE"])
+            return 0
+
+    setattr(database, "Writer", InPieces)  # noqa: B010
 
 
 def forget_to_sync() -> None:

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from pmxcfs import database
 from pmxcfs._core import Tree
+from pmxcfs._sqlite import Statement, Writer
 from pmxcfs.database import Database, inspect
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
@@ -137,9 +139,14 @@ def faulty_connections() -> Iterator[Faults]:
         def backup(self, target: sqlite3.Connection) -> None:  # type: ignore[override]
             faults.run("BACKUP", lambda: sqlite3.Connection.backup(self, target))
 
+    class FaultyWriter(Writer):
+        def run(self, statement: Statement) -> int:
+            return faults.run(statement.sql, lambda: Writer.run(self, statement))
+
     connect = sqlite3.connect
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Faulty, **k))
+        patch.setattr(database, "Writer", FaultyWriter)
         yield faults
 
 

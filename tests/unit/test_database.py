@@ -164,7 +164,11 @@ def test_a_size_without_bytes_is_stored_as_null(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("names", "statements"),
-    [("a", ["INSERT"]), ("abc", ["BEGIN", *["INSERT"] * 4, "COMMIT"]), ("", [])],
+    [
+        ("a", ["BEGIN", "INSERT", "INSERT", "COMMIT"]),
+        ("abc", ["BEGIN", *["INSERT"] * 4, "COMMIT"]),
+        ("", []),
+    ],
     ids=["one", "three", "none"],
 )
 def test_a_save_is_one_transaction_with_the_version_row(

@@ -99,7 +99,7 @@ class World:
         return posting
 
     def arrive(self, posting: Posting, error: PmxcfsError | None = None) -> None:
-        change = None if error else cast(Change, object())
+        change = None if error else Change(Kind.MKDIR, "a", cast(Entry, None))
         with self.lock:
             posting.arrived(change, error)
 

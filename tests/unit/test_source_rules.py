@@ -14,10 +14,10 @@ PACKAGE = ROOT / "pmxcfs"
 LAYERS = (
     (0, "errors messages settings _content _notify"),
     (0, "_core _cserror"),
-    (0, "_cpg _corosync _exchange"),
+    (0, "_cpg _corosync _exchange _sqlite"),
     (1, "ring members metrics index"),
     (1, "guests locks clusterlog kvstore repair modes"),
-    (1, "adoption status"),
+    (1, "adoption status rows"),
     (2, "privatefiles failures health divergence"),
     (2, "soundness"),
     (2, "delivery database"),

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -355,8 +356,9 @@ def test_only_what_others_see_is_done_with_the_lock(world: World) -> None:
 
         return call
 
-    for name in ("state", "checksum", "adopt"):
-        setattr(world.replica, name, noted(name))
+    names = ("state", "checksum", "adopt")
+    replica = SimpleNamespace(**{name: noted(name) for name in names})
+    setattr(world.content, "_replica", replica)  # noqa: B010
     world.content.on_common = cast("Callable[[Sequence[Member]], None]", noted("common"))
     world.content.state()
     world.content.checksum()

@@ -1,0 +1,12 @@
+# cython: language_level=3
+# The types of nodes.py, which runs for every request.
+
+
+cdef class Nodes:
+    cdef readonly dict objects
+    cdef dict _references
+    cdef object _last
+
+    cpdef object number(self, found)
+    cpdef object reference(self, found)
+    cpdef object forget(self, node, count)

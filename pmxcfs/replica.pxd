@@ -1,0 +1,59 @@
+# cython: language_level=3
+# The types of replica.py, which runs for every change.
+cimport cython
+
+from pmxcfs._core cimport Tree
+from pmxcfs.delivery cimport Change
+from pmxcfs.guests cimport Guests
+from pmxcfs.tickets cimport Ticket
+
+
+cdef class Replica:
+    cdef readonly Tree tree
+    cdef readonly Guests guests
+    cdef public object policy
+    cdef public bint is_shared
+    cdef public list listeners
+    cdef public list undo_listeners
+    cdef public list reload_listeners
+    cdef readonly unsigned long long transactions
+    cdef object _database
+    cdef object _alone_since
+
+    cpdef object deliver(self, tickets)
+    cpdef object defer(self, Ticket ticket)
+    cpdef object save(self)
+
+    @cython.locals(ticket=Ticket, done=list)
+    cdef list _apply(self, tickets)
+
+    @cython.locals(ticket=Ticket)
+    cdef bint _save(self, tickets) except -1
+    cdef object _write(self)
+    cdef object _save_all(self)
+    cdef object _note_agreement(self)
+    cdef object _cope(self, error)
+    cdef object _take_back(self, error)
+    cdef object _announce(self, list done)
+
+
+cdef class LocalIssuer:
+    cdef Replica _replica
+    cdef object _clock
+    cdef object _yielding
+    cdef list _queue
+    cdef _Gate _gate
+
+    cpdef Change submit(self, mutation)
+    cpdef Change carry_out(self, Ticket ticket)
+    cpdef Change wait(self, Ticket ticket)
+    cpdef Change create(self, mutation)
+    cpdef object save(self)
+    cdef object _wait_at_gate(self, Ticket ticket)
+    cdef object _deliver_queue(self)
+
+
+cdef class _Gate:
+    cdef readonly bint is_closed
+    cdef bint _is_refusing
+    cdef object _changed

@@ -1,0 +1,22 @@
+# cython: language_level=3
+# The types of tickets.py: every change is one.
+from libc.stdint cimport uint32_t
+
+from pmxcfs._core cimport Entry, Tree
+from pmxcfs.delivery cimport Change
+
+
+cdef class Ticket:
+    cdef public object mutation
+    cdef public uint32_t writer
+    cdef public uint32_t mtime
+    cdef public bint foreign
+    cdef public bint is_done
+    cdef public Change change
+    cdef public object error
+    cdef Entry _target
+    cdef object _done
+
+    cpdef object aimed(self, Tree tree)
+    cpdef object finish(self, object error=*)
+    cpdef Change result(self)
