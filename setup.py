@@ -32,6 +32,8 @@ LIBRARIES = {
     "_cserror": ["libcorosync_common"],
     "_cpg": ["libcpg"],
     "_corosync": ["libquorum", "libcmap", "libcfg"],
+    "_qb": ["libqb"],
+    "_qbclient": ["libqb"],
 }
 
 OPTIMIZED = ["-O2", "-g"]

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "pmxcfs"
 # A module imports only from lines above its own. The numbers are those of docs/architecture.md.
 LAYERS = (
     (0, "errors messages settings _content _notify"),
-    (0, "_core _cserror"),
-    (0, "_cpg _corosync _exchange"),
+    (0, "_core _cserror _qb"),
+    (0, "_cpg _corosync _exchange _qbclient"),
     (1, "ring members metrics index"),
     (1, "guests locks clusterlog kvstore repair modes"),
     (1, "adoption status"),
