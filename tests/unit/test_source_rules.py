@@ -15,7 +15,7 @@ LAYERS = (
     (0, "errors messages settings _content _notify"),
     (0, "_core _cserror _qb"),
     (0, "_cpg _corosync _exchange _qbclient"),
-    (1, "ring members metrics index"),
+    (1, "ring members metrics index roundrobin"),
     (1, "guests locks clusterlog kvstore repair modes"),
     (1, "adoption status properties"),
     (2, "privatefiles failures health divergence"),
@@ -29,7 +29,7 @@ LAYERS = (
     (3, "outbox requests"),
     (4, "nodes invalidation control log process address publisher checkpointer watchdog"),
     (4, "mailer"),
-    (4, "corosync hostconf cluster issuer treegroup statusgroup"),
+    (4, "corosync hostconf cluster issuer treegroup statusgroup rrd"),
     (4, "clustering"),
     (4, "fuse"),
     (5, "daemon offline"),
@@ -37,7 +37,7 @@ LAYERS = (
     (5, "__main__"),
 )
 # The modules that may know each of these.
-OWNERS = {"sqlite3": ("database", "failures"), "llfuse": ("fuse",)}
+OWNERS = {"sqlite3": ("database", "failures"), "llfuse": ("fuse",), "rrdtool": ("rrd",)}
 TIME_AND_CHANCE = frozenset(["time", "datetime", "random", "secrets", "uuid"])
 FIRST_LAYER_WITH_TIME = 4
 FIRST_LAYER_WITH_THREADS_OR_FILES = 2
