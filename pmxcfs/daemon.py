@@ -36,6 +36,7 @@ from pmxcfs.locks import LockTable
 from pmxcfs.outbox import Outbox
 from pmxcfs.publisher import Publisher
 from pmxcfs.replica import LocalIssuer, Policy, Replica
+from pmxcfs.service import Service
 from pmxcfs.settings import Settings
 from pmxcfs.status import Status
 from pmxcfs.statusfiles import Switch, links, status_files
@@ -163,11 +164,21 @@ class Daemon:
         )
         self._publisher = Publisher(fuse.LOCK, self._files.publish_due)
         debug = Switch(".debug", is_on=lambda: self._operations.is_tracing, turn=self._turn_debug)
+        self._shown = status_files(
+            self._status, handed=lambda: self._invalidator.handed, monotonic=time.monotonic
+        )
+        self._service = Service(
+            self._tree,
+            self._guests,
+            self._status,
+            self._shown,
+            settings=self._settings,
+            group=group,
+            lock=fuse.LOCK,
+        )
         self._operations = fuse.Operations(
             self._files,
-            status_files=status_files(
-                self._status, handed=lambda: self._invalidator.handed, monotonic=time.monotonic
-            ),
+            status_files=self._shown,
             fixed=[*links(self._settings.nodename), debug],
             start_time=start,
             monotonic_ns=time.monotonic_ns,
@@ -197,16 +208,23 @@ class Daemon:
         """Connect those who change something with those who need to know."""
         self._files.on_unpublished = self._publisher.notice
         self._files.on_dropped = self._cache.on_dropped
-        self._replica.listeners += [self._files.on_change, self._cache.on_change, self._count]
+        self._replica.listeners += [
+            self._files.on_change,
+            self._cache.on_change,
+            self._count,
+            self._service.on_change,
+        ]
         self._replica.reload_listeners += [
             self._files.on_reload,
             self._cache.on_reload,
             self._count_reload,
+            self._service.on_reload,
         ]
         self._replica.undo_listeners += [
             self._files.on_undone,
             self._cache.on_undone,
             self._count_undone,
+            self._service.on_undone,
         ]
 
     def _count(self, change: Change, *, foreign: bool) -> None:
@@ -232,6 +250,7 @@ class Daemon:
         cleanup.callback(self._publisher.close, PATIENCE)
         if self._clustering is not None:
             self._start_clustering(self._clustering, cleanup)
+        self._start_service(cleanup)
         if process.has_service_manager():
             watchdog = Watchdog(
                 fuse.LOCK,
@@ -246,9 +265,14 @@ class Daemon:
             control.start()
             cleanup.callback(control.close)
 
+    def _start_service(self, cleanup: contextlib.ExitStack) -> None:
+        self._service.start()
+        cleanup.callback(self._service.stop)
+
     def _start_clustering(self, clustering: Clustering, cleanup: contextlib.ExitStack) -> None:
         self._replica.listeners.append(clustering.on_change)
         self._replica.reload_listeners.append(clustering.on_reload)
+        self._service.tell_cluster(clustering.source.put)
         clustering.start()
         cleanup.callback(clustering.stop)
         cleanup.callback(self._finish_changes)  # while there is a group
