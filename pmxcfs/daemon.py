@@ -23,6 +23,7 @@ from pmxcfs.address import AddressLookup
 from pmxcfs.adoption import Reload, record_of
 from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clustering import COROSYNC_CONF, Clustering
+from pmxcfs.condition import Parts, Troubles, describe
 from pmxcfs.control import Control, mutation_of
 from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
@@ -97,6 +98,9 @@ class Daemon:
         self._is_stopping = False
         self._finished = threading.Event()  # llfuse.main has returned
         self._main_thread = threading.get_ident()
+        self._troubles = Troubles()
+        logging.getLogger().addHandler(self._troubles)
+        cleanup.callback(logging.getLogger().removeHandler, self._troubles)
         self._load(cleanup)
         self._guests.rebuild(self._tree)
         # A node is clustered if the tree says so; what the host has counts for a new tree only.
@@ -266,6 +270,19 @@ class Daemon:
             cleanup.callback(control.close)
 
     def _start_service(self, cleanup: contextlib.ExitStack) -> None:
+        parts = Parts(
+            settings=self._settings,
+            tree=self._tree,
+            replica=self._replica,
+            files=self._files,
+            locks=self._locks,
+            members=self._shown[".members"],
+            service=self._service,
+            cluster=self._clustering.describe if self._clustering is not None else None,
+            troubles=self._troubles,
+            start_time=self._status.start_time,
+        )
+        self._service.tell_condition(lambda: describe(parts))
         self._service.start()
         cleanup.callback(self._service.stop)
 

@@ -30,9 +30,10 @@ LAYERS = (
     (4, "nodes invalidation control log process address publisher checkpointer watchdog"),
     (4, "mailer"),
     (4, "corosync hostconf cluster issuer treegroup statusgroup ipc rrd"),
-    (4, "clustering service"),
+    (4, "clustering service client"),
+    (4, "condition"),
     (4, "fuse"),
-    (5, "daemon offline"),
+    (5, "daemon offline inquiry"),
     (5, "cli"),
     (5, "__main__"),
 )
