@@ -21,17 +21,18 @@ PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
 # The database.
 PACKAGES += libsqlite3-dev
 # Local clients.
-PACKAGES += libqb-dev
+PACKAGES += libqb-dev librrd-dev
 # Mounting.
 PACKAGES += fuse3
 
-# Only for tests: ext4 on a loop device, what an fsync really calls; nodes in namespaces.
-TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime
+# Only for tests: ext4 on a loop device, what an fsync really calls; nodes in namespaces; what
+# looks into round-robin databases.
+TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime rrdtool
 # Tests of what the Debian package installs: the unit, the manual pages, the maintainer scripts.
 TEST_PACKAGES += systemd man-db dash bash-completion
 # Services that tests run. Their packages are unpacked below build/, not installed: that would
 # enable them on this machine (corosync would start as a cluster of its own at the next boot).
-UNPACKED := corosync
+UNPACKED := corosync rrdcached
 
 # Only for the Debian package: building, checking, and trying it in a Debian tree of its own. The
 # first lines are the package's Build-Depends.
@@ -172,6 +173,10 @@ mount: build test-deps ## tests on real mounts
 cluster: build test-deps ## tests on real clusters: nodes in namespaces on this machine
 	$(PYTEST) tests/cluster
 
+.PHONY: clients
+clients: build test-deps ## tests of local clients: libqb, rrdcached, and the commands that ask
+	$(PYTEST) tests/clients
+
 REQUIRED := PMXCFS_REQUIRE=fuse,corosync
 
 .PHONY: test
@@ -205,11 +210,12 @@ scenarios-rewrite: build ## write what happens into tests/scenarios; review the 
 	$(BIN)/python -m tests.fakes.scenario tests/scenarios/*.txt
 
 .PHONY: asan
-asan: deps ## unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+asan: deps ## unit and libqb tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call copy,asan)
 	cd build/asan && PMXCFS_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc $(CURDIR)/$(PYTEST) tests/unit
+	  PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc $(CURDIR)/$(PYTEST) \
+	  tests/unit tests/clients/test_service.py tests/clients/test_recorded.py
 
 .PHONY: cover
 cover: deps test-deps ## line coverage of all tests, extensions and daemons included

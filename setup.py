@@ -34,6 +34,8 @@ LIBRARIES = {
     "_cpg": ["libcpg"],
     "_corosync": ["libquorum", "libcmap", "libcfg"],
     "_sqlite": ["sqlite3"],
+    "_qb": ["libqb"],
+    "_qbclient": ["libqb"],
 }
 
 OPTIMIZED = ["-O2", "-g"]

@@ -20,6 +20,9 @@ SECTIONS = {
     "sync": "hashing every entry; loading every entry",
     "codec": "the plain-Python codec",
     "database": "bare sqlite3",
+    "ipc": "a libqb server that answers with zeros",
+    "guests": "the first request for properties",
+    "clients": "three users of the mount without local clients",
     "bytes": "bare sqlite3, a commit per transaction",
 }
 NO_LIMIT = float("inf")

@@ -22,6 +22,7 @@ START_PATIENCE, STOP_PATIENCE = 60.0, 20.0  # seconds; loading 100,000 files is 
 FIRST, NORMAL = -20, 0  # nice values
 REPOSITORY = Path(__file__).parents[1]
 FLOOR_SOURCE = Path(__file__).parent / "floor" / "floor.c"
+ECHO_SOURCE = Path(__file__).parent / "floor" / "echo.c"
 
 
 class Server(NamedTuple):
@@ -87,6 +88,23 @@ def floor_server(program: Path, workdir: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
+def echo_server(program: Path, name: str) -> Iterator[None]:
+    """Answer libqb's clients: request N with N bytes."""
+    with subprocess.Popen([program, name], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()  # it listens
+            yield
+        finally:
+            process.terminate()
+
+
+def ipc_name(workdir: Path) -> str:
+    """Return the name that local clients of the daemon on *workdir* connect to."""
+    return "bench" + os.fspath(workdir).replace("/", "-")
+
+
+@contextlib.contextmanager
 def pmxcfs_server(workdir: Path, *, statedir: Path | None = None) -> Iterator[Server]:
     """Serve the database in *statedir*, by default ``workdir/state``; without one, an empty one."""
     mountpoint, rundir, statedir = workdir / "mnt", workdir / "run", statedir or workdir / "state"
@@ -98,6 +116,7 @@ def pmxcfs_server(workdir: Path, *, statedir: Path | None = None) -> Iterator[Se
         "--rundir": rundir,
         "--pidfile": rundir / "pid",
         "--nodename": NODE,
+        "--ipc-name": ipc_name(workdir),
     }
     command = [sys.executable, "-m", "pmxcfs", "-f", "-l", *chain.from_iterable(options.items())]
     with _mounted(command, mountpoint) as server:

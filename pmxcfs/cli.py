@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pmxcfs
 from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, Settings
 
 
@@ -45,11 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Mount the Proxmox VE cluster file system, or work on its database offline.",
         allow_abbrev=False,
     )
-    parser.set_defaults(action=run_daemon)
+    parser.set_defaults(action=run_daemon, json=False)
     parser.add_argument("--version", action="version", version=f"pmxcfs {pmxcfs.__version__}")
     add_mode_options(parser)
     add_place_options(parser)
     add_cluster_options(parser)
+    add_client_options(parser)
     add_commands(parser)
     return parser
 
@@ -117,17 +119,22 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that local mode accepts and has no use for."""
+    """Add the option that local mode accepts and has no use for."""
     group = parser.add_argument_group("cluster, without effect in local mode")
     add_path(group, "--corosync-conf", Settings.corosync_conf, "the host's configuration", "FILE")
-    add_path(group, "--rrddir", Settings.rrddir, "round-robin databases")
-    add_path(group, "--rrdcached-socket", Settings.rrdcached_socket, "rrdcached's socket", "PATH")
+
+
+def add_client_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what other daemons of this node have to do with us."""
+    group = parser.add_argument_group("local clients")
     group.add_argument(
         "--ipc-name",
         default=Settings.ipc_name,
         metavar="NAME",
-        help="the name that local clients connect to (default: %(default)s)",
+        help="the name that they connect to (default: %(default)s)",
     )
+    add_path(group, "--rrddir", Settings.rrddir, "round-robin databases")
+    add_path(group, "--rrdcached-socket", Settings.rrdcached_socket, "rrdcached's socket", "PATH")
 
 
 def add_path(
@@ -144,12 +151,8 @@ def add_path(
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Add the commands that need no running daemon."""
-    commands = parser.add_subparsers(
-        title="commands",
-        metavar="COMMAND",
-        description="Each works on a database that nothing has open.",
-    )
+    """Add the commands: some ask a running daemon, the others need none."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(
         name: str, action: Callable[[argparse.Namespace], int], summary: str
@@ -158,7 +161,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(action=action)
         return command
 
-    fsck = add("fsck", check_database, "check the database, repair what can be repaired")
+    status = add("status", show_status, "tell how the daemon is; exit status 1 degraded, 2 absent")
+    add_client_arguments(status)
+    ask = add("ipc", ask_daemon, "ask the daemon what Proxmox VE's tools ask it")
+    add_client_arguments(ask)
+    add_questions(ask)
+    fsck = add("fsck", check_database, "check a database that nothing has open, or repair it")
     fsck.add_argument("--repair", action="store_true", help="write the repairs (default: report)")
     add_database(fsck)
     add_database(add("dump", dump_database, "print the database's entries"))
@@ -168,6 +176,57 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     importer = add("import", import_directory, "make a database of the files in a directory")
     importer.add_argument("directory", metavar="DIR", type=absolute_path)
     add_database(importer)
+
+
+def add_client_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what all commands that ask the daemon have."""
+    # Defaults here would override what stands before a command, or before its question.
+    command.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+    )
+    command.add_argument(
+        "--ipc-name",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=f"the daemon's name for local clients (default: {Settings.ipc_name})",
+    )
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Add what the daemon can be asked."""
+    questions = parser.add_subparsers(
+        dest="question", title="questions", metavar="QUESTION", required=True
+    )
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        question = questions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_client_arguments(question)
+        return question
+
+    add("version", "the counters of what has changed")
+    add("members", "the nodes of the cluster")
+    add("guests", "the guests, and where they are")
+    add("config", "a file's content").add_argument("path", metavar="PATH")
+    get = add("get", "the value of a key of a node")
+    get.add_argument("key", metavar="KEY")
+    get.add_argument("--node", metavar="NAME", default="", help="default: this one")
+    put = add("set", "set a key of this node; an empty value removes it")
+    put.add_argument("key", metavar="KEY")
+    put.add_argument("value", metavar="VALUE", help="- for standard input")
+    write = add("log", "put an entry into the cluster log")
+    write.add_argument("message", metavar="MESSAGE")
+    write.add_argument("--user", metavar="NAME", default="root@pam", help="default: %(default)s")
+    write.add_argument("--tag", metavar="NAME", default="pmxcfs", help="default: %(default)s")
+    write.add_argument(
+        "--priority", metavar="LEVEL", choices=PRIORITIES, default="info", help="as of syslog"
+    )
+    read = add("clusterlog", "the newest entries of the cluster log")
+    read.add_argument("-n", dest="most", type=positive, default=50, metavar="N", help="default: 50")
+    read.add_argument("--user", metavar="NAME", default="", help="only entries of this user")
+    add("rrd", "the latest metrics")
+    find = add("property", "properties of guests")
+    find.add_argument("names", metavar="NAME", nargs="+", type=property_name)
+    find.add_argument("--vmid", type=positive, default=0, metavar="N", help="default: all guests")
 
 
 def add_database(command: argparse.ArgumentParser) -> None:
@@ -211,6 +270,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def property_name(text: str) -> str:
+    """Return the name of a property, which starts with a lower-case letter."""
+    if not "a" <= text[:1] <= "z":
+        raise argparse.ArgumentTypeError(f"not the name of a property: {text!r}")
+    return text
+
+
 def settings_from(arguments: argparse.Namespace) -> Settings:
     """Return the daemon's settings, with the defaults that depend on other arguments."""
     given = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
@@ -228,6 +294,20 @@ def run_daemon(arguments: argparse.Namespace) -> int:
     from pmxcfs import daemon
 
     return daemon.run(settings_from(arguments))
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Run ``status``."""
+    from pmxcfs import inquiry
+
+    return inquiry.show_status(arguments)
+
+
+def ask_daemon(arguments: argparse.Namespace) -> int:
+    """Run ``ipc``."""
+    from pmxcfs import inquiry
+
+    return inquiry.ask(arguments.question, arguments)
 
 
 def database_of(arguments: argparse.Namespace) -> Path:

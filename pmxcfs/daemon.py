@@ -23,6 +23,7 @@ from pmxcfs.address import AddressLookup
 from pmxcfs.adoption import Reload, record_of
 from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clustering import COROSYNC_CONF, Clustering
+from pmxcfs.condition import Parts, Troubles, describe
 from pmxcfs.control import Control, mutation_of
 from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
@@ -36,6 +37,7 @@ from pmxcfs.locks import LockTable
 from pmxcfs.outbox import Outbox
 from pmxcfs.publisher import Publisher
 from pmxcfs.replica import LocalIssuer, Policy, Replica
+from pmxcfs.service import Service
 from pmxcfs.settings import Settings
 from pmxcfs.status import Status
 from pmxcfs.statusfiles import Switch, links, status_files
@@ -96,6 +98,9 @@ class Daemon:
         self._is_stopping = False
         self._finished = threading.Event()  # llfuse.main has returned
         self._main_thread = threading.get_ident()
+        self._troubles = Troubles()
+        logging.getLogger().addHandler(self._troubles)
+        cleanup.callback(logging.getLogger().removeHandler, self._troubles)
         self._load(cleanup)
         self._guests.rebuild(self._tree)
         # A node is clustered if the tree says so; what the host has counts for a new tree only.
@@ -163,11 +168,21 @@ class Daemon:
         )
         self._publisher = Publisher(fuse.LOCK, self._files.publish_due)
         debug = Switch(".debug", is_on=lambda: self._operations.is_tracing, turn=self._turn_debug)
+        self._shown = status_files(
+            self._status, handed=lambda: self._invalidator.handed, monotonic=time.monotonic
+        )
+        self._service = Service(
+            self._tree,
+            self._guests,
+            self._status,
+            self._shown,
+            settings=self._settings,
+            group=group,
+            lock=fuse.LOCK,
+        )
         self._operations = fuse.Operations(
             self._files,
-            status_files=status_files(
-                self._status, handed=lambda: self._invalidator.handed, monotonic=time.monotonic
-            ),
+            status_files=self._shown,
             fixed=[*links(self._settings.nodename), debug],
             start_time=start,
             monotonic_ns=time.monotonic_ns,
@@ -197,16 +212,23 @@ class Daemon:
         """Connect those who change something with those who need to know."""
         self._files.on_unpublished = self._publisher.notice
         self._files.on_dropped = self._cache.on_dropped
-        self._replica.listeners += [self._files.on_change, self._cache.on_change, self._count]
+        self._replica.listeners += [
+            self._files.on_change,
+            self._cache.on_change,
+            self._count,
+            self._service.on_change,
+        ]
         self._replica.reload_listeners += [
             self._files.on_reload,
             self._cache.on_reload,
             self._count_reload,
+            self._service.on_reload,
         ]
         self._replica.undo_listeners += [
             self._files.on_undone,
             self._cache.on_undone,
             self._count_undone,
+            self._service.on_undone,
         ]
 
     def _count(self, change: Change, *, foreign: bool) -> None:
@@ -231,6 +253,7 @@ class Daemon:
         cleanup.callback(self._publisher.close, PATIENCE)
         if self._clustering is not None:
             self._start_clustering(self._clustering, cleanup)
+        self._start_service(cleanup)
         if process.has_service_manager():
             watchdog = Watchdog(
                 fuse.LOCK,
@@ -245,9 +268,27 @@ class Daemon:
             control.start()
             cleanup.callback(control.close)
 
+    def _start_service(self, cleanup: contextlib.ExitStack) -> None:
+        parts = Parts(
+            settings=self._settings,
+            tree=self._tree,
+            replica=self._replica,
+            files=self._files,
+            locks=self._locks,
+            members=self._shown[".members"],
+            service=self._service,
+            cluster=self._clustering.describe if self._clustering is not None else None,
+            troubles=self._troubles,
+            start_time=self._status.start_time,
+        )
+        self._service.tell_condition(lambda: describe(parts))
+        self._service.start()
+        cleanup.callback(self._service.stop)
+
     def _start_clustering(self, clustering: Clustering, cleanup: contextlib.ExitStack) -> None:
         self._replica.listeners.append(clustering.on_change)
         self._replica.reload_listeners.append(clustering.on_reload)
+        self._service.tell_cluster(clustering.source.put)
         clustering.start()
         cleanup.callback(clustering.stop)
         cleanup.callback(self._finish_changes)  # while there is a group

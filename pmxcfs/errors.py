@@ -83,6 +83,12 @@ class Unsupported(PmxcfsError):
     errno = codes.ENOSYS
 
 
+class UnknownRequest(PmxcfsError):
+    """A local client asks for something that there is not."""
+
+    errno = codes.ECHRNG
+
+
 class Failed(PmxcfsError):
     """An object of the daemon's own refuses this input."""
 
@@ -146,3 +152,11 @@ class Disconnected(ClusterError):
 
 class Interrupted(ClusterError):
     """A membership change met the fragments of a large message, which was not sent."""
+
+
+class IpcError(PmxcfsError):
+    """A call over libqb failed, or the other side refused a request; *errno* says why."""
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno

@@ -13,6 +13,8 @@ MAX_FILE_SIZE = 1 << 20  # bytes in one file; checked where a write is issued an
 MAX_TOTAL_SIZE = 128 << 20  # bytes of content in the tree; checked only where a change is issued
 MAX_ENTRIES = 262144  # files and directories in the tree; likewise
 MAX_NEW_NAME = 255  # bytes in a name that is issued here; peers may bring longer ones
+# Of entries in the cluster log; the numbers are syslog's.
+PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 MAX_TIME = (1 << 32) - 1  # the last second that an mtime can hold
 
 

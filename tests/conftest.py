@@ -24,7 +24,7 @@ import pytest
 
 from tests.harness import detach, fuse_mounts
 
-TIERS = ("unit", "mount", "cluster", "package")
+TIERS = ("unit", "mount", "cluster", "clients", "package")
 # Where `make test-deps` unpacks the services that tests run.
 UNPACKED = Path(__file__).parents[1] / "build" / "debian" / "usr"
 # Variables that would reach the daemon from the shell or the service that runs the tests.

@@ -6,6 +6,7 @@ status 0, the mount gone, no write-ahead log, and no warning that the test did n
 
 import contextlib
 import ctypes
+import hashlib
 import itertools
 import json
 import os
@@ -178,7 +179,8 @@ def launch(
     log = next(path for n in itertools.count(1) if not (path := workdir / f"log{n}").exists())
     argv: list[str | Path] = [sys.executable, "-X", "faulthandler", *program, "-f", "-l"]
     argv += ["--mountpoint", mountpoint, "--statedir", state, "--rundir", run]
-    argv += ["--nodename", nodename, *flags]
+    argv += ["--nodename", nodename, "--ipc-name", ipc_name(workdir)]
+    argv += ["--rrddir", workdir / "rrd", "--rrdcached-socket", workdir / "rrdcached.sock", *flags]
     with log.open("wb") as stderr:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, cwd=workdir)
     return Daemon(mountpoint, state, run, log, process)
@@ -188,7 +190,16 @@ def arguments(workdir: Path, *, nodename: str = "node1") -> list[str]:
     """Return what makes ``pmxcfs`` run in local mode on *workdir*/{pve,state,run}."""
     places = {"mountpoint": "pve", "statedir": "state", "rundir": "run"}
     options = [f"--{option}={workdir / name}" for option, name in places.items()]
-    return ["--local", f"--nodename={nodename}", *options]
+    names = [f"--nodename={nodename}", f"--ipc-name={ipc_name(workdir)}"]
+    return ["--local", *names, *options]
+
+
+def ipc_name(workdir: Path) -> str:
+    """Return the name that local clients of a daemon on *workdir* connect to.
+
+    Such names are the machine's, so each daemon needs its own.
+    """
+    return f"test-{hashlib.sha256(os.fsencode(workdir.resolve())).hexdigest()[:16]}"
 
 
 def wait_for(condition: Callable[[], bool], daemon: Daemon, seconds: float = GRACE) -> None:

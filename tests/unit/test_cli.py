@@ -241,3 +241,27 @@ def test_the_documentation_lists_every_option() -> None:
     ]
     assert len(options) > 15
     assert not [option for option in options if f"`{option}" not in text]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["ipc", "members", "--json", "--ipc-name", "x"],
+        ["ipc", "--json", "--ipc-name", "x", "members"],
+        ["--ipc-name", "x", "ipc", "members", "--json"],
+    ],
+)
+def test_options_of_a_question_may_stand_anywhere(argv: list[str]) -> None:
+    arguments = cli.build_parser().parse_args(argv)
+    assert (arguments.question, arguments.ipc_name, arguments.json) == ("members", "x", True)
+
+
+def test_a_question_without_options_has_the_defaults() -> None:
+    arguments = cli.build_parser().parse_args(["ipc", "members"])
+    assert (arguments.ipc_name, arguments.json) == (DEFAULTS.ipc_name, False)
+
+
+def test_a_property_starts_with_a_small_letter(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.build_parser().parse_args(["ipc", "property", "Name"])
+    assert "not the name of a property: 'Name'" in capsys.readouterr().err

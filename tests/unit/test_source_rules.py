@@ -13,11 +13,11 @@ PACKAGE = ROOT / "pmxcfs"
 # A module imports only from lines above its own. The numbers are those of docs/architecture.md.
 LAYERS = (
     (0, "errors messages settings _content _notify"),
-    (0, "_core _cserror"),
-    (0, "_cpg _corosync _exchange _sqlite"),
-    (1, "ring members metrics index"),
+    (0, "_core _cserror _qb"),
+    (0, "_cpg _corosync _exchange _sqlite _qbclient"),
+    (1, "ring members metrics index roundrobin"),
     (1, "guests locks clusterlog kvstore repair modes"),
-    (1, "adoption status rows"),
+    (1, "adoption status rows properties"),
     (2, "privatefiles failures health divergence"),
     (2, "soundness"),
     (2, "delivery database"),
@@ -26,18 +26,19 @@ LAYERS = (
     (2, "dfsm"),
     (3, "forks"),
     (3, "replica filesystem statusfiles"),
-    (3, "outbox"),
+    (3, "outbox requests"),
     (4, "nodes invalidation control log process address publisher checkpointer watchdog"),
     (4, "mailer"),
-    (4, "corosync hostconf cluster issuer treegroup statusgroup"),
-    (4, "clustering"),
+    (4, "corosync hostconf cluster issuer treegroup statusgroup ipc rrd"),
+    (4, "clustering service client"),
+    (4, "condition"),
     (4, "fuse"),
-    (5, "daemon offline"),
+    (5, "daemon offline inquiry"),
     (5, "cli"),
     (5, "__main__"),
 )
 # The modules that may know each of these.
-OWNERS = {"sqlite3": ("database", "failures"), "llfuse": ("fuse",)}
+OWNERS = {"sqlite3": ("database", "failures"), "llfuse": ("fuse",), "rrdtool": ("rrd",)}
 TIME_AND_CHANCE = frozenset(["time", "datetime", "random", "secrets", "uuid"])
 FIRST_LAYER_WITH_TIME = 4
 FIRST_LAYER_WITH_THREADS_OR_FILES = 2

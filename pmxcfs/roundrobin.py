@@ -1,0 +1,113 @@
+"""Round-robin databases: which columns a metric has, and what of its text goes into which file.
+
+A metric's text is ``VALUE:VALUE:…``: some columns that are only shown live, then the time, then the
+columns of its format in order. Formats differ by how many columns they have; all are written to
+files of the current one. Pure data and arithmetic. Contract: spec status.md, "RRD".
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pmxcfs.errors import Invalid
+
+STEP = 60  # seconds between two values
+HEARTBEAT = 120  # seconds after which a value that is missing is unknown
+STEPS_AND_ROWS = ((1, 1440), (30, 1440), (360, 1440), (10080, 570))  # a day, a month, a year, 10
+CONSOLIDATIONS = ("AVERAGE", "MAX")
+UNKNOWN_PART = 0.5  # of a row's steps that may be unknown
+UNKNOWN = "U"
+
+_TIME = re.compile(r"[0-9]{1,10}")
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
+_COUNT = re.compile(r"-?[0-9]+")
+_COUNTERS = frozenset(["netin", "netout", "diskread", "diskwrite"])
+
+
+class Format(NamedTuple):
+    """A kind of metric."""
+
+    directory: str  # where its files are
+    live: int  # leading columns that are only shown
+    columns: tuple[str, ...]
+
+
+NODE = Format(
+    "pve-node-9.0",
+    2,
+    (
+        *("loadavg", "maxcpu", "cpu", "iowait", "memtotal", "memused", "swaptotal", "swapused"),
+        *("roottotal", "rootused", "netin", "netout", "memavailable", "arcsize"),
+        *("pressurecpusome", "pressureiosome", "pressureiofull"),
+        *("pressurememorysome", "pressurememoryfull"),
+    ),
+)
+GUEST = Format(
+    "pve-vm-9.0",
+    4,
+    (
+        *("maxcpu", "cpu", "maxmem", "mem", "maxdisk", "disk"),
+        *("netin", "netout", "diskread", "diskwrite", "memhost"),
+        *("pressurecpusome", "pressurecpufull", "pressureiosome", "pressureiofull"),
+        *("pressurememorysome", "pressurememoryfull"),
+    ),
+)
+STORAGE = Format("pve-storage-9.0", 0, ("total", "used"))
+
+# What the first part of a metric's name begins with.
+_FORMATS = (
+    (("pve2-node", "pve-node-"), NODE),
+    (("pve2.3-vm", "pve-vm-"), GUEST),
+    (("pve2-storage", "pve-storage-"), STORAGE),
+)
+
+
+class Update(NamedTuple):
+    """One line of values for one file."""
+
+    file: str  # relative to the directory of all files
+    format: Format
+    values: str  # TIME:VALUE:…, as rrdtool takes it
+
+
+def update_of(name: str, data: bytes) -> Update:
+    """Return what is to be written for a metric, whose name ``metrics`` has checked.
+
+    Older formats have fewer columns, newer ones more. What is no number is unknown. Raises Invalid
+    for a text without a time.
+    """
+    kind, _, identity = name.partition("/")
+    form = next(form for prefixes, form in _FORMATS if kind.startswith(prefixes))
+    time, *values = data.decode("ascii", "replace").split(":")[form.live :] or [""]
+    if not _TIME.fullmatch(time):
+        raise Invalid(f"metric {name} has no time")
+    values += [UNKNOWN] * (len(form.columns) - len(values))
+    known = [
+        _as_counter(value) if column in _COUNTERS else _as_gauge(value)
+        for column, value in zip(form.columns, values)  # noqa: B905, newer formats have more
+    ]
+    return Update(f"{form.directory}/{identity}", form, ":".join([time, *known]))
+
+
+def _as_gauge(value: str) -> str:
+    return value if _NUMBER.fullmatch(value) else UNKNOWN
+
+
+def _as_counter(value: str) -> str:
+    """Return an integer: rrdtool refuses a whole line for a counter with a fraction."""
+    whole = value.partition(".")[0] if _NUMBER.fullmatch(value) else UNKNOWN
+    return whole if _COUNT.fullmatch(whole) else UNKNOWN
+
+
+def definition(form: Format, *, start: int) -> Sequence[str]:
+    """Return the arguments by which rrdtool makes a file whose first value comes after *start*."""
+    sources = [
+        f"DS:{name}:{'DERIVE' if name in _COUNTERS else 'GAUGE'}:{HEARTBEAT}:0:U"
+        for name in form.columns
+    ]
+    archives = [
+        f"RRA:{function}:{UNKNOWN_PART}:{steps}:{rows}"
+        for function in CONSOLIDATIONS
+        for steps, rows in STEPS_AND_ROWS
+    ]
+    return ["--start", str(start), "--step", str(STEP), *sources, *archives]

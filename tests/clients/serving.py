@@ -1,0 +1,156 @@
+"""A libqb service on the state of the recordings, and the C client that asks it."""
+
+import contextlib
+import errno
+import gzip
+import json
+import shlex
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pmxcfs._core import Tree
+from pmxcfs.database import Database
+from pmxcfs.guests import Guests
+from pmxcfs.ipc import IpcServer
+from pmxcfs.messages import ClusterConfig, ClusterNode, Member, SetKey
+from pmxcfs.properties import Properties
+from pmxcfs.requests import Requests
+from pmxcfs.status import Status
+from pmxcfs.statusfiles import status_files
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+SOURCE = Path(__file__).parent / "client.c"
+PATIENCE = 20.0  # seconds
+NOW = 1795368130  # when the recordings were made
+GROUP = 33  # www-data's gid
+NAMES = (b"node1", b"node2", b"node3")
+
+
+class Recorded(NamedTuple):
+    """A recorded request."""
+
+    note: str
+    id: int
+    request: bytes
+    error: int
+    response: bytes
+
+
+def recordings() -> list[Recorded]:
+    """Return the recorded requests, in order."""
+    lines = map(json.loads, (VECTORS / "ipc.jsonl").read_text().splitlines())
+    return [
+        Recorded(
+            line["note"],
+            line["id"],
+            bytes.fromhex(line["request"]),
+            line["error"],
+            bytes.fromhex(line["response"]),
+        )
+        for line in lines
+    ]
+
+
+def recorded_requests(workdir: Path, *, publish: list[Any] | None = None) -> Requests:
+    """Return what answers as node2 did when the requests were recorded."""
+    tree, guests = Tree(), Guests()
+    database = workdir / "config.db"
+    database.write_bytes((VECTORS / "config_node1.db").read_bytes())
+    with contextlib.closing(Database.open(database, now=NOW)) as opened:
+        tree.load(opened.load(now=NOW).records)
+    guests.rebuild(tree)
+    status = Status("node2", guests, start_time=NOW)
+    _fill(status)
+    lock = threading.RLock()
+    requests = Requests(
+        tree,
+        guests,
+        status,
+        status_files(status, handed=lambda: 0, monotonic=lambda: 0.0),
+        Properties(tree, guests, lock=lock),
+        lock=lock,
+        clock=lambda: float(NOW),
+        monotonic=lambda: 0.0,
+        give_way=lambda: None,
+    )
+    if publish is not None:
+        requests.publish = publish.append
+    return requests
+
+
+def _fill(status: Status) -> None:
+    nodes = tuple(ClusterNode(f"node{i}", i, f"10.99.0.{i}", 1) for i in (1, 2, 3))
+    status.members.configure(ClusterConfig("lab", 3, nodes))
+    status.members.set_present(Member(i, 100) for i in (1, 2, 3))
+    status.members.set_quorate(True)
+    status.keys.set("nodeip", b"10.99.0.2\0", now=0)
+    for nodeid in (1, 3):
+        address = b"10.99.0.%d\0" % nodeid
+        status.keys.receive(nodeid, SetKey("nodeip", address), now=0)
+    status.keys.set("tasklist", b"[]\0", now=0)
+    metric = (VECTORS / "status_files" / "node2.rrd").read_bytes().strip().partition(b":")[2]
+    status.keys.set("rrd/pve2-node/node2", metric + b"\0", now=0)
+    rings = sorted(VECTORS.glob("clusterlog_state_*_1795367968.bin.gz"))
+    status.log.merge(gzip.decompress(path.read_bytes()) for path in rings)
+
+
+@contextlib.contextmanager
+def served(requests: Requests, workdir: Path, *, name: str) -> Iterator[IpcServer]:
+    """Answer local clients by *requests*."""
+    server = IpcServer(name, requests, group=GROUP, flag=workdir / "flag")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@dataclass
+class CClient:
+    """The client in C, compiled."""
+
+    program: Path
+
+    def ask(
+        self, name: str, number: int, payload: bytes = b"", *, identity: Sequence[str] = ()
+    ) -> tuple[int, bytes]:
+        """Return the error, 0 or negative, and the content of the answer.
+
+        *identity* is how to run it as somebody else. Raises PermissionError if it is refused.
+        """
+        result = self.run(name, "ask", str(number), payload.hex(), identity=identity)
+        first, _, rest = result.partition(" ")
+        if first == "connect":
+            raise OSError(int(rest), f"refused: {errno.errorcode[int(rest)]}")
+        return int(first), bytes.fromhex(rest)
+
+    def run(self, name: str, *arguments: str, identity: Sequence[str] = ()) -> str:
+        """Return what it prints."""
+        command = [*identity, str(self.program), name, *arguments]
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=600, check=False
+        ).stdout.strip()
+
+    def start(self, name: str, *arguments: str, ready: bool = True) -> subprocess.Popen[str]:
+        """Start it; wait until it says that it is ready, or has ended."""
+        process = subprocess.Popen(
+            [self.program, name, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        if ready:
+            assert process.stdout is not None
+            process.stdout.readline()
+        return process
+
+
+def compile_client(directory: Path, source: Path = SOURCE) -> Path:
+    """Compile a program against libqb's headers; return where it is."""
+    program = directory / source.stem
+    query = ["pkg-config", "--cflags", "--libs", "libqb"]
+    flags = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+    options = ["-O2", "-rdynamic", "-Wall", "-Wextra", "-Werror", *shlex.split(flags)]
+    subprocess.run(["cc", str(source), "-o", str(program), *options], check=True)
+    return program

@@ -1,0 +1,428 @@
+"""A daemon and its local clients: what they see, load, riots, rrdcached's moods, commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmxcfs.client import Daemon as Client
+from pmxcfs.errors import IpcError
+from tests.clients.serving import CClient
+from tests.clients.test_rrd import RrdCached, metric
+from tests.clients.traffic import p99, users
+from tests.harness import Daemon, ipc_name, mounted
+
+pytestmark = pytest.mark.needs_fuse
+
+PATIENCE = 30.0  # seconds
+STOP_DEADLINE = 3.0
+CROWD = 50  # clients at once
+CLOSED_BEFORE_TRIM = 64  # connections, after which the daemon gives memory back
+TIMES_ALONE = 5  # what the users' p99 may grow to beside clients
+
+
+@contextmanager
+def daemon_and_client(workdir: Path, *flags: str | Path) -> Iterator[tuple[Daemon, Client]]:
+    with mounted(workdir, *flags) as daemon, Client(ipc_name(workdir)) as client:
+        yield daemon, client
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does soon."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# What clients see
+
+
+def test_clients_see_what_the_mount_has(tmp_path: Path) -> None:
+    with daemon_and_client(tmp_path) as (daemon, client):
+        home = daemon.path / "nodes" / "node1" / "qemu-server"
+        home.mkdir(parents=True)
+        (home / "100.conf").write_text("name: web\ncores: 2\n[old]\nname: before\n")
+        assert client.config("nodes/node1/qemu-server/100.conf").startswith(b"name: web\n")
+        assert json.loads(client.guests())["ids"]["100"]["node"] == "node1"
+        for name, ask in (
+            (".version", client.version),
+            (".vmlist", client.guests),
+            (".members", client.members),
+            (".clusterlog", client.cluster_log),
+        ):
+            assert (daemon.path / name).read_bytes() == ask(), name
+
+
+def test_a_query_sees_each_change_at_once(tmp_path: Path) -> None:
+    with daemon_and_client(tmp_path) as (daemon, client):
+        home = daemon.path / "nodes" / "node1" / "qemu-server"
+        home.mkdir(parents=True)
+
+        def names() -> dict[str, str]:
+            found = json.loads(client.properties(["name", "tags"]))
+            return {vmid: properties["name"] for vmid, properties in found.items()}
+
+        assert names() == {}
+        for vmid in (100, 101):
+            (home / f"{vmid}.conf").write_text(f"name: guest{vmid}\n")
+            assert names()[str(vmid)] == f"guest{vmid}"
+        (home / "100.conf").write_text("name: renamed\n")
+        assert names() == {"100": "renamed", "101": "guest101"}
+        (home / "101.conf").rename(home / "102.conf")
+        assert names() == {"100": "renamed", "102": "guest101"}
+        (home / "100.conf").unlink()
+        assert names() == {"102": "guest101"}
+
+
+def test_a_token_is_verified_by_the_file(tmp_path: Path) -> None:
+    with daemon_and_client(tmp_path) as (daemon, client):
+        assert not client.has_token("root@pam!a=1")
+        (daemon.path / "priv").mkdir()
+        (daemon.path / "priv" / "token.cfg").write_text("root@pam!a=1\nroot@pam!b=2\n")
+        assert client.has_token("root@pam!a=1")
+        assert client.has_token("root@pam!b=2")
+        assert not client.has_token("root@pam!a=")
+        with pytest.raises(IpcError):
+            client.has_token("")
+
+
+MESSAGES = [
+    'a "quoted" text',
+    "back\\slash and \\ two \\\\ and \\u00e4 and \\u00",
+    "".join(map(chr, [*range(1, 32), 127])),
+    "ä€𝄞",
+    "\udcff\udcfe broken \udc80",
+    "m" * 10_000,
+    "\\" * 10_000,
+    '"' * 5000,
+    "",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=range(len(MESSAGES)))
+def test_the_cluster_log_is_json_whatever_is_logged(
+    message: str, tmp_path: Path, c_client: CClient
+) -> None:
+    with mounted(tmp_path) as daemon:
+        raw = os.fsencode(message)
+        payload = b"\6\5\4user\0tag\0" + raw + b"\0"
+        assert c_client.ask(ipc_name(tmp_path), 7, payload) == (0, b"")
+        (entry, first) = json.loads((daemon.path / ".clusterlog").read_bytes())["data"]
+        assert first["msg"] == "starting cluster log"
+        assert (entry["user"], entry["tag"], entry["pri"]) == ("user", "tag", 6)
+        if message.isascii() and message.isprintable() and "\\" not in message:
+            assert message.startswith(entry["msg"])
+        _, log = c_client.ask(ipc_name(tmp_path), 8, b"\1" + bytes(16))
+        assert json.loads(log)["data"] == [entry]
+
+
+# Ends
+
+
+def test_a_stop_does_not_wait_for_clients(tmp_path: Path, c_client: CClient) -> None:
+    with mounted(tmp_path) as daemon:
+        rioters = [
+            c_client.start(ipc_name(tmp_path), *what)
+            for what in (("half",), ("garbage", "1"), ("silent",))
+        ]
+        daemon.stop(grace=STOP_DEADLINE)
+        assert (daemon.run / "cfs-restart-flag").exists()
+        for rioter in rioters:
+            rioter.kill()
+            rioter.communicate()
+    assert not rings_of(daemon.process.pid)
+    with mounted(tmp_path) as daemon:
+        assert not (daemon.run / "cfs-restart-flag").exists()
+
+
+def test_a_start_removes_what_a_killed_daemon_left(tmp_path: Path, c_client: CClient) -> None:
+    with mounted(tmp_path) as daemon:
+        held = c_client.start(ipc_name(tmp_path), "half")
+        daemon.kill()
+        assert rings_of(daemon.process.pid)
+    with mounted(tmp_path):
+        assert not rings_of(daemon.process.pid)
+    held.kill()
+    held.communicate()
+
+
+def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
+    with mounted(tmp_path / "first"):
+        command = [sys.executable, "-m", "pmxcfs", "-f", "-l", "--nodename", "node1"]
+        command += ["--ipc-name", ipc_name(tmp_path / "first")]
+        command += ["--mountpoint", str(tmp_path / "pve"), "--statedir", str(tmp_path / "state")]
+        command += ["--rundir", str(tmp_path / "run")]
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    assert result.returncode == 1
+    assert "choose another name with --ipc-name" in result.stderr
+
+
+def rings_of(pid: int) -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"qb-{pid}-")]
+
+
+# Load
+
+
+@pytest.mark.parametrize(
+    ("clients", "requests", "seconds"),
+    [(10, 2000, 3.0), pytest.param(50, 10_000, 20.0, marks=pytest.mark.long)],
+)
+def test_many_clients_beside_users_of_the_mount(
+    clients: int,
+    requests: int,
+    seconds: float,
+    tmp_path: Path,
+    c_client: CClient,
+    report: Callable[[object], None],
+) -> None:
+    with mounted(tmp_path) as daemon:
+        (daemon.path / "flood.cfg").write_text("x\n" * 500)
+        set_metric(c_client, ipc_name(tmp_path), "pve2-node/node1")
+        with users(daemon.path, count=3, seconds=seconds) as traffic:
+            alone = p99(traffic.times())
+        with users(daemon.path, count=3, seconds=seconds) as traffic:
+            flood = [
+                c_client.start(ipc_name(tmp_path), "flood", str(requests), ready=False)
+                for _ in range(clients)
+            ]
+            beside = p99(traffic.times())
+        failed = [process.communicate(timeout=600)[0].strip() for process in flood]
+    assert failed == ["0"] * clients
+    report(f"{clients} x {requests} requests; p99 of users {alone:.0f} -> {beside:.0f} us")
+    if clients == 50:
+        assert beside <= TIMES_ALONE * alone
+
+
+def set_metric(client: CClient, name: str, key: str) -> None:
+    payload = f"rrd/{key}".encode().ljust(256, b"\0") + metric(key) + b"\0"
+    assert client.ask(name, 4, payload) == (0, b"")
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.long)])
+def test_a_riot_leaves_nothing_and_delays_nobody(
+    rounds: int, tmp_path: Path, c_client: CClient, report: Callable[[object], None]
+) -> None:
+    name, slowest = ipc_name(tmp_path), 0.0
+    with daemon_and_client(tmp_path) as (daemon, client):
+        disperse(gather(c_client, name, count=CROWD, seed=-1))  # what is allocated once, is now
+        before = settled(daemon, name)
+        for number in range(rounds):
+            crowd = gather(c_client, name, count=CROWD, seed=number * CROWD)
+            for _ in range(100):
+                asked = time.monotonic()
+                client.members()
+                slowest = max(slowest, time.monotonic() - asked)
+            disperse(crowd)
+        after = settled(daemon, name)
+    report(f"{rounds} x {CROWD} rioters: {before} -> {after}; slowest {slowest * 1000:.0f} ms")
+    assert after["descriptors"] <= before["descriptors"]
+    assert after["kilobytes"] < before["kilobytes"] + 8192
+    assert slowest < 1.0
+
+
+def settled(daemon: Daemon, name: str) -> dict[str, int]:
+    """Return what a daemon has when all clients but one are gone, and memory was given back."""
+    for _ in range(2 * CLOSED_BEFORE_TRIM):
+        Client(name).close()
+    await_true(lambda: len(rings_of(daemon.process.pid)) == 1)
+    return usage(daemon.process.pid)
+
+
+def gather(client: CClient, name: str, *, count: int, seed: int) -> list[subprocess.Popen[str]]:
+    """Start clients of all bad kinds."""
+    kinds = (("half",), ("garbage", str(seed)), ("silent",), ("unread", "1"), ("half",))
+    return [client.start(name, *kinds[n % len(kinds)]) for n in range(count)]
+
+
+def disperse(crowd: list[subprocess.Popen[str]]) -> None:
+    for process in crowd:
+        process.send_signal(signal.SIGKILL)
+    for process in crowd:
+        process.communicate()
+
+
+def usage(pid: int) -> dict[str, int]:
+    """Return what a process has of what can leak."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return {
+        "kilobytes": int(line.split()[1]),
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+    }
+
+
+# rrdcached
+
+
+MOODS = ("running", "stopped", "hung", "missing", "full")
+
+
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(8.0, marks=pytest.mark.long)])
+def test_nobody_waits_for_rrdcached(
+    seconds: float, tmp_path: Path, c_client: CClient, report: Callable[[object], None]
+) -> None:
+    results = {}
+    for mood in MOODS:
+        (tmp_path / mood).mkdir()
+        results[mood] = measure(tmp_path / mood, mood, c_client, seconds=seconds)
+    lines = [
+        f"{mood}: users {us[0]:.0f} us, clients {us[1]:.0f} us" for mood, us in results.items()
+    ]
+    report("p99 with rrdcached " + "; ".join(lines))
+    for times in results.values():
+        assert max(times) < 1e6 / 4  # nothing waits for its timeout
+    if seconds > 1:
+        for mood in MOODS[1:]:
+            for got, first in zip(results[mood], results["running"], strict=True):
+                assert got <= 1.5 * first, mood
+
+
+def measure(workdir: Path, mood: str, c_client: CClient, *, seconds: float) -> tuple[float, float]:
+    """Return the p99 of users and of clients, in microseconds."""
+    database = workdir / "db"
+    cached = RrdCached(workdir)
+    flags = ("--rrddir", database, "--rrdcached-socket", cached.socket)
+    expected = []
+    if mood == "full":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", database], check=True)
+        expected.append("writing metrics")
+    elif mood in ("stopped", "missing"):
+        cached.stop()
+        if mood == "missing":
+            cached.socket.unlink(missing_ok=True)
+    elif mood == "hung":
+        cached.process.send_signal(signal.SIGSTOP)
+        expected.append("rrdcached does not answer")
+    try:
+        with mounted(workdir, *flags, expect_log=expected) as daemon:
+            name = ipc_name(workdir)
+            set_metrics(name, seconds=0.5)  # so that the files are there
+            with users(daemon.path, count=2, seconds=seconds) as traffic:
+                client_times = set_metrics(name, seconds=seconds)
+                return p99(traffic.times()), p99(client_times)
+    finally:
+        if mood == "full":
+            subprocess.run(["umount", database], check=True)
+        cached.stop()
+
+
+def set_metrics(name: str, *, seconds: float) -> list[float]:
+    """Set metrics of guests and read them for so long; return how long each request took, in us."""
+    times, end, vmid = [], time.monotonic() + seconds, 100
+    value = metric("pve2.3-vm/100") + b"\0"
+    with Client(name) as client:
+        while time.monotonic() < end:
+            vmid = vmid % 20 + 100
+            start = time.perf_counter_ns()
+            client.set_key(f"rrd/pve2.3-vm/{vmid}", value)
+            client.members()
+            times.append((time.perf_counter_ns() - start) / 1000)
+            time.sleep(0.001)  # some hundred metrics a second: a cluster of 5,000 guests
+    return times
+
+
+# Commands
+
+
+def command(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "pmxcfs", *arguments, "--ipc-name", ipc_name(workdir)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def output(workdir: Path, *arguments: str) -> str:
+    result = command(workdir, *arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def test_the_questions(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        home = daemon.path / "nodes" / "node1" / "lxc"
+        home.mkdir(parents=True)
+        (home / "100.conf").write_text("hostname: web\ncores: 2\n")
+        assert output(tmp_path, "ipc", "members") == "node1 is in no cluster\n"
+        assert json.loads(output(tmp_path, "ipc", "members", "--json"))["nodename"] == "node1"
+        rows = output(tmp_path, "ipc", "guests").splitlines()
+        assert [row.split()[:3] for row in rows] == [
+            ["VMID", "TYPE", "NODE"],
+            ["100", "lxc", "node1"],
+        ]
+        assert output(tmp_path, "ipc", "config", "nodes/node1/lxc/100.conf").endswith("cores: 2\n")
+        assert output(tmp_path, "ipc", "property", "hostname", "cores") == (
+            "100 hostname: web\n100 cores: 2\n"
+        )
+        assert output(tmp_path, "ipc", "property", "cores", "--vmid", "100", "--json") == (
+            '{\n"100":{"cores": "2"}\n}\n'
+        )
+        assert output(tmp_path, "ipc", "set", "key", "value") == ""
+        assert output(tmp_path, "ipc", "get", "key") == "value"
+        assert output(tmp_path, "ipc", "get", "key", "--json") == '"value"\n'
+        assert "node1: key" in output(tmp_path, "ipc", "version")
+        assert output(tmp_path, "ipc", "rrd") == ""
+
+
+def test_the_log_and_its_question(tmp_path: Path) -> None:
+    with mounted(tmp_path):
+        output(tmp_path, "ipc", "log", "hello", "--priority", "err", "--user", "me@pve")
+        lines = output(tmp_path, "ipc", "clusterlog").splitlines()
+        assert lines[0].endswith("info root: starting cluster log")
+        assert lines[1].endswith("err me@pve: hello")
+        own = json.loads(output(tmp_path, "ipc", "clusterlog", "--user", "me@pve", "--json"))
+        assert [entry["msg"] for entry in own["data"]] == ["hello"]
+
+
+def test_a_refused_question_is_one_line(tmp_path: Path) -> None:
+    with mounted(tmp_path):
+        result = command(tmp_path, "ipc", "config", "missing")
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == "pmxcfs: request: No such file or directory\n"
+    result = command(tmp_path, "ipc", "members")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "is it running?" in result.stderr
+
+
+def test_status(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--test-control") as daemon:
+        (daemon.path / "priv" / "lock").mkdir(parents=True)
+        (daemon.path / "priv" / "lock" / "held").mkdir()
+        text = output(tmp_path, "status")
+        assert text.startswith("state     healthy\n")
+        assert "priv/lock/held for" in text
+        daemon.control("quorum", on=False)
+        result = command(tmp_path, "status")
+        assert result.returncode == 1
+        assert result.stdout.startswith("state     degraded\n          this node has no quorum")
+        told: dict[str, Any] = json.loads(command(tmp_path, "status", "--json").stdout)
+        assert told["running"]
+        assert not told["quorate"]
+        assert told["pid"] == daemon.process.pid
+        assert told["content"]["entries"] == 3
+        assert list(told["locks"]) == ["priv/lock/held"]
+        daemon.control("quorum", on=True)
+        assert command(tmp_path, "status").returncode == 0
+    result = command(tmp_path, "status")
+    assert (result.returncode, result.stderr) == (2, "")
+    assert result.stdout.startswith("state     not running\n")
+
+
+def test_status_of_a_daemon_that_hangs(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            result = command(tmp_path, "status")
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        assert result.returncode == 1
+        assert "does not answer" in result.stdout

@@ -1,0 +1,342 @@
+"""Round-robin databases: their files, and an rrdcached that answers, is gone, hangs or fails."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pmxcfs import rrd
+from pmxcfs.roundrobin import GUEST, NODE, STORAGE, Format, update_of
+from pmxcfs.rrd import Recorder, make_file
+from tests.conftest import ExpectLog
+
+PATIENCE = 20.0  # seconds
+NEVER = "/nonexistent/rrdcached.sock"
+ARCHIVES = [(steps, rows) for steps, rows in ((1, 1440), (30, 1440), (360, 1440), (10080, 570))]
+
+
+@contextlib.contextmanager
+def recording(directory: Path, cached: Path | str = NEVER) -> Iterator[Recorder]:
+    recorder = Recorder(directory, Path(cached))
+    recorder.start()
+    try:
+        yield recorder
+    finally:
+        recorder.close(PATIENCE)
+
+
+class RrdCached:
+    """A real rrdcached."""
+
+    def __init__(self, workdir: Path) -> None:
+        if not shutil.which("rrdcached"):
+            pytest.skip("rrdcached is not installed; `make test-deps` does it")
+        self.directory = workdir / "db"
+        self.socket = workdir / "rrdcached.sock"
+        self.directory.mkdir()
+        self._argv: list[str | Path] = ["rrdcached", "-g", "-p", workdir / "pid"]
+        self._argv += ["-l", f"unix:{self.socket}", "-b", self.directory, "-B"]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        await_true(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+    def flush(self, file: Path) -> None:
+        """Have what it holds of a file written."""
+        command = ["rrdtool", "flushcached", "--daemon", f"unix:{self.socket}", str(file)]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Iterator[RrdCached]:
+    server = RrdCached(tmp_path)
+    yield server
+    server.stop()
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    """Wait for what another process or thread does soon."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def await_empty(recorder: Recorder) -> None:
+    await_true(lambda: recorder.waiting == 0)
+
+
+def metric(name: str, age: int = 0) -> bytes:
+    """Return the text of a metric that was taken *age* seconds ago, with values 0.5, 1.5, …"""
+    form = update_of(name, b"0:0:0:0:0:0").format
+    now = int(time.time()) - age
+    values = [str(number + 0.5) for number in range(len(form.columns))]
+    return ":".join([*["0"] * form.live, str(now), *values]).encode()
+
+
+def info(file: Path) -> dict[str, str]:
+    """Return what ``rrdtool info`` says."""
+    text = subprocess.run(
+        ["rrdtool", "info", file], check=True, capture_output=True, text=True
+    ).stdout
+    return dict(line.split(" = ", 1) for line in text.splitlines())
+
+
+def last_values(file: Path) -> list[str]:
+    """Return the last value of each column."""
+    text = subprocess.run(
+        ["rrdtool", "lastupdate", file], check=True, capture_output=True, text=True
+    ).stdout
+    return text.splitlines()[-1].split()[1:]
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "form"),
+    [
+        ("pve2-node/node2", "pve-node-9.0/node2", NODE),
+        ("pve-node-9.0/node2", "pve-node-9.0/node2", NODE),
+        ("pve2.3-vm/100", "pve-vm-9.0/100", GUEST),
+        ("pve-vm-9.0/100", "pve-vm-9.0/100", GUEST),
+        ("pve2-storage/node2/local", "pve-storage-9.0/node2/local", STORAGE),
+        ("pve-storage-9.0/node2/local", "pve-storage-9.0/node2/local", STORAGE),
+    ],
+)
+def test_files_are_as_specified(name: str, file: str, form: Format, tmp_path: Path) -> None:
+    with recording(tmp_path / "db") as recorder:
+        recorder.record(name, metric(name))
+        await_empty(recorder)
+    path = tmp_path / "db" / file
+    told = info(path)
+    assert told["step"] == "60"
+    for number, column in enumerate(form.columns):
+        counts = column in ("netin", "netout", "diskread", "diskwrite")
+        prefix = f"ds[{column}]"
+        assert told[f"{prefix}.index"] == str(number)
+        assert told[f"{prefix}.type"] == ('"DERIVE"' if counts else '"GAUGE"')
+        assert told[f"{prefix}.minimal_heartbeat"] == "120"
+        assert float(told[f"{prefix}.min"]) == 0
+        assert told[f"{prefix}.max"] == "NaN"
+    assert f"ds[{form.columns[-1]}].index" in told
+    assert sum(key.endswith(".minimal_heartbeat") for key in told) == len(form.columns)
+    archives = [
+        (told[f"rra[{i}].cf"], int(told[f"rra[{i}].pdp_per_row"]), int(told[f"rra[{i}].rows"]))
+        for i in range(8)
+    ]
+    assert archives == [(cf, *rest) for cf in ('"AVERAGE"', '"MAX"') for rest in ARCHIVES]
+    assert {float(told[f"rra[{i}].xff"]) for i in range(8)} == {0.5}
+    assert "rra[8].cf" not in told
+    assert path.parent.stat().st_mode & 0o777 == 0o750
+    gauges = [i for i, c in enumerate(form.columns) if told[f"ds[{c}].type"] == '"GAUGE"']
+    assert [last_values(path)[i] for i in gauges] == [str(i + 0.5) for i in gauges]
+
+
+def test_a_file_begins_at_midnight(tmp_path: Path) -> None:
+    update = update_of("pve2-storage/n/s", metric("pve2-storage/n/s"))
+    make_file(tmp_path / "db" / "x" / "s", update, now=lambda: 1795368130.0)
+    assert info(tmp_path / "db" / "x" / "s")["last_update"] == str(1795368130 // 86400 * 86400)
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
+    name = "pve2-storage/node2/local"
+    with recording(tmp_path) as recorder:
+        recorder.record(name, metric(name, age=20))
+        await_empty(recorder)
+        inode = (tmp_path / "pve-storage-9.0/node2/local").stat().st_ino
+        recorder.record(name, metric(name, age=10))
+        recorder.record(name, metric(name, age=10))  # again, which is no reason for a warning
+        await_empty(recorder)
+    assert (tmp_path / "pve-storage-9.0/node2/local").stat().st_ino == inode
+
+
+def test_a_metric_that_is_none_is_logged_and_the_next_written(
+    tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    expect_log("metric pve2-node/bad has no time")
+    with recording(tmp_path) as recorder:
+        recorder.record("pve2-node/bad", b"nonsense")
+        recorder.record("pve2-node/good", metric("pve2-node/good"))
+        await_empty(recorder)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["good"]
+
+
+# rrdcached
+
+
+def test_rrdcached_gets_the_values(cached: RrdCached) -> None:
+    name = "pve2-node/node2"
+    with recording(cached.directory, cached.socket) as recorder:
+        recorder.record(name, metric(name))
+        await_empty(recorder)
+        file = cached.directory / "pve-node-9.0/node2"
+        assert last_values(file)[0] == "U"  # it only holds them yet
+        cached.flush(file)
+        assert last_values(file)[0] == "0.5"
+
+
+def test_without_rrdcached_files_are_written_until_it_is_back(cached: RrdCached) -> None:
+    name = "pve2-node/node2"
+    file = cached.directory / "pve-node-9.0/node2"
+    with recording(cached.directory, cached.socket) as recorder:
+        recorder.record(name, metric(name, age=30))
+        await_empty(recorder)
+        cached.stop()
+        recorder.record(name, metric(name, age=20).replace(b":0.5:", b":20:", 1))
+        await_empty(recorder)
+        assert last_values(file)[0] == "20"
+        cached.start()
+        recorder.record(name, metric(name, age=10).replace(b":0.5:", b":10:", 1))
+        await_empty(recorder)
+        assert last_values(file)[0] == "20"
+        cached.flush(file)
+        assert last_values(file)[0] == "10"
+
+
+def test_the_backlog_of_a_hung_rrdcached_arrives(
+    cached: RrdCached, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    expect_log("handing metrics to rrdcached: rrdcached does not answer")
+    monkeypatch.setattr(rrd, "TIMEOUT", 0.1)
+    monkeypatch.setattr(rrd, "RETRY_AFTER", 0.1)
+    names = [f"pve2.3-vm/{vmid}" for vmid in range(100, 150)]
+    with recording(cached.directory, cached.socket) as recorder:
+        for name in names:
+            recorder.record(name, metric(name, age=10))
+        await_empty(recorder)
+        cached.process.send_signal(signal.SIGSTOP)
+        for name in names:
+            recorder.record(name, metric(name))
+        await_true(lambda: "does not answer" in recorder.trouble)
+        assert recorder.waiting == len(names)
+        cached.process.send_signal(signal.SIGCONT)
+        await_empty(recorder)
+        assert not recorder.trouble
+    newest = int(time.time()) - 5
+    for name in names:
+        file = cached.directory / "pve-vm-9.0" / name.partition("/")[2]
+        cached.flush(file)
+        assert int(info(file)["last_update"]) > newest - PATIENCE
+
+
+def test_the_queue_is_bounded_and_the_newest_stay(
+    cached: RrdCached, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    expect_log("does not answer")
+    expect_log("dropped [0-9]+ metrics")
+    monkeypatch.setattr(rrd, "TIMEOUT", 0.1)
+    monkeypatch.setattr(rrd, "RETRY_AFTER", 0.1)
+    monkeypatch.setattr(rrd, "MAX_QUEUED", 100_000)
+    with recording(cached.directory, cached.socket) as recorder:
+        cached.process.send_signal(signal.SIGSTOP)
+        for vmid in range(100, 1100):
+            name = f"pve2.3-vm/{vmid}"
+            recorder.record(name, metric(name))
+        await_true(lambda: bool(recorder.trouble))
+        assert recorder.waiting < 300
+        cached.process.send_signal(signal.SIGCONT)
+        await_empty(recorder)
+    written = {int(path.name) for path in (cached.directory / "pve-vm-9.0").iterdir()}
+    assert max(written) == 1099
+    assert 100 < len(written) < 300
+
+
+def test_recording_never_waits(cached: RrdCached, expect_log: ExpectLog) -> None:
+    expect_log("does not answer")
+    with recording(cached.directory, cached.socket) as recorder:
+        cached.process.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        for _ in range(10_000):
+            recorder.record("pve2-node/n", metric("pve2-node/n"))
+        assert time.monotonic() - start < rrd.TIMEOUT
+        await_true(lambda: bool(recorder.trouble))
+        cached.stop()
+
+
+def test_a_stop_does_not_wait_for_a_hung_rrdcached(
+    cached: RrdCached, expect_log: ExpectLog
+) -> None:
+    recorder = Recorder(cached.directory, cached.socket)
+    recorder.start()
+    cached.process.send_signal(signal.SIGSTOP)
+    recorder.record("pve2-node/n", metric("pve2-node/n"))
+    start = time.monotonic()
+    recorder.close(0.3)
+    assert time.monotonic() - start < 0.9
+    expect_log("does not answer")
+    recorder.close(PATIENCE)
+
+
+def test_a_full_disk_is_told_once_and_metrics_flow_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    monkeypatch.setattr(rrd, "CREATE_AGAIN_AFTER", 0.0)
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    expect_log("writing metrics: pve2-node/")
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", full], check=True)
+    try:
+        with recording(full) as recorder:
+            for number in range(5):
+                recorder.record(f"pve2-node/n{number}", metric("pve2-node/n"))
+            await_empty(recorder)
+            assert recorder.trouble
+            assert not list(full.rglob("*~"))
+            subprocess.run(["mount", "-o", "remount,size=64M", full], check=True)
+            recorder.record("pve2-node/last", metric("pve2-node/last"))
+            await_empty(recorder)
+            await_true(lambda: not recorder.trouble)
+        assert last_values(full / "pve-node-9.0" / "last")[0] == "0.5"
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+def test_a_failure_to_make_a_file_is_not_repeated_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    expect_log("writing metrics: pve2-node/n0: no room")
+    attempts: list[Path] = []
+
+    def fail(file: Path, *_: object, **__: object) -> None:
+        attempts.append(file)
+        raise OSError("no room")
+
+    monkeypatch.setattr(rrd, "make_file", fail)
+    with recording(tmp_path) as recorder:
+        for number in range(100):
+            recorder.record(f"pve2-node/n{number}", metric("pve2-node/n"))
+        await_empty(recorder)
+        assert recorder.trouble == "pve2-node/n0: no room"
+    assert attempts == [tmp_path / "pve-node-9.0" / "n0"]
+
+
+def test_a_directory_that_can_not_be_made_is_told(tmp_path: Path, expect_log: ExpectLog) -> None:
+    expect_log(f"writing metrics: .*{os.strerror(errno.EEXIST)}")
+    (tmp_path / "file").touch()
+    with recording(tmp_path / "file") as recorder:
+        recorder.record("pve2-node/n", metric("pve2-node/n"))
+        await_empty(recorder)
+        assert "pve2-node/n" in recorder.trouble

@@ -1,0 +1,116 @@
+"""What the commands print for a person, from what a daemon tells."""
+
+import json
+import logging
+import time
+from typing import Any
+
+import pytest
+
+from pmxcfs import inquiry
+from pmxcfs.condition import REMEMBERED, Troubles
+
+CONDITION: dict[str, Any] = {
+    "running": True,
+    "version": "1.2",
+    "node": "node1",
+    "pid": 77,
+    "started": 0,
+    "problems": [],
+    "quorate": True,
+    "members": {"nodename": "node1", "version": 1},
+    "cluster": None,
+    "database": {"path": "/db", "bytes": 3 << 20, "version": 9},
+    "content": {"bytes": 500, "most_bytes": 128 << 20, "entries": 3, "most_entries": 10},
+    "locks": {"priv/lock/a": 3.2, "priv/lock/b": 300.0},
+    "clients": 2,
+    "metrics_waiting": 0,
+    "troubles": [],
+}
+CLUSTER = {
+    "nodename": "node1",
+    "version": 5,
+    "cluster": {"name": "lab", "version": 3, "nodes": 2, "quorate": 1},
+    "nodelist": {
+        "node1": {"id": 1, "online": 1, "ip": "10.0.0.1"},
+        "node2": {"id": 2, "online": 0},
+    },
+}
+
+
+def status(**changes: Any) -> str:
+    return "\n".join(inquiry._status_lines({**CONDITION, **changes}))
+
+
+def test_a_healthy_node_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 3.0 * 86400)
+    assert status().splitlines() == [
+        "state     healthy",
+        "node      node1, pmxcfs 1.2, pid 77, for 3 d",
+        "quorum    yes",
+        "members   node1",
+        "sync      alone, in no cluster",
+        "database  /db, 3.0 MiB, version 9",
+        "          500 bytes of 128.0 MiB content, 3 of 10 files and directories",
+        "locks     priv/lock/a for 3 s",
+        "          priv/lock/b for 5 min",
+        "clients   2 connected, 0 metrics wait to be written",
+    ]
+
+
+def test_a_degraded_member_of_a_cluster() -> None:
+    trouble = {"time": 0, "level": "error", "domain": "database", "text": "disk full"}
+    text = status(
+        problems=["no quorum", "not in sync"],
+        quorate=False,
+        members=CLUSTER,
+        cluster={"mode": "update"},
+        troubles=[trouble],
+    )
+    assert text.startswith("state     degraded\n          no quorum\n          not in sync\n")
+    assert "quorum    no\n" in text
+    assert "members   node1 10.0.0.1 online\n          node2 (address unknown) offline\n" in text
+    assert "sync      update\n" in text
+    assert text.endswith("errors    1970-01-01 00:00:00 [database] error: disk full")
+
+
+def test_nobody_answers() -> None:
+    lines = list(inquiry._status_lines({"running": False, "problems": ["is it running?"]}))
+    assert lines == ["state     not running", "          is it running?"]
+
+
+def test_members_of_a_cluster() -> None:
+    assert list(inquiry._member_lines(json.dumps(CLUSTER).encode())) == [
+        "NODE   ID  STATE    ADDRESS",
+        "node1  1   online   10.0.0.1",
+        "node2  2   offline",
+    ]
+
+
+def test_no_guests() -> None:
+    assert list(inquiry._guest_lines(b'{"version": 1}')) == ["there are no guests"]
+
+
+def test_guests_are_in_order() -> None:
+    ids = {vmid: {"node": "n", "type": "lxc", "version": 1} for vmid in ("1000", "200", "30000")}
+    lines = inquiry._guest_lines(json.dumps({"version": 1, "ids": ids}).encode())
+    assert [line.split()[0] for line in lines] == ["VMID", "200", "1000", "30000"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (1e6, "12 d")]
+)
+def test_spans(seconds: float, text: str) -> None:
+    assert inquiry._span(seconds) == text
+
+
+def test_only_the_latest_troubles_are_remembered() -> None:
+    troubles = Troubles()
+    logger = logging.Logger("pmxcfs.status")
+    logger.addHandler(troubles)
+    logger.info("no trouble")
+    for number in range(REMEMBERED + 5):
+        logger.warning("number %d", number)
+    latest = troubles.latest()
+    assert [entry["text"] for entry in latest] == [f"number {n}" for n in range(5, REMEMBERED + 5)]
+    assert {(entry["level"], entry["domain"]) for entry in latest} == {("warning", "status")}
