@@ -127,7 +127,10 @@ class Invalidator:
 
     def __init__(self, sender: Sender, *, entry_threads: int) -> None:
         self._sender = sender
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # One thread is woken for each thing to do: waking all costs more than the notifications.
+        self._has_inode = threading.Condition(self._lock)
+        self._has_directory = threading.Condition(self._lock)
         self._inodes: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # -> number, pages too
         self._directories: dict[int, OrderedDict[bytes, _Queued]] = {}
         self._ready: OrderedDict[int, None] = OrderedDict()  # of these, not being worked on
@@ -150,21 +153,21 @@ class Invalidator:
     @property
     def handed(self) -> int:
         """All notifications up to this number have been handed to the kernel."""
-        with self._changed:
+        with self._lock:
             return next(iter(self._outstanding), self.ticket + 1) - 1
 
     def inode(self, node: int, *, pages: bool) -> None:
         """Queue: forget the attributes of *node*, and with *pages* its content."""
-        with self._changed:
+        with self._lock:
             self._queue_inode(node, pages=pages)
-            self._changed.notify_all()
 
     def entry(self, name: Name, *, inode: int = 0, pages: bool = False) -> None:
         """Queue: forget what stands at *name*; if it is still *inode*, look that up anew."""
-        with self._changed:
+        with self._lock:
             if name.parent not in self._directories:
                 self._directories[name.parent] = OrderedDict()
                 self._ready[name.parent] = None
+                self._has_directory.notify()
             names = self._directories[name.parent]
             queued = names.get(name.name) or _Queued(self._next_number())
             names[name.name] = queued
@@ -172,26 +175,26 @@ class Invalidator:
                 queued.inodes[inode] = queued.inodes.get(inode, False) or pages
             else:
                 queued.is_kept = False
-            self._changed.notify_all()
 
     def attributes(self, nodes: list[int]) -> None:
         """Queue: forget the attributes of *nodes* now, and once more when look-ups are through."""
-        for node in nodes:
-            self.inode(node, pages=False)
-        timer = threading.Timer(AGAIN_AFTER, self._attributes_again, [nodes])
+        self._queue_attributes(nodes)
+        timer = threading.Timer(AGAIN_AFTER, self._queue_attributes, [nodes])
         timer.daemon = True
         self._timers = {other for other in self._timers if other.is_alive()} | {timer}
         timer.start()
 
-    def _attributes_again(self, nodes: list[int]) -> None:
-        for node in nodes:
-            self.inode(node, pages=False)
+    def _queue_attributes(self, nodes: list[int]) -> None:
+        with self._lock:
+            for node in nodes:
+                self._queue_inode(node, pages=False)
 
     def close(self, patience: float) -> None:
         """Stop the threads; those that the kernel blocks get *patience* seconds in all."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
-            self._changed.notify_all()
+            self._has_inode.notify_all()
+            self._has_directory.notify_all()
         for timer in self._timers:
             timer.cancel()
         for thread in self._threads:
@@ -200,6 +203,7 @@ class Invalidator:
     def _queue_inode(self, node: int, *, pages: bool) -> None:
         number, known_pages = self._inodes.get(node) or (self._next_number(), False)
         self._inodes[node] = number, known_pages or pages
+        self._has_inode.notify()
 
     def _next_number(self) -> int:
         self.ticket += 1
@@ -209,25 +213,25 @@ class Invalidator:
     def _send_inodes(self) -> None:
         for node, (number, pages) in iter(self._next_inode, None):
             self._try(self._sender.inode, node, pages)
-            with self._changed:
+            with self._lock:
                 del self._outstanding[number]
 
     def _next_inode(self) -> tuple[int, tuple[int, bool]] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._inodes or self._is_closed)
+        with self._lock:
+            self._has_inode.wait_for(lambda: self._inodes or self._is_closed)
             return None if self._is_closed else self._inodes.popitem(last=False)
 
     def _send_entries(self) -> None:
         for parent in iter(self._next_directory, None):
-            with self._changed:
+            with self._lock:
                 name, queued = self._directories[parent].popitem(last=False)
             self._try(self._sender.entry, parent, name, queued.is_kept)
-            with self._changed:
+            with self._lock:
                 self._finish_entry(parent, queued)
 
     def _next_directory(self) -> int | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._is_closed)
+        with self._lock:
+            self._has_directory.wait_for(lambda: self._ready or self._is_closed)
             return None if self._is_closed else self._ready.popitem(last=False)[0]
 
     def _finish_entry(self, parent: int, queued: _Queued) -> None:
@@ -235,10 +239,9 @@ class Invalidator:
         for node, pages in queued.inodes.items():
             self._queue_inode(node, pages=pages)
         if self._directories[parent]:
-            self._ready[parent] = None
+            self._ready[parent] = None  # for this thread or another that is awake: it looks next
         else:
             del self._directories[parent]
-        self._changed.notify_all()
 
     def _try(self, send: Callable[..., None], *what: object) -> None:
         try:

@@ -17,7 +17,8 @@ from itertools import cycle
 from typing import NamedTuple, Protocol
 
 from tests.cluster.history import Doubts
-from tests.cluster.lab import Lab, Member
+from tests.cluster.lab import Member
+from tests.cluster.together import Cluster
 
 MARGIN = 0.1  # seconds before a fault in which the last frames may still be on their way
 SETTLE = 0.5  # seconds after a fault after which the majority's changes are those of a new ring
@@ -36,6 +37,15 @@ class Until(NamedTuple):
     wanted: str
 
 
+class Span(NamedTuple):
+    """A fault, from its beginning until the node was back."""
+
+    fault: str
+    node: str
+    start: float
+    end: float
+
+
 Lane = Generator[Until | float, None, None]  # seconds to wait, or a condition
 
 
@@ -52,9 +62,10 @@ class Progress(Protocol):
 class Faults:
     """Makes lanes for *lab*; notes what each fault excuses in *doubts* and *silent*."""
 
-    def __init__(self, lab: Lab, progress: Progress, doubts: Doubts, seed: int) -> None:
+    def __init__(self, lab: Cluster, progress: Progress, doubts: Doubts, seed: int) -> None:
         self.counts: Counter[str] = Counter()
         self.slowest: dict[str, float] = {}  # seconds until a node was back, by fault
+        self.spans: list[Span] = []
         self.silent = Doubts()  # when a node's daemon could not answer, or had nothing cached
         self.is_over = False
         self._lab = lab
@@ -85,9 +96,10 @@ class Faults:
         while not self.is_over:
             node = self._random.choice([n for n in self._lab.nodes if n.number not in self._hit])
             self._hit.add(node.number)
-            fault = self._random.choice(next(choices))
+            fault, start = self._random.choice(next(choices)), time.monotonic()
             yield from fault(node)
-            self.counts[fault.__name__.strip("_").replace("_", " ")] += 1
+            name = fault.__name__.strip("_").replace("_", " ")
+            self._note(name, node.name, start)
             self._hit.remove(node.number)
             yield self._random.uniform(0, 1)
 
@@ -175,7 +187,11 @@ class Faults:
             yield self._random.uniform(1, 4)
             self._lab.network.lose(0)
             self._losses.append((start, time.monotonic()))
-            self.counts["packet loss"] += 1
+            self._note("packet loss", "all", start)
+
+    def _note(self, fault: str, node: str, start: float) -> None:
+        self.counts[fault] += 1
+        self.spans.append(Span(fault, node, start, time.monotonic()))
 
     def _until_others_are_ahead(self, node: Member, start: float) -> Until:
         others = [other.number for other in self._lab.nodes if other is not node]

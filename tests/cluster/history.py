@@ -27,8 +27,8 @@ class Effect(NamedTuple):
     path: str
     value: Value
     node: int
-    start: float
-    end: float
+    start: float  # it comes neither before this
+    end: float  # nor after this; if the operation has not returned an outcome, that is never over
     is_known: bool = True  # the operation has returned success
 
 
@@ -103,7 +103,7 @@ class History:
         if not promised:
             return {None, *(effect.value for effect in effects)}
         last = max(promised)
-        return {effect.value for effect in effects if _may_end_after(effect, last)}
+        return {effect.value for effect in effects if effect.end >= last}
 
     def violations(self, found: Mapping[str, str]) -> list[str]:
         """Compare with what is left: all paths, with the tokens of files.
@@ -129,7 +129,7 @@ class History:
         return {
             "promised": promised,
             "doubtful": known - promised,
-            "unknown": len(events) - known,
+            "unknown": sum(not event.is_known and event.end == math.inf for event in events),
             "contests": len(self._contests),
         }
 
@@ -145,8 +145,8 @@ class History:
         effects = self._effects[path]
         made = [effect for effect in effects if effect.value == value][-3:]
         promised = [effect for effect in effects if self.is_promised(effect)]
-        last = max(promised, key=lambda effect: effect.start)
-        return f"last promise: {last}; made by: {made or 'nobody'}"
+        promised.sort(key=lambda effect: effect.start)
+        return f"last promise: {promised[-1:]}; made by: {made}"
 
     def _unasked(self, found: Mapping[str, str]) -> Iterator[str]:
         known = self._effects.keys() | self._lines.keys()
@@ -180,11 +180,6 @@ class History:
             numbers = [place[text] for text in left if text in place]
             if any(later <= earlier for earlier, later in pairwise(numbers)):
                 yield f"{path} has its lines in another order, or twice"
-
-
-def _may_end_after(effect: Effect, moment: float) -> bool:
-    """Tell whether an effect can come behind one that began at *moment*."""
-    return not effect.is_known or effect.end >= moment
 
 
 def _name(value: Value) -> str:

@@ -20,7 +20,6 @@ from tests.cluster.services import Corosync, Daemon, Service
 POLL_INTERVAL = 0.02  # seconds
 MEMBERS_INTERVAL = 0.1  # seconds; each look starts programs
 QUORUM_PATIENCE = 30.0  # seconds; 2 on an idle machine
-START_PATIENCE = 30.0  # seconds from the start of services to a cluster; 4 on an idle machine
 
 COROSYNC_CONF = """\
 logging {{
@@ -89,17 +88,6 @@ class Member(Node):
         (self.directory / "etc" / "corosync" / "corosync.conf").write_text(text)
 
 
-def agree(nodes: Iterable[Member]) -> bool:
-    """Tell whether nodes are synced and have one version of one tree."""
-    return (
-        all(node.daemon.is_synced() for node in nodes)
-        and len(
-            {(info["version"], info["checksum"]) for info in (node.daemon.info() for node in nodes)}
-        )
-        == 1
-    )
-
-
 class Lab:
     """Some nodes below *directory*, booted, with a network and nothing running.
 
@@ -156,18 +144,6 @@ class Lab:
             f"nodes {wanted} to see one another",
             interval=MEMBERS_INTERVAL,
         )
-
-    def start(self, *nodes: Member, seconds: float = START_PATIENCE) -> None:
-        """Start both services, on all nodes unless some are named, and wait for one cluster."""
-        for node in nodes or self.nodes:
-            node.corosync.start()
-            node.daemon.start()
-        self.wait_for_agreement(*nodes, seconds=seconds)
-
-    def wait_for_agreement(self, *nodes: Member, seconds: float = START_PATIENCE) -> float:
-        """Wait until these nodes, or all, are synced and have the same tree; return how long."""
-        some = nodes or tuple(self.nodes)
-        return self.wait_until(lambda: agree(some), seconds, "nodes that agree")
 
     def serve_locally(self) -> None:
         """Start a daemon in local mode on each node, and wait until it has mounted."""

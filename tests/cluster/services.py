@@ -176,15 +176,6 @@ class Daemon(Service):
         """Return what the daemon knows of itself: version, checksum, mode and more."""
         return self.control("info")
 
-    def is_synced(self) -> bool:
-        """Tell whether it takes part in the changes; one that does not answer does not."""
-        if self.is_frozen or not self.is_mounted():
-            return False
-        with contextlib.suppress(OSError):
-            info = self.info()
-            return info["mode"] == info["status_mode"] == "synced" and bool(info["quorate"])
-        return False
-
 
 def clock(offset: int) -> dict[str, str]:
     """Return the environment that moves a program's wall clock, and no other, by seconds."""

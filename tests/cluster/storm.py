@@ -12,8 +12,8 @@ from multiprocessing.connection import wait
 from tests.cluster.agent import Agent, Outcome
 from tests.cluster.faults import Faults, Until
 from tests.cluster.history import History
-from tests.cluster.lab import Lab
 from tests.cluster.node import Worker
+from tests.cluster.together import Cluster
 from tests.cluster.workload import DIRECTORIES, STATIC, STATIC_FILES, Report, Slow
 
 WRITERS = 3  # on each node
@@ -21,6 +21,7 @@ TICK = 0.01  # seconds between looks at what the lanes wait for
 AGREEMENT = 60.0  # seconds
 MAX_READ = 0.1  # seconds, without waits for a processor
 MAX_CALL = 20.0  # seconds
+MAX_LINES = 20  # of violations that are shown
 READS = frozenset({"stat", "read", "get", "list"})
 ALARMS = ("Traceback", "critical:")  # what no log may have
 
@@ -44,6 +45,7 @@ class Summary:
     doubtful_victories: int = 0
     forks: int = 0  # trees that nodes have saved before they adopted another
     violations: list[str] = field(default_factory=list)
+    timeline: list[str] = field(default_factory=list)  # of the faults
 
     def __str__(self) -> str:
         lines = [
@@ -59,8 +61,10 @@ class Summary:
             f"longest read {1000 * self.longest_read:.0f} ms, besides waits for a processor, "
             f"which made {self.starved_reads} slow; "
             f"longest call {self.longest_call:.1f} s; {len(self.violations)} violations",
-            *self.violations[:20],
+            *self.violations[:MAX_LINES],
         ]
+        if self.violations:
+            lines += ["what happened meanwhile:", *self.timeline]
         return "\n".join(lines)
 
 
@@ -71,7 +75,7 @@ def _listed(counts: dict[str, int]) -> str:
 class Storm:
     """One run on *lab*, whose nodes are synced."""
 
-    def __init__(self, lab: Lab, seed: int, *, patience: float = AGREEMENT) -> None:
+    def __init__(self, lab: Cluster, seed: int, *, patience: float = AGREEMENT) -> None:
         self.summary = Summary(seed)
         self._patience = patience  # seconds for the nodes to agree in the end
         self.history = History()
@@ -200,6 +204,10 @@ class Storm:
         summary = self.summary
         summary.counts = self.history.counts()
         summary.faults, summary.recovery = dict(self._faults.counts), self._faults.slowest
+        summary.timeline = [
+            f"{at(span.start)} to {at(span.end)} {span.fault}, {span.node}"
+            for span in sorted(self._faults.spans, key=lambda span: span.start)
+        ]
         summary.doubtful_victories = len(self.history.doubtful_victories())
         summary.violations += [*self._compare(), *self._alarms(), *self._slow_reads()]
         summary.forks = sum(

@@ -1,5 +1,6 @@
 """A cluster keeps its promises whatever happens to its nodes and between them."""
 
+import faulthandler
 import random
 import re
 from collections.abc import Callable
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.lab import Lab
 from tests.cluster.storm import Storm, Summary
+from tests.cluster.together import Cluster
 from tests.fakes import careless
 
 pytestmark = pytest.mark.needs_corosync
@@ -30,7 +31,8 @@ KINDS = {
 
 def storm(directory: Path, minutes: float) -> Summary:
     """Start a cluster, and return what a storm has shown of it."""
-    with Lab(directory) as lab:
+    faulthandler.cancel_dump_traceback_later()  # it takes long, and nothing is wrong then
+    with Cluster(directory) as lab:
         lab.start()
         return Storm(lab, random.randrange(1 << 32)).run(60 * minutes)
 
@@ -52,7 +54,7 @@ def test_no_promise_is_broken(tmp_path: Path, report: Callable[[object], None]) 
 def test_a_cluster_that_skips_an_update_is_caught(
     tmp_path: Path, report: Callable[[object], None]
 ) -> None:
-    with Lab(tmp_path) as lab:
+    with Cluster(tmp_path) as lab:
         for node in lab.nodes:
             node.daemon.program = (careless.__file__, "skip-update")
         lab.start()

@@ -13,6 +13,7 @@ one shared file are of one size, so two writers on one node leave no mixture of 
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import random
 import re
@@ -225,7 +226,8 @@ class Writer(Worker):
             outcomes.append(self.call("write", "log", f"{text}\n".encode()))
             outcomes.append(self.call("close", "log"))
         failed = any(outcome.error for outcome in outcomes)
-        self.events.append(Line(path, text, self.node, outcomes[-1].end, not failed))
+        end = math.inf if failed else outcomes[-1].end
+        self.events.append(Line(path, text, self.node, end, not failed))
         self._count_answer(outcomes[0].start, failed=failed)
 
     def _create(self) -> None:
@@ -277,12 +279,20 @@ class Writer(Worker):
                 outcomes.append(self.call("fsync", "file"))
             outcomes.append(self.call("close", "file"))
         failed = any(outcome.error for outcome in outcomes)
-        end = outcomes[-1].end
-        if failed:  # then the file may have been created all the same
-            self._tell(path, EMPTY, opened.start, end, is_known=False)
-        self._tell(path, token, opened.start, end, is_known=not failed)
+        self._tell_written(path, token, outcomes, failed=failed)
         self._count_answer(opened.start, failed=failed)
         return "" if failed else token
+
+    def _tell_written(
+        self, path: str, token: str, outcomes: Sequence[Outcome], *, failed: bool
+    ) -> None:
+        """Tell of a file that was opened, then written: it may be empty in between, or for good."""
+        opened, last = outcomes[0], outcomes[-1]
+        self._may_be(path, EMPTY, opened.start, math.inf if failed else opened.end)
+        if failed:
+            self._may_be(path, token, opened.start, math.inf)
+        else:
+            self.events.append(Effect(path, token, self.node, outcomes[1].start, last.end))
 
     def _note(self, outcome: Outcome, values: dict[str, Value]) -> None:
         """Tell of an operation of one call."""
@@ -291,11 +301,14 @@ class Writer(Worker):
             return
         failed = outcome.error != 0
         for path, value in values.items():
-            self._tell(path, value, outcome.start, outcome.end, is_known=not failed)
+            if failed:
+                self._may_be(path, value, outcome.start, math.inf)
+            else:
+                self.events.append(Effect(path, value, self.node, outcome.start, outcome.end))
         self._count_answer(outcome.start, failed=failed)
 
-    def _tell(self, path: str, value: Value, start: float, end: float, *, is_known: bool) -> None:
-        self.events.append(Effect(path, value, self.node, start, end, is_known))
+    def _may_be(self, path: str, value: Value, start: float, end: float) -> None:
+        self.events.append(Effect(path, value, self.node, start, end, is_known=False))
 
     def _count_answer(self, start: float, *, failed: bool) -> None:
         if not failed:

@@ -1,6 +1,7 @@
 """The judge of runs on clusters finds each kind of broken promise, and no other."""
 
 import itertools
+import math
 import random
 
 from tests.cluster.history import (
@@ -25,7 +26,7 @@ def history_of(*events: Effect | Contest | Line) -> History:
 
 
 def wrote(value: Value, start: float, end: float, *, node: int = 1, known: bool = True) -> Effect:
-    return Effect("file", value, node, start, end, known)
+    return Effect("file", value, node, start, end if known else math.inf, known)
 
 
 def tried(outcome: str, *, node: int, start: float = 1, end: float = 2) -> Contest:
@@ -104,6 +105,10 @@ def test_an_empty_file_is_allowed_only_where_it_was_left() -> None:
     assert history_of(wrote("a", 1, 2)).violations({"file": EMPTY})
     left = history_of(wrote("a", 1, 2, known=False), wrote(EMPTY, 1, 2, known=False))
     assert left.violations({"file": EMPTY}) == []
+    between = history_of(Effect("file", EMPTY, 1, 1, 2, is_known=False), wrote("a", 3, 4))
+    assert between.violations({"file": EMPTY})
+    between.doubts.add(1, 4)
+    assert between.violations({"file": EMPTY}) == []
 
 
 def test_two_winners_are_reported() -> None:
@@ -133,7 +138,9 @@ def test_a_won_contest_must_leave_its_path() -> None:
 
 
 def test_lines_are_kept_in_order() -> None:
-    history = history_of(*lines("a", "b"), Line("log", "c", 1, 2, is_known=False), *lines("d"))
+    history = history_of(
+        *lines("a", "b"), Line("log", "c", 1, math.inf, is_known=False), *lines("d")
+    )
     assert history.violations({"log": "a\nb\nc\nd\n"}) == []
     assert history.violations({"log": "a\nb\nd\n"}) == []
     assert history.violations({"log": "a\nd\n"}) == ["log has lost 1 lines, the first of them 'b'"]
