@@ -4,6 +4,8 @@ from typing import final
 from pmxcfs._content import Unpublished
 from pmxcfs.messages import Record
 
+__pyx_capi__: dict[str, object]  # what a cimport looks the C interface up in
+
 @final
 class Entry:
     """One inode: a file or a directory."""

@@ -103,8 +103,10 @@ class Daemon:
         cleanup.callback(logging.getLogger().removeHandler, self._troubles)
         self._load(cleanup)
         self._guests.rebuild(self._tree)
-        # A node is clustered if the tree says so; what the host has counts for a new tree only.
-        is_clustered = not settings.local and self._tree.find(COROSYNC_CONF) is not None
+        # The tree says whether this node is one of a cluster; the host's file counts when it is new.
+        has_peers = self._tree.find(COROSYNC_CONF) is not None
+        self._replica.is_shared = not has_peers  # without any, nobody misses a change
+        is_clustered = has_peers and not settings.local
         workers = settings.workers or (CLUSTER_WORKERS if is_clustered else LOCAL_WORKERS)
         self._yielding = fuse.Yielding(workers)
         self._outbox = Outbox(is_quorate=lambda: self._files.quorate)
