@@ -243,8 +243,12 @@ class FileSystem:
     def open(
         self, entry: Entry, *, writing: bool, truncate: bool, has_created: bool = False
     ) -> OpenFile:
-        """Open a file, which *has_created* it. Raises NoQuorum for writing without quorum."""
-        if writing or truncate:
+        """Open a file, which *has_created* it. Raises NoQuorum for writing without quorum.
+
+        But not if the open has made the file, and the quorum was lost right after: a refusal says
+        that nothing was changed.
+        """
+        if truncate or (writing and not has_created):
             self._need_quorum()
         handle = OpenFile(entry, has_created=has_created)
         if truncate:

@@ -55,6 +55,19 @@ class Line(NamedTuple):
     is_known: bool = True
 
 
+class Refusal(NamedTuple):
+    """An answer that says that nothing was changed at *path*."""
+
+    path: str
+    error: str  # name of the errno
+    node: int
+    start: float
+    end: float
+
+
+Event = Effect | Contest | Line | Refusal
+
+
 class Doubts:
     """When each node's answers were no promises."""
 
@@ -82,13 +95,16 @@ class History:
         self._effects: dict[str, list[Effect]] = defaultdict(list)
         self._contests: dict[str, list[Contest]] = defaultdict(list)
         self._lines: dict[str, list[Line]] = defaultdict(list)
+        self._refusals: dict[str, list[Refusal]] = defaultdict(list)
 
-    def add(self, event: Effect | Contest | Line) -> None:
+    def add(self, event: Event) -> None:
         """Note what a writer tells. The lines of one file come in their order."""
         if isinstance(event, Effect):
             self._effects[event.path].append(event)
         elif isinstance(event, Contest):
             self._contests[event.path].append(event)
+        elif isinstance(event, Refusal):
+            self._refusals[event.path].append(event)
         else:
             self._lines[event.path].append(event)
 
@@ -146,12 +162,14 @@ class History:
         made = [effect for effect in effects if effect.value == value][-3:]
         promised = [effect for effect in effects if self.is_promised(effect)]
         promised.sort(key=lambda effect: effect.start)
-        return f"last promise: {promised[-1:]}; made by: {made}"
+        refusals = self._refusals[path][-3:]
+        return f"last promise: {promised[-1:]}; made by: {made}; refused: {refusals}"
 
     def _unasked(self, found: Mapping[str, str]) -> Iterator[str]:
         known = self._effects.keys() | self._lines.keys()
         for path in sorted(found.keys() - known):
-            yield f"{path} is {_name(found[path])}, which nobody has made"
+            refusals = self._refusals[path]
+            yield f"{path} is {_name(found[path])}, which nobody has made; refused: {refusals}"
 
     def _winners(self, path: str) -> list[Contest]:
         return [contest for contest in self._contests[path] if contest.outcome == WON]

@@ -33,7 +33,9 @@ from tests.cluster.history import (
     WON,
     Contest,
     Effect,
+    Event,
     Line,
+    Refusal,
     Value,
 )
 
@@ -60,8 +62,6 @@ REFUSALS = frozenset(
     {errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS}
 )
 DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EROFS})
-
-Event = Effect | Contest | Line
 
 
 class Slow(NamedTuple):
@@ -220,7 +220,7 @@ class Writer(Worker):
         path, text = f"own/{self._name}.log", f"{self._name} line {self._lines}"
         outcomes = [self.call("open", "log", path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)]
         if outcomes[0].error in REFUSALS:
-            self.refusals += 1
+            self._refuse(path, outcomes[0])
             return
         if not outcomes[0].error:
             outcomes.append(self.call("write", "log", f"{text}\n".encode()))
@@ -270,7 +270,7 @@ class Writer(Worker):
         if is_contest:
             self._note_contest(path, opened)
         if opened.error in REFUSALS:
-            self.refusals += 1
+            self._refuse(path, opened)
             return ""
         outcomes = [opened]
         if not opened.error:
@@ -297,7 +297,8 @@ class Writer(Worker):
     def _note(self, outcome: Outcome, values: dict[str, Value]) -> None:
         """Tell of an operation of one call."""
         if outcome.error in REFUSALS:
-            self.refusals += 1
+            for path in values:
+                self._refuse(path, outcome)
             return
         failed = outcome.error != 0
         for path, value in values.items():
@@ -306,6 +307,11 @@ class Writer(Worker):
             else:
                 self.events.append(Effect(path, value, self.node, outcome.start, outcome.end))
         self._count_answer(outcome.start, failed=failed)
+
+    def _refuse(self, path: str, outcome: Outcome) -> None:
+        self.refusals += 1
+        name = errno.errorcode[outcome.error]
+        self.events.append(Refusal(path, name, self.node, outcome.start, outcome.end))
 
     def _may_be(self, path: str, value: Value, start: float, end: float) -> None:
         self.events.append(Effect(path, value, self.node, start, end, is_known=False))

@@ -463,6 +463,18 @@ def test_nothing_changes_without_quorum(world: World) -> None:
     world.files.release(world.files.open(entry, writing=False, truncate=False))
 
 
+def test_a_file_made_while_the_quorum_is_lost_is_opened(world: World) -> None:
+    world.issuer.on_submit = lambda: setattr(world.files, "quorate", False)
+    entry = world.files.create(world.tree.root, "f", exclusive=True)
+    handle = world.files.open(entry, writing=True, truncate=False, has_created=True)
+    with pytest.raises(NoQuorum):
+        world.files.write(handle, 0, b"x")
+    with pytest.raises(NoQuorum):
+        world.files.open(entry, writing=True, truncate=True, has_created=True)
+    world.files.release(handle)
+    assert world.issuer.issued == [Create("f")]
+
+
 # Names
 
 

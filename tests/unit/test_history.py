@@ -12,13 +12,15 @@ from tests.cluster.history import (
     WON,
     Contest,
     Effect,
+    Event,
     History,
     Line,
+    Refusal,
     Value,
 )
 
 
-def history_of(*events: Effect | Contest | Line) -> History:
+def history_of(*events: Event) -> History:
     history = History()
     for event in events:
         history.add(event)
@@ -97,7 +99,9 @@ def test_a_doubt_is_of_one_node_and_one_span() -> None:
 def test_what_nobody_made_is_reported() -> None:
     history = history_of(wrote("a", 1, 2))
     violations = history.violations({"file": "a", "other": "x"})
-    assert violations == ["other is x, which nobody has made"]
+    assert violations == ["other is x, which nobody has made; refused: []"]
+    history.add(Refusal("other", "EACCES", 1, 3, 4))
+    assert "refused: [Refusal(path='other'" in history.violations({"file": "a", "other": "x"})[0]
     assert history.violations({"file": "torn: 3 bytes"})[0].startswith("file is torn: 3 bytes, not")
 
 
