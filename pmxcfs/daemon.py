@@ -103,7 +103,7 @@ class Daemon:
         cleanup.callback(logging.getLogger().removeHandler, self._troubles)
         self._load(cleanup)
         self._guests.rebuild(self._tree)
-        # The tree says whether this node is one of a cluster; the host's file counts when it is new.
+        # The tree says whether this is a node of a cluster; the host's file counts for a new one.
         has_peers = self._tree.find(COROSYNC_CONF) is not None
         self._replica.is_shared = not has_peers  # without any, nobody misses a change
         is_clustered = has_peers and not settings.local

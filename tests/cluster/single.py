@@ -53,7 +53,8 @@ NODE = """  node {{
 # Everything that corosync writes to has a place of its own; then this shell becomes corosync.
 SCRIPT = """
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /var/lib/corosync
+mount -t tmpfs tmpfs /var/lib
+mkdir /var/lib/corosync
 ip link set lo up
 exec corosync -f -c "$1"
 """
