@@ -18,7 +18,6 @@ from typing import Any
 from pmxcfs.cluster import GroupThread, StatusGroup, TreeGroup
 from pmxcfs.corosync import ConfigWatch, QuorumWatch
 from pmxcfs.delivery import Change
-from pmxcfs.effects import Mode
 from pmxcfs.filesystem import FileSystem
 from pmxcfs.hostconf import HostConfig
 from pmxcfs.kvstore import ADDRESS
@@ -141,8 +140,6 @@ class Clustering:
     def _take_config(self, config: ClusterConfig) -> None:
         with self._lock:
             self._status.members.configure(config)
-            if self.tree.mode is Mode.SYNCED:
-                self._note_common(self.tree.members)
 
     def _note_common(self, members: Sequence[Member]) -> None:
         """The tree is that of *members*, and what changes now reaches all of them."""

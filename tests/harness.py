@@ -37,7 +37,11 @@ class Control:
     def __init__(self, path: Path, *, patience: float = 60.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(patience)
-        self._socket.connect(str(path))
+        try:
+            self._socket.connect(str(path))
+        except BaseException:
+            self._socket.close()
+            raise
         self._answers = self._socket.makefile("rb")
 
     def __call__(self, command: str, **arguments: object) -> dict[str, Any]:

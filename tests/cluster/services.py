@@ -157,12 +157,20 @@ class Daemon(Service):
         return False
 
     def wait_until_mounted(self, seconds: float = PATIENCE) -> None:
-        """Wait until it serves; fail if it ends first, or after *seconds*."""
+        """Wait until it serves and can be controlled; fail if it ends first, or after *seconds*."""
         deadline = time.monotonic() + seconds
-        while not self.is_mounted():
+        while not (self.is_mounted() and self.can_be_asked()):
             self.check()
             assert time.monotonic() < deadline, f"{self} not mounted\n{self.log_tail()}"
             time.sleep(POLL_INTERVAL)
+
+    def can_be_asked(self) -> bool:
+        """Tell whether its test control takes connections; it is the last thing to start."""
+        try:
+            with Control(self.node.root / CONTROL_SOCKET, patience=CONTROL_PATIENCE):
+                return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
 
     def control(self, command: str, **arguments: object) -> dict[str, Any]:
         """Send one command to the test control and return its answer.

@@ -118,7 +118,7 @@ def test_without_a_majority_nothing_changes_and_everything_is_read(
 def until_writable(cluster: Cluster, agent: Agent, seconds: float) -> float:
     """Return how long it takes until a change succeeds."""
     start = time.monotonic()
-    cluster.wait_until(lambda: agent.do(("put", "again", b""))[0].error == 0, seconds, "a change")
+    cluster.wait_until(lambda: agent.do(("put", "again", b"x"))[0].error == 0, seconds, "a change")
     return time.monotonic() - start
 
 

@@ -86,9 +86,9 @@ class Cluster(Lab):
         """Tell whether the node's kernel has the mount, dead or alive."""
         return " /etc/pve fuse" in node.run("cat", "/proc/mounts")
 
-    def bytes_sent(self) -> int:
+    def bytes_sent(self, *nodes: Member) -> int:
         """Return what the daemons have sent to the tree's group since they were started."""
-        return sum(int(node.daemon.info()["sent_bytes"]) for node in self.nodes)
+        return sum(int(node.daemon.info()["sent_bytes"]) for node in nodes or self.nodes)
 
     def finish(self) -> None:
         """Stop all daemons; they must leave at once, cleanly, and with one tree."""

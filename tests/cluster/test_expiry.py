@@ -1,0 +1,62 @@
+"""Locks of holders that are gone, on nodes whose clocks are an hour apart."""
+
+import errno
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.cluster.together import Cluster
+
+pytestmark = pytest.mark.needs_corosync
+
+HOUR = 3600
+LIFETIME = 3.0  # seconds, instead of 120
+SLACK = 10.0  # seconds for a membership change and a busy machine
+LOCK = "priv/lock/held"
+
+
+@pytest.fixture(params=[(HOUR, 0, -HOUR), (-HOUR, HOUR, 0)], ids=["falling", "mixed"])
+def apart(idle_cluster: Cluster, request: pytest.FixtureRequest) -> Cluster:
+    """A cluster whose nodes disagree about the time."""
+    idle_cluster.start_corosync()
+    for node, offset in zip(idle_cluster.nodes, request.param, strict=True):
+        idle_cluster.launch(node, clock_offset=offset)
+    idle_cluster.wait_for_agreement()
+    for node in idle_cluster.nodes:
+        node.daemon.control("lock-lifetime", seconds=LIFETIME)
+    return idle_cluster
+
+
+def test_a_crashed_holder_s_lock_is_freed_in_time(
+    apart: Cluster, report: Callable[[object], None]
+) -> None:
+    cluster = apart
+    taker, renewer, holder = cluster.agents()
+    taker.do(("mkdir", "priv"), ("mkdir", "priv/lock"))
+    cluster.wait_for_agreement()
+    holder("mkdir", LOCK)
+    for _ in range(2):  # a holder that lives renews it, and keeps it
+        now = holder("mtime", LOCK) + 1
+        (renewed,) = holder.do(("utime", LOCK, now))
+        assert renewed.error == 0
+    assert renewer.do(("utime", LOCK, now + HOUR))[0].error == errno.EACCES
+    renewed_at = time.monotonic()
+    cluster[3].daemon.kill()
+    attempts = 0
+    while (outcome := taker.do(("mkdir", LOCK))[0]).error:
+        assert outcome.error in (errno.EEXIST, errno.EBUSY)
+        assert time.monotonic() - renewed_at < LIFETIME + SLACK
+        (asked,) = taker.do(("utime", LOCK, 0))
+        assert asked.error in (errno.EACCES, errno.ENOENT, errno.EBUSY)
+        attempts += 1
+    freed = outcome.end - renewed_at
+    assert freed >= LIFETIME - 0.1
+    assert attempts > 1
+    report(
+        f"locks: with clocks an hour apart, a crashed holder's lock was free after {freed:.1f} s, "
+        f"its lifetime is {LIFETIME:.0f} s"
+    )
+    cluster.launch(cluster[3])
+    cluster.wait_for_agreement()
+    cluster.finish()
