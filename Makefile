@@ -209,6 +209,10 @@ build/bookworm.stamp: tests/package/tree.txt | deb-packages
 scenarios-rewrite: build ## write what happens into tests/scenarios; review the difference like code
 	$(BIN)/python -m tests.fakes.scenario tests/scenarios/*.txt
 
+.PHONY: storm
+storm: build test-deps ## ten minutes of faults on a cluster of three nodes
+	$(REQUIRED) $(PYTEST) -m long tests/cluster
+
 .PHONY: asan
 asan: deps ## unit and libqb tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call copy,asan)
