@@ -37,7 +37,7 @@ UNPACKED := corosync rrdcached
 # Only for the Debian package: building, checking, and trying it in a Debian tree of its own. The
 # first lines are the package's Build-Depends.
 DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev
-DEB_PACKAGES += pkg-config procps python3-dev python3-hypothesis python3-llfuse python3-pytest
+DEB_PACKAGES += libsqlite3-dev pkg-config procps python3-dev python3-hypothesis python3-llfuse python3-pytest
 DEB_PACKAGES += python3-pytest-benchmark python3-rrdtool python3-setuptools
 DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
 

@@ -13,9 +13,12 @@ PMXCFS_NO_EXTENSIONS=1 leaves them out, for an editable install: `make build` co
 import os
 import subprocess
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from Cython.Build import cythonize
+from Cython.Compiler import ExprNodes
 from setuptools import Extension, setup
 
 WARNINGS = [
@@ -103,5 +106,17 @@ def extensions() -> list[Extension]:
         },
     )
 
+
+def drop_annotation(_function: Any, _scope: Any, annotation: Any) -> Any:
+    """Return what is compiled instead of an annotation: None."""
+    none: Any = ExprNodes.NoneNode
+    return annotation and none(annotation.pos)
+
+
+if version("Cython").startswith("0."):
+    # It lets a module compute its annotations when it is imported, and does not know how to
+    # subscript a class, so that list[int] would be an error there.
+    function: Any = ExprNodes.PyCFunctionNode
+    function.analyse_annotation = drop_annotation
 
 setup(ext_modules=extensions())

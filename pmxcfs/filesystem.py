@@ -96,11 +96,8 @@ class OpenFile:
         self.flight: Ticket | None = None  # what publishes its writes; it has not asked how it went
 
 
-class Usage(NamedTuple):
-    """What ``statfs`` tells."""
-
-    content_bytes: int
-    entries: int
+# What ``statfs`` tells. A call, because Cython 0.29 can't make a class with this base.
+Usage = NamedTuple("Usage", [("content_bytes", int), ("entries", int)])  # noqa: UP014
 
 
 class FileSystem:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from os import O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import llfuse
 
@@ -73,7 +73,8 @@ OPTIONS = (
 
 
 Handle = OpenFile | Switch | Snapshot
-Listing = list[tuple[bytes, llfuse.EntryAttributes, int]]  # name, what it is, where the next is
+# Name, what it is, where the next is. A string, as Cython 0.29 can't subscript a class.
+Listing: TypeAlias = "list[tuple[bytes, llfuse.EntryAttributes, int]]"
 
 
 _Answer = TypeVar("_Answer")

@@ -17,12 +17,9 @@ _SUFFIX = ".conf"
 _NAME_SYMBOLS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 
 
-class GuestPath(NamedTuple):
-    """What a path says about the guest whose configuration it is."""
-
-    vmid: int
-    node: str
-    type: str  # "qemu", "lxc" or "openvz"
+# What a path says about the guest whose configuration it is; *type* is "qemu", "lxc" or "openvz".
+# A call, as in all modules that are compiled: Cython 0.29 can't make a class with this base.
+GuestPath = NamedTuple("GuestPath", [("vmid", int), ("node", str), ("type", str)])  # noqa: UP014
 
 
 def parse_guest_path(path: str) -> GuestPath | None:

@@ -27,11 +27,9 @@ _log = logging.getLogger("pmxcfs.fuse")
 AGAIN_AFTER = 0.1  # seconds until a look-up that was being answered has reached the kernel
 
 
-class Name(NamedTuple):
-    """A directory entry as the kernel knows it."""
-
-    parent: int  # node id
-    name: bytes
+# A directory entry as the kernel knows it; *parent* is a node id. A call, because Cython 0.29 can't
+# make a class with this base.
+Name = NamedTuple("Name", [("parent", int), ("name", bytes)])  # noqa: UP014
 
 
 class _Queued:

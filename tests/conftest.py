@@ -135,7 +135,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if report.nodeid.startswith(f"tests/{tier}/")
         ]
         counts = Counter(outcome for outcome, _ in reports)
-        seconds = sum(report.duration for _, report in reports)
+        # What failed while it was collected has taken no time.
+        seconds = sum(getattr(report, "duration", 0.0) for _, report in reports)
         listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         terminalreporter.write_line(f"tier {tier}: {listed or 'none'} in {seconds:.1f} s")
 

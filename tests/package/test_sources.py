@@ -208,5 +208,16 @@ def test_the_package_builds_with_what_the_makefile_installs() -> None:
     names = {line.split()[0].rstrip(",") for line in needed.splitlines()}
     names = names - {"debhelper-compat", "dh-sequence-python3"} | {"debhelper", "dh-python"}
     makefile = (ROOT / "Makefile").read_text()
-    installed = " ".join(re.findall(r"^DEB_PACKAGES [:+]= (.*)$", makefile, re.MULTILINE)).split()
-    assert names <= set(installed)
+    assert names <= set(" ".join(variable(makefile, "DEB_PACKAGES")).split())
+
+
+def test_the_package_builds_with_the_libraries_that_the_checkout_builds_with() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    wanted = set(re.findall(r"\blib[\w.-]+-dev\b", " ".join(variable(makefile, "PACKAGES"))))
+    # The C library comes with any compiler; Debian has llfuse and rrdtool compiled.
+    wanted -= {"libc6-dev", "libfuse-dev", "librrd-dev"}
+    assert wanted <= set((DEBIAN / "control").read_text().replace(",", "").split())
+
+
+def variable(makefile: str, name: str) -> list[str]:
+    return re.findall(rf"^{name} [:+]= (.*)$", makefile, re.MULTILINE)

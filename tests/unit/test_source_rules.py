@@ -234,3 +234,18 @@ def test_the_rule_for_c_functions_sees_what_it_should() -> None:
     assert " ".join(m["name"] for m in found) == "bare good python ours pointer callback"
     judged = [match["name"] for match in found if needs_clause(match)]
     assert judged == ["bare", "good", "pointer", "callback"]
+
+
+def compiled_python() -> list[Path]:
+    """Return the Python modules that are compiled, by the types in the .pxd beside them."""
+    return sorted(p for pxd in PACKAGE.glob("*.pxd") if (p := pxd.with_suffix(".py")).exists())
+
+
+@pytest.mark.parametrize("path", compiled_python(), ids=name_of)
+def test_what_is_compiled_is_something_that_cython_0_29_can_run(path: Path) -> None:
+    """Debian 12 builds with it. It compiles these, but importing the module fails."""
+    body = ast.parse(path.read_text()).body
+    bases = [base for node in body if isinstance(node, ast.ClassDef) for base in node.bases]
+    assert "NamedTuple" not in [base.id for base in bases if isinstance(base, ast.Name)]
+    values = [node.value for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    assert not [value for value in [*bases, *values] if isinstance(value, ast.Subscript)]
