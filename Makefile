@@ -231,8 +231,8 @@ cover: deps test-deps ## line coverage of all tests, extensions and daemons incl
 	$(CURDIR)/$(BIN)/coverage combine -q; $(CURDIR)/$(BIN)/coverage report
 
 .PHONY: bench
-bench: build ## measure against the floor, by turns; table, chart and JSON
-	$(PYTEST) -c bench/pytest.ini bench
+bench: build test-deps ## measure against the floor, by turns; table, chart and JSON
+	PATH="$$PATH:$(CURDIR)/build/debian/usr/sbin" $(PYTEST) -c bench/pytest.ini bench
 
 .PHONY: bench-compare
 bench-compare: build ## how the ratios of the last two runs of bench differ

@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 SECTIONS = {
     "mount": "the floor: a FUSE server that answers with constants",
     "load": "two readers without a writer",
+    "cluster": "the same node alone",
     "growth": "100 files",
     "tree": "the plain-Python oracle",
     "sync": "hashing every entry; loading every entry",
