@@ -210,7 +210,7 @@ scenarios-rewrite: build ## write what happens into tests/scenarios; review the 
 	$(BIN)/python -m tests.fakes.scenario tests/scenarios/*.txt
 
 .PHONY: storm
-storm: build test-deps ## ten minutes of faults on a cluster of three nodes
+storm: build test-deps ## twelve minutes of faults on a cluster of three nodes
 	$(REQUIRED) $(PYTEST) -m long tests/cluster
 
 .PHONY: asan

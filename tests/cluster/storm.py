@@ -19,7 +19,10 @@ from tests.cluster.workload import DIRECTORIES, STATIC, STATIC_FILES, Report, Sl
 WRITERS = 3  # on each node
 TICK = 0.01  # seconds between looks at what the lanes wait for
 AGREEMENT = 60.0  # seconds
-MAX_READ = 0.3  # seconds without waits for a processor; thrice the contract's, as tests have it
+# A read's seconds without waits for a processor: thrice the contract's, as tests have it. Once in
+# so many seconds a chain of threads may take longer that wait for one another on a busy machine;
+# but nothing that waits for the cluster is as fast as the last.
+MAX_READ, SECONDS_PER_SLOW_READ, LONGEST_READ = 0.3, 120, 1.0
 MAX_CALL = 20.0  # seconds
 MAX_LINES = 20  # of violations that are shown
 READS = frozenset({"stat", "read", "get", "list"})
@@ -214,17 +217,19 @@ class Storm:
             len(list(node.database.parent.glob("conflicts/*.db"))) for node in self._lab.nodes
         )
 
-    def _slow_reads(self) -> Iterable[str]:
+    def _slow_reads(self) -> list[str]:
+        slow = []
         for node, (name, outcome, starved) in self._reads:
             if self._faults.silent.overlaps(node, outcome.start, outcome.end):
                 continue
             worked = outcome.seconds - starved
             self.summary.longest_read = max(self.summary.longest_read, worked)
+            self.summary.starved_reads += worked <= MAX_READ < outcome.seconds
             if worked > MAX_READ:
                 took = f"took {outcome.seconds:.3f} s until {at(outcome.end)}"
-                yield f"{name} on node {node} {took}, {starved:.3f} s of it without a processor"
-            elif outcome.seconds > MAX_READ:
-                self.summary.starved_reads += 1
+                slow.append(f"{name} on node {node} {took}, {starved:.3f} s without a processor")
+        few = len(slow) <= self.summary.seconds / SECONDS_PER_SLOW_READ
+        return [] if few and self.summary.longest_read < LONGEST_READ else slow
 
     def _compare(self) -> list[str]:
         """Compare the nodes with one another, with their databases and with the history."""
