@@ -184,7 +184,7 @@ test: build test-deps lint types stubtest ## everything that CI runs; a skipped 
 	$(REQUIRED) $(PYTEST) tests
 
 .PHONY: test-long
-test-long: build test-deps deb build/bookworm.stamp ## random tests for much longer; the Debian package on a machine
+test-long: build test-deps deb build/bookworm/.made ## random tests for much longer; the Debian package on a machine
 	$(REQUIRED),packaging $(PYTEST) -m long tests
 
 .PHONY: deb
@@ -200,7 +200,7 @@ DEBIAN_PATH := PATH=/usr/sbin:/usr/bin:/sbin:/bin
 # A Debian 12 for tests to boot and to install into, who never change it: a system, and all that the
 # package depends on. Uses the network.
 MIRROR := http://deb.debian.org/debian
-build/bookworm.stamp: tests/package/tree.txt | deb-packages
+build/bookworm/.made: tests/package/tree.txt | deb-packages
 	rm -rf build/bookworm && mkdir -p build
 	debootstrap --variant=minbase --include=$$(paste -sd, $<) bookworm build/bookworm $(MIRROR)
 	touch $@

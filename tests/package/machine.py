@@ -1,6 +1,6 @@
 """A Debian machine of its own for tests of the package: systemd as PID 1, in namespaces.
 
-It starts from the tree that ``make build/bookworm.stamp`` makes, which it never changes, and has no
+It starts from the tree that ``make build/bookworm/.made`` makes, which it never changes, and has no
 network, unless a test wires it. ``run`` is a root shell on it.
 """
 

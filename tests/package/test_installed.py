@@ -52,6 +52,13 @@ def busy(node: Machine) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+def report_metrics(node: Machine) -> None:
+    """Send a node's statistics, as Proxmox VE's tools do, and wait for the file of them."""
+    values = ":".join(["1000", "0", str(int(time.time())), *["1"] * 19])
+    node.run("pmxcfs", "ipc", "set", "rrd/pve-node-9.0/node1", "-", given=values + "\0")
+    node.wait_for((node.root / "var/lib/rrdcached/db/pve-node-9.0/node1").exists)
+
+
 def files(node: Machine) -> set[str]:
     """Return all paths of a machine but for the package manager's own."""
     found = node.shell("find / -xdev; find /run/pve* /etc/pve 2>/dev/null || true").splitlines()
@@ -68,6 +75,23 @@ def test_it_serves_everybody_on_the_machine(node: Machine) -> None:
     status = "quorate; 1 entries, version"
     node.wait_for(lambda: node.property("pmxcfs", "StatusText").startswith(status))
     assert node.property("pmxcfs", "WatchdogUSec") == "1min"
+
+
+def test_local_clients_are_served_as_far_as_they_may(node: Machine) -> None:
+    """The unit's protections leave what that takes: shared memory for clients, and statistics."""
+    node.shell("echo 'keyboard: de' >/etc/pve/datacenter.cfg")
+    assert node.run("pmxcfs", "status").splitlines()[0].split() == ["state", "healthy"]
+    reader = ["setpriv", "--reuid=www-data", "--regid=www-data", "--clear-groups"]
+    assert node.run(*reader, "pmxcfs", "ipc", "config", "datacenter.cfg") == "keyboard: de"
+    stranger = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    told = node.run(*stranger, "pmxcfs", "ipc", "config", "datacenter.cfg", check=False)
+    assert "keyboard" not in told
+    report_metrics(node)
+    node.run("systemctl", "stop", "pmxcfs")
+    flag = node.run("stat", "-c%A:%U:%G", "/run/pve-cluster/cfs-restart-flag")
+    assert flag == "-rw-r-----:root:www-data"
+    assert node.run("pmxcfs", "status", check=False) != ""
+    assert node.run("ls", "/dev/shm") == ""
 
 
 def test_its_log_has_priorities_and_no_second_time_stamp(node: Machine) -> None:
@@ -155,7 +179,8 @@ def test_an_upgrade_of_one_that_was_stopped_and_disabled(node: Machine, tmp_path
 def test_only_the_database_stays(plain: Machine) -> None:
     before = files(plain)
     plain.install(debs.ours())
-    plain.shell("echo saved >/etc/pve/file; mkdir -p /var/lib/rrdcached/db/pve-vm-9.0")
+    report_metrics(plain)
+    plain.shell("echo saved >/etc/pve/file")
     with busy(plain):
         plain.run("dpkg", "--remove", "pmxcfs")
     assert plain.run("findmnt", "/etc/pve", check=False) == ""

@@ -73,6 +73,11 @@ def test_the_guide_has_each_option() -> None:
     assert told | {"-h"} == set(options(build_parser()))
 
 
+def test_the_guide_has_each_command() -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"^\| `pmxcfs (\w+)", guide, re.MULTILINE)) == set(commands())
+
+
 @pytest.mark.parametrize("page", ["pmxcfs.5", "pmxcfs.8"])
 def test_a_manual_page_formats_without_warnings(page: str) -> None:
     command = ["man", "--warnings=all", "--encoding=UTF-8", "-Tutf8", "-Z", str(MANUALS / page)]
