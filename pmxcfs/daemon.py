@@ -394,6 +394,7 @@ class Daemon:
 
     def _info(self) -> Mapping[str, object]:
         return {
+            "pid": os.getpid(),
             "version": self._tree.version,
             "checksum": self._tree.checksum().hex(),
             "entries": self._tree.entry_count,
