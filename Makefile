@@ -128,6 +128,7 @@ From a second shell:
   echo 'memory: 512' > nodes/node2/qemu-server/100.conf   # refused: 100 is in use
   mv nodes/node1/qemu-server/100.conf nodes/node2/qemu-server/ && cat .vmlist .version
   echo 1 > .debug && ls && echo 0 > .debug                # look at the first shell
+  $(CURDIR)/.venv/bin/pmxcfs status --ipc-name pmxcfs-run
 
 endef
 export TOUR
@@ -136,7 +137,8 @@ export TOUR
 run: build ## mount a local-mode file system on run/pve in the foreground, until Ctrl-C
 	@mkdir -p run/pve; printf '%s\n' "$$TOUR"; trap : INT; status=0; \
 	$(BIN)/pmxcfs --foreground --local --nodename node1 --mountpoint run/pve \
-	  --statedir run/state --rundir run/sockets || status=$$?; \
+	  --statedir run/state --rundir run/sockets --rrddir run/rrd --ipc-name pmxcfs-run \
+	  || status=$$?; \
 	rmdir run/pve; echo "pmxcfs has ended with exit status $$status"; exit $$status
 
 .PHONY: demo
