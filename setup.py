@@ -100,6 +100,7 @@ def extensions() -> list[Extension]:
         compiler_directives={
             "language_level": 3,
             "annotation_typing": False,  # of .py files; theirs are mypy's, and the .pxd has ours
+            "nonecheck": True,  # None where an object should be raises, instead of a crash
             "binding": True,  # signatures that stubtest can compare with the .pyi
             "autotestdict": False,  # no __test__ in the modules: nobody runs doctests of them
             "linetrace": is_on("PMXCFS_COVERAGE"),

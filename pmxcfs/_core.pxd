@@ -43,6 +43,12 @@ cdef class Tree:
     cdef dict _dirty  # Entry -> None, those with dirty bytes in the order they became so
 
     cpdef Entry find(self, str path)
+    cpdef tuple find_parent(self, str path)
+    cpdef object settle(self)
+    cpdef object take_unpublished(self, Entry entry)
+    cpdef object finish_unpublished(self, Entry entry)
+    cpdef object discard_unpublished(self, Entry entry)
+    cpdef object orphan(self, Entry entry)
     cdef Entry admit(self, record)
     cdef int place(self, Entry entry, Entry parent) except -1
     cdef int settle_positions(self, Py_ssize_t expected) except -1

@@ -256,7 +256,7 @@ cdef class Tree:
                 self._found[path] = entry
         return entry
 
-    def find_parent(self, str path not None):
+    cpdef tuple find_parent(self, str path):
         """Return (entry or None, last name): where *path* is to be; for the root (None, "")."""
         directory, _, name = path.rstrip("/").rpartition("/")
         return (self.find(directory), name) if name else (None, "")
@@ -444,7 +444,7 @@ cdef class Tree:
     def has_unsaved(self):
         return len(self._touched) > (self.root in self._touched)
 
-    def settle(self):
+    cpdef object settle(self):
         """Forget how to undo: everything so far is saved."""
         self._touched = {}
 
@@ -486,7 +486,7 @@ cdef class Tree:
         self.draft_of(entry).truncate(end)
         self.note_dirty(entry, now_ns)
 
-    def take_unpublished(self, Entry entry not None):
+    cpdef object take_unpublished(self, Entry entry):
         """Return what the next WRITE has to carry, or None if that is nothing.
 
         Readers go on seeing it. The WRITE must be applied before any that is taken later, and
@@ -497,7 +497,7 @@ cdef class Tree:
         self._dirty.pop(entry)
         return entry._draft.take()
 
-    def finish_unpublished(self, Entry entry not None):
+    cpdef object finish_unpublished(self, Entry entry):
         """Settle the oldest WRITE taken, if no discard came first: it was, or now is, applied."""
         cdef Draft draft = entry._draft
         if draft is None or not draft.flights:
@@ -508,14 +508,14 @@ cdef class Tree:
         else:
             self.discard_unpublished(entry)
 
-    def discard_unpublished(self, Entry entry not None):
+    cpdef object discard_unpublished(self, Entry entry):
         """Show readers the published content again, whatever was written since or is under way."""
         self._dirty.pop(entry, None)
         if entry._draft is not None:
             self.unpublished_growth -= entry._draft.growth
             entry._draft = None
 
-    def orphan(self, Entry entry not None):
+    cpdef object orphan(self, Entry entry):
         """Never publish what is written to *entry*: it was removed here while it is open."""
         entry.is_orphan = True
         self._dirty.pop(entry, None)

@@ -29,7 +29,7 @@ from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StartError, StoreError
 from pmxcfs.filesystem import FileSystem
-from pmxcfs.guests import Guests
+from pmxcfs.guests import Guests, parse_guest_path
 from pmxcfs.index import records_needed
 from pmxcfs.invalidation import Invalidator, KernelCache
 from pmxcfs.issuer import ClusterIssuer
@@ -71,6 +71,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
     """
     faulthandler.enable()  # SIGABRT, as the service manager's watchdog sends it, shows all stacks
     process.name_process()
+    process.keep_freed_memory()
     waiter = process.SignalWaiter()  # blocks the signals for all threads to come
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(log.start(foreground=settings.foreground, debug=settings.debug))
@@ -217,8 +218,7 @@ class Daemon:
         self._replica.listeners += [
             self._files.on_change,
             self._cache.on_change,
-            self._count,
-            self._service.on_change,
+            self._tell_of_counted,
         ]
         self._replica.reload_listeners += [
             self._files.on_reload,
@@ -233,8 +233,14 @@ class Daemon:
             self._service.on_undone,
         ]
 
-    def _count(self, change: Change, *, foreign: bool) -> None:
-        self._status.on_change(change.path, change.source, ticket=self._invalidator.ticket)
+    def _tell_of_counted(self, change: Change, *, foreign: bool) -> None:
+        """Tell those who care for files that are counted, and for guests: few changes are such."""
+        for path in (change.path, change.source):
+            if path in self._status.counters or parse_guest_path(path) is not None:
+                ticket = self._invalidator.ticket
+                self._status.on_change(change.path, change.source, ticket=ticket)
+                self._service.on_change(change, foreign=foreign)
+                break
 
     def _count_undone(self, entries: list[Entry], error: StoreError) -> None:
         for entry in entries:

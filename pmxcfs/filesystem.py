@@ -57,6 +57,7 @@ _log = logging.getLogger("pmxcfs.dcdb")
 PUBLISH_AFTER_NS = 1_000_000_000  # how long a write, or a new file, may stay unpublished
 RETRY_AFTER_NS = 50_000_000  # until the timer tries again what it could not publish
 OWNER = 0  # uid of everything
+_REMOVALS = (Kind.DELETE, Kind.UNLOCK)
 _NOTHING = Write("", 0, b"", truncate=False)  # of a flight, before it takes what is unpublished
 
 
@@ -433,7 +434,7 @@ class FileSystem:
     def on_change(self, change: Change, *, foreign: bool) -> None:
         """Keep the locks' ages; what this mount itself removed is published no more."""
         self._note_lock(change)
-        gone = change.entry if change.kind in (Kind.DELETE, Kind.UNLOCK) else change.replaced
+        gone = change.entry if change.kind in _REMOVALS else change.replaced
         if gone is not None and not foreign:
             self._tree.orphan(gone)
 
@@ -448,7 +449,7 @@ class FileSystem:
     def _note_lock(self, change: Change) -> None:
         if not change.path.startswith(LOCK_HOME):
             return
-        if change.kind in (Kind.DELETE, Kind.UNLOCK):
+        if change.kind in _REMOVALS:
             self._locks.forget(change.path)
         elif change.entry.is_directory:
             checksum = self._tree.entry_checksum(change.entry)

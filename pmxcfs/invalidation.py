@@ -55,7 +55,7 @@ class KernelCache:
         """Notify of *change*: all of it if foreign, else what the reply does not tell."""
         if foreign or change.kind is Kind.UNLOCK:
             self._on_foreign(change)
-        elif change.kind is Kind.RENAME and changes_mode(change.source, change.path):
+        elif change.source and changes_mode(change.source, change.path):
             self._invalidator.attributes([change.entry.node])
 
     def on_undone(self, entries: Iterable[Entry], error: Exception) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.messages import MAX_FILE_SIZE
 from pmxcfs.settings import Settings
 
 STOP_SIGNALS = frozenset([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -32,6 +33,7 @@ DIRECTORY_MODE = 0o750
 LOCK_PATIENCE = 10.0  # seconds that a daemon which is stopping may still hold the lock
 LOCK_INTERVAL = 0.1  # seconds between attempts
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _MNT_FORCE = 1  # umount2(2): requests that still wait for an answer fail
 _MNT_DETACH = 2  # out of sight now, gone when nothing uses it any more
 _MAX_STALE_MOUNTS = 16  # stacked on one mountpoint
@@ -43,6 +45,18 @@ _log = logging.getLogger("pmxcfs.main")
 def name_process(name: str = "pmxcfs") -> None:
     """Set the name that ps and killall know this process by."""
     Path("/proc/self/comm").write_text(name)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what the content of large files was in.
+
+    Else it gives the memory back after each write of 1 MiB, and a quarter of the next one's time is
+    the kernel's for new pages.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's, whose malloc needs it
+        libc.mallopt(_M_MMAP_THRESHOLD, 2 * MAX_FILE_SIZE)
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 * MAX_FILE_SIZE)
 
 
 def find_group(name: str) -> int:
