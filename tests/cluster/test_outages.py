@@ -225,6 +225,7 @@ def test_a_stop_under_load_loses_nothing_that_was_answered(
     node = cluster[2]
     writers = cluster.agents(node, node, node, cluster[1])
     writers[0]("mkdir", "load")
+    cluster.wait_until((cluster[3].path / "load").is_dir, 20, "the directory on the other node")
     for number, writer in enumerate(writers):
         writer.begin(*[("create", f"load/{number}-{n}", b"x") for n in range(400)])
     cluster.wait_until(lambda: len(os.listdir(cluster[3].path / "load")) > 100, 20, "some load")
