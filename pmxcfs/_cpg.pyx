@@ -11,6 +11,8 @@ run without the GIL. One callback per ``dispatch_one``: an exception of the sink
 next message is taken.
 """
 
+import threading
+
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -50,22 +52,13 @@ cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef object TREE = Group.TREE
 
 cdef dict _TYPES = {
-    SyncStart: SYNC_START,
-    State: STATE,
-    Update: UPDATE,
-    UpdateComplete: UPDATE_COMPLETE,
-    VerifyRequest: VERIFY_REQUEST,
-    Verify: VERIFY,
+    SyncStart: SYNC_START, State: STATE, Update: UPDATE, UpdateComplete: UPDATE_COMPLETE,
+    VerifyRequest: VERIFY_REQUEST, Verify: VERIFY,
 }
 cdef frozenset _IN_BOTH_GROUPS = frozenset([SYNC_START, STATE])
 cdef dict _KINDS = {
-    Write: Kind.WRITE,
-    Mkdir: Kind.MKDIR,
-    Delete: Kind.DELETE,
-    Rename: Kind.RENAME,
-    Create: Kind.CREATE,
-    Mtime: Kind.MTIME,
-    UnlockRequest: Kind.UNLOCK_REQUEST,
+    Write: Kind.WRITE, Mkdir: Kind.MKDIR, Delete: Kind.DELETE, Rename: Kind.RENAME,
+    Create: Kind.CREATE, Mtime: Kind.MTIME, UnlockRequest: Kind.UNLOCK_REQUEST,
     Unlock: Kind.UNLOCK,
 }
 cdef dict _BODIES = {int(kind): body for body, kind in _KINDS.items()}
@@ -415,6 +408,10 @@ cdef bytes read_log_string(_Reader reader, uint64_t size):
 
 # The binding.
 
+# libqb makes its table of handles, and takes their slots, without a lock: of two threads that connect
+# at once one can lose its handle, which corosync then keeps as a member that never reads.
+cdef object _initializing = threading.Lock()
+
 
 @cython.final
 cdef class Cpg:
@@ -451,9 +448,10 @@ cdef class Cpg:
         model.cpg_deliver_fn = on_deliver
         model.cpg_confchg_fn = on_confchg
         model.cpg_totem_confchg_fn = on_ring
-        with nogil:
-            status = cpg_model_initialize(
-                &handle, CPG_MODEL_V1, <cpg_model_data_t *>&model, context)
+        with _initializing:
+            with nogil:
+                status = cpg_model_initialize(
+                    &handle, CPG_MODEL_V1, <cpg_model_data_t *>&model, context)
         check(status, "cpg_initialize")
         self._handle = handle
         self._is_connected = True

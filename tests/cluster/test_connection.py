@@ -235,6 +235,42 @@ def test_what_there_was_no_room_for_was_not_sent() -> None:
     cpg.close()
 
 
+AT_ONCE = """
+import os, threading
+from pmxcfs._cpg import Cpg
+
+def connect(barrier):
+    cpg = Cpg(object())
+    barrier.wait()
+    cpg.connect()
+    barrier.wait()
+    cpg.local_nodeid()
+    cpg.close()
+    done.append(cpg)
+
+failed = 0
+for _ in range(100):  # each in a process in which libcpg was never used
+    pid = os.fork()
+    if pid == 0:
+        done, barrier = [], threading.Barrier(2, timeout=5)
+        threads = [threading.Thread(target=connect, args=[barrier]) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os._exit(len(done) != 2)
+    failed += os.waitpid(pid, 0)[1] != 0
+print(failed, "failed")
+"""
+
+
+@pytest.mark.usefixtures("corosync")
+def test_two_threads_can_connect_at_once() -> None:
+    child = [sys.executable, "-c", AT_ONCE]
+    result = subprocess.run(child, capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("0 failed\n", "")
+
+
 DROPPED = f"""
 from pmxcfs._cpg import Cpg
 from pmxcfs._corosync import Cmap, Quorum
