@@ -56,6 +56,7 @@ _NS = 10**9  # in a second; a Python integer, where one of C would overflow
 FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
 BLOCK = 4096  # bytes, as statfs counts
 SNAPSHOT_FRESH_NS = 1_000_000_000  # a snapshot that a look-up made so lately may be opened
+MAX_LISTED_NAME = 1024  # bytes; for a longer one, from a peer, the kernel fails the whole listing
 LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
 RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
 RESERVED_WORKERS = 4  # that never wait, so that reads go on
@@ -306,9 +307,10 @@ class Handlers:
             for child in directory.children()
             if child.name not in hidden
         ]
+        listable = [pair for pair in found if len(pair[0]) <= MAX_LISTED_NAME]
         return [
             (name, attributes, position)
-            for position, (name, attributes) in enumerate(found, start=1)
+            for position, (name, attributes) in enumerate(listable, start=1)
         ]
 
     def _dirent(self, entry: Entry) -> llfuse.EntryAttributes:
