@@ -408,8 +408,8 @@ cdef bytes read_log_string(_Reader reader, uint64_t size):
 
 # The binding.
 
-# libqb makes its table of handles, and takes their slots, without a lock: of two threads that connect
-# at once one can lose its handle, which corosync then keeps as a member that never reads.
+# libqb makes its table of handles, and takes their slots, without a lock: of two threads that
+# connect at once one can lose its handle, which corosync then keeps as a member that never reads.
 cdef object _initializing = threading.Lock()
 
 
