@@ -88,6 +88,10 @@ class Daemon:
         with self.connect() as control:
             return control(command, **arguments)
 
+    def wait_until_told(self) -> None:
+        """Wait until the kernel has been told of every change so far: a thread of its own does."""
+        wait_for(lambda: self.control("info")["handed"] is True, self)
+
     def expect_log(self, pattern: str) -> None:
         """Declare that the log has a warning or an error that matches *pattern*."""
         self.expected.append(pattern)

@@ -379,7 +379,7 @@ def test_every_counter_goes_up_once(mount: Daemon) -> None:
     before = status(mount, ".version")
     guest = (directory(10, "nodes"), directory(11, "n", parent=10), directory(12, "lxc", parent=11))
     become(mount, *OURS, *guest, file(13, "100.conf", parent=12))
-    wait_for(lambda: bool(mount.control("info")["handed"]), mount)
+    mount.wait_until_told()
     after = status(mount, ".version")
     counters = [key for key, value in before.items() if isinstance(value, int)]
     raised = {key for key in counters if after[key] == before[key] + 1}
@@ -425,7 +425,7 @@ def test_many_changes_at_once(tmp_path: Path, report: Callable[[object], None]) 
         began = time.monotonic()
         mount.control("adopt", path=str(leader))
         adopted = time.monotonic()
-        wait_for(lambda: bool(mount.control("info")["handed"]), mount)
+        mount.wait_until_told()
         handed = time.monotonic()
         for path in paths:
             assert path.read_bytes() == b"of them"

@@ -124,7 +124,7 @@ def test_a_status_file_is_never_older_than_its_opening(mount: Daemon) -> None:
             mount.control("inject", kind="create", path="user.cfg")
         else:
             (mount.path / "user.cfg").write_text(str(number))
-        wait_for(lambda: mount.control("info")["handed"] is True, mount)
+        mount.wait_until_told()
         assert status(mount, ".version")["user.cfg"] == start + number
 
 

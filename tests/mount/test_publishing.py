@@ -404,6 +404,7 @@ class TestFailure:
 
     @staticmethod
     def check_dropped(mount: Daemon, file: Path) -> None:
+        mount.wait_until_told()
         assert file.read_bytes() == b"published"
         assert file.stat().st_size == 9
         assert published(mount, "file") == b"published"
