@@ -14,13 +14,14 @@ cdef class Handlers:
     cdef object _start_ns
     cdef object _now_ns
     cdef dict _handles
-    cdef dict _listings
+    cdef dict _directories
     cdef dict _recent_listings
     cdef object _last_handle
     cdef object _absent
 
     cdef object _special(self, parent, str name)
     cdef Entry _directory(self, node)
+    cdef list _listing(self, Entry directory)
     cdef Entry _find(self, parent, str name)
     cdef object _answer(self, found)
     cdef object _attributes(self, found)

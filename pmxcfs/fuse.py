@@ -78,6 +78,16 @@ Handle = OpenFile | Switch | Snapshot
 Listing: TypeAlias = "list[tuple[bytes, llfuse.EntryAttributes, int]]"
 
 
+class OpenDirectory:
+    """An open directory, and what it held when it was last read from the beginning."""
+
+    __slots__ = ("entry", "listing")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.listing: Listing | None = None
+
+
 _Answer = TypeVar("_Answer")
 
 
@@ -170,7 +180,7 @@ class Handlers:
         self._start_ns = start_time * _NS
         self._now_ns = monotonic_ns
         self._handles: dict[int, Handle] = {}
-        self._listings: dict[int, Listing] = {}  # by handle
+        self._directories: dict[int, OpenDirectory] = {}  # by handle
         self._recent_listings: dict[int, tuple[int, Listing]] = {}  # by node; (version, listing)
         self._last_handle = 0
         self._absent = llfuse.EntryAttributes()  # st_ino 0: a negative entry
@@ -284,16 +294,18 @@ class Handlers:
 
     @_handler
     def opendir(self, node: int, context: object) -> int:
-        directory = self._directory(node)
-        version, listing = self._recent_listings.get(node, (None, []))
-        if node == ROOT or version != directory.listing_version:
+        self._last_handle += 1
+        self._directories[self._last_handle] = OpenDirectory(self._directory(node))
+        return self._last_handle
+
+    def _listing(self, directory: Entry) -> Listing:
+        version, listing = self._recent_listings.get(directory.node, (None, []))
+        if directory.node == ROOT or version != directory.listing_version:
             listing = self._list(directory)
             if len(self._recent_listings) >= RECENT_LISTINGS:
                 self._recent_listings.clear()
-            self._recent_listings[node] = (directory.listing_version, listing)
-        self._last_handle += 1
-        self._listings[self._last_handle] = listing
-        return self._last_handle
+            self._recent_listings[directory.node] = (directory.listing_version, listing)
+        return listing
 
     def _list(self, directory: Entry) -> Listing:
         above = directory.parent or directory
@@ -331,12 +343,15 @@ class Handlers:
 
     @_handler
     def readdir(self, handle: int, offset: int) -> Listing:
-        """Return what follows the *offset* first names of the list made by ``opendir``."""
-        return self._listings[handle][offset : offset + LISTED_AT_ONCE]
+        """Return what follows the *offset* first names; reading from 0 lists the directory anew."""
+        opened = self._directories[handle]
+        if offset == 0 or opened.listing is None:
+            opened.listing = self._listing(opened.entry)
+        return opened.listing[offset : offset + LISTED_AT_ONCE]
 
     @_handler
     def releasedir(self, handle: int) -> None:
-        self._listings.pop(handle, None)
+        self._directories.pop(handle, None)
 
     @_handler
     def fsyncdir(self, handle: int, datasync: bool) -> None:

@@ -164,3 +164,14 @@ def test_what_is_mapped_stays_when_it_is_replaced(mount: Daemon, file: Path) -> 
         replace(file)
         assert pages[:] == b"published"
         assert file.read_bytes() == b"another"
+
+
+def test_a_directory_that_is_rewound_shows_what_it_holds_by_then(mount: Daemon) -> None:
+    directory = mount.path / "rewound"
+    directory.mkdir()
+    (directory / "first").touch()
+    opened = os.open(directory, os.O_RDONLY)
+    assert os.listdir(opened) == ["first"]  # which leaves it rewound
+    (directory / "first").rename(directory / "second")
+    assert os.listdir(opened) == ["second"]
+    os.close(opened)
