@@ -254,7 +254,7 @@ class Replica:
                 done.append((ticket.change, ticket.foreign))
             except HalfRenamed as error:
                 ticket.error = error
-                done.append((error.change, ticket.foreign))
+                done.append((error.change, True))  # the reply tells of the failure only
             except PmxcfsError as error:
                 ticket.error = error
             except Exception:  # noqa: BLE001, as one bad mutation must not take the group with it

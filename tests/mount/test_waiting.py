@@ -264,3 +264,17 @@ def test_a_file_that_another_node_removes_meanwhile_is_lost(mount: Daemon) -> No
         mount.control("inject", kind="delete", path="f")
         mount.expect_log("the last writes to f are lost: ENOENT")
     assert change.end() == errno.ENOENT
+
+
+def test_what_a_failed_rename_takes_away_is_seen_to_be_gone(mount: Daemon) -> None:
+    source, target = mount.path / "source", mount.path / "target"
+    source.mkdir()
+    target.mkdir()
+    with held(mount):
+        change = Change(functools.partial(source.rename, target))
+        wait_until_waiting(mount, 1)
+        mount.control("inject", kind="mkdir", path="source/new")
+    assert change.end() == errno.ENOTEMPTY
+    mount.wait_until_told()
+    assert not target.exists()
+    assert source.is_dir()

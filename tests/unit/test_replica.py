@@ -141,7 +141,8 @@ def test_what_half_happened_is_saved_and_announced(world: World) -> None:
     world.make("d", "d/f.x", "e")
     with pytest.raises(NotEmpty):
         world.issuer.submit(Rename("d", "e"))
-    assert world.heard == [(Kind.DELETE, "e", False)]
+    # As if another node had done it: the answer to the rename does not tell of it.
+    assert world.heard == [(Kind.DELETE, "e", True)]
     assert len(world.database.saved) == 1
     assert world.tree.find("e") is None
 
