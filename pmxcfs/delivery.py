@@ -45,12 +45,15 @@ class Change:
         entry: Entry,
         source: str = "",
         replaced: Entry | None = None,
+        *,
+        has_new_time: bool = False,
     ) -> None:
         self.kind = kind
         self.path = path  # where the entry is now; of DELETE and UNLOCK where it was
         self.entry = entry
         self.source = source  # RENAME: the path before
         self.replaced = replaced  # RENAME: what stood at the path
+        self.has_new_time = has_new_time  # RENAME: the mtime is another one, too
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Change) and self._fields() == other._fields()
@@ -61,8 +64,9 @@ class Change:
     def __repr__(self) -> str:
         return f"Change{self._fields()}"
 
-    def _fields(self) -> tuple[Kind, str, Entry, str, Entry | None]:
-        return self.kind, self.path, self.entry, self.source, self.replaced
+    def _fields(self) -> tuple[Kind, str, Entry, str, Entry | None, bool]:
+        where = self.path, self.entry, self.source, self.replaced
+        return self.kind, *where, self.has_new_time
 
 
 class HalfRenamed(NotEmpty):
@@ -175,10 +179,11 @@ def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Chan
         _check_empty(target)
     if entry.child_count:
         raise _half_renamed(tree, mutation, target)
+    has_new_time = entry.mtime != stamp.mtime
     replaced = tree.rename(entry, parent, name, writer=stamp.writer, mtime=stamp.mtime)
     if not entry.is_directory:
         _move_registration(guests, mutation.path, guest)
-    return Change(Kind.RENAME, entry.path, entry, source, replaced)
+    return Change(Kind.RENAME, entry.path, entry, source, replaced, has_new_time=has_new_time)
 
 
 def _half_renamed(tree: Tree, mutation: Rename, target: Entry | None) -> NotEmpty:

@@ -57,6 +57,8 @@ class KernelCache:
             self._on_foreign(change)
         elif change.source and changes_mode(change.source, change.path):
             self._invalidator.attributes([change.entry.node])
+        elif change.has_new_time:  # the kernel knows that the ctime is, but of nothing else
+            self._forget_inode(change.entry, pages=False)
 
     def on_undone(self, entries: Iterable[Entry], error: Exception) -> None:
         """Notify that entries that had been made are gone again."""

@@ -222,6 +222,15 @@ def test_a_rename_publishes_first(mount: Daemon, file: Path) -> None:
     (mount.path / "renamed").unlink()
 
 
+def test_a_rename_shows_its_time_to_who_asks_for_nothing_else(mount: Daemon, file: Path) -> None:
+    os.utime(file, (5, 5))
+    renamed = file.rename(mount.path / "renamed")
+    mount.wait_until_told()
+    shown = subprocess.check_output(["stat", "--format=%Y", renamed])
+    assert time.time() - int(shown) < 60
+    renamed.unlink()
+
+
 def test_setting_the_time_publishes_first(mount: Daemon, file: Path) -> None:
     descriptor = by_writing(file)
     with changes(mount, 2):

@@ -116,6 +116,9 @@ def test_a_change_tells_what_happened_where(node: Node) -> None:
     moved = node.apply(Rename("d/f", "/g"))
     assert moved == Change(Kind.RENAME, "g", file, "d/f", other)
     assert node.apply(Mtime("g", 7)) == Change(Kind.MTIME, "g", file)
+    assert node.apply(Rename("g", "h"), mtime=7) == Change(Kind.RENAME, "h", file, "g")
+    again = node.apply(Rename("h", "g"), mtime=8)
+    assert again == Change(Kind.RENAME, "g", file, "h", has_new_time=True)
     assert node.apply(Delete("g")) == Change(Kind.DELETE, "g", file)
     assert not file.is_attached
     assert not other.is_attached

@@ -348,6 +348,11 @@ def test_a_rename_here_concerns_the_mode_if_it_changes(world: World) -> None:
     assert world.tell(hidden, foreign=False) == [("attributes", [world.file.node])]
 
 
+def test_a_rename_here_concerns_the_time_if_it_changes(world: World) -> None:
+    renamed = Change(Kind.RENAME, "g", world.file, "f", has_new_time=True)
+    assert world.tell(renamed, foreign=False) == [("inode", world.file.node, False)]
+
+
 def test_a_lock_that_is_removed_here_is_gone_without_the_kernels_doing(world: World) -> None:
     lock = Change(Kind.UNLOCK, "priv/lock", world.file)
     assert world.tell(lock, foreign=False) == [("entry", world.priv.node, b"lock", 0, False)]
