@@ -55,6 +55,7 @@ cdef class FileSystem:
 
 cdef object _check_name(str name)
 cdef str _path(Entry entry)
+cdef object _check_empty(Entry entry)
 cdef object _refuse_guest_name(str path)
 cdef object _board(OpenFile handle, Ticket flight)
 cdef str _join(str directory, str name)

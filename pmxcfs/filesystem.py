@@ -167,8 +167,7 @@ class FileSystem:
     def remove(self, entry: Entry) -> None:
         """Remove a file or an empty directory. Raises NoQuorum, NotEmpty, NotFound."""
         self._need_quorum()
-        if entry.child_count:
-            raise NotEmpty(f"{entry.path} has entries")
+        _check_empty(entry)
         self._issuer.submit(Delete(_path(entry)))
 
     def rename(self, entry: Entry, parent: Entry, name: str) -> None:
@@ -181,8 +180,10 @@ class FileSystem:
         target = _join(_path(parent), name)
         if is_below_locks(entry):
             raise Denied(f"the lock {entry.path} can't be renamed")
-        if entry.child_count:
-            raise NotEmpty(f"{entry.path} has entries")
+        _check_empty(entry)
+        replaced = parent.child(name)
+        if replaced is not None:
+            _check_empty(replaced)
         if entry.is_directory:
             _refuse_guest_name(target)
         self.publish(entry)
@@ -484,6 +485,11 @@ def _path(entry: Entry) -> str:
     if not entry.is_attached:
         raise NotFound(f"{entry.path} was removed")
     return entry.path
+
+
+def _check_empty(entry: Entry) -> None:
+    if entry.child_count:
+        raise NotEmpty(f"{entry.path} has entries")
 
 
 def _refuse_guest_name(path: str) -> None:

@@ -510,6 +510,9 @@ def test_a_rename_that_is_refused_leaves_the_target(world: World) -> None:
     with pytest.raises(NotEmpty):
         world.files.rename(source, world.tree.root, "e")
     assert world.tree.find("e") is target
+    with pytest.raises(NotEmpty):
+        world.files.rename(target, world.tree.root, "d")
+    assert world.tree.find("d") is source
     assert world.issuer.issued == []
 
 
