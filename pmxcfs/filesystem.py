@@ -29,6 +29,7 @@ from pmxcfs.errors import (
     NotFound,
     NotPermitted,
     PmxcfsError,
+    Stale,
     StoreError,
     TooBig,
 )
@@ -242,13 +243,16 @@ class FileSystem:
     def open(
         self, entry: Entry, *, writing: bool, truncate: bool, has_created: bool = False
     ) -> OpenFile:
-        """Open a file, which *has_created* it. Raises NoQuorum for writing without quorum.
+        """Open a file, which *has_created* it.
 
-        But not if the open has made the file, and the quorum was lost right after: a refusal says
-        that nothing was changed.
+        For writing raises NoQuorum, and Stale if another node has removed or replaced it: the
+        kernel then looks the name up once more, where what is written could only be lost. But not
+        if the open has made the file right before: a refusal says that nothing was changed.
         """
         if truncate or (writing and not has_created):
             self._need_quorum()
+            if not entry.is_attached and not entry.is_orphan:
+                raise Stale(f"{entry.path} is gone")
         handle = OpenFile(entry, has_created=has_created)
         if truncate:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())

@@ -266,6 +266,31 @@ def test_a_file_that_another_node_removes_meanwhile_is_lost(mount: Daemon) -> No
     assert change.end() == errno.ENOENT
 
 
+def test_what_another_node_puts_there_is_written_though_the_name_is_outdated(
+    mount: Daemon,
+) -> None:
+    (mount.path / "f").write_text("before")
+    with held(mount), mount.connect() as control:
+        directory = Change((mount.path / "new").mkdir)
+        wait_until_waiting(mount, 1)
+        # The name is notified of when the mkdir is over.
+        control("inject", kind="create", path="g")
+        control("inject", kind="write", path="g", data="theirs")
+        control("inject", kind="rename", path="g", to="f")
+        file = Change(functools.partial(overwrite, mount.path / "f", b"MINE"))
+    assert directory.end() == file.end() == 0
+    assert (mount.path / "f").read_bytes() == b"MINErs"
+
+
+def overwrite(path: Path, start: bytes) -> None:
+    """Write the first bytes of a file that is there."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, start)
+    finally:
+        os.close(descriptor)
+
+
 def test_what_a_failed_rename_takes_away_is_seen_to_be_gone(mount: Daemon) -> None:
     source, target = mount.path / "source", mount.path / "target"
     source.mkdir()

@@ -317,6 +317,22 @@ def test_a_file_that_another_node_took_away_is_not_written(
     assert world.issuer.issued == []
 
 
+def test_what_another_node_took_away_is_not_opened_for_writing(world: World) -> None:
+    entry = world.make("f")
+    world.elsewhere(Delete("f"))
+    with pytest.raises(Stale):
+        world.open(entry)
+    with pytest.raises(Stale):
+        world.files.open(entry, writing=False, truncate=True)
+    world.files.open(entry, writing=False, truncate=False)
+
+
+def test_what_is_removed_here_can_be_opened_again(world: World) -> None:
+    entry = world.make("f")
+    world.files.remove(entry)
+    assert world.open(entry).entry is entry
+
+
 def test_a_file_that_another_node_moved_is_written_where_it_is(world: World) -> None:
     handle = world.open(world.make("f"))
     world.files.write(handle, 0, b"P")
