@@ -53,6 +53,7 @@ cdef class FileSystem:
     cdef object _note_lock(self, Change change)
 
 
+cdef object _check_unbroken(OpenFile handle)
 cdef object _check_name(str name)
 cdef str _path(Entry entry)
 cdef object _check_empty(Entry entry)

@@ -263,8 +263,12 @@ class FileSystem:
         return handle
 
     def write(self, handle: OpenFile, offset: int, data: bytes) -> None:
-        """Write into RAM. Raises NoQuorum, TooBig and NoSpace, which can be known already."""
+        """Write into RAM. Raises NoQuorum, TooBig and NoSpace, which can be known already.
+
+        And why earlier writes of *handle* are lost, until it has been told by a close or fsync.
+        """
         self._need_quorum()
+        _check_unbroken(handle)
         entry = handle.entry
         self._check_size(entry, offset + len(data))
         self._tree.write_unpublished(entry, offset, data, now_ns=self._now_ns())
@@ -275,6 +279,8 @@ class FileSystem:
         """Cut or extend a file; without *handle* it is published at once (truncate(2))."""
         if handle is None:
             self._await_flight(entry)  # while a refusal still changes nothing
+        else:
+            _check_unbroken(handle)
         self._need_quorum()
         self._check_size(entry, size)
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
@@ -476,6 +482,13 @@ def _board(handle: OpenFile, flight: Ticket) -> None:
     if has_changed and (handle.flight is None or handle.flight.error is None):
         handle.flight = flight  # else there is a failure that it has not been told of
     handle.has_written = handle.has_truncated = False
+
+
+def _check_unbroken(handle: OpenFile) -> None:
+    """Refuse to add to what was lost: the pieces would be published as a file."""
+    flight = handle.flight
+    if flight is not None and flight.error is not None and not handle.entry.is_orphan:
+        raise flight.error
 
 
 def _check_name(name: str) -> None:

@@ -14,17 +14,26 @@ def world() -> World:
     return World()
 
 
-def test_a_truncation_that_the_timer_lost_is_told_before_later_writes_can_be_taken_for_all(
+def test_nothing_is_added_to_what_the_timer_lost_until_that_was_told(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("the last writes to f are lost: EIO")
-    handle = world.open(world.make("f", b"OLDOLD"), truncate=True)
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry, truncate=True)
+    world.files.write(handle, 0, b"new")
     world.issuer.failure = StoreError("the disk")
     world.pass_time()
     world.issuer.failure = None
-    world.files.write(handle, 0, b"new")
+    with pytest.raises(StoreError):
+        world.files.write(handle, 3, b"new")
+    with pytest.raises(StoreError):
+        world.files.truncate(entry, 3, handle=handle)
     with pytest.raises(StoreError):
         world.files.flush(handle)
+    assert entry.read(0, 100) == b"OLDOLD"
+    world.files.write(handle, 0, b"new")
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"new", False)]
 
 
 def test_what_is_written_while_a_publishing_fails_is_told_to_who_wrote_it(
