@@ -12,6 +12,7 @@ cdef class Change:
     cdef readonly Entry entry
     cdef readonly str source
     cdef readonly Entry replaced
+    cdef readonly Entry left
     cdef readonly bint has_new_time
 
 

@@ -64,7 +64,10 @@ class KernelCache:
         """Notify that entries that had been made are gone again."""
         for entry in entries:
             if not entry.is_attached:
-                self._forget_name(entry.path)
+                directory, _, name = entry.path.rpartition("/")
+                parent = self._tree.find(directory)
+                if parent is not None:
+                    self._forget_name(parent, name)
 
     def on_dropped(self, entry: Entry) -> None:
         """Notify that bytes which had been written are not there."""
@@ -77,39 +80,39 @@ class KernelCache:
     def on_reload(self, reload: Reload) -> None:
         """Notify of everything that differs in another node's tree."""
         for directory, name in reload.names:
-            if directory.node in self._known:
-                self._invalidator.entry(Name(directory.node, to_bytes(name)))
+            self._forget_name(directory, name)
         for entries, pages in ((reload.contents, True), (reload.attributes, False)):
             for entry in entries:
                 self._forget_inode(entry, pages=pages)
                 self._look_up_again(entry, pages=pages)
+
+    def _on_foreign(self, change: Change) -> None:
+        # By the directories themselves: where they are now may be the work of later changes.
+        if change.left is not None:
+            self._forget_name(change.left, (change.source or change.path).rpartition("/")[2])
+        if (
+            change.kind in (Kind.CREATE, Kind.MKDIR, Kind.RENAME)
+            and change.entry.parent is not None
+        ):
+            self._forget_name(change.entry.parent, change.entry.name)
+        if change.kind in (Kind.WRITE, Kind.MTIME, Kind.RENAME):
+            pages = change.kind is Kind.WRITE
+            self._forget_inode(change.entry, pages=pages)
+            self._look_up_again(change.entry, pages=pages)
+
+    def _forget_inode(self, entry: Entry, *, pages: bool) -> None:
+        if entry.node in self._known:
+            self._invalidator.inode(entry.node, pages=pages)
+
+    def _forget_name(self, directory: Entry, name: str) -> None:
+        if directory.node in self._known:
+            self._invalidator.entry(Name(directory.node, to_bytes(name)))
 
     def _look_up_again(self, entry: Entry, *, pages: bool) -> None:
         parent = entry.parent
         if parent is not None and parent.node in self._known:
             name = Name(parent.node, to_bytes(entry.name))
             self._invalidator.entry(name, inode=entry.node, pages=pages)
-
-    def _on_foreign(self, change: Change) -> None:
-        if change.source:
-            self._forget_name(change.source)
-        if change.kind not in (Kind.WRITE, Kind.MTIME):
-            self._forget_name(change.path)
-        if change.kind not in (Kind.CREATE, Kind.MKDIR, Kind.DELETE, Kind.UNLOCK):
-            pages = change.kind is Kind.WRITE
-            self._forget_inode(change.entry, pages=pages)
-            self._forget_name(change.path, change.entry, pages=pages)
-
-    def _forget_inode(self, entry: Entry, *, pages: bool) -> None:
-        if entry.node in self._known:
-            self._invalidator.inode(entry.node, pages=pages)
-
-    def _forget_name(self, path: str, entry: Entry | None = None, *, pages: bool = False) -> None:
-        directory, _, name = path.rpartition("/")
-        parent = self._tree.find(directory)
-        if parent is not None and parent.node in self._known:
-            node = entry.node if entry is not None else 0
-            self._invalidator.entry(Name(parent.node, to_bytes(name)), inode=node, pages=pages)
 
 
 class Sender:

