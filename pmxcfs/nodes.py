@@ -51,7 +51,3 @@ class Nodes:
         elif node != ROOT:
             self._references.pop(node, None)
             self.objects.pop(node, None)
-
-    def is_known(self, found: Node | None) -> bool:
-        """Tell whether the kernel may have something of this object in its caches."""
-        return found is not None and found.node in self.objects

@@ -603,3 +603,14 @@ def test_a_removed_lock_is_forgotten(world: World) -> None:
     assert list(world.locks.ages(0)) == ["priv/lock/ha"]
     world.files.remove(lock)
     assert world.locks.ages(0) == {}
+
+
+def test_whether_a_lock_has_expired_does_not_depend_on_how_a_peer_writes_its_path(
+    world: World,
+) -> None:
+    lock = world.files.mkdir(world.make("priv/lock", directory=True), "ha")
+    checksum = world.tree.entry_checksum(lock)
+    assert not world.files.lock_has_expired("priv//lock/ha", checksum)
+    world.now_ns += int(120e9)
+    assert world.files.lock_has_expired("priv//lock/ha", checksum)
+    assert not world.files.lock_has_expired("priv//lock/ha", bytes(32))
