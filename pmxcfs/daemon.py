@@ -108,7 +108,7 @@ class Daemon:
         has_peers = self._tree.find(COROSYNC_CONF) is not None
         self._replica.is_shared = not has_peers  # without any, nobody misses a change
         is_clustered = has_peers and not settings.local
-        workers = settings.workers or (CLUSTER_WORKERS if is_clustered else LOCAL_WORKERS)
+        workers = workers_for(settings, is_clustered=is_clustered)
         self._yielding = fuse.Yielding(workers)
         self._outbox = Outbox(is_quorate=lambda: self._files.quorate)
         self._issuer = self._make_issuer() if is_clustered else self._make_local_issuer()
@@ -411,6 +411,17 @@ class Daemon:
             "quorate": self._files.quorate,
             **(self._clustering.describe() if self._clustering is not None else {}),
         }
+
+
+def workers_for(settings: Settings, *, is_clustered: bool) -> int:
+    """Return how many threads answer the kernel."""
+    if not is_clustered:
+        return settings.workers or LOCAL_WORKERS
+    workers = settings.workers or CLUSTER_WORKERS
+    least = fuse.RESERVED_WORKERS + 1  # with fewer no change could wait, so all would be refused
+    if workers < least:
+        _log.warning("%d workers are too few in a cluster: there will be %d", workers, least)
+    return max(workers, least)
 
 
 def _seconds() -> int:

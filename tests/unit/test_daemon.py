@@ -1,0 +1,24 @@
+"""How many threads there are."""
+
+import pytest
+
+from pmxcfs.daemon import workers_for
+from pmxcfs.settings import Settings
+from tests.conftest import ExpectLog
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_clustered", "expected"),
+    [(None, False, 1), (3, False, 3), (None, True, 16), (5, True, 5)],
+)
+def test_the_workers_are_those_asked_for_or_what_suits_the_mode(
+    wanted: int | None, is_clustered: bool, expected: int
+) -> None:
+    settings = Settings(nodename="a", workers=wanted)
+    assert workers_for(settings, is_clustered=is_clustered) == expected
+
+
+def test_in_a_cluster_a_change_can_always_wait(expect_log: ExpectLog) -> None:
+    expect_log("4 workers are too few in a cluster: there will be 5")
+    settings = Settings(nodename="a", workers=4)
+    assert workers_for(settings, is_clustered=True) == 5
