@@ -48,6 +48,7 @@ from pmxcfs.messages import (
 )
 from pmxcfs.nodes import ROOT, Node, Nodes
 from pmxcfs.statusfiles import Link, Snapshot, StatusFile, Switch
+from pmxcfs.tracing import PRIVATE, subject_of
 
 _log = logging.getLogger("pmxcfs.fuse")
 
@@ -520,49 +521,12 @@ class Handlers:
             self._files.release(opened)
 
     def subject(self, name: str, arguments: tuple[object, ...]) -> str:
-        """Describe what a request is about: a path, the names in it, the range of bytes.
-
-        Neither content nor anything private is shown.
-        """
-        if name in _BY_LISTING:
-            return f"#{arguments[0]}"
-        number = arguments[0] if isinstance(arguments[0], int) else ROOT
-        by_handle = name in _BY_HANDLE
-        words = [_described((self._handles if by_handle else self.nodes.objects).get(number))]
-        for index, argument in enumerate(arguments[1:], start=1):
-            if isinstance(argument, int):
-                is_node = index == _SECOND_NODE.get(name)
-                found = self.nodes.objects.get(argument)
-                words.append(_described(found) if is_node else str(argument))
-            elif isinstance(argument, bytes):
-                words.append(f"{len(argument)} bytes" if by_handle else to_text(argument))
-        return PRIVATE if PRIVATE in words else " ".join(words)
+        """Describe what a request is about, for debug messages."""
+        return subject_of(name, arguments, nodes=self.nodes.objects, handles=self._handles)
 
 
 class Operations(Handlers, llfuse.Operations):
     """All handlers: llfuse answers the rest, with ENOSYS."""
-
-
-PRIVATE = "(private)"
-
-
-def _described(found: object) -> str:
-    if found is None:
-        return PRIVATE  # who knows what it was
-    if isinstance(found, OpenFile):
-        return _described(found.entry)
-    if isinstance(found, Entry):
-        return PRIVATE if found.private else f"/{found.path}"
-    if isinstance(found, Snapshot):
-        return f"/{found.file.name}"
-    if isinstance(found, Link | Switch):
-        return f"/{found.name}"
-    return "/"
-
-
-_BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
-_BY_LISTING = frozenset({"readdir", "releasedir"})
-_SECOND_NODE = {"rename": 2, "link": 1}  # which argument is one, too
 
 
 class Mount:
