@@ -83,7 +83,7 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive,
         metavar="N",
-        help="threads that answer the kernel (default: 1 in local mode, 16 in a cluster)",
+        help="threads that answer the kernel (default: 3 in local mode, 16 in a cluster)",
     )
     group.add_argument(
         "--test-control",

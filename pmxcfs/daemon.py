@@ -42,11 +42,12 @@ from pmxcfs.settings import Settings
 from pmxcfs.status import Status
 from pmxcfs.statusfiles import Switch, links, status_files
 from pmxcfs.watchdog import Watchdog
+from pmxcfs.workers import RESERVED_WORKERS, Workers
 
 _log = logging.getLogger("pmxcfs.main")
 _quorum_log = logging.getLogger("pmxcfs.quorum")
 
-LOCAL_WORKERS = 1  # nothing waits in local mode, and one is fastest
+LOCAL_WORKERS = 3  # one that reads, and more for while it waits for the disk
 CLUSTER_WORKERS = 16  # most of them may wait for other nodes
 MIN_ENTRY_THREADS = 2
 SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
@@ -109,14 +110,14 @@ class Daemon:
         self._replica.is_shared = not has_peers  # without any, nobody misses a change
         is_clustered = has_peers and not settings.local
         workers = workers_for(settings, is_clustered=is_clustered)
-        self._yielding = fuse.Yielding(workers)
+        self._workers = Workers(workers, lock_released=fuse.LOCK_RELEASED)
         self._outbox = Outbox(is_quorate=lambda: self._files.quorate)
         self._issuer = self._make_issuer() if is_clustered else self._make_local_issuer()
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
         self._make_files(group)
         self._clustering = self._make_clustering() if is_clustered else None
-        self._mount(workers, cleanup)
+        self._mount(cleanup)
         self._join()
         self._start_threads(cleanup)
         _keep_collector_off_the_tree()
@@ -140,11 +141,11 @@ class Daemon:
             self._replica.import_configuration(content, now=now)
 
     def _make_local_issuer(self) -> LocalIssuer:
-        return LocalIssuer(self._replica, clock=time.time, yielding=self._yielding)
+        return LocalIssuer(self._replica, clock=time.time, yielding=self._workers)
 
     def _make_issuer(self) -> ClusterIssuer:
         self._replica.policy = Policy.KEEP
-        return ClusterIssuer(self._replica, self._outbox, yielding=self._yielding)
+        return ClusterIssuer(self._replica, self._outbox, yielding=self._workers)
 
     def _make_clustering(self) -> Clustering:
         self._files.quorate = False  # until corosync says otherwise
@@ -189,14 +190,17 @@ class Daemon:
             fixed=[*links(self._settings.nodename), debug],
             start_time=start,
             monotonic_ns=time.monotonic_ns,
+            workers=self._workers,
         )
         self._operations.is_tracing = self._settings.debug
 
-    def _mount(self, workers: int, cleanup: contextlib.ExitStack) -> None:
-        self._session = fuse.Mount(self._operations, self._settings.mountpoint, workers=workers)
+    def _mount(self, cleanup: contextlib.ExitStack) -> None:
+        self._session = fuse.Mount(
+            self._operations, self._settings.mountpoint, workers=self._workers
+        )
         cleanup.callback(self._unmount)
         self._invalidator = Invalidator(
-            self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, workers)
+            self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, self._workers.count)
         )
         self._cache = KernelCache(self._invalidator, self._tree, self._operations.nodes.objects)
 
@@ -242,10 +246,10 @@ class Daemon:
                 self._service.on_change(change, foreign=foreign)
                 break
 
-    def _count_undone(self, entries: list[Entry], error: StoreError) -> None:
-        for entry in entries:
-            if not entry.is_attached:
-                self._status.on_change(entry.path, ticket=self._invalidator.ticket)
+    def _count_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
+        """Count what others may have seen while it was being saved."""
+        for entry, path in undone.items():
+            self._status.on_change(entry.path, path, ticket=self._invalidator.ticket)
 
     def _count_reload(self, reload: Reload) -> None:
         self._status.on_reload(ticket=self._invalidator.ticket)
@@ -337,6 +341,8 @@ class Daemon:
         _log.info("stopping")
         self._is_stopping = True
         self._finish_changes()
+        with fuse.LOCK:
+            self._workers.close()
         process.end_llfuse_main(self._main_thread, self._finished)
 
     def _finish_changes(self) -> None:
@@ -406,7 +412,7 @@ class Daemon:
             "entries": self._tree.entry_count,
             "transactions": self._replica.transactions,
             "degraded": self._replica.is_degraded,
-            "waiting": self._yielding.count,
+            "waiting": self._workers.waiting_count,
             "handed": self._invalidator.handed == self._invalidator.ticket,
             "quorate": self._files.quorate,
             **(self._clustering.describe() if self._clustering is not None else {}),
@@ -418,7 +424,7 @@ def workers_for(settings: Settings, *, is_clustered: bool) -> int:
     if not is_clustered:
         return settings.workers or LOCAL_WORKERS
     workers = settings.workers or CLUSTER_WORKERS
-    least = fuse.RESERVED_WORKERS + 1  # with fewer no change could wait, so all would be refused
+    least = RESERVED_WORKERS + 1  # with fewer no change could wait, so all would be refused
     if workers < least:
         _log.warning("%d workers are too few in a cluster: there will be %d", workers, least)
     return max(workers, least)

@@ -32,8 +32,15 @@ from pmxcfs._sqlite import Writer, memory_used
 from pmxcfs.adoption import Adoption
 from pmxcfs.divergence import Execute
 from pmxcfs.errors import StoreError
-from pmxcfs.failures import CORRUPT_ADVICE, FAILURES, is_harmless, translate, translated
-from pmxcfs.guests import parse_guest_path
+from pmxcfs.failures import (
+    CORRUPT_ADVICE,
+    FAILURES,
+    is_busy,
+    is_harmless,
+    translate,
+    translated,
+)
+from pmxcfs.guests import vmid_of
 from pmxcfs.health import Health
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.privatefiles import make_file, make_numbered_file, make_private, sync_directory
@@ -182,20 +189,31 @@ class Database:
                 self._writing.fails(translate(self._path, "repaired", exc))
         return loaded, copy
 
-    def save(self, tree: Tree) -> None:
+    def save(self, tree: Tree, *, patient: bool = True) -> bool:
         """Commit what *tree* has unsaved, and its version, as one transaction. Blocks.
 
+        If it has to wait for another process or a checkpoint that writes, or to compare all of the
+        file, and is not *patient*, it changes nothing and returns False; else it returns True.
         Raises StoreError; the file is then at the state before, or will be after the next save.
         """
         try:
             if self._suspect:
+                if not patient:
+                    return False
                 self._catch_up(tree)
             elif tree.has_unsaved or self._writing.error is not None:
-                with self._write_lock:
-                    self._save(tree)
+                if not self._write_lock.acquire(blocking=patient):
+                    return False
+                try:
+                    self._save(tree, patient=patient)
+                finally:
+                    self._write_lock.release()
         except FAILURES as exc:
+            if is_busy(exc) and not patient:
+                return False
             raise self._failed(exc) from exc
         self._worked()
+        return True
 
     def adopt(self, adoption: Adoption) -> None:
         """Commit another node's tree in place of ours, which the file must soundly hold. Blocks.
@@ -413,9 +431,9 @@ class Database:
 
     # Writing.
 
-    def _save(self, tree: Tree) -> None:
+    def _save(self, tree: Tree, *, patient: bool) -> None:
         if self._writer is not None:
-            count, size = self._writer.save(tree)
+            count, size = self._writer.save(tree, patient=patient)
             self._written += _FRAME * count + size
             return
         unsaved = tree.unsaved()
@@ -568,12 +586,7 @@ def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
     inodes = [row[0] for row in rows]
     if any(one >= other for one, other in pairwise(inodes)):
         raise StoreError(f"{path} can't be read: its rows are out of order: {CORRUPT_ADVICE}")
-    return Loaded(*repair(rows, vmid_of=_vmid_of))
-
-
-def _vmid_of(path: str) -> int | None:
-    guest = parse_guest_path(path)
-    return guest.vmid if guest else None
+    return Loaded(*repair(rows, vmid_of=vmid_of))
 
 
 def _checkpoint(connection: sqlite3.Connection) -> bool:

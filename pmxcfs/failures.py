@@ -49,6 +49,11 @@ def _code(exc: Exception) -> int:
     return int(code)
 
 
+def is_busy(exc: Exception) -> bool:
+    """Tell whether another process is writing."""
+    return _code(exc) & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def is_harmless(exc: Exception) -> bool:
     """Tell whether nothing was done, and the connection is as good as before."""
     return isinstance(exc, sqlite3.Error | SqliteError) and _code(exc) & 0xFF in _HARMLESS

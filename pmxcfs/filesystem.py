@@ -12,7 +12,7 @@ Contract: spec filesystem.md and fuse.md.
 import contextlib
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from pmxcfs._core import Entry, Tree
@@ -464,9 +464,9 @@ class FileSystem:
             checksum = self._tree.entry_checksum(change.entry)
             self._locks.note(change.path, checksum, now=self._now_ns() / 1e9)
 
-    def on_undone(self, entries: list[Entry], error: StoreError) -> None:
-        """Tell the open handles of *entries* that could not be saved and are gone."""
-        for entry in entries:
+    def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
+        """Tell the open handles of entries that could not be saved and are gone."""
+        for entry in undone:
             if not entry.is_attached:
                 failed = Ticket(Create(entry.path))
                 failed.finish(error)

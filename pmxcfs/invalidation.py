@@ -13,7 +13,7 @@ Contract: spec fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
@@ -60,14 +60,17 @@ class KernelCache:
         elif change.has_new_time:  # the kernel knows that the ctime is, but of nothing else
             self._forget_inode(change.entry, pages=False)
 
-    def on_undone(self, entries: Iterable[Entry], error: Exception) -> None:
-        """Notify that entries that had been made are gone again."""
-        for entry in entries:
-            if not entry.is_attached:
-                directory, _, name = entry.path.rpartition("/")
+    def on_undone(self, undone: Mapping[Entry, str], error: Exception) -> None:
+        """Notify that entries, which were at these paths, are as before: others have seen them."""
+        for entry, path in undone.items():
+            if path != entry.path or not entry.is_attached:
+                directory, _, name = path.rpartition("/")
                 parent = self._tree.find(directory)
                 if parent is not None:
                     self._forget_name(parent, name)
+            if entry.is_attached:
+                self._forget_inode(entry, pages=True)
+                self._look_up_again(entry, pages=True)
 
     def on_dropped(self, entry: Entry) -> None:
         """Notify that bytes which had been written are not there."""

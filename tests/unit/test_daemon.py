@@ -9,7 +9,7 @@ from tests.conftest import ExpectLog
 
 @pytest.mark.parametrize(
     ("wanted", "is_clustered", "expected"),
-    [(None, False, 1), (3, False, 3), (None, True, 16), (5, True, 5)],
+    [(None, False, 3), (1, False, 1), (None, True, 16), (5, True, 5)],
 )
 def test_the_workers_are_those_asked_for_or_what_suits_the_mode(
     wanted: int | None, is_clustered: bool, expected: int

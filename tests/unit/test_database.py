@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,25 @@ def test_a_save_is_one_transaction_with_the_version_row(
         store.save()
         assert [statement.split()[0] for statement in faults.seen] == statements
         assert stored(store.path).version == store.tree.version == 1 + 2 * len(names)
+
+
+def test_a_save_waits_for_another_process_only_if_it_is_patient(store: Store) -> None:
+    store.write("f", b"content")
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert not store.database.save(store.tree, patient=False)
+        assert store.database.degraded is None
+        assert not query(store.path, "SELECT 1 FROM tree WHERE name = 'f'")
+        with ThreadPoolExecutor() as pool:
+            save = pool.submit(store.database.save, store.tree)
+            with pytest.raises(TimeoutError):
+                save.result(0.05)
+            other.execute("UPDATE tree SET mtime = 99 WHERE inode = 0")
+            other.execute("COMMIT")
+            assert save.result()
+    store.tree.settle()
+    assert query(store.path, "SELECT data FROM tree WHERE name = 'f'") == [(b"content",)]
+    assert store.database.save(store.tree, patient=False)
 
 
 def test_removed_rows_are_deleted(store: Store) -> None:

@@ -376,7 +376,7 @@ def test_a_creation_that_was_taken_back_is_told_to_its_handle(world: World) -> N
     entry = world.files.create(world.tree.root, "f", exclusive=True)
     handle = world.open(entry)
     world.tree.rollback()
-    world.files.on_undone([entry], StoreError("broken"))
+    world.files.on_undone({entry: entry.path}, StoreError("broken"))
     with pytest.raises(StoreError):
         world.files.flush(handle)
     world.files.release(handle)

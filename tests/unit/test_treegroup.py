@@ -42,8 +42,9 @@ class FakeDatabase:
         self.diverged_at: int | None = None
         self.transactions = 0
 
-    def save(self, tree: Tree) -> None:
+    def save(self, tree: Tree, *, patient: bool = True) -> bool:
         self.transactions += 1
+        return True
 
     def diverge(self, version: int) -> None:
         self.diverged_at = version
