@@ -55,6 +55,7 @@ cdef class FileSystem:
 
 cdef object _check_unbroken(OpenFile handle)
 cdef object _check_name(str name)
+cdef object _check_current(Entry entry)
 cdef str _path(Entry entry)
 cdef object _check_empty(Entry entry)
 cdef object _refuse_guest_name(str path)

@@ -207,9 +207,11 @@ class FileSystem:
     def utime(self, entry: Entry, seconds: int) -> None:
         """Set the modification time; 0 on a lock asks for its removal.
 
-        Raises NoQuorum, Invalid, and Denied for the root and for a lock that has not expired.
+        Raises NoQuorum, Invalid, Denied for the root and for a lock that has not expired, and Stale
+        as ``open`` does.
         """
         self._need_quorum()
+        _check_current(entry)
         if not 0 <= seconds <= MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
         self.publish(entry)
@@ -249,8 +251,7 @@ class FileSystem:
         """
         if truncate or (writing and not has_created):
             self._need_quorum()
-            if not entry.is_attached and not entry.is_orphan:
-                raise Stale(f"{entry.path} is gone")
+            _check_current(entry)
         handle = OpenFile(entry, has_created=has_created)
         if truncate:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
@@ -494,6 +495,12 @@ def _check_name(name: str) -> None:
         raise Denied(f"{name!r} can't be made")
     if len(name) > MAX_NEW_NAME // 4 and len(to_bytes(name)) > MAX_NEW_NAME:
         raise NameTooLong(f"a new name has at most {MAX_NEW_NAME} bytes")
+
+
+def _check_current(entry: Entry) -> None:
+    """Raise Stale if another node has removed or replaced *entry*, and the kernel did not know."""
+    if not entry.is_attached and not entry.is_orphan:
+        raise Stale(f"{entry.path} is gone")
 
 
 def _path(entry: Entry) -> str:

@@ -266,7 +266,7 @@ def test_a_file_that_another_node_removes_meanwhile_is_lost(mount: Daemon) -> No
     assert change.end() == errno.ENOENT
 
 
-def test_what_another_node_puts_there_is_written_though_the_name_is_outdated(
+def test_what_another_node_puts_there_is_changed_though_the_name_is_outdated(
     mount: Daemon,
 ) -> None:
     (mount.path / "f").write_text("before")
@@ -277,8 +277,11 @@ def test_what_another_node_puts_there_is_written_though_the_name_is_outdated(
         control("inject", kind="create", path="g")
         control("inject", kind="write", path="g", data="theirs")
         control("inject", kind="rename", path="g", to="f")
-        file = Change(functools.partial(overwrite, mount.path / "f", b"MINE"))
-    assert directory.end() == file.end() == 0
+        changes = [
+            Change(functools.partial(overwrite, mount.path / "f", b"MINE")),
+            Change(functools.partial(os.utime, mount.path / "f", (5, 5))),
+        ]
+    assert [change.end() for change in [directory, *changes]] == [0] * 3
     assert (mount.path / "f").read_bytes() == b"MINErs"
 
 

@@ -314,13 +314,15 @@ def test_a_file_that_another_node_took_away_is_not_written(
     assert world.issuer.issued == []
 
 
-def test_what_another_node_took_away_is_not_opened_for_writing(world: World) -> None:
+def test_what_another_node_took_away_is_not_changed(world: World) -> None:
     entry = world.make("f")
     world.elsewhere(Delete("f"))
     with pytest.raises(Stale):
         world.open(entry)
     with pytest.raises(Stale):
         world.files.open(entry, writing=False, truncate=True)
+    with pytest.raises(Stale):
+        world.files.utime(entry, 5)
     world.files.open(entry, writing=False, truncate=False)
 
 
