@@ -275,8 +275,12 @@ class FileSystem:
         self.on_unpublished()
 
     def truncate(self, entry: Entry, size: int, *, handle: OpenFile | None) -> None:
-        """Cut or extend a file; without *handle* it is published at once (truncate(2))."""
+        """Cut or extend a file; without *handle* it is published at once (truncate(2)).
+
+        Raises as ``write``, and Stale as ``open`` does.
+        """
         if handle is None:
+            _check_current(entry)
             self._await_flight(entry)  # while a refusal still changes nothing
         else:
             _check_unbroken(handle)

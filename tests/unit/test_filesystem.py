@@ -323,6 +323,8 @@ def test_what_another_node_took_away_is_not_changed(world: World) -> None:
         world.files.open(entry, writing=False, truncate=True)
     with pytest.raises(Stale):
         world.files.utime(entry, 5)
+    with pytest.raises(Stale):
+        world.files.truncate(entry, 5, handle=None)
     world.files.open(entry, writing=False, truncate=False)
 
 
