@@ -12,7 +12,8 @@ Contract: spec fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
 
 import logging
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -145,7 +146,7 @@ class Invalidator:
         self.ticket = 0
         self._outstanding: OrderedDict[int, None] = OrderedDict()  # not yet handed over; ascending
         self._is_closed = False
-        self._timers: set[threading.Timer] = set()
+        self._again: deque[tuple[float, list[int]]] = deque()  # monotonic second, attributes of
         work = [self._send_inodes] + [self._send_entries] * entry_threads
         self._threads = [
             threading.Thread(target=target, name="invalidation", daemon=True) for target in work
@@ -184,16 +185,13 @@ class Invalidator:
 
     def attributes(self, nodes: list[int]) -> None:
         """Queue: forget the attributes of *nodes* now, and once more when look-ups are through."""
-        self._queue_attributes(nodes)
-        timer = threading.Timer(AGAIN_AFTER, self._queue_attributes, [nodes])
-        timer.daemon = True
-        self._timers = {other for other in self._timers if other.is_alive()} | {timer}
-        timer.start()
+        with self._lock:
+            self._queue_attributes(nodes)
+            self._again.append((time.monotonic() + AGAIN_AFTER, nodes))
 
     def _queue_attributes(self, nodes: list[int]) -> None:
-        with self._lock:
-            for node in nodes:
-                self._queue_inode(node, pages=False)
+        for node in nodes:
+            self._queue_inode(node, pages=False)
 
     def close(self, patience: float) -> None:
         """Stop the threads; those that the kernel blocks get *patience* seconds in all."""
@@ -201,8 +199,6 @@ class Invalidator:
             self._is_closed = True
             self._has_inode.notify_all()
             self._has_directory.notify_all()
-        for timer in self._timers:
-            timer.cancel()
         for thread in self._threads:
             thread.join(patience / len(self._threads))
 
@@ -224,8 +220,23 @@ class Invalidator:
 
     def _next_inode(self) -> tuple[int, tuple[int, bool]] | None:
         with self._lock:
-            self._has_inode.wait_for(lambda: self._inodes or self._is_closed)
-            return None if self._is_closed else self._inodes.popitem(last=False)
+            while not self._is_closed:
+                delay = self._queue_what_is_due()
+                if self._inodes:
+                    return self._inodes.popitem(last=False)
+                self._has_inode.wait(delay)
+            return None
+
+    def _queue_what_is_due(self) -> float | None:
+        """Queue attributes whose time for once more has come; return the seconds to the next."""
+        while self._again:
+            due, nodes = self._again[0]
+            delay = due - time.monotonic()
+            if delay > 0:
+                return delay
+            self._again.popleft()
+            self._queue_attributes(nodes)
+        return None
 
     def _send_entries(self) -> None:
         for parent in iter(self._next_directory, None):

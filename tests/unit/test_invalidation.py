@@ -209,6 +209,14 @@ def test_attributes_are_sent_once_more(kernel: Kernel, invalidator: Invalidator)
     assert kernel.sent == [("inode", 7, False), ("inode", 8, False)] * 2
 
 
+def test_what_is_sent_once_more_needs_no_thread_of_its_own(invalidator: Invalidator) -> None:
+    invalidator.start()
+    before = threading.active_count()
+    for node in range(2, 100):
+        invalidator.attributes([node])
+    assert threading.active_count() == before
+
+
 def test_closing_sends_nothing_more_and_waits_for_nobody(kernel: Kernel) -> None:
     invalidator = Invalidator(Sender(kernel.inode, kernel.entry), entry_threads=THREADS)
     invalidator.start()
