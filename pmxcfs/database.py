@@ -140,6 +140,11 @@ class Database:
         return self._writing.error
 
     @property
+    def incomplete(self) -> StoreError | None:
+        """Why the file lacks what its log has, as the last checkpoint found; None if it may not."""
+        return self._checkpoints.error
+
+    @property
     def path(self) -> Path:
         """Where the file is."""
         return self._path

@@ -157,6 +157,8 @@ def import_(directory: Path, path: Path) -> int:
         opened = Database.open(unfinished, now=int(time.time()))
         with contextlib.closing(opened):
             opened.save(tree)
+        if opened.incomplete:  # the rest is in the log, which would not move along
+            raise opened.incomplete
         os.rename(unfinished, path)
     finally:
         for suffix in database.COMPANIONS:

@@ -16,7 +16,7 @@ from pmxcfs._core import Tree
 from pmxcfs.database import Database, inspect
 from pmxcfs.errors import Exists, NoSpace, PmxcfsError, StoreError, TooBig, Unsupported
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
-from tests.fakes.store import Contents, Store, contents_of, query
+from tests.fakes.store import Contents, Store, contents_of, faulty_connections, query
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 Output = pytest.CaptureFixture[str]
@@ -388,6 +388,15 @@ def test_import_replaces_nothing(source: Path, tmp_path: Path, suffix: str) -> N
 def test_a_failed_write_leaves_nothing(source: Path, tmp_path: Path) -> None:
     with refused(tmp_path, PmxcfsError, r"can't be opened: No such file or directory"):
         offline.import_(source, tmp_path / "missing/config.db")
+
+
+@pytest.mark.expect_log("can't be checkpointed")
+def test_a_disk_that_fills_up_at_the_end_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    with faulty_connections() as faults:
+        faults.arm(sqlite3.SQLITE_FULL, matching="wal_checkpoint")
+        with refused(tmp_path, StoreError, "can't be checkpointed: .* free some space"):
+            offline.import_(source, tmp_path / "config.db")
+    assert os.listdir(tmp_path) == ["source"]
 
 
 def test_a_missing_directory_is_said(tmp_path: Path) -> None:
