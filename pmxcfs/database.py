@@ -46,7 +46,7 @@ _log = logging.getLogger("pmxcfs.database")
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
 LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
 PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs two pages or more
-_FRAME = PAGE_SIZE + 24  # bytes of log per page that a transaction changes
+_FRAME_HEADER = 24  # bytes of log before each page that a transaction changes
 CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
 COMPANIONS = ("", _LOG_SUFFIX, "-shm")
@@ -113,6 +113,7 @@ class Database:
         self.diverged_at: int | None = None
         self._known_commits = 0  # by all but ``save``, as its connection counts them
         self._log_fd = -1
+        self._frame = _FRAME_HEADER + PAGE_SIZE  # bytes of log for each page
         self._connection = _connect(path, timeout=0 if alone else _BUSY_TIMEOUT)
         self._writer: Writer | None = None
 
@@ -212,7 +213,7 @@ class Database:
         rows = [record_row(adoption.stored(inode)) for inode in adoption.written if inode != 0]
         rows.append(version_row(adoption.root, kind=EntryType.DIRECTORY))
         gone = [signed(entry.inode) for entry in adoption.deleted]
-        with self._transaction(weight=_weight(rows, gone)) as execute:
+        with self._transaction(weight=self._weight(rows, gone)) as execute:
             for inode in gone:
                 execute(_DELETE, (inode,))
             for row in rows:
@@ -361,6 +362,7 @@ class Database:
             execute(f"PRAGMA page_size = {PAGE_SIZE}")
         if execute("PRAGMA journal_mode = WAL").fetchone()[0] != b"wal":
             raise StoreError(f"{self._path} can't have a write-ahead log: put it on a local disk")
+        self._frame = _FRAME_HEADER + execute("PRAGMA page_size").fetchone()[0]
         for setting in _settings():
             execute(setting)
         if is_new:
@@ -421,7 +423,7 @@ class Database:
     def _save(self, tree: Tree) -> None:
         if self._writer is not None:
             count, size = self._writer.save(tree)
-            self._written += _FRAME * count + size
+            self._written += self._frame * count + size
             return
         unsaved = tree.unsaved()
         rows = [entry_row(entry) for entry in unsaved.values() if entry is not None]
@@ -469,7 +471,11 @@ class Database:
             self._roll_back()
             raise
         self._known_commits = self._others_commits()
-        self._written += _weight(rows, gone)
+        self._written += self._weight(rows, gone)
+
+    def _weight(self, rows: Sequence[Row], gone: Collection[int]) -> int:
+        """Return about how many bytes of log it takes to write *rows* and delete *gone*."""
+        return self._frame * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)
 
     def _roll_back(self) -> None:
         try:
@@ -585,8 +591,3 @@ def _checkpoint(connection: sqlite3.Connection) -> bool:
     """Copy what the log holds now; return whether all of it could be."""
     is_busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return not is_busy and copied == frames >= 0
-
-
-def _weight(rows: Sequence[Row], gone: Collection[int]) -> int:
-    """Return about how many bytes of log it takes to write *rows* and delete *gone*."""
-    return _FRAME * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)

@@ -281,6 +281,24 @@ def test_a_long_log_asks_for_a_checkpoint_until_one_comes(store: Store) -> None:
     assert len(asked) == 2
 
 
+def test_the_log_of_a_file_with_large_pages_asks_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_AFTER", 1 << 20)
+    path = tmp_path / "config.db"
+    Database.open(path, now=1).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript("PRAGMA journal_mode = DELETE; PRAGMA page_size = 65536; VACUUM")
+    store = Store(path)
+    asked: list[int] = []
+    store.database.on_growth = lambda: asked.append(store.log_size)
+    with contextlib.closing(store.database):
+        while not asked:
+            store.put("a", b"small")
+        assert query(path, "PRAGMA page_size") == [(65536,)]
+    assert asked[0] < 2 << 20
+
+
 def test_the_checkpointer_keeps_the_log_short(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
