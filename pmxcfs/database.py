@@ -499,6 +499,32 @@ class Database:
         return copy
 
 
+@contextlib.contextmanager
+def making(path: Path, *, now: int) -> Iterator[Database]:
+    """Let the block fill a new database; *path* is there only once all of it is. Blocks.
+
+    Raises StoreError, also for what can't be copied from the log at the end.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove(unfinished)  # of a process that was killed
+    try:
+        with contextlib.closing(Database.open(unfinished, now=now)) as database:
+            yield database
+        if database.incomplete:  # the rest is in the log, which would not move along
+            raise database.incomplete
+        with translated(path, "written"):
+            os.rename(unfinished, path)
+            sync_directory(path.parent)
+    finally:
+        _remove(unfinished)
+
+
+def _remove(path: Path) -> None:
+    for suffix in COMPANIONS:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}{suffix}")
+
+
 def inspect(path: Path) -> Loaded:
     """Return the tree of a file, repaired in RAM only. Blocks; neither file nor users notice."""
     with _reader(path) as connection:

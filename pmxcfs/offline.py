@@ -152,18 +152,8 @@ def import_(directory: Path, path: Path) -> int:
         if os.path.lexists(f"{path}{suffix}"):
             raise Exists(f"{path}{suffix} is there already: move it away or name another file")
     tree = _read_directory(directory)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        opened = Database.open(unfinished, now=int(time.time()))
-        with contextlib.closing(opened):
-            opened.save(tree)
-        if opened.incomplete:  # the rest is in the log, which would not move along
-            raise opened.incomplete
-        os.rename(unfinished, path)
-    finally:
-        for suffix in database.COMPANIONS:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{unfinished}{suffix}")
+    with database.making(path, now=int(time.time())) as new:
+        new.save(tree)
     print(f"{path}: version {tree.version}, {tree.entry_count} entries")
     return 0
 

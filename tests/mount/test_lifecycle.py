@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.messages import MAX_FILE_SIZE
 from pmxcfs.process import STOP_SIGNALS
 from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
 
@@ -97,6 +98,18 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"pmxcfs: .*/state/config\.db.*\n", result.stderr)
     assert not is_mount(tmp_path / "pve")
+
+
+def test_a_failed_first_start_leaves_no_database_that_serves_alone(tmp_path: Path) -> None:
+    """The second start would find it, and not look at the host's file any more."""
+    conf = tmp_path / "corosync.conf"
+    conf.write_bytes(bytes(MAX_FILE_SIZE + 1))
+    options = [option for option in arguments(tmp_path) if option != "--local"]
+    command = [sys.executable, "-m", "pmxcfs", *options, f"--corosync-conf={conf}"]
+    for _ in range(2):
+        result = subprocess.run(command, capture_output=True, check=False, timeout=2 * GRACE)
+        assert result.returncode == 1
+        assert os.listdir(tmp_path / "state") == [".pmxcfs.lockfile"]
 
 
 @pytest.mark.parametrize("number", sorted(STOP_SIGNALS))

@@ -399,6 +399,15 @@ def test_a_disk_that_fills_up_at_the_end_leaves_nothing(source: Path, tmp_path: 
     assert os.listdir(tmp_path) == ["source"]
 
 
+def test_what_a_killed_import_left_is_not_used(source: Path, tmp_path: Path) -> None:
+    left = tmp_path / f".config.db.{os.getpid()}"
+    Database.open(left, now=1).close()
+    put(left, "other")
+    assert offline.import_(source, tmp_path / "config.db") == 0
+    assert tree_of(tmp_path / "config.db").find("other") is None
+    assert not left.exists()
+
+
 def test_a_missing_directory_is_said(tmp_path: Path) -> None:
     with refused(tmp_path, FileNotFoundError, "missing"):
         offline.import_(tmp_path / "missing", tmp_path / "config.db")
