@@ -123,7 +123,7 @@ class Daemon:
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
         path, now = self._settings.database, _seconds()
-        if not self._settings.local and not path.exists():
+        if not self._settings.local and not os.path.lexists(path):
             _make_by_host_file(path, self._settings.corosync_conf, now=now)
         self._database = Database.open(path, now=now)
         cleanup.callback(self._database.close)

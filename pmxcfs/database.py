@@ -506,22 +506,23 @@ def making(path: Path, *, now: int) -> Iterator[Database]:
     Raises StoreError, also for what can't be copied from the log at the end.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    _remove(unfinished)  # of a process that was killed
+    _remove(unfinished, COMPANIONS)  # of a process that was killed
     try:
         with contextlib.closing(Database.open(unfinished, now=now)) as database:
             yield database
         if database.incomplete:  # the rest is in the log, which would not move along
             raise database.incomplete
         with translated(path, "written"):
+            _remove(path, COMPANIONS[1:])  # a log whose file is gone would be taken for this one's
             os.rename(unfinished, path)
             sync_directory(path.parent)
     finally:
-        _remove(unfinished)
+        _remove(unfinished, COMPANIONS)
 
 
-def _remove(path: Path) -> None:
-    for suffix in COMPANIONS:
-        with contextlib.suppress(OSError):
+def _remove(path: Path, suffixes: Iterable[str]) -> None:
+    for suffix in suffixes:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}{suffix}")
 
 

@@ -100,16 +100,29 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
     assert not is_mount(tmp_path / "pve")
 
 
+def fail_to_start_clustered(workdir: Path, corosync_conf: bytes) -> None:
+    """Start a daemon that is to join the host's cluster, and can't."""
+    (workdir / "corosync.conf").write_bytes(corosync_conf)
+    options = [option for option in arguments(workdir) if option != "--local"]
+    options.append(f"--corosync-conf={workdir / 'corosync.conf'}")
+    command = [sys.executable, "-m", "pmxcfs", *options]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=2 * GRACE)
+    assert result.returncode == 1
+
+
 def test_a_failed_first_start_leaves_no_database_that_serves_alone(tmp_path: Path) -> None:
     """The second start would find it, and not look at the host's file any more."""
-    conf = tmp_path / "corosync.conf"
-    conf.write_bytes(bytes(MAX_FILE_SIZE + 1))
-    options = [option for option in arguments(tmp_path) if option != "--local"]
-    command = [sys.executable, "-m", "pmxcfs", *options, f"--corosync-conf={conf}"]
     for _ in range(2):
-        result = subprocess.run(command, capture_output=True, check=False, timeout=2 * GRACE)
-        assert result.returncode == 1
+        fail_to_start_clustered(tmp_path, bytes(MAX_FILE_SIZE + 1))
         assert os.listdir(tmp_path / "state") == [".pmxcfs.lockfile"]
+
+
+def test_a_link_to_a_database_that_is_not_there_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    link = tmp_path / "state" / "config.db"
+    link.symlink_to("not-mounted/config.db")
+    fail_to_start_clustered(tmp_path, b"totem {\n}\n")
+    assert link.is_symlink()
 
 
 @pytest.mark.parametrize("number", sorted(STOP_SIGNALS))

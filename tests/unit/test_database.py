@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs import database as module
-from pmxcfs._core import Entry
+from pmxcfs._core import Entry, Tree
 from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.database import Database
 from pmxcfs.errors import StoreError
@@ -279,6 +279,20 @@ def test_a_long_log_asks_for_a_checkpoint_until_one_comes(store: Store) -> None:
     store.database.checkpoint()
     store.put("a", b"x")
     assert len(asked) == 2
+
+
+def test_a_new_file_is_not_mixed_with_the_log_of_one_that_is_gone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "old.db")
+    with contextlib.closing(store.database):
+        store.put("old", bytes(5000))
+        shutil.copy(f"{store.path}-wal", tmp_path / "config.db-wal")
+    path = tmp_path / "config.db"
+    with module.making(path, now=7) as new:
+        tree = Tree()
+        tree.load(new.load(now=7).records)
+        tree.create(tree.root, "new", EntryType.FILE, **BY)
+        new.save(tree)
+    assert stored(path).checksum() == tree.checksum()
 
 
 def test_the_log_of_a_file_with_large_pages_asks_in_time(
