@@ -37,6 +37,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _MNT_FORCE = 1  # umount2(2): requests that still wait for an answer fail
 _MNT_DETACH = 2  # out of sight now, gone when nothing uses it any more
 _MAX_STALE_MOUNTS = 16  # stacked on one mountpoint
+_STDOUT, _STDERR = 1, 2  # descriptors
 _READY = b"\0"  # what the daemon writes to its parent; anything else is the reason of a failure
 
 _log = logging.getLogger("pmxcfs.main")
@@ -45,6 +46,19 @@ _log = logging.getLogger("pmxcfs.main")
 def name_process(name: str = "pmxcfs") -> None:
     """Set the name that ps and killall know this process by."""
     Path("/proc/self/comm").write_text(name)
+
+
+def open_standard_streams() -> None:
+    """Have descriptors 0 to 2 and the streams on them, whoever started us.
+
+    A file or socket of ours that got one of these numbers would take what is meant for them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
+    # Python has none where it found the descriptor closed.
+    sys.stdout = sys.stdout or os.fdopen(_STDOUT, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w", closefd=False)
 
 
 def keep_freed_memory() -> None:

@@ -1,5 +1,6 @@
 """Starting and stopping a real daemon: where it goes, what it leaves, what it says."""
 
+import contextlib
 import errno
 import os
 import re
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def run_in_background(workdir: Path, *flags: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * GRACE)
 
 
-@contextmanager
+@contextlib.contextmanager
 def background(workdir: Path) -> Iterator[int]:
     """Run a daemon in the background; yields its pid."""
     try:
@@ -81,6 +81,19 @@ def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
         assert {os.readlink(process / "fd" / str(number)) for number in range(3)} == {"/dev/null"}
         assert os.getsid(pid) not in (os.getsid(0), pid)
         terminate(pid)
+
+
+def test_it_starts_without_standard_streams(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pmxcfs", *arguments(tmp_path)]
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+    try:
+        assert subprocess.run(closed, check=False, timeout=2 * GRACE).returncode == 0
+        pid = int((tmp_path / "run" / "pmxcfs.pid").read_text())
+        links = {os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)}
+        assert links == {"/dev/null"}
+        terminate(pid)
+    finally:
+        detach(tmp_path / "pve")
 
 
 @pytest.mark.parametrize("flags", [[], ["--foreground"]])
@@ -214,8 +227,11 @@ def test_a_second_daemon_waits_for_the_first(tmp_path: Path) -> None:
 
 def has_open(pid: int, name: str) -> bool:
     """Tell whether a process has a file of that name open."""
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
-    return any(link.endswith(f"/{name}") for link in links)
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            if os.readlink(path).endswith(f"/{name}"):
+                return True
+    return False
 
 
 @pytest.fixture
