@@ -119,7 +119,7 @@ class StateLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StartError(f"can't open lock file {self._path}: {error.strerror}") from None
-        if not _flock(descriptor, 0) and _is_dying(_holder(descriptor)):
+        if _has_dying_holder(descriptor):
             self._free_holder()
         if not _flock(descriptor, self._patience):
             holder = _holder(descriptor) or "unknown"
@@ -147,6 +147,14 @@ class StateLock:
 def _holder(descriptor: int) -> str:
     """Return the pid that the lock file tells, empty for none."""
     return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+
+
+def _has_dying_holder(descriptor: int) -> bool:
+    """Tell whether a daemon that is dying has the lock; else take the lock if it is free."""
+    if _flock(descriptor, 0) or not _is_dying(_holder(descriptor)):
+        return False
+    # One that ends in order gives the lock back first, maybe only since the first look.
+    return not _flock(descriptor, 0)
 
 
 def _is_dying(pid: str) -> bool:

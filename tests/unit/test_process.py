@@ -101,6 +101,22 @@ def take_and_release(path: Path) -> None:
         pass
 
 
+def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives the lock back and ends while the next one looks for it."""
+
+    def is_dying(pid: str) -> bool:
+        first.__exit__()
+        return True
+
+    monkeypatch.setattr(process, "_is_dying", is_dying)
+    first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
+    first.__enter__()
+    with process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, patience=0):
+        pass  # a warning would fail the test
+
+
 def test_a_lock_file_that_can_not_be_opened(tmp_path: Path) -> None:
     with (
         pytest.raises(StartError, match="can't open lock file"),
