@@ -119,16 +119,22 @@ class StateLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StartError(f"can't open lock file {self._path}: {error.strerror}") from None
+        try:
+            self._take(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return self
+
+    def _take(self, descriptor: int) -> None:
         if _has_dying_holder(descriptor):
             self._free_holder()
         if not _flock(descriptor, self._patience):
             holder = _holder(descriptor) or "unknown"
-            os.close(descriptor)
             raise StartError(f"{self._path.parent} is in use by the daemon with pid {holder}")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        self._descriptor = descriptor
-        return self
 
     def _free_holder(self) -> None:
         """Let a daemon end that was killed while one of its threads notified the kernel.
@@ -167,6 +173,7 @@ def _is_dying(pid: str) -> bool:
 
 
 def _flock(descriptor: int, patience: float) -> bool:
+    """Take the lock within *patience* seconds, or until a signal to stop, which is blocked."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -174,7 +181,8 @@ def _flock(descriptor: int, patience: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(LOCK_INTERVAL)
+            if signal.sigtimedwait(STOP_SIGNALS, LOCK_INTERVAL):
+                raise StartError("told to stop while it waited for another daemon") from None
         else:
             return True
 

@@ -101,6 +101,20 @@ def take_and_release(path: Path) -> None:
         pass
 
 
+def test_a_signal_ends_the_wait_for_the_lock(tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, process.STOP_SIGNALS)
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        with (
+            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT),
+            pytest.raises(StartError, match="told to stop"),
+            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, patience=DEADLINE),
+        ):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
