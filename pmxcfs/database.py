@@ -532,6 +532,22 @@ def inspect(path: Path) -> Loaded:
         return _read(connection, path)
 
 
+def take_back(path: Path) -> bool:
+    """Take back a change of a process that was killed at it, in a file without a log. Blocks.
+
+    Returns whether there was one; opening the file to write does the same.
+    """
+    journal = f"{path}-journal"
+    if not os.path.exists(journal):
+        return False
+    with (
+        translated(path, "repaired"),
+        contextlib.closing(_connect(path, timeout=_BUSY_TIMEOUT)) as connection,
+    ):
+        connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+    return not os.path.exists(journal)
+
+
 def find_damage(path: Path) -> list[str]:
     """Return what SQLite finds wrong with the structure of a file, a line each. Blocks."""
     with _reader(path) as connection:

@@ -50,6 +50,8 @@ def fsck(path: Path, *, repair: bool) -> int:
 
     A repair leaves a copy of the file as it was beside it.
     """
+    if repair and database.take_back(path):
+        print(f"{path}: repaired: an interrupted change was taken back")
     loaded = database.inspect(path)
     damage = database.find_damage(path)
     if repair and loaded.repairs:

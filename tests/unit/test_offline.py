@@ -6,6 +6,8 @@ import shutil
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +118,24 @@ def test_fsck_repairs(path: Path, capsys: Output) -> None:
     ]
     assert query(copy, "SELECT * FROM tree") == before
     assert contents_of(tree_of(path))["priv/lost+found/25-empty.cfg"] == b""
+
+
+def test_fsck_takes_an_interrupted_change_back(path: Path, capsys: Output) -> None:
+    """A process was killed in the middle of one, in a file without a write-ahead log."""
+    damage(path, "PRAGMA journal_mode = DELETE")
+    before = query(path, "SELECT * FROM tree ORDER BY inode")
+    interrupted = (
+        "import os, sqlite3, sys; database = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "database.execute('PRAGMA cache_size = 1'); database.execute('BEGIN');"
+        "database.execute('UPDATE tree SET data = zeroblob(100000) WHERE inode != 0');"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", interrupted, path], check=False)
+    with pytest.raises(StoreError, match=r"take that back with pmxcfs fsck --repair"):
+        offline.fsck(path, repair=False)
+    assert offline.fsck(path, repair=True) == 0
+    assert "repaired: an interrupted change was taken back\n" in capsys.readouterr().out
+    assert query(path, "SELECT * FROM tree ORDER BY inode") == before
 
 
 def test_fsck_does_not_repair_what_is_in_use(path: Path) -> None:
