@@ -133,6 +133,7 @@ def _export_entry(entry: Entry, target: bytes) -> str | None:
     except OSError as error:
         if error.errno in _NAME_ERRORS:
             return error.strerror
+        error.filename = os.fsdecode(target)  # a write that failed does not know
         raise
     return None
 

@@ -1,6 +1,7 @@
 """The commands that work on a database file: fsck, dump, export, import."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -266,6 +267,17 @@ def test_what_is_private_stays_private(source: Path, tmp_path: Path) -> None:
         "priv/shadow.cfg": "0o600",
         "priv/weird n\udcff.txt": "0o600",
     }
+
+
+def test_a_write_that_fails_names_the_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fchmod", fail)
+    with pytest.raises(OSError, match=rf"full: '{tmp_path}/target/"):
+        offline.export(path, tmp_path / "target")
 
 
 def test_export_takes_a_new_or_empty_directory(path: Path, tmp_path: Path) -> None:
