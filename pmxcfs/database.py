@@ -49,7 +49,7 @@ PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs 
 _FRAME_HEADER = 24  # bytes of log before each page that a transaction changes
 CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
-COMPANIONS = ("", _LOG_SUFFIX, "-shm")
+COMPANIONS = ("", _LOG_SUFFIX, "-shm", "-journal")
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
 
 # The table as the existing implementation makes it, to the letter. inode is the row number; inode,

@@ -408,7 +408,7 @@ def test_import_keeps_to_the_limits_of_the_tree(
         offline.import_(source, tmp_path / "config.db")
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
 def test_import_replaces_nothing(source: Path, tmp_path: Path, suffix: str) -> None:
     there = tmp_path / f"config.db{suffix}"
     write(there, b"mine")
