@@ -25,7 +25,8 @@ from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clustering import COROSYNC_CONF, Clustering
 from pmxcfs.condition import Parts, Troubles, describe
 from pmxcfs.control import Control, mutation_of
-from pmxcfs.database import Database, inspect, making
+from pmxcfs.creation import making
+from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StartError, StoreError
 from pmxcfs.filesystem import FileSystem

@@ -499,53 +499,10 @@ class Database:
         return copy
 
 
-@contextlib.contextmanager
-def making(path: Path, *, now: int) -> Iterator[Database]:
-    """Let the block fill a new database; *path* is there only once all of it is. Blocks.
-
-    Raises StoreError, also for what can't be copied from the log at the end.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    _remove(unfinished, COMPANIONS)  # of a process that was killed
-    try:
-        with contextlib.closing(Database.open(unfinished, now=now)) as database:
-            yield database
-        if database.incomplete:  # the rest is in the log, which would not move along
-            raise database.incomplete
-        with translated(path, "written"):
-            _remove(path, COMPANIONS[1:])  # a log whose file is gone would be taken for this one's
-            os.rename(unfinished, path)
-            sync_directory(path.parent)
-    finally:
-        _remove(unfinished, COMPANIONS)
-
-
-def _remove(path: Path, suffixes: Iterable[str]) -> None:
-    for suffix in suffixes:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{path}{suffix}")
-
-
 def inspect(path: Path) -> Loaded:
     """Return the tree of a file, repaired in RAM only. Blocks; neither file nor users notice."""
     with _reader(path) as connection:
         return _read(connection, path)
-
-
-def take_back(path: Path) -> bool:
-    """Take back a change of a process that was killed at it, in a file without a log. Blocks.
-
-    Returns whether there was one; opening the file to write does the same.
-    """
-    journal = f"{path}-journal"
-    if not os.path.exists(journal):
-        return False
-    with (
-        translated(path, "repaired"),
-        contextlib.closing(_connect(path, timeout=_BUSY_TIMEOUT)) as connection,
-    ):
-        connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-    return not os.path.exists(journal)
 
 
 def find_damage(path: Path) -> list[str]:

@@ -22,6 +22,7 @@ import pytest
 from pmxcfs import database as module
 from pmxcfs._core import Entry, Tree
 from pmxcfs.checkpointer import Checkpointer
+from pmxcfs.creation import making
 from pmxcfs.database import Database
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
@@ -287,7 +288,7 @@ def test_a_new_file_is_not_mixed_with_the_log_of_one_that_is_gone(tmp_path: Path
         store.put("old", bytes(5000))
         shutil.copy(f"{store.path}-wal", tmp_path / "config.db-wal")
     path = tmp_path / "config.db"
-    with module.making(path, now=7) as new:
+    with making(path, now=7) as new:
         tree = Tree()
         tree.load(new.load(now=7).records)
         tree.create(tree.root, "new", EntryType.FILE, **BY)

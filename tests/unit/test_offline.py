@@ -135,7 +135,7 @@ def test_fsck_takes_an_interrupted_change_back(path: Path, capsys: Output) -> No
     with pytest.raises(StoreError, match=r"take that back with pmxcfs fsck --repair"):
         offline.fsck(path, repair=False)
     assert offline.fsck(path, repair=True) == 0
-    assert "repaired: an interrupted change was taken back\n" in capsys.readouterr().out
+    assert "repaired: a change that was interrupted is taken back\n" in capsys.readouterr().out
     assert query(path, "SELECT * FROM tree ORDER BY inode") == before
 
 

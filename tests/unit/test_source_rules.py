@@ -21,7 +21,7 @@ LAYERS = (
     (2, "privatefiles failures health divergence"),
     (2, "soundness"),
     (2, "delivery database"),
-    (2, "tickets"),
+    (2, "creation tickets"),
     (2, "effects deadlines election letters"),
     (2, "dfsm"),
     (3, "forks"),
