@@ -127,7 +127,7 @@ class Database:
         with translated(path, "opened"):
             with contextlib.suppress(FileExistsError):
                 make_file(path)
-            database = cls(path, alone=alone)
+            database = cls(_real(path), alone=alone)
             try:
                 database._prepare(now)
             except BaseException:
@@ -515,6 +515,7 @@ def find_damage(path: Path) -> list[str]:
 @contextlib.contextmanager
 def _reader(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a file for reading, leaving nothing beside it that was not there."""
+    path = _real(path)
     # A connection that only reads can't remove the log that it makes, so a file without one is
     # read as if nothing could change it.
     has_log = any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
@@ -526,6 +527,11 @@ def _reader(path: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(connection):
             check_format(connection.execute, path)
             yield connection
+
+
+def _real(path: Path) -> Path:
+    """Return where a file is that *path* may be a link to: SQLite has its log there."""
+    return Path(os.path.realpath(path))
 
 
 def _connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.Connection:

@@ -282,6 +282,19 @@ def test_a_long_log_asks_for_a_checkpoint_until_one_comes(store: Store) -> None:
     assert len(asked) == 2
 
 
+def test_a_link_to_the_file_is_as_good(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    file, link = tmp_path / "disk" / "real.db", tmp_path / "config.db"
+    Database.open(file, now=1).close()
+    link.symlink_to(file)
+    store = Store(link)
+    with contextlib.closing(store.database):
+        store.put("new", b"in the log")
+        assert stored(link).checksum() == store.tree.checksum()
+    assert sorted(os.listdir(tmp_path)) == ["config.db", "disk"]
+    assert os.listdir(tmp_path / "disk") == ["real.db"]
+
+
 def test_a_new_file_is_not_mixed_with_the_log_of_one_that_is_gone(tmp_path: Path) -> None:
     store = Store(tmp_path / "old.db")
     with contextlib.closing(store.database):
