@@ -257,6 +257,7 @@ def daemonize(body: Callable[[Callable[[], None]], int], *, mountpoint: Path) ->
     *body* gets a function to call once the mount is there. The parent blocks until then, looks at
     the mount itself, and returns 0; or it prints why the daemon did not start and returns 1.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there is nobody to wait for
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()

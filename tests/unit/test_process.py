@@ -219,6 +219,16 @@ def test_the_parent_tells_why_there_is_no_daemon(how: str, message: str, tmp_pat
     assert (result.returncode, result.stdout, result.stderr) == (1, "", message.format(tmp_path))
 
 
+def test_a_caller_that_ignores_its_children_is_told_too(tmp_path: Path) -> None:
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", ignoring, f"{FAKES}/background.py", str(tmp_path), "refuse"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert (result.returncode, result.stderr) == (1, "pmxcfs: no: \xe4\n")
+
+
 @pytest.mark.parametrize("number", sorted(process.STOP_SIGNALS))
 def test_a_signal_is_taken_by_the_waiter(number: signal.Signals) -> None:
     command = [sys.executable, f"{FAKES}/await_signal.py"]
