@@ -325,8 +325,11 @@ class SignalWaiter:
     """
 
     def __init__(self) -> None:
-        """Block the signals, here and in all threads to come; for the main thread."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        """Block the signals and no others, here and in all threads to come; for the main thread.
+
+        A mask is inherited, and one with SIGUSR1 in it would let ``end_llfuse_main`` wait for ever.
+        """
+        signal.pthread_sigmask(signal.SIG_SETMASK, STOP_SIGNALS)
         # end_llfuse_main uses these two. They must not kill the process while llfuse's handlers
         # are not in place yet, or not any more.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

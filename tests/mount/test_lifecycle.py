@@ -144,6 +144,15 @@ def test_each_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path) ->
         daemon.stop(number, grace=STOP_DEADLINE)
 
 
+def test_signals_that_were_blocked_before_do_not_keep_it_from_ending(tmp_path: Path) -> None:
+    blocking = (
+        "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
+        "from pmxcfs.cli import main; sys.exit(main())"
+    )
+    with mounted(tmp_path, program=("-c", blocking)) as daemon:
+        daemon.stop(grace=STOP_DEADLINE)
+
+
 @pytest.mark.parametrize("workers", ["1", "4"])
 def test_an_open_file_does_not_delay_the_end(workers: str, tmp_path: Path) -> None:
     """What was written and not closed is published all the same."""
