@@ -331,8 +331,10 @@ class Daemon:
         """Let ``serve`` return, without losing what was written. For the signal waiter."""
         _log.info("stopping")
         self._is_stopping = True
-        self._finish_changes()
-        process.end_llfuse_main(self._main_thread, self._finished)
+        try:
+            self._finish_changes()
+        finally:  # a bug there must not keep it running
+            process.end_llfuse_main(self._main_thread, self._finished)
 
     def _finish_changes(self) -> None:
         """Let nobody wait any more, and publish what can be."""

@@ -153,6 +153,16 @@ def test_signals_that_were_blocked_before_do_not_keep_it_from_ending(tmp_path: P
         daemon.stop(grace=STOP_DEADLINE)
 
 
+def test_a_bug_in_finishing_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    broken = (
+        "import sys; from pmxcfs import cli, daemon;"
+        "daemon.Daemon._finish_changes = lambda self: 1 / 0; sys.exit(cli.main())"
+    )
+    expected = ["thread signals died", "critical: "]
+    with mounted(tmp_path, program=("-c", broken), expect_log=expected) as daemon:
+        daemon.stop(grace=STOP_DEADLINE)
+
+
 @pytest.mark.parametrize("workers", ["1", "4"])
 def test_an_open_file_does_not_delay_the_end(workers: str, tmp_path: Path) -> None:
     """What was written and not closed is published all the same."""
