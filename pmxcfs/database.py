@@ -514,7 +514,7 @@ def find_damage(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _reader(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a file for reading, leaving nothing beside it that was not there."""
+    """Open a file for reading. Beside a log without its -shm, SQLite leaves one."""
     path = _real(path)
     # A connection that only reads can't remove the log that it makes, so a file without one is
     # read as if nothing could change it.
