@@ -25,6 +25,7 @@ from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clustering import COROSYNC_CONF, Clustering
 from pmxcfs.condition import Parts, Troubles, describe
 from pmxcfs.control import Control, mutation_of
+from pmxcfs.creation import making
 from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StartError, StoreError
@@ -60,6 +61,7 @@ def run(settings: Settings) -> int:
 
     Raises PmxcfsError if it can't start.
     """
+    process.open_standard_streams()
     if settings.foreground:
         return serve(settings, lambda: None)
     return process.daemonize(lambda ready: serve(settings, ready), mountpoint=settings.mountpoint)
@@ -124,21 +126,14 @@ class Daemon:
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
         path, now = self._settings.database, _seconds()
-        is_new = not path.exists()
+        if not self._settings.local and not os.path.lexists(path):
+            _make_by_host_file(path, self._settings.corosync_conf, now=now)
         self._database = Database.open(path, now=now)
         cleanup.callback(self._database.close)
         self._tree = Tree()
         self._guests = Guests()
         self._tree.load(self._database.load(now=now).records)
         self._replica = Replica(self._tree, self._guests, self._database)
-        if is_new and not self._settings.local:
-            self._join_by_host_file(now)
-
-    def _join_by_host_file(self, now: int) -> None:
-        """Make a new tree part of the cluster that the host's corosync.conf is of, if any."""
-        with contextlib.suppress(FileNotFoundError):
-            content = self._settings.corosync_conf.read_bytes()
-            self._replica.import_configuration(content, now=now)
 
     def _make_local_issuer(self) -> LocalIssuer:
         return LocalIssuer(self._replica, clock=time.time, yielding=self._workers)
@@ -340,10 +335,12 @@ class Daemon:
         """Let ``serve`` return, without losing what was written. For the signal waiter."""
         _log.info("stopping")
         self._is_stopping = True
-        self._finish_changes()
-        with fuse.LOCK:
-            self._workers.close()
-        process.end_llfuse_main(self._main_thread, self._finished)
+        try:
+            self._finish_changes()
+        finally:  # a bug there must not keep it running
+            with fuse.LOCK:
+                self._workers.close()
+            process.end_llfuse_main(self._main_thread, self._finished)
 
     def _finish_changes(self) -> None:
         """Let nobody wait any more, and publish what can be."""
@@ -417,6 +414,17 @@ class Daemon:
             "quorate": self._files.quorate,
             **(self._clustering.describe() if self._clustering is not None else {}),
         }
+
+
+def _make_by_host_file(path: Path, host_file: Path, *, now: int) -> None:
+    """Make a new database part of the cluster that the host's corosync.conf is of, if any.
+
+    All of it or nothing: a start that fails here must not leave a database that serves alone.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        content = host_file.read_bytes()
+        with making(path, now=now) as database:
+            Replica(Tree(), Guests(), database).import_configuration(content, now=now)
 
 
 def _seconds() -> int:
