@@ -187,7 +187,10 @@ class FileSystem:
             _refuse_guest_name(target)
         self.publish(entry)
         self.save_creations()  # or a failure would undo it under a name that the kernel never knew
-        self._issuer.submit(Rename(_path(entry), target))
+        source = _path(entry)
+        if target == source or target.startswith(f"{source}/"):
+            raise NotFound(f"{source} was moved there meanwhile")  # the original would crash on it
+        self._issuer.submit(Rename(source, target))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
