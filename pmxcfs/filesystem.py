@@ -225,9 +225,7 @@ class FileSystem:
 
     def lock_has_expired(self, path: str, checksum: bytes) -> bool:
         """Tell whether the lock at *path*, in just this version, may be removed."""
-        entry = self._tree.find(path)
-        has_expired = self._locks.has_expired(path, checksum, now=self._now_ns() / 1e9)
-        return has_expired and entry is not None and not entry.child_count
+        return self._locks.may_unlock(self._tree, path, checksum, now=self._now_ns() / 1e9)
 
     def check_mode(self, permissions: int, *, private: bool) -> None:
         """Raise NotPermitted unless *permissions* are those that a file has there anyway."""
