@@ -27,7 +27,7 @@ from pmxcfs.condition import Parts, Troubles, describe
 from pmxcfs.control import Control, mutation_of
 from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
-from pmxcfs.errors import StartError, StoreError
+from pmxcfs.errors import PmxcfsError, StartError, StoreError
 from pmxcfs.filesystem import FileSystem
 from pmxcfs.guests import Guests, parse_guest_path
 from pmxcfs.index import records_needed
@@ -124,20 +124,30 @@ class Daemon:
     def _load(self, cleanup: contextlib.ExitStack) -> None:
         path, now = self._settings.database, _seconds()
         is_new = not path.exists()
+        host_file = self._read_host_file() if is_new else None  # if that fails it still is new
         self._database = Database.open(path, now=now)
         cleanup.callback(self._database.close)
         self._tree = Tree()
         self._guests = Guests()
         self._tree.load(self._database.load(now=now).records)
         self._replica = Replica(self._tree, self._guests, self._database)
-        if is_new and not self._settings.local:
-            self._join_by_host_file(now)
+        if host_file is not None:
+            self._join_by(host_file, now)
 
-    def _join_by_host_file(self, now: int) -> None:
-        """Make a new tree part of the cluster that the host's corosync.conf is of, if any."""
-        with contextlib.suppress(FileNotFoundError):
-            content = self._settings.corosync_conf.read_bytes()
-            self._replica.import_configuration(content, now=now)
+    def _read_host_file(self) -> bytes | None:
+        """Return the host's corosync.conf, which makes a new tree part of that cluster."""
+        if not self._settings.local:
+            with contextlib.suppress(FileNotFoundError):
+                return self._settings.corosync_conf.read_bytes()
+        return None
+
+    def _join_by(self, host_file: bytes, now: int) -> None:
+        try:
+            self._replica.import_configuration(host_file, now=now)
+        except PmxcfsError:  # a database without it would make the next start one in local mode
+            self._database.close()
+            self._settings.database.unlink()
+            raise
 
     def _make_local_issuer(self) -> LocalIssuer:
         return LocalIssuer(self._replica, clock=time.time, yielding=self._yielding)

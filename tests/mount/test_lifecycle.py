@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.messages import MAX_FILE_SIZE
 from pmxcfs.process import STOP_SIGNALS
 from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
 
@@ -97,6 +98,37 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"pmxcfs: .*/state/config\.db.*\n", result.stderr)
     assert not is_mount(tmp_path / "pve")
+
+
+def is_no_file(path: Path) -> None:
+    path.mkdir()
+
+
+def is_too_large(path: Path) -> None:
+    path.write_bytes(bytes(MAX_FILE_SIZE + 1))
+
+
+@pytest.mark.parametrize("spoil", [is_no_file, is_too_large])
+def test_a_failed_first_start_does_not_make_a_cluster_s_node_a_local_one(
+    spoil: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """A local one would always have quorum."""
+    conf = tmp_path / "corosync.conf"
+    flags = [flag for flag in arguments(tmp_path) if flag != "--local"]
+    command = [sys.executable, "-m", "pmxcfs", *flags, f"--corosync-conf={conf}"]
+    spoil(conf)
+    first = subprocess.run(command, capture_output=True, check=False, timeout=2 * GRACE)
+    assert first.returncode == 1
+    assert not list((tmp_path / "state").glob("config.db*"))
+    conf.rename(tmp_path / "aside")
+    conf.write_text("totem {}")
+    subprocess.run(command, check=True, timeout=2 * GRACE)
+    try:
+        assert (tmp_path / "pve" / "corosync.conf").read_text() == "totem {}"
+        assert errno_of((tmp_path / "pve" / "new").mkdir) == errno.EACCES
+        terminate(int((tmp_path / "run" / "pmxcfs.pid").read_text()))
+    finally:
+        detach(tmp_path / "pve")
 
 
 @pytest.mark.parametrize("number", sorted(STOP_SIGNALS))
