@@ -40,6 +40,7 @@ cdef enum:
     STOP = 0  # the generation of the event that is not libqb's
     FREE = 0  # of a descriptor that nobody watches
     MOST_CONNECTIONS = 512  # each has some 3 MiB of shared memory and a descriptor
+    KEPT_FOR_ROOT = 64  # of them, so that no other user can lock the system's own tools out
     MOST_STRANGERS = 64  # that have connected and not said who they are
     PATIENCE_MS = 2000  # that a stranger has for it
     STRANGER_CHECK_MS = 500  # between looks at strangers' time
@@ -266,7 +267,7 @@ cdef void disconnect_doomed(Loop* loop) noexcept nogil:
 
 cdef int32_t on_accept(qb_ipcs_connection_t* c, uid_t uid, gid_t gid) noexcept nogil:
     cdef qb_ipcs_connection_stats stats
-    if here().connections >= MOST_CONNECTIONS:
+    if here().connections >= (MOST_CONNECTIONS if uid == 0 else MOST_CONNECTIONS - KEPT_FOR_ROOT):
         return -EMFILE
     if qb_ipcs_connection_get_buffer_size(c) > LARGEST_BUFFER:
         return -EFBIG

@@ -6,6 +6,7 @@
  * client NAME garbage SEED        endless requests whose headers and contents are random
  * client NAME unread ID           endless requests whose answers nobody takes
  * client NAME half                a request whose header claims more than there is, then nothing
+ * client NAME hold COUNT          COUNT connections with small buffers; prints how many there are
  * client NAME mute                several requests, but tells the server of one only
  * client NAME noisy               tells of messages that it does not send
  * client NAME silent              connects the socket and never says who it is
@@ -183,6 +184,17 @@ static int half(const char *name)
 	return 0;
 }
 
+static int hold(const char *name, int count)
+{
+	int held = 0;
+	while (held < count && qb_ipcc_connect(name, 4096))
+		held++;
+	printf("%d\n", held);
+	fflush(stdout);
+	pause();
+	return 0;
+}
+
 static int silent(const char *name)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -246,6 +258,8 @@ int main(int argc, char **argv)
 		return unread(name, atoi(argv[3]));
 	if (!strcmp(what, "half"))
 		return half(name);
+	if (!strcmp(what, "hold") && argc == 4)
+		return hold(name, atoi(argv[3]));
 	if (!strcmp(what, "mute"))
 		return mute(name);
 	if (!strcmp(what, "noisy"))

@@ -135,11 +135,12 @@ class CClient:
             command, stdout=subprocess.PIPE, text=True, timeout=600, check=False
         ).stdout.strip()
 
-    def start(self, name: str, *arguments: str, ready: bool = True) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, *arguments: str, ready: bool = True, identity: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         """Start it; wait until it says that it is ready, or has ended."""
-        process = subprocess.Popen(
-            [self.program, name, *arguments], stdout=subprocess.PIPE, text=True
-        )
+        command = [*identity, str(self.program), name, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         if ready:
             assert process.stdout is not None
             process.stdout.readline()
