@@ -234,6 +234,15 @@ def test_the_service_manager_hears_that_the_daemon_lives(
         assert hear(service_manager, "WATCHDOG=1")
 
 
+def test_a_lone_node_is_told_that_others_could_not_reach_it(tmp_path: Path) -> None:
+    no_cluster = ("--corosync-conf", tmp_path / "none")
+    complaint = "can't resolve node name localhost .*: it is only known as .*Add it to /etc/hosts"
+    with mounted(
+        tmp_path, *no_cluster, nodename="localhost", local=False, expect_log=[complaint]
+    ) as daemon:
+        wait_for(lambda: "can't resolve" in daemon.log_text(), daemon)
+
+
 def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:
     with mounted(tmp_path, "--debug") as daemon:
         (daemon.path / "priv").mkdir()
