@@ -59,6 +59,7 @@ def run(settings: Settings) -> int:
 
     Raises PmxcfsError if it can't start.
     """
+    process.open_stdio()
     if settings.foreground:
         return serve(settings, lambda: None)
     return process.daemonize(lambda ready: serve(settings, ready), mountpoint=settings.mountpoint)

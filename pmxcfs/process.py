@@ -42,6 +42,15 @@ _READY = b"\0"  # what the daemon writes to its parent; anything else is the rea
 _log = logging.getLogger("pmxcfs.main")
 
 
+def open_stdio() -> None:
+    """Let standard streams that are closed lead to /dev/null, not to the next file opened."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def name_process(name: str = "pmxcfs") -> None:
     """Set the name that ps and killall know this process by."""
     Path("/proc/self/comm").write_text(name)

@@ -72,6 +72,18 @@ def test_the_parent_returns_when_the_mount_serves(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["cfs-restart-flag"]
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_it_starts_without_standard_streams(closed: str, tmp_path: Path) -> None:
+    daemon = [sys.executable, "-m", "pmxcfs", *arguments(tmp_path)]
+    try:
+        subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *daemon], check=True, timeout=GRACE)
+        assert is_mount(tmp_path / "pve")
+        terminate(int((tmp_path / "run" / "pmxcfs.pid").read_text()))
+        assert not is_mount(tmp_path / "pve")
+    finally:
+        detach(tmp_path / "pve")
+
+
 def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
     with background(tmp_path) as pid:
         process = Path(f"/proc/{pid}")
