@@ -213,6 +213,22 @@ def test_a_closed_client_says_so(service: str) -> None:
             client.ask(1, b"")
 
 
+def test_an_answer_that_is_late_is_not_the_next_ones(service: str) -> None:
+    may_answer = threading.Event()
+
+    def slow(_caller: object, _number: int, payload: bytes) -> bytes:
+        may_answer.wait(PATIENCE)
+        return payload
+
+    with serving(service, slow), Client(service) as client:
+        with pytest.raises(IpcError) as caught:
+            client.ask(1, b"first", timeout_ms=50)
+        assert caught.value.errno == errno.ETIMEDOUT
+        may_answer.set()
+        with pytest.raises(ValueError, match="closed"):
+            client.ask(1, b"second")
+
+
 def test_the_restart_flag_is_there_while_nobody_answers(service: str, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     with served(recorded_requests(tmp_path), tmp_path, name=service):
