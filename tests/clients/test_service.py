@@ -271,6 +271,23 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.parametrize("more", [1, 4, 500, BUFFER - REQUEST_HEADER, BUFFER, 1 << 30])
+def test_who_claims_more_than_he_sends_is_refused(
+    more: int, c_client: CClient, service: str
+) -> None:
+    with serving(service, echo):
+        assert c_client.ask(service, 1, b"text") == (0, b"text")
+        assert c_client.ask(service, 1, b"text", more=more) == (-errno.EINVAL, b"")
+
+
+def test_honest_requests_pass_all_around_the_ring(service: str) -> None:
+    chance = random.Random(1)
+    with serving(service, echo), Client(service, buffer_size=4096) as client:
+        for _ in range(2000):
+            content = chance.randbytes(chance.randrange(1500))
+            assert client.ask(1, content) == content
+
+
 def test_who_does_not_take_answers_is_hung_up_on(c_client: CClient, service: str) -> None:
     with serving(service, lambda *_: bytes(1000)) as server:
         reader = c_client.start(service, "unread", "1")
