@@ -18,6 +18,7 @@ from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, Settings
 
 INTERRUPTED = 130  # exit status, as of a shell's command that SIGINT ended
+MAX_SERVICE_NAME = 100  # bytes; the address of a socket has 107
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +135,7 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("local clients")
     group.add_argument(
         "--ipc-name",
+        type=service_name,
         default=Settings.ipc_name,
         metavar="NAME",
         help="the name that they connect to (default: %(default)s)",
@@ -191,6 +193,7 @@ def add_client_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--ipc-name",
+        type=service_name,
         metavar="NAME",
         default=argparse.SUPPRESS,
         help=f"the daemon's name for local clients (default: {Settings.ipc_name})",
@@ -266,6 +269,13 @@ def node_name(text: str) -> str:
     if not name or "/" in name:
         raise argparse.ArgumentTypeError(f"not a node name: {text!r}")
     return name
+
+
+def service_name(text: str) -> str:
+    """Return a name that clients can connect to: libqb makes an address and file names of it."""
+    if not text or "/" in text or len(os.fsencode(text)) > MAX_SERVICE_NAME:
+        raise argparse.ArgumentTypeError(f"not a name for local clients: {text!r}")
+    return text
 
 
 def positive(text: str) -> int:

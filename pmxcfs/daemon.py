@@ -260,6 +260,8 @@ class Daemon:
         cleanup.callback(self._publisher.close, PATIENCE)
         if self._clustering is not None:
             self._start_clustering(self._clustering, cleanup)
+        if not self._settings.local:
+            self._start_lookup(cleanup)
         self._start_service(cleanup)
         if process.has_service_manager():
             watchdog = Watchdog(
@@ -299,9 +301,17 @@ class Daemon:
         clustering.start()
         cleanup.callback(clustering.stop)
         cleanup.callback(self._finish_changes)  # while there is a group
-        lookup = AddressLookup(self._settings.nodename, clustering.set_address)
+
+    def _start_lookup(self, cleanup: contextlib.ExitStack) -> None:
+        """Find this node's address. One that is alone may be part of a cluster soon."""
+        take = self._clustering.set_address if self._clustering is not None else self._take_address
+        lookup = AddressLookup(self._settings.nodename, take)
         lookup.start()
         cleanup.callback(lookup.stop)
+
+    def _take_address(self, address: str) -> None:
+        with fuse.LOCK:
+            self._status.members.set_resolved(address)
 
     def _take_quorum(self, quorate: bool) -> None:
         with fuse.LOCK:

@@ -152,16 +152,17 @@ def mounted(
     workdir: Path,
     *flags: str | Path,
     nodename: str = "node1",
+    local: bool = True,
     grace: float = GRACE,
     expect_log: Sequence[str] = (),
     program: Sequence[str | Path] = PROGRAM,
 ) -> Iterator[Daemon]:
-    """Run a daemon in local mode on *workdir*/{pve,state,run}; stop and check it at the end.
+    """Run a daemon in *local* mode on *workdir*/{pve,state,run}; stop and check it at the end.
 
     *flags* are added to the command line. *expect_log* are patterns of warnings that must appear.
     *program* can be another that behaves like the daemon.
     """
-    daemon = launch(workdir, *flags, nodename=nodename, program=program)
+    daemon = launch(workdir, *flags, nodename=nodename, local=local, program=program)
     daemon.expected.extend(expect_log)
     try:
         wait_for(daemon.is_ready, daemon, grace)
@@ -179,13 +180,15 @@ def launch(
     workdir: Path,
     *flags: str | Path,
     nodename: str = "node1",
+    local: bool = True,
     program: Sequence[str | Path] = PROGRAM,
 ) -> Daemon:
     """Start a daemon on *workdir*/{pve,state,run} without waiting; the caller must end it."""
     mountpoint, state, run = workdir / "pve", workdir / "state", workdir / "run"
     workdir.mkdir(parents=True, exist_ok=True)
     log = next(path for n in itertools.count(1) if not (path := workdir / f"log{n}").exists())
-    argv: list[str | Path] = [sys.executable, "-X", "faulthandler", *program, "-f", "-l"]
+    argv: list[str | Path] = [sys.executable, "-X", "faulthandler", *program, "-f"]
+    argv += ["-l"] if local else []
     argv += ["--mountpoint", mountpoint, "--statedir", state, "--rundir", run]
     argv += ["--nodename", nodename, "--ipc-name", ipc_name(workdir)]
     argv += ["--rrddir", workdir / "rrd", "--rrdcached-socket", workdir / "rrdcached.sock", *flags]

@@ -388,6 +388,15 @@ def test_a_refused_question_is_one_line(tmp_path: Path) -> None:
         result = command(tmp_path, "ipc", "config", "missing")
         assert (result.returncode, result.stdout) == (1, "")
         assert result.stderr == "pmxcfs: request: No such file or directory\n"
+        for question, what in (
+            (["property", "name", "--vmid", "5000000000"], "the vmid"),
+            (["property", *["name"] * 256], "how many names"),
+            (["clusterlog", "-n", "5000000000"], "the number of entries"),
+        ):
+            result = command(tmp_path, "ipc", *question)
+            assert (result.returncode, result.stdout) == (1, "")
+            assert what in result.stderr
+            assert result.stderr.endswith("is out of range\n")
     result = command(tmp_path, "ipc", "members")
     assert (result.returncode, result.stdout) == (1, "")
     assert "is it running?" in result.stderr

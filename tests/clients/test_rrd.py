@@ -314,6 +314,21 @@ def test_a_full_disk_is_told_once_and_metrics_flow_again(
         subprocess.run(["umount", full], check=True)
 
 
+def test_a_metric_that_is_none_says_nothing_of_the_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
+) -> None:
+    expect_log("writing metrics: pve2-node/n: ")
+    expect_log("metric pve2-node/bad has no time")
+    (tmp_path / "file").touch()
+    with recording(tmp_path / "file") as recorder:
+        for _ in range(3):
+            recorder.record("pve2-node/n", metric("pve2-node/n"))
+            recorder.record("pve2-node/bad", b"1:2:never")
+        await_empty(recorder)
+        assert "pve2-node/n" in recorder.trouble
+    assert len(caplog.records) == 2
+
+
 def test_a_failure_to_make_a_file_is_not_repeated_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:

@@ -83,9 +83,10 @@ def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
         terminate(pid)
 
 
-def test_it_starts_without_standard_streams(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_it_starts_without_standard_streams(streams: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pmxcfs", *arguments(tmp_path)]
-    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+    closed = ["sh", "-c", f'exec "$@" {streams}', "sh", *command]
     try:
         assert subprocess.run(closed, check=False, timeout=2 * GRACE).returncode == 0
         pid = int((tmp_path / "run" / "pmxcfs.pid").read_text())
@@ -293,6 +294,15 @@ def test_the_service_manager_hears_that_the_daemon_lives(
             hear(service_manager, "READY=1")
         daemon.process.send_signal(signal.SIGCONT)
         assert hear(service_manager, "WATCHDOG=1")
+
+
+def test_a_lone_node_is_told_that_others_could_not_reach_it(tmp_path: Path) -> None:
+    no_cluster = ("--corosync-conf", tmp_path / "none")
+    complaint = "can't resolve node name localhost .*: it is only known as .*Add it to /etc/hosts"
+    with mounted(
+        tmp_path, *no_cluster, nodename="localhost", local=False, expect_log=[complaint]
+    ) as daemon:
+        wait_for(lambda: "can't resolve" in daemon.log_text(), daemon)
 
 
 def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:
