@@ -214,7 +214,7 @@ class Daemon:
     def _join(self) -> None:
         """Connect those who change something with those who need to know."""
         self._files.on_unpublished = self._publisher.notice
-        self._files.on_dropped = self._cache.on_dropped
+        self._files.on_displaced = self._cache.on_displaced
         self._replica.listeners += [
             self._files.on_change,
             self._cache.on_change,

@@ -16,7 +16,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from os import O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC
+from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -351,7 +351,13 @@ class Handlers:
         entry = self._create(parent, to_text(name), exclusive=bool(flags & O_EXCL))
         is_writing = (flags & O_ACCMODE) != O_RDONLY
         truncate = bool(flags & O_TRUNC) and entry.visible_size > 0
-        handle = self._files.open(entry, writing=is_writing, truncate=truncate, has_created=True)
+        handle = self._files.open(
+            entry,
+            writing=is_writing,
+            truncate=truncate,
+            append=bool(flags & O_APPEND),
+            has_created=True,
+        )
         return self._new_handle(handle), self._answer(entry)
 
     @_handler
@@ -453,7 +459,10 @@ class Handlers:
         truncate = bool(flags & O_TRUNC)
         if isinstance(found, Entry):
             is_writing = (flags & O_ACCMODE) != O_RDONLY
-            return self._new_handle(self._files.open(found, writing=is_writing, truncate=truncate))
+            append = bool(flags & O_APPEND)
+            return self._new_handle(
+                self._files.open(found, writing=is_writing, truncate=truncate, append=append)
+            )
         if isinstance(found, Snapshot):
             self._check_snapshot(found, truncate=truncate)
             return self._new_handle(found)

@@ -64,8 +64,8 @@ class KernelCache:
             if not entry.is_attached:
                 self._forget_name(entry.path)
 
-    def on_dropped(self, entry: Entry) -> None:
-        """Notify that bytes which had been written are not there."""
+    def on_displaced(self, entry: Entry) -> None:
+        """Notify that bytes which had been written are not where the kernel has them."""
         self._forget_inode(entry, pages=True)
 
     def on_quorum(self) -> None:

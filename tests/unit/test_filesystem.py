@@ -60,8 +60,8 @@ class World:
             group=GROUP,
             monotonic_ns=lambda: self.now_ns,
         )
-        self.dropped: list[Entry] = []
-        self.files.on_dropped = self.dropped.append
+        self.displaced: list[Entry] = []
+        self.files.on_displaced = self.displaced.append
         self.issuer.on_change = lambda change: self.files.on_change(change, foreign=False)
 
     def make(self, path: str, content: bytes = b"published", *, directory: bool = False) -> Entry:
@@ -108,6 +108,36 @@ def test_the_smallest_range_that_covers_the_writes_is_published(world: World) ->
     world.files.write(handle, 2, b"cd")
     world.files.flush(handle)
     assert world.issuer.issued == [Write("f", 2, b"cd45g", False)]
+
+
+@pytest.mark.parametrize("theirs", [b"theirs, longer", b""])
+def test_an_append_goes_to_the_end_wherever_the_kernel_believes_it_to_be(
+    world: World, theirs: bytes
+) -> None:
+    entry = world.make("f", b"ours")
+    handle = world.files.open(entry, writing=True, truncate=False, append=True)
+    world.elsewhere(Write("f", 0, theirs, True))
+    world.files.write(handle, 4, b"!")
+    assert entry.read(0, 100) == theirs + b"!"
+    assert world.displaced == [entry]
+
+
+def test_an_append_at_the_end_displaces_nothing(world: World) -> None:
+    entry = world.make("f", b"ours")
+    handle = world.files.open(entry, writing=True, truncate=False, append=True)
+    world.files.write(handle, 4, b" and")
+    world.files.write(handle, 8, b" more")
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 4, b" and more", False)]
+    assert world.displaced == []
+
+
+def test_an_append_counts_from_the_end_against_the_limit(world: World) -> None:
+    entry = world.make("f", bytes(MAX_FILE_SIZE))
+    handle = world.files.open(entry, writing=True, truncate=False, append=True)
+    with pytest.raises(TooBig):
+        world.files.write(handle, 0, b"x")
+    assert world.displaced == []
 
 
 def test_the_whole_content_is_published_only_after_a_truncation(world: World) -> None:
@@ -250,7 +280,7 @@ def test_a_failed_publishing_drops_the_bytes_and_is_told_once(
     with pytest.raises(Busy):
         world.files.flush(handle)
     assert entry.read(0, 100) == b"published"
-    assert world.dropped == [entry]
+    assert world.displaced == [entry]
     world.issuer.failure = None
     world.files.flush(handle)
     world.files.release(handle)

@@ -354,7 +354,7 @@ def test_a_lock_that_is_removed_here_is_gone_without_the_kernels_doing(world: Wo
 
 
 def test_dropped_bytes_concern_the_pages(world: World) -> None:
-    world.cache.on_dropped(world.file)
+    world.cache.on_displaced(world.file)
     assert world.queue.queued == [("inode", world.file.node, True)]
 
 
