@@ -222,7 +222,7 @@ def test_a_stop_does_not_wait_for_a_goodbye_that_does_not_come(node: Node) -> No
     node.world.says_goodbye = False
     before = time.monotonic()
     node.thread.close()
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 10  # it takes half a second
 
 
 @pytest.mark.expect_log("corosync is not there")
