@@ -15,7 +15,7 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, StoreError
 from pmxcfs.issuer import MAX_MESSAGE, ClusterIssuer, split
-from pmxcfs.messages import Kind, Mkdir, Mtime, UnlockRequest, Write
+from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.outbox import Outbox, Posting
 from pmxcfs.replica import Replica
 from pmxcfs.tickets import Ticket
@@ -137,7 +137,7 @@ def test_the_error_of_delivery_is_the_answer(world: World) -> None:
 def test_what_is_not_sent_in_time_is_taken_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
+    limits: dict[Mutation, float] = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
     monkeypatch.setattr(module, "patience_for", limits.get)
     for mutation, limit in limits.items():
         start = time.monotonic()
