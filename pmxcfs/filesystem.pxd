@@ -18,6 +18,7 @@ cdef class OpenFile:
 
 cdef class FileSystem:
     cdef public bint quorate
+    cdef public object publish_after_ns
     cdef readonly object group
     cdef Tree _tree
     cdef object _issuer

@@ -115,6 +115,7 @@ class FileSystem:
         monotonic_ns: Callable[[], int],
     ) -> None:
         self.quorate = True
+        self.publish_after_ns = PUBLISH_AFTER_NS
         self.group = group  # gid of everything
         self._tree = tree
         self._issuer = issuer
@@ -417,7 +418,7 @@ class FileSystem:
         since += [self._oldest_creation_ns] if self._oldest_creation_ns else []
         if not since:
             return 0
-        delay_ns = min(since) + PUBLISH_AFTER_NS - self._now_ns()
+        delay_ns = min(since) + self.publish_after_ns - self._now_ns()
         return delay_ns if delay_ns > 0 else RETRY_AFTER_NS
 
     def publish_all(self) -> None:
@@ -427,7 +428,7 @@ class FileSystem:
         self._save_creations_behind()
 
     def _is_due(self, since_ns: int) -> bool:
-        return self._now_ns() - since_ns >= PUBLISH_AFTER_NS
+        return self._now_ns() - since_ns >= self.publish_after_ns
 
     def _waiting(self) -> list[Entry]:
         """Return what nobody publishes yet, oldest first."""

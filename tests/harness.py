@@ -93,6 +93,19 @@ class Daemon:
         """Wait until the kernel has been told of every change so far: a thread of its own does."""
         wait_for(lambda: self.control("info")["handed"] is True, self)
 
+    def publish_only_on_request(self) -> None:
+        """Let nothing be published because a second is over, however slow the machine is."""
+        self.control("publish-after", seconds=3600)
+
+    def wait_for_log(self, text: str, *, count: int = 1) -> None:
+        """Wait until so many lines of the log contain *text*: a thread of its own writes them."""
+        wait_for(lambda: self.log_count(text) >= count, self)
+        assert self.log_count(text) == count, self.log_tail()
+
+    def log_count(self, text: str) -> int:
+        """Return how many lines of the log contain *text* so far."""
+        return sum(text in line for line in self.log_text().splitlines())
+
     def expect_log(self, pattern: str) -> None:
         """Declare that the log has a warning or an error that matches *pattern*."""
         self.expected.append(pattern)

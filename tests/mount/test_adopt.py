@@ -276,6 +276,7 @@ OURS = (directory(2, "priv"), directory(3, "d"), file(4, "f", b"abcdef"))
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Daemon]:
     with mounted_tree(tmp_path, tree_of(*OURS)) as mount:
+        mount.publish_only_on_request()
         yield mount
 
 

@@ -21,6 +21,7 @@ APPENDED = 300_000  # bytes; the kernel hands over 128 KiB at a time, or less
 @pytest.fixture(scope="module")
 def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with mounted(tmp_path_factory.mktemp("handles"), "--test-control") as daemon:
+        daemon.publish_only_on_request()
         yield daemon
 
 
@@ -102,6 +103,7 @@ def test_a_file_that_another_node_removes_can_not_be_published(
     mount.control("inject", kind="delete", path="file")
     assert os.pread(descriptor, 100, 0) == b"Published"
     assert close_fails(descriptor) == errno.ENOENT
+    mount.wait_until_told()
     assert not file.exists()
 
 
@@ -124,6 +126,7 @@ def test_a_file_that_another_node_renames_is_published_there(
     mount.control("inject", kind="rename", path="file", to="renamed")
     os.close(descriptor)
     assert published(mount, "renamed") == b"Published"
+    mount.wait_until_told()
     assert (mount.path / "renamed").read_bytes() == b"Published"
 
 
