@@ -62,6 +62,28 @@ class Control:
         self._socket.close()
 
 
+class Starvation:
+    """How long the threads of a process, and the caller's, have had no processor."""
+
+    def __init__(self, process: Path) -> None:
+        self._places = (Path("/proc/thread-self"), process / "task")
+        self._before = self._waits()
+
+    def seconds(self) -> float:
+        """Return the sum since this was made: they may have waited for one another."""
+        now = self._waits()
+        return sum(waited - self._before.get(name, 0) for name, waited in now.items()) / 1e9
+
+    def _waits(self) -> dict[Path, int]:
+        """Return the nanoseconds for each thread, the second number of schedstat."""
+        own, tasks = self._places
+        found = {}
+        for file in (own / "schedstat", *tasks.glob("*/schedstat")):
+            with contextlib.suppress(OSError):  # a thread has ended
+                found[file] = int(file.read_bytes().split()[1])
+        return found
+
+
 @dataclass
 class Daemon:
     """A running daemon. *path* is where it is mounted, *log* the file that has its stderr."""
@@ -92,6 +114,10 @@ class Daemon:
     def wait_until_told(self) -> None:
         """Wait until the kernel has been told of every change so far: a thread of its own does."""
         wait_for(lambda: self.control("info")["handed"] is True, self)
+
+    def starvation(self) -> Starvation:
+        """Begin to count what the daemon's threads, and the caller, wait for a processor."""
+        return Starvation(Path(f"/proc/{self.process.pid}"))
 
     def publish_only_on_request(self) -> None:
         """Let nothing be published because a second is over, however slow the machine is."""

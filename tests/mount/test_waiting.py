@@ -18,7 +18,6 @@ import pytest
 from pmxcfs.fuse import RESERVED_WORKERS
 from pmxcfs.replica import SHORT_PATIENCE
 from tests.harness import Daemon, mounted, wait_for
-from tests.mount.ledger import Starvation
 from tests.mount.observed import status
 
 pytestmark = pytest.mark.needs_fuse
@@ -128,7 +127,7 @@ def test_of_200_changes_most_are_refused_and_nobody_else_waits(
     refused = [change for change in changes if not change.is_alive()]
     assert {change.errno for change in refused} == {errno.EBUSY}
     assert 0 < waiting(mount) <= MOST
-    starvation = Starvation(mount)
+    starvation = mount.starvation()
     taken = slowest(
         [
             *(path.stat for path in paths[:25]),
@@ -180,7 +179,7 @@ def test_a_foreign_change_elsewhere_is_seen_although_a_mkdir_waits(mount: Daemon
         control("inject", kind="write", path="elsewhere/0", data="changed")
         control("inject", kind="delete", path="elsewhere/1")
         control("inject", kind="rename", path="elsewhere/2", to="elsewhere/missing")
-        begin, starvation = time.monotonic(), Starvation(mount)
+        begin, starvation = time.monotonic(), mount.starvation()
         wait_for(lambda: paths[0].read_bytes() == b"changed", mount)
         wait_for(lambda: not paths[1].exists(), mount)
         wait_for(missing.exists, mount)
