@@ -50,7 +50,6 @@ cdef class Tree:
     cpdef object discard_unpublished(self, Entry entry)
     cpdef object orphan(self, Entry entry)
     cdef Entry admit(self, record)
-    cdef int place(self, Entry entry, Entry parent) except -1
     cdef int settle_positions(self, Py_ssize_t expected) except -1
     cdef Entry walk(self, list names)
     cdef int sign(self, Entry entry, uint32_t writer, uint32_t mtime) except -1

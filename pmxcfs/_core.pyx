@@ -193,16 +193,20 @@ cdef class Tree:
         """Fill a fresh tree from *records* in any order; after a ValueError it is of no use."""
         if len(self._table) > 1 or self._touched:
             raise ValueError("only an empty tree can be loaded")
-        cdef list entries = []
-        cdef list parents = []
+        cdef Entry entry, parent
+        cdef list entries = [], parents = []
         for record in records:
             if record.inode == 0:
                 self.root.stamp(record.version, record.writer, record.mtime)
             else:
                 entries.append(self.admit(record))
                 parents.append(record.parent)
-        for entry, parent in zip(entries, parents):
-            self.place(entry, self._table.get(parent))
+        for entry, inode in zip(entries, parents):
+            parent = self._table.get(inode)
+            if parent is None:
+                raise ValueError(f"inode {entry.inode} has no directory to be in")
+            self.check_free(parent, entry.name)
+            self.link(entry, parent, entry.name)
         self.settle_positions(len(entries))
 
     cdef Entry admit(self, record):
@@ -221,14 +225,6 @@ cdef class Tree:
             raise ValueError(f"inode {record.inode} is a directory with data")
         self._table[record.inode] = entry
         return entry
-
-    cdef int place(self, Entry entry, Entry parent) except -1:
-        """Put an admitted entry into *parent*."""
-        if parent is None:
-            raise ValueError(f"inode {entry.inode} has no directory to be in")
-        self.check_free(parent, entry.name)
-        self.link(entry, parent, entry.name)
-        return 0
 
     cdef int settle_positions(self, Py_ssize_t expected) except -1:
         """Set from the root down what follows from the position, and count what is reached."""
@@ -444,12 +440,16 @@ cdef class Tree:
     def has_unsaved(self):
         return len(self._touched) > (self.root in self._touched)
 
+    @property
+    def unsaved_bytes(self):
+        return sum([(<Entry>entry)._size for entry in self._touched])
+
     cpdef object settle(self):
         """Forget how to undo: everything so far is saved."""
         self._touched = {}
 
     def rollback(self):
-        """Go back to the last settle and return the entries that this touched, without the root.
+        """Go back to the last settle; return {entry: path until now} of what this touched.
 
         Unpublished bytes stay, over the content that is published again.
         """
@@ -458,6 +458,7 @@ cdef class Tree:
         if not self._keep_undo:
             raise ValueError("this tree keeps no undo log")
         cdef dict touched = self._touched
+        cdef dict undone = {entry: entry.path for entry in touched if entry is not self.root}
         for entry in touched:
             if entry.parent is not None:
                 self.detach(entry)
@@ -467,7 +468,7 @@ cdef class Tree:
                 self.attach(entry, state[0], state[1])
             self.follow(entry)
         self.settle()
-        return [entry for entry in touched if entry is not self.root]
+        return undone
 
     # Unpublished content.
 

@@ -14,7 +14,7 @@ cdef extern from "sqlite3.h" nogil:
         SQLITE_OK
         SQLITE_ROW
         SQLITE_DONE
-        SQLITE_BUSY_SNAPSHOT
+        SQLITE_BUSY
         SQLITE_OPEN_READWRITE
         SQLITE_OPEN_NOMUTEX
         SQLITE_PREPARE_PERSISTENT
@@ -67,7 +67,7 @@ cdef class Writer:
     cdef bytes _version_name
 
     cdef Statement prepare(self, str sql)
-    cdef int begin(self) except -1
+    cdef int begin(self, bint patient) except -1
     cdef int hold(self) except -1
     cdef int save_entry(self, Entry entry) except -1
     cdef int save_row(self, Entry entry, int64_t parent, int64_t type, bytes name,

@@ -35,7 +35,8 @@ class Writer:
     ) -> None: ...
     @property
     def is_stuck(self) -> bool: ...  # a transaction could be neither finished nor taken back
-    def save(self, tree: Tree) -> tuple[int, int]: ...  # rows written or deleted, bytes in them
+    # Returns rows written or deleted, and bytes in them.
+    def save(self, tree: Tree, *, patient: bool = True) -> tuple[int, int]: ...
     def others_commits(self) -> int: ...  # changes whenever another connection commits
     def let_go(self) -> None: ...  # before and after a checkpoint
     def run(self, statement: Statement) -> int: ...  # tests override it

@@ -126,15 +126,16 @@ cdef class Writer:
         """Whether a transaction could be neither finished nor taken back."""
         return self._database != NULL and not sqlite3_get_autocommit(self._database)
 
-    def save(self, Tree tree not None):
+    def save(self, Tree tree not None, *, bint patient=True):
         """Commit what *tree* has unsaved, and its version; return how many rows, and bytes in them.
 
-        Blocks. If it fails, nothing of it is in the file, unless ``is_stuck``.
+        Blocks, and if *patient* waits for another process that is writing; else that is a failure
+        at once. If it fails, nothing of it is in the file, unless ``is_stuck``.
         """
         cdef Entry entry
         cdef Py_ssize_t rows = 0, size = 0
         try:
-            self.begin()
+            self.begin(patient)
             for entry in tree._touched:
                 if entry.inode != 0:
                     self.save_entry(entry)
@@ -149,7 +150,7 @@ cdef class Writer:
             self.let_go()
         return rows + 1, size
 
-    cdef int begin(self) except -1:
+    cdef int begin(self, bint patient) except -1:
         """Begin a transaction, on the snapshot that is held. Blocks.
 
         A snapshot that lasts from save to save, and moves on with each of them, spares half of
@@ -159,10 +160,11 @@ cdef class Writer:
         try:
             return self.run(self._begin)
         except SqliteError as error:
-            if error.sqlite_errorcode != SQLITE_BUSY_SNAPSHOT:
+            if error.sqlite_errorcode & 0xFF != SQLITE_BUSY:
                 raise
-        self.let_go()  # another process has written
-        self.hold()
+        self.let_go()  # another process has written, or is writing: SQLite waits only without it
+        if not patient:
+            self.hold()
         return self.run(self._begin)
 
     cdef int hold(self) except -1:

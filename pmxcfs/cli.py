@@ -17,6 +17,8 @@ from pmxcfs.errors import PmxcfsError, StartError
 from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, Settings
 
+INTERRUPTED = 130  # exit status, as of a shell's command that SIGINT ended
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon, or the command that the arguments name; return the exit status."""
@@ -37,6 +39,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except (PmxcfsError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,7 +88,7 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive,
         metavar="N",
-        help="threads that answer the kernel (default: 1 in local mode)",
+        help="threads that answer the kernel (default: 3 in local mode)",
     )
     group.add_argument(
         "--test-control",

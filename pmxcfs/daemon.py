@@ -25,6 +25,7 @@ from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clustering import COROSYNC_CONF, Clustering
 from pmxcfs.condition import Parts, Troubles, describe
 from pmxcfs.control import Control, mutation_of
+from pmxcfs.creation import making
 from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StartError, StoreError
@@ -42,11 +43,12 @@ from pmxcfs.settings import Settings
 from pmxcfs.status import Status
 from pmxcfs.statusfiles import Switch, links, status_files
 from pmxcfs.watchdog import Watchdog
+from pmxcfs.workers import Workers
 
 _log = logging.getLogger("pmxcfs.main")
 _quorum_log = logging.getLogger("pmxcfs.quorum")
 
-LOCAL_WORKERS = 1  # nothing waits in local mode, and one is fastest
+LOCAL_WORKERS = 3  # one that reads, and more for while it waits for the disk
 CLUSTER_WORKERS = 16  # most of them may wait for other nodes
 MIN_ENTRY_THREADS = 2
 SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
@@ -59,6 +61,7 @@ def run(settings: Settings) -> int:
 
     Raises PmxcfsError if it can't start.
     """
+    process.open_standard_streams()
     if settings.foreground:
         return serve(settings, lambda: None)
     return process.daemonize(lambda ready: serve(settings, ready), mountpoint=settings.mountpoint)
@@ -108,43 +111,36 @@ class Daemon:
         has_peers = self._tree.find(COROSYNC_CONF) is not None
         self._replica.is_shared = not has_peers  # without any, nobody misses a change
         is_clustered = has_peers and not settings.local
-        workers = settings.workers or (CLUSTER_WORKERS if is_clustered else LOCAL_WORKERS)
-        self._yielding = fuse.Yielding(workers)
+        count = settings.workers or (CLUSTER_WORKERS if is_clustered else LOCAL_WORKERS)
+        self._workers = Workers(count, lock_released=fuse.LOCK_RELEASED)
         self._outbox = Outbox(is_quorate=lambda: self._files.quorate)
         self._issuer = self._make_issuer() if is_clustered else self._make_local_issuer()
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
         self._make_files(group)
         self._clustering = self._make_clustering() if is_clustered else None
-        self._mount(workers, cleanup)
+        self._mount(cleanup)
         self._join()
         self._start_threads(cleanup)
         _keep_collector_off_the_tree()
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
         path, now = self._settings.database, _seconds()
-        is_new = not path.exists()
+        if not self._settings.local and not os.path.lexists(path):
+            _make_by_host_file(path, self._settings.corosync_conf, now=now)
         self._database = Database.open(path, now=now)
         cleanup.callback(self._database.close)
         self._tree = Tree()
         self._guests = Guests()
         self._tree.load(self._database.load(now=now).records)
         self._replica = Replica(self._tree, self._guests, self._database)
-        if is_new and not self._settings.local:
-            self._join_by_host_file(now)
-
-    def _join_by_host_file(self, now: int) -> None:
-        """Make a new tree part of the cluster that the host's corosync.conf is of, if any."""
-        with contextlib.suppress(FileNotFoundError):
-            content = self._settings.corosync_conf.read_bytes()
-            self._replica.import_configuration(content, now=now)
 
     def _make_local_issuer(self) -> LocalIssuer:
-        return LocalIssuer(self._replica, clock=time.time, yielding=self._yielding)
+        return LocalIssuer(self._replica, clock=time.time, yielding=self._workers)
 
     def _make_issuer(self) -> ClusterIssuer:
         self._replica.policy = Policy.KEEP
-        return ClusterIssuer(self._replica, self._outbox, yielding=self._yielding)
+        return ClusterIssuer(self._replica, self._outbox, yielding=self._workers)
 
     def _make_clustering(self) -> Clustering:
         self._files.quorate = False  # until corosync says otherwise
@@ -189,14 +185,17 @@ class Daemon:
             fixed=[*links(self._settings.nodename), debug],
             start_time=start,
             monotonic_ns=time.monotonic_ns,
+            workers=self._workers,
         )
         self._operations.is_tracing = self._settings.debug
 
-    def _mount(self, workers: int, cleanup: contextlib.ExitStack) -> None:
-        self._session = fuse.Mount(self._operations, self._settings.mountpoint, workers=workers)
+    def _mount(self, cleanup: contextlib.ExitStack) -> None:
+        self._session = fuse.Mount(
+            self._operations, self._settings.mountpoint, workers=self._workers
+        )
         cleanup.callback(self._unmount)
         self._invalidator = Invalidator(
-            self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, workers)
+            self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, self._workers.count)
         )
         self._cache = KernelCache(self._invalidator, self._tree, self._operations.nodes.objects)
 
@@ -242,10 +241,10 @@ class Daemon:
                 self._service.on_change(change, foreign=foreign)
                 break
 
-    def _count_undone(self, entries: list[Entry], error: StoreError) -> None:
-        for entry in entries:
-            if not entry.is_attached:
-                self._status.on_change(entry.path, ticket=self._invalidator.ticket)
+    def _count_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
+        """Count what others may have seen while it was being saved."""
+        for entry, path in undone.items():
+            self._status.on_change(entry.path, path, ticket=self._invalidator.ticket)
 
     def _count_reload(self, reload: Reload) -> None:
         self._status.on_reload(ticket=self._invalidator.ticket)
@@ -336,8 +335,12 @@ class Daemon:
         """Let ``serve`` return, without losing what was written. For the signal waiter."""
         _log.info("stopping")
         self._is_stopping = True
-        self._finish_changes()
-        process.end_llfuse_main(self._main_thread, self._finished)
+        try:
+            self._finish_changes()
+        finally:  # a bug there must not keep it running
+            with fuse.LOCK:
+                self._workers.close()
+            process.end_llfuse_main(self._main_thread, self._finished)
 
     def _finish_changes(self) -> None:
         """Let nobody wait any more, and publish what can be."""
@@ -411,11 +414,22 @@ class Daemon:
             "entries": self._tree.entry_count,
             "transactions": self._replica.transactions,
             "degraded": self._replica.is_degraded,
-            "waiting": self._yielding.count,
+            "waiting": self._workers.waiting_count,
             "handed": self._invalidator.handed == self._invalidator.ticket,
             "quorate": self._files.quorate,
             **(self._clustering.describe() if self._clustering is not None else {}),
         }
+
+
+def _make_by_host_file(path: Path, host_file: Path, *, now: int) -> None:
+    """Make a new database part of the cluster that the host's corosync.conf is of, if any.
+
+    All of it or nothing: a start that fails here must not leave a database that serves alone.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        content = host_file.read_bytes()
+        with making(path, now=now) as database:
+            Replica(Tree(), Guests(), database).import_configuration(content, now=now)
 
 
 def _seconds() -> int:

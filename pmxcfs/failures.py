@@ -30,6 +30,9 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
         sqlite3.SQLITE_FULL: _Meaning(errno.ENOSPC, "free some space"),
         sqlite3.SQLITE_IOERR_SHMSIZE: _Meaning(errno.ENOSPC, "free some space"),
         sqlite3.SQLITE_IOERR: _Meaning(errno.EIO, "look for the device's errors with dmesg"),
+        sqlite3.SQLITE_READONLY_ROLLBACK: _Meaning(
+            errno.EROFS, "its last change was interrupted: take that back with pmxcfs fsck --repair"
+        ),
         sqlite3.SQLITE_READONLY: _Meaning(errno.EROFS, "make it and its directory writable"),
         sqlite3.SQLITE_BUSY: _Meaning(errno.EBUSY, "another process has it open: end that one"),
         sqlite3.SQLITE_CANTOPEN: _Meaning(errno.EIO, "check that it is a file in a usable place"),
@@ -47,6 +50,11 @@ def _code(exc: Exception) -> int:
     """Return SQLite's extended code; an error that Python's module found has none."""
     code: Any = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return int(code)
+
+
+def is_busy(exc: Exception) -> bool:
+    """Tell whether another process is writing."""
+    return _code(exc) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def is_harmless(exc: Exception) -> bool:

@@ -12,7 +12,7 @@ Contract: spec filesystem.md and fuse.md.
 import contextlib
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from pmxcfs._core import Entry, Tree
@@ -190,7 +190,10 @@ class FileSystem:
             _refuse_guest_name(target)
         self.publish(entry)
         self.save_creations()  # or a failure would undo it under a name that the kernel never knew
-        self._issuer.submit(Rename(_path(entry), target))
+        source = _path(entry)
+        if target == source or target.startswith(f"{source}/"):
+            raise NotFound(f"{source} was moved there meanwhile")  # the original would crash on it
+        self._issuer.submit(Rename(source, target))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
@@ -225,9 +228,7 @@ class FileSystem:
 
     def lock_has_expired(self, path: str, checksum: bytes) -> bool:
         """Tell whether the lock at *path*, in just this version, may be removed."""
-        entry = self._tree.find(path)
-        has_expired = self._locks.has_expired(path, checksum, now=self._now_ns() / 1e9)
-        return has_expired and entry is not None and not entry.child_count
+        return self._locks.may_unlock(self._tree, path, checksum, now=self._now_ns() / 1e9)
 
     def check_mode(self, permissions: int, *, private: bool) -> None:
         """Raise NotPermitted unless *permissions* are those that a file has there anyway."""
@@ -471,9 +472,9 @@ class FileSystem:
             checksum = self._tree.entry_checksum(change.entry)
             self._locks.note(change.path, checksum, now=self._now_ns() / 1e9)
 
-    def on_undone(self, entries: list[Entry], error: StoreError) -> None:
-        """Tell the open handles of *entries* that could not be saved and are gone."""
-        for entry in entries:
+    def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
+        """Tell the open handles of entries that could not be saved and are gone."""
+        for entry in undone:
             if not entry.is_attached:
                 failed = Ticket(Create(entry.path))
                 failed.finish(error)

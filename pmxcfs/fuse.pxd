@@ -13,6 +13,7 @@ cdef class Handlers:
     cdef dict _fixed
     cdef object _start_ns
     cdef object _now_ns
+    cdef readonly object _workers
     cdef dict _handles
     cdef dict _listings
     cdef dict _recent_listings

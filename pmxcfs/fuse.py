@@ -13,9 +13,10 @@ import errno
 import functools
 import logging
 import os
+import select
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -26,7 +27,6 @@ from pmxcfs import modes
 from pmxcfs._core import Entry
 from pmxcfs._notify import invalidate_entry, invalidate_inode
 from pmxcfs.errors import (
-    Busy,
     Denied,
     Exists,
     Failed,
@@ -48,10 +48,12 @@ from pmxcfs.messages import (
 )
 from pmxcfs.nodes import ROOT, Node, Nodes
 from pmxcfs.statusfiles import Link, Snapshot, StatusFile, Switch
+from pmxcfs.workers import Workers
 
 _log = logging.getLogger("pmxcfs.fuse")
 
 LOCK = llfuse.lock
+LOCK_RELEASED = llfuse.lock_released
 _NS = 10**9  # in a second; a Python integer, where one of C would overflow
 FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
 BLOCK = 4096  # bytes, as statfs counts
@@ -59,7 +61,6 @@ SNAPSHOT_FRESH_NS = 1_000_000_000  # a snapshot that a look-up made so lately ma
 MAX_LISTED_NAME = 1024  # bytes; for a longer one, from a peer, the kernel fails the whole listing
 LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
 RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
-RESERVED_WORKERS = 4  # that never wait, so that reads go on
 
 OPTIONS = (
     "default_permissions",
@@ -77,37 +78,6 @@ Handle = OpenFile | Switch | Snapshot
 Listing: TypeAlias = "list[tuple[bytes, llfuse.EntryAttributes, int]]"
 
 _Answer = TypeVar("_Answer")
-
-
-class Yielding:
-    """How a handler lets others have llfuse's lock; see ``replica.Yielding``."""
-
-    def __init__(self, workers: int) -> None:
-        self._has_company = workers > 1
-        self._most = max(0, workers - RESERVED_WORKERS)
-        self.count = 0  # handlers that wait now; counted under the lock
-
-    def give_way(self) -> None:
-        """Let handlers that wait for the lock run up to their own mutation."""
-        if self._has_company:
-            with llfuse.lock_released:
-                os.sched_yield()
-
-    def released(self) -> contextlib.AbstractContextManager[None]:
-        """Give the lock back until the block ends, to wait for a device."""
-        return llfuse.lock_released
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Give the lock back until the block ends; raise Busy if too many wait already."""
-        if self.count >= self._most:
-            raise Busy(f"{self.count} changes are waiting already")
-        self.count += 1
-        try:
-            with llfuse.lock_released:
-                yield
-        finally:
-            self.count -= 1
 
 
 def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
@@ -159,6 +129,7 @@ class Handlers:
         fixed: Sequence[Link | Switch],
         start_time: int,
         monotonic_ns: Callable[[], int],
+        workers: Workers,
     ) -> None:
         self.is_tracing = False
         self.nodes = Nodes(files.root)
@@ -167,6 +138,7 @@ class Handlers:
         self._fixed = {item.name: item for item in fixed}
         self._start_ns = start_time * _NS
         self._now_ns = monotonic_ns
+        self._workers = workers
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}  # by handle
         self._recent_listings: dict[int, tuple[int, Listing]] = {}  # by node; (version, listing)
@@ -530,6 +502,16 @@ class Handlers:
 class Operations(Handlers, llfuse.Operations):
     """All handlers: llfuse answers the rest, with ENOSYS."""
 
+    # Nobody waits for the answers to these two.
+
+    def release(self, handle: int) -> None:
+        super().release(handle)
+        self._workers.park()
+
+    def releasedir(self, handle: int) -> None:
+        super().releasedir(handle)
+        self._workers.park()
+
 
 PRIVATE = "(private)"
 
@@ -556,7 +538,7 @@ _SECOND_NODE = {"rename": 2, "link": 1}  # which argument is one, too
 class Mount:
     """The session with the kernel: mounted when made, until ``close``."""
 
-    def __init__(self, operations: Operations, mountpoint: Path, *, workers: int) -> None:
+    def __init__(self, operations: Operations, mountpoint: Path, *, workers: Workers) -> None:
         before = _fuse_descriptors()
         logging.getLogger("llfuse").addFilter(_is_worth_logging)
         try:
@@ -565,6 +547,7 @@ class Mount:
             raise StartError(f"can't mount on {mountpoint}: {error}") from None
         (self._descriptor,) = _fuse_descriptors() - before
         self._workers = workers
+        workers.is_over = self._is_over
 
     def sender(self) -> Sender:
         """Return the way to send notifications to the kernel."""
@@ -578,7 +561,13 @@ class Mount:
 
     def serve(self) -> None:
         """Answer requests until a signal or an unmount ends it. Must not hold the lock."""
-        llfuse.main(workers=self._workers, handle_signals=True)
+        llfuse.main(workers=self._workers.count, handle_signals=True)
+
+    def _is_over(self) -> bool:
+        """Tell whether the kernel has ended the session: its descriptor has an error then."""
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Unmount; requests that are under way end with an error."""

@@ -36,6 +36,12 @@ def parse_guest_path(path: str) -> GuestPath | None:
     return GuestPath(vmid, parts[1], kind)
 
 
+def vmid_of(path: str) -> int | None:
+    """Return the number of the guest whose configuration *path* is, or None if it is none's."""
+    guest = parse_guest_path(path)
+    return guest.vmid if guest else None
+
+
 def _parse_vmid(name: str) -> int | None:
     """Return NUMBER of ``NUMBER.conf``, or None if the name is not like that."""
     digits = name.removesuffix(_SUFFIX)

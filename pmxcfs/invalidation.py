@@ -13,7 +13,7 @@ Contract: spec fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
@@ -58,11 +58,14 @@ class KernelCache:
         elif change.source and changes_mode(change.source, change.path):
             self._invalidator.attributes([change.entry.node])
 
-    def on_undone(self, entries: Iterable[Entry], error: Exception) -> None:
-        """Notify that entries that had been made are gone again."""
-        for entry in entries:
-            if not entry.is_attached:
-                self._forget_name(entry.path)
+    def on_undone(self, undone: Mapping[Entry, str], error: Exception) -> None:
+        """Notify that entries, which were at these paths, are as before: others have seen them."""
+        for entry, path in undone.items():
+            if path != entry.path or not entry.is_attached:
+                self._forget_name(path)
+            if entry.is_attached:
+                self._forget_inode(entry, pages=True)
+                self._look_up_again(entry, pages=True)
 
     def on_displaced(self, entry: Entry) -> None:
         """Notify that bytes which had been written are not where the kernel has them."""

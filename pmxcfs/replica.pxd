@@ -17,11 +17,14 @@ cdef class Replica:
     cdef public list undo_listeners
     cdef public list reload_listeners
     cdef readonly unsigned long long transactions
+    cdef public object released
+    cdef object _saving
     cdef object _database
     cdef object _alone_since
 
     cpdef object deliver(self, tickets)
     cpdef object defer(self, Ticket ticket)
+    cpdef object await_save(self)
     cpdef object save(self)
 
     @cython.locals(ticket=Ticket, done=list)
@@ -31,6 +34,7 @@ cdef class Replica:
     cdef bint _save(self, tickets) except -1
     cdef object _write(self)
     cdef object _save_all(self)
+    cdef object _save_beside_others(self)
     cdef object _note_agreement(self)
     cdef object _cope(self, error)
     cdef object _take_back(self, error)
@@ -50,7 +54,7 @@ cdef class LocalIssuer:
     cpdef Change create(self, mutation)
     cpdef object save(self)
     cdef object _wait_at_gate(self, Ticket ticket)
-    cdef object _deliver_queue(self)
+    cdef object _deliver_queue(self, Ticket ticket)
 
 
 cdef class _Gate:

@@ -9,14 +9,15 @@ up later. Who wants to know of changes listens; who asked for one gets it from `
 ``adopt`` replaces the tree by another node's, all at once.
 
 Threads: everything here runs with the tree's lock held. ``LocalIssuer.submit`` gives it back for
-as long as it waits.
+as long as it waits, and while a save takes long: others read then, but whoever wants to change
+something waits first, in ``Replica.await_save``.
 Contract: spec storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree", "Forks".
 """
 
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol
@@ -45,6 +46,7 @@ _log = logging.getLogger("pmxcfs.dcdb")
 
 SHORT_PATIENCE = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
 LONG_PATIENCE = 10.0  # seconds for all others
+MUCH = 64 << 10  # bytes whose saving takes so long, some 0.3 ms, that others go on meanwhile
 
 
 class Policy(Enum):
@@ -79,9 +81,14 @@ class Replica:
         # not set is this node's alone (spec cluster.md, "Forks").
         self.is_shared = False
         self.listeners: list[Listener] = []
-        self.undo_listeners: list[Callable[[list[Entry], StoreError], None]] = []
+        # Told what is as before, and where each entry was until now.
+        self.undo_listeners: list[Callable[[Mapping[Entry, str], StoreError], None]] = []
         self.reload_listeners: list[Callable[[Reload], None]] = []
         self.transactions = 0  # saved since the start
+        # How others get the lock while a save takes long; what they see then may be taken back.
+        # In a cluster nobody does: a change that is being saved can't be given up meanwhile.
+        self.released: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self._saving: threading.Event | None = None  # set when that is over
         self._database = database
         # The last version that another node had, too; None while some other has all of the tree.
         self._alone_since = database.diverged_at
@@ -98,6 +105,7 @@ class Replica:
 
     def deliver(self, tickets: Sequence[Ticket]) -> None:
         """Apply *tickets* in order and save them in one transaction."""
+        self.await_save()
         done = self._apply(tickets)
         if done and not self._save(tickets):
             done = []
@@ -113,12 +121,24 @@ class Replica:
 
     def defer(self, ticket: Ticket) -> None:
         """Apply *ticket* now and leave it to the next save; what it made can vanish until then."""
+        self.await_save()
         self._announce(self._apply([ticket]))
 
     def save(self) -> None:
         """Save what was deferred. Raise StoreError if that fails; it is taken back then."""
+        self.await_save()
         if self.has_unsaved:
             self._write()
+
+    def await_save(self) -> None:
+        """Return once nothing is being saved: until then nothing may be changed.
+
+        Gives the lock back meanwhile, so anything can have changed then.
+        """
+        while self._saving is not None:
+            saving = self._saving
+            with self.released():
+                saving.wait()
 
     def sync(self) -> None:
         """Have the database's log on the device; needs no lock. Raises StoreError."""
@@ -232,6 +252,7 @@ class Replica:
 
         Costs nothing if it does already. For a timer, while the node is degraded.
         """
+        self.await_save()
         if not self.has_unsaved and self._database.is_sound:
             return True
         try:
@@ -285,11 +306,23 @@ class Replica:
     def _save_all(self) -> None:
         if self._alone_since is not None and self._database.diverged_at is None:
             self._database.diverge(self._alone_since)
-        self._database.save(self.tree)
+        is_much = self.tree.unsaved_bytes > MUCH
+        if is_much or not self._database.save(self.tree, patient=False):
+            self._save_beside_others()
         self.tree.settle()
         self.guests.settle()
         self.transactions += 1
         self._note_agreement()
+
+    def _save_beside_others(self) -> None:
+        """Save while others have the lock; who wants to change something waits for the end."""
+        self._saving = saving = threading.Event()
+        try:
+            with self.released():
+                self._database.save(self.tree)
+        finally:  # with the lock held, until what was saved is settled, or taken back
+            self._saving = None
+            saving.set()
 
     def _note_agreement(self) -> None:
         """Have the database know when other nodes have all of the tree again."""
@@ -340,6 +373,7 @@ class LocalIssuer:
         self._yielding = yielding
         self._queue: list[Ticket] = []
         self._gate = _Gate()
+        replica.released = yielding.released
 
     def submit(self, mutation: Mutation) -> Change:
         """Apply and save *mutation*; return what changed. Gives the tree's lock back meanwhile."""
@@ -352,8 +386,7 @@ class LocalIssuer:
         ticket.mtime = int(self._clock())
         self._queue.append(ticket)
         self._yielding.give_way()
-        if not ticket.is_done:
-            self._deliver_queue()
+        self._deliver_queue(ticket)
         return ticket.result()
 
     def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
@@ -362,8 +395,7 @@ class LocalIssuer:
 
     def wait(self, ticket: Ticket) -> Change:
         """Return once *ticket*, which another thread carries out, is done. Gives the lock back."""
-        if not ticket.is_done:
-            self._deliver_queue()
+        self._deliver_queue(ticket)
         if not ticket.is_done:
             done = ticket.done()
             with self._yielding.waiting():
@@ -380,9 +412,13 @@ class LocalIssuer:
             ticket.finish(error)
             raise
 
-    def _deliver_queue(self) -> None:
-        group, self._queue = self._queue, []
-        self._replica.deliver(group)
+    def _deliver_queue(self, ticket: Ticket) -> None:
+        """Carry out all that is queued, unless somebody else has done *ticket* by then."""
+        if not ticket.is_done:
+            self._replica.await_save()
+        if not ticket.is_done:
+            group, self._queue = self._queue, []
+            self._replica.deliver(group)
 
     def create(self, mutation: Create) -> Change:
         """Apply *mutation* and let it be saved with the file's first content, or within 1 s."""

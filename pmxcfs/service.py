@@ -84,9 +84,9 @@ class Service:
         """Forget what was known of a guest whose file has changed."""
         self._properties.on_change(change.path, change.source or "")
 
-    def on_undone(self, entries: list[Entry], error: StoreError) -> None:
+    def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
         """Do the same for files that are as before."""
-        self._properties.on_change(*[entry.path for entry in entries])
+        self._properties.on_change(*undone.values(), *[entry.path for entry in undone])
 
     def on_reload(self, *_: object) -> None:
         """Forget all that was known."""

@@ -257,8 +257,7 @@ def names_after_power_cut(
             overwrite(daemon.path / name)
         device.fail()
         daemon.kill()
-    device.unmount()
-    device.mount()
+    device.replace()
     with mounted(workdir) as daemon:  # which insists that nothing had to be repaired
         left = [name for name in (*BEFORE, "synced", *AFTER) if (daemon.path / name).exists()]
         assert {(daemon.path / name).read_text() for name in left} <= {"new\n"}

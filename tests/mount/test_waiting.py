@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.fuse import RESERVED_WORKERS
 from pmxcfs.replica import SHORT_PATIENCE
+from pmxcfs.workers import RESERVED_WORKERS
 from tests.harness import Daemon, mounted, wait_for
 from tests.mount.observed import status
 

@@ -15,13 +15,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pmxcfs import database as module
-from pmxcfs._core import Entry
+from pmxcfs._core import Entry, Tree
 from pmxcfs.checkpointer import Checkpointer
+from pmxcfs.creation import making
 from pmxcfs.database import Database
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
@@ -185,6 +187,25 @@ def test_a_save_is_one_transaction_with_the_version_row(
         assert stored(store.path).version == store.tree.version == 1 + 2 * len(names)
 
 
+def test_a_save_waits_for_another_process_only_if_it_is_patient(store: Store) -> None:
+    store.write("f", b"content")
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert not store.database.save(store.tree, patient=False)
+        assert store.database.degraded is None
+        assert not query(store.path, "SELECT 1 FROM tree WHERE name = 'f'")
+        with ThreadPoolExecutor() as pool:
+            save = pool.submit(store.database.save, store.tree)
+            with pytest.raises(TimeoutError):
+                save.result(0.05)
+            other.execute("UPDATE tree SET mtime = 99 WHERE inode = 0")
+            other.execute("COMMIT")
+            assert save.result()
+    store.tree.settle()
+    assert query(store.path, "SELECT data FROM tree WHERE name = 'f'") == [(b"content",)]
+    assert store.database.save(store.tree, patient=False)
+
+
 def test_removed_rows_are_deleted(store: Store) -> None:
     store.put("a", b"x")
     store.put("b", b"x")
@@ -279,6 +300,51 @@ def test_a_long_log_asks_for_a_checkpoint_until_one_comes(store: Store) -> None:
     store.database.checkpoint()
     store.put("a", b"x")
     assert len(asked) == 2
+
+
+def test_a_link_to_the_file_is_as_good(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    file, link = tmp_path / "disk" / "real.db", tmp_path / "config.db"
+    Database.open(file, now=1).close()
+    link.symlink_to(file)
+    store = Store(link)
+    with contextlib.closing(store.database):
+        store.put("new", b"in the log")
+        assert stored(link).checksum() == store.tree.checksum()
+    assert sorted(os.listdir(tmp_path)) == ["config.db", "disk"]
+    assert os.listdir(tmp_path / "disk") == ["real.db"]
+
+
+def test_a_new_file_is_not_mixed_with_the_log_of_one_that_is_gone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "old.db")
+    with contextlib.closing(store.database):
+        store.put("old", bytes(5000))
+        shutil.copy(f"{store.path}-wal", tmp_path / "config.db-wal")
+    path = tmp_path / "config.db"
+    with making(path, now=7) as new:
+        tree = Tree()
+        tree.load(new.load(now=7).records)
+        tree.create(tree.root, "new", EntryType.FILE, **BY)
+        new.save(tree)
+    assert stored(path).checksum() == tree.checksum()
+
+
+def test_the_log_of_a_file_with_large_pages_asks_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_AFTER", 1 << 20)
+    path = tmp_path / "config.db"
+    Database.open(path, now=1).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript("PRAGMA journal_mode = DELETE; PRAGMA page_size = 65536; VACUUM")
+    store = Store(path)
+    asked: list[int] = []
+    store.database.on_growth = lambda: asked.append(store.log_size)
+    with contextlib.closing(store.database):
+        while not asked:
+            store.put("a", b"small")
+        assert query(path, "PRAGMA page_size") == [(65536,)]
+    assert asked[0] < 2 << 20
 
 
 def test_the_checkpointer_keeps_the_log_short(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmxcfs._core import Tree
-from pmxcfs.guests import parse_guest_path
+from pmxcfs.guests import vmid_of
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record
 from pmxcfs.repair import MAX_NAME, Repaired, Row, repair
 
@@ -50,11 +50,6 @@ def row(
 
 def mend(*rows: Row) -> Repaired:
     return repair(rows, vmid_of=vmid_of)
-
-
-def vmid_of(path: str) -> int | None:
-    guest = parse_guest_path(path)
-    return guest.vmid if guest else None
 
 
 def tree_of(repaired: Repaired) -> Tree:

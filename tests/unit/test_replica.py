@@ -1,7 +1,7 @@
 """Groups of mutations: applied in order, saved together, announced, or taken back as one."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
@@ -26,10 +26,11 @@ class FakeDatabase:
         self.degraded: StoreError | None = None
         self.diverged_at: int | None = None
 
-    def save(self, tree: Tree) -> None:
+    def save(self, tree: Tree, *, patient: bool = True) -> bool:
         if self.degraded is not None:
             raise self.degraded
         self.saved.append([entry.path for entry in tree.unsaved().values() if entry])
+        return True
 
     def diverge(self, version: int) -> None:
         self.diverged_at = version
@@ -81,8 +82,8 @@ class World:
     def hear(self, change: Change, *, foreign: bool) -> None:
         self.heard.append((change.kind, change.path, foreign))
 
-    def hear_undone(self, entries: list[Entry], error: StoreError) -> None:
-        self.undone += [entry.path for entry in entries]
+    def hear_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
+        self.undone += [entry.path for entry in undone]
 
     def make(self, *paths: str) -> None:
         """Make directories, and files of what has a dot in its name."""

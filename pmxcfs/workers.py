@@ -1,0 +1,91 @@
+"""The threads that answer the kernel: how one lets others have the lock, and which of them read.
+
+Each that reads requests makes every request dearer, because the next one goes to another thread,
+on another processor as like as not. With only one, everybody waits while that one waits for a
+device. So all but one are parked, and the moment the last that reads begins to wait, it calls one
+back. A worker parks inside its RELEASE handler, whose answer nobody waits for.
+
+Threads: everything here needs the tree's lock, and gives it back while it waits.
+Contract: spec fuse.md, "Waiting"; performance.md.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from pmxcfs.errors import Busy
+
+RESERVED_WORKERS = 4  # that never wait for other nodes, so that reads go on
+MOST_PARKED = 2  # the kernel lets twelve answers of this kind be outstanding, and then waits
+LOOK_AFTER = 1.0  # seconds until a parked worker looks whether the mount is still there
+
+
+class Workers:
+    """All *count* of them. *lock_released* gives the tree's lock back until its block ends."""
+
+    def __init__(self, count: int, *, lock_released: AbstractContextManager[None]) -> None:
+        self.is_over: Callable[[], bool] = lambda: False  # tells whether the mount is gone
+        self.waiting_count = 0  # those that wait for other nodes
+        self.count = count
+        self._most_waiting = max(0, count - RESERVED_WORKERS)
+        self._lock_released = lock_released
+        self._away = 0  # those without the lock; other threads count, too, which calls one too many
+        self._parked: list[threading.Event] = []
+        self._is_closed = False
+
+    @property
+    def _readers(self) -> int:
+        return self.count - self._away - len(self._parked)
+
+    def give_way(self) -> None:
+        """Let handlers that wait for the lock run up to their own mutation."""
+        if self._readers > 1:
+            with self._lock_released:
+                os.sched_yield()
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Give the lock back until the block ends, to wait for a device or for another worker."""
+        self._away += 1
+        self._call_if_needed()
+        try:
+            with self._lock_released:
+                yield
+        finally:
+            self._away -= 1
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Do the same to wait for other nodes; raise Busy if too many do that already."""
+        if self.waiting_count >= self._most_waiting:
+            raise Busy(f"{self.waiting_count} changes are waiting already")
+        self.waiting_count += 1
+        try:
+            with self.released():
+                yield
+        finally:
+            self.waiting_count -= 1
+
+    def park(self) -> None:
+        """Wait until this worker is needed, unless it is the only one that reads."""
+        if self._is_closed or self._readers < 2 or len(self._parked) >= MOST_PARKED:
+            return
+        called = threading.Event()
+        self._parked.append(called)
+        with self._lock_released:
+            while not called.wait(LOOK_AFTER) and not self.is_over():
+                pass
+        if called in self._parked:
+            self._parked.remove(called)
+
+    def close(self) -> None:
+        """Call all back, for good: the daemon stops."""
+        self._is_closed = True
+        while self._parked:
+            self._parked.pop().set()
+
+    def _call_if_needed(self) -> None:
+        if self._parked and self._readers < 1:
+            self._parked.pop().set()
