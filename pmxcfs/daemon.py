@@ -213,7 +213,7 @@ class Daemon:
     def _join(self) -> None:
         """Connect those who change something with those who need to know."""
         self._files.on_unpublished = self._publisher.notice
-        self._files.on_dropped = self._cache.on_dropped
+        self._files.on_displaced = self._cache.on_displaced
         self._replica.listeners += [
             self._files.on_change,
             self._cache.on_change,
@@ -378,6 +378,7 @@ class Daemon:
             "inject": self._inject,
             "adopt": self._adopt,
             "lock-lifetime": self._set_lock_lifetime,
+            "publish-after": self._set_publish_after,
             "deadlines": self._set_deadlines,
             "info": self._info,
         }
@@ -410,6 +411,10 @@ class Daemon:
 
     def _set_lock_lifetime(self, *, seconds: float) -> None:
         self._locks.lifetime = seconds
+
+    def _set_publish_after(self, *, seconds: float) -> None:
+        """Publish by time later than usual; sooner only if nothing waits for its time yet."""
+        self._files.publish_after_ns = int(seconds * 1e9)
 
     def _info(self) -> Mapping[str, object]:
         return {

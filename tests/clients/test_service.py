@@ -21,8 +21,8 @@ from pmxcfs.ipc import SHARED_MEMORY, IpcServer, remove_leftovers
 from tests.clients.serving import GROUP, CClient, recorded_requests, served
 
 BUFFER = 1 << 20
-STOP_DEADLINE = 0.5  # seconds
-PATIENCE = 10.0
+STOP_DEADLINE = 3.0  # seconds, of the contract; milliseconds on an idle machine
+PATIENCE = 30.0
 
 
 @contextmanager
@@ -259,7 +259,7 @@ def test_leftovers_of_dead_servers_are_removed(tmp_path: Path) -> None:
 def test_a_client_that_is_killed_leaves_nothing(c_client: CClient, service: str) -> None:
     with serving(service, echo) as server:
         victims = [c_client.start(service, "half") for _ in range(10)]
-        assert server.connections == 10
+        await_true(lambda: server.connections == 10)
         for victim in victims:
             end(victim)
         await_true(lambda: server.connections == 0)
@@ -312,7 +312,7 @@ def test_who_does_not_tell_of_messages_makes_nobody_wait(c_client: CClient, serv
     with serving(service, echo), Client(service) as client:
         mute = c_client.start(service, "mute")
         for _ in range(100):
-            assert client.ask(1, b"x", timeout_ms=2000) == b"x"
+            assert client.ask(1, b"x", timeout_ms=10_000) == b"x"
         end(mute)
 
 

@@ -180,7 +180,7 @@ def test_an_unmount_from_outside_ends_it(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         (daemon.path / "file").write_text("kept\n")
         subprocess.run(["umount", daemon.path], check=True)
-        assert daemon.process.wait(STOP_DEADLINE) == 0
+        assert daemon.process.wait(GRACE) == 0
     with mounted(tmp_path) as daemon:
         assert (daemon.path / "file").read_text() == "kept\n"
 

@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).parents[1] / "fakes" / "empty_mount.py"
 STOPS = 20
 BUSY_STOPS = 5
 DEADLINE = 3.0  # seconds, of the contract; a stop that got stuck would last for ever
-GRACE = 10.0  # seconds, for starting, and before a hanging process is killed
+GRACE = 30.0  # seconds, for starting, and before a hanging process is killed
 
 pytestmark = pytest.mark.needs_fuse
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pmxcfs.cluster import JOIN_PAUSE, StatusGroup, TreeGroup
+from pmxcfs.cluster import JOIN_PAUSE, LEAVE_PATIENCE, StatusGroup, TreeGroup
 from pmxcfs.deadlines import Deadlines
 from pmxcfs.effects import Commit, Deliver, Mode, SendUpdates
 from pmxcfs.errors import ClusterError, PmxcfsError, StoreError, TryAgain
@@ -222,7 +222,7 @@ def test_a_stop_does_not_wait_for_a_goodbye_that_does_not_come(node: Node) -> No
     node.world.says_goodbye = False
     before = time.monotonic()
     node.thread.close()
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < LEAVE_PATIENCE
 
 
 @pytest.mark.expect_log("corosync is not there")

@@ -10,7 +10,7 @@ from pmxcfs.corosync import QuorumWatch, config_of
 from pmxcfs.errors import Disconnected
 from pmxcfs.messages import ClusterConfig, ClusterNode
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 RETRY = 0.001
 
 NODE = "nodelist.node."

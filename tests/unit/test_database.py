@@ -364,7 +364,7 @@ def test_the_checkpointer_keeps_the_log_short(
         for number in range(20):
             store.put(f"f{number % 4}", bytes(1 << 20))
             while store.database.wal_size >= module.CHECKPOINT_AFTER:
-                assert done.wait(10)
+                assert done.wait(60)
                 done.clear()
     assert store.log_size < 2 * module.CHECKPOINT_AFTER
 
