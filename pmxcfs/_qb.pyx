@@ -15,7 +15,7 @@ again. Contract: spec ipc.md.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.errno cimport EFBIG, EINTR, EINVAL, EIO, EMFILE, ENOMEM, errno
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport SIZE_MAX, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
@@ -40,6 +40,7 @@ cdef enum:
     STOP = 0  # the generation of the event that is not libqb's
     FREE = 0  # of a descriptor that nobody watches
     MOST_CONNECTIONS = 512  # each has some 3 MiB of shared memory and a descriptor
+    KEPT_FOR_ROOT = 64  # of them, so that no other user can lock the system's own tools out
     MOST_STRANGERS = 64  # that have connected and not said who they are
     PATIENCE_MS = 2000  # that a stranger has for it
     STRANGER_CHECK_MS = 500  # between looks at strangers' time
@@ -47,7 +48,10 @@ cdef enum:
     # Each connection has a buffer in malloc's heap, which would stay as large as it ever was.
     CLOSED_BEFORE_TRIM = 64
     MOST_EMPTY = 3  # times that a client may say that there is a message when there is none
+    SMALLEST_PAGE = 4096
     EVENT_BITS = POLLIN | POLLPRI | POLLOUT  # the same numbers for poll and epoll
+
+cdef uint32_t CHUNK_MARK = 0xA1A1A1A1  # stands before a message in libqb's ring
 
 
 cdef object failure(str call, int code):
@@ -266,7 +270,7 @@ cdef void disconnect_doomed(Loop* loop) noexcept nogil:
 
 cdef int32_t on_accept(qb_ipcs_connection_t* c, uid_t uid, gid_t gid) noexcept nogil:
     cdef qb_ipcs_connection_stats stats
-    if here().connections >= MOST_CONNECTIONS:
+    if here().connections >= (MOST_CONNECTIONS if uid == 0 else MOST_CONNECTIONS - KEPT_FOR_ROOT):
         return -EMFILE
     if qb_ipcs_connection_get_buffer_size(c) > LARGEST_BUFFER:
         return -EFBIG
@@ -316,6 +320,19 @@ cdef void release(PyObject* owned) noexcept with gil:
     Py_DECREF(<object>owned)
 
 
+cdef size_t size_in_ring(const char* message) noexcept nogil:
+    """Return how many bytes a client has sent, or SIZE_MAX where that can't be told.
+
+    libqb only passes on what the client claims. But in its ring two words stand before a message:
+    its size, and a mark. Around the end of the ring, which is one of a page, they are elsewhere.
+    """
+    cdef uint32_t words[2]
+    if <uintptr_t>message % SMALLEST_PAGE < sizeof(words):
+        return SIZE_MAX
+    memcpy(words, message - sizeof(words), sizeof(words))
+    return words[0] if words[1] == CHUNK_MARK else SIZE_MAX
+
+
 cdef int32_t on_message(qb_ipcs_connection_t* c, void* data, size_t size) noexcept nogil:
     """Answer one request. *data* is memory of the client's, *size* what it claims."""
     cdef qb_ipc_request_header request
@@ -331,7 +348,7 @@ cdef int32_t on_message(qb_ipcs_connection_t* c, void* data, size_t size) noexce
     memset(&response, 0, sizeof(response))
     response.id = request.id
     response.error = -EINVAL
-    if sizeof(request) <= size <= limit:
+    if sizeof(request) <= size <= limit and size <= size_in_ring(<char*>data):
         response.error = ask(c, request.id, <char*>data + sizeof(request), size - sizeof(request),
                              &body, &length)
     if length > limit - sizeof(response):

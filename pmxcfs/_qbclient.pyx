@@ -69,7 +69,10 @@ cdef class Client:
         self._buffer = bytearray(qb_ipcc_get_buffer_size(self._connection))
 
     def ask(self, int32_t id, bytes payload not None, *, int32_t timeout_ms=10000):
-        """Send a request; return the content of its answer. Raises IpcError with its errno."""
+        """Send a request; return the content of its answer. Raises IpcError with its errno.
+
+        Without an answer the client is closed: one that came later would be taken for the next.
+        """
         cdef qb_ipc_request_header request
         cdef qb_ipc_response_header* response
         cdef iovec parts[2]
@@ -91,6 +94,7 @@ cdef class Client:
             if got >= 0:
                 got = qb_ipcc_recv(self._connection, buffer, room, timeout_ms)
         if got < 0:
+            self.close()
             raise failure("request", ETIMEDOUT if got == -EAGAIN else <int>-got)
         response = <qb_ipc_response_header*>buffer
         if <size_t>got < sizeof(qb_ipc_response_header) or response.size != got:

@@ -17,6 +17,9 @@ from pmxcfs.errors import PmxcfsError, StartError
 from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, Settings
 
+INTERRUPTED = 130  # exit status, as of a shell's command that SIGINT ended
+MAX_SERVICE_NAME = 100  # bytes; the address of a socket has 107
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon, or the command that the arguments name; return the exit status."""
@@ -37,6 +40,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except (PmxcfsError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -129,6 +135,7 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("local clients")
     group.add_argument(
         "--ipc-name",
+        type=service_name,
         default=Settings.ipc_name,
         metavar="NAME",
         help="the name that they connect to (default: %(default)s)",
@@ -186,6 +193,7 @@ def add_client_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--ipc-name",
+        type=service_name,
         metavar="NAME",
         default=argparse.SUPPRESS,
         help=f"the daemon's name for local clients (default: {Settings.ipc_name})",
@@ -261,6 +269,13 @@ def node_name(text: str) -> str:
     if not name or "/" in name:
         raise argparse.ArgumentTypeError(f"not a node name: {text!r}")
     return name
+
+
+def service_name(text: str) -> str:
+    """Return a name that clients can connect to: libqb makes an address and file names of it."""
+    if not text or "/" in text or len(os.fsencode(text)) > MAX_SERVICE_NAME:
+        raise argparse.ArgumentTypeError(f"not a name for local clients: {text!r}")
+    return text
 
 
 def positive(text: str) -> int:

@@ -79,19 +79,17 @@ class Daemon:
     def log(self, message: str, *, ident: str, tag: str, priority: int) -> None:
         """Put an entry into the cluster log."""
         names = _text(ident), _text(tag)
-        try:
-            head = struct.pack("<BBB", priority, *map(len, names))
-        except struct.error:
-            raise IpcError("user, tag or priority is out of range", errno.EINVAL) from None
+        head = _packed("<BBB", priority, *map(len, names), what="user, tag or priority")
         self._ask(Number.LOG_CLUSTER_MSG, head + b"".join(names) + _text(message))
 
     def cluster_log(self, *, most: int = 0, user: str = "") -> bytes:
         """Return the newest entries of the cluster log; 0 for the usual number."""
-        return self._ask(Number.GET_CLUSTER_LOG, struct.pack("<I12x", most) + _text(user))
+        head = _packed("<I12x", most, what="the number of entries")
+        return self._ask(Number.GET_CLUSTER_LOG, head + _text(user))
 
     def properties(self, names: Sequence[str], *, vmid: int = 0) -> bytes:
         """Return properties of one guest, or of all with vmid 0."""
-        head = struct.pack("<IB", vmid, len(names))
+        head = _packed("<IB", vmid, len(names), what="the vmid, or how many names there are,")
         return self._ask(Number.GET_GUEST_CONFIG_PROPERTIES, head + b"".join(map(_text, names)))
 
     def has_token(self, token: str) -> bool:
@@ -103,6 +101,14 @@ class Daemon:
                 raise
             return False
         return True
+
+
+def _packed(layout: str, *numbers: int, what: str) -> bytes:
+    """Pack numbers that somebody may have typed. Raises IpcError if one has no room."""
+    try:
+        return struct.pack(layout, *numbers)
+    except struct.error:
+        raise IpcError(f"{what} is out of range", errno.EINVAL) from None
 
 
 def _text(text: str) -> bytes:

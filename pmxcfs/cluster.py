@@ -255,6 +255,7 @@ class GroupThread:
     def _join(self, handle: Handle) -> None:
         """Join, as soon as corosync has made out who is there."""
         while not self._is_stopping.is_set():
+            self._joined_at = time.monotonic()  # connecting may have taken long
             try:
                 handle.join(self._group.cpg_name)
             except TryAgain:

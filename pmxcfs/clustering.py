@@ -148,9 +148,14 @@ class Clustering:
     # What the tree says.
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
-        """Keep the host's corosync.conf in step."""
+        """Keep the host's corosync.conf in step.
+
+        The node that changed it has corosync reload it, also if nobody waits for the change here
+        any more and it counts as *foreign* therefore.
+        """
         if COROSYNC_CONF in (change.path, change.source):
-            self._follow_host_file(reload=not foreign)
+            is_ours = change.entry.writer == self.tree.dfsm.me.nodeid
+            self._follow_host_file(reload=is_ours)
 
     def on_reload(self, *_: object) -> None:
         """Do the same after a synchronization."""

@@ -2,7 +2,7 @@
 
 Text is made printable ASCII before it is stored, in a form that goes into JSON as it is; what other
 nodes store is not always, so it is looked at again on the way out. Used with the tree's lock held,
-except ``merge`` and ``ring.in_order``, which take only bytes. Contract: spec status.md, "Cluster
+except ``merge``, ``ring.in_order`` and what reads a snapshot. Contract: spec status.md, "Cluster
 log".
 """
 
@@ -13,7 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from pmxcfs.messages import MAX_TIME, LogEntry, to_bytes
-from pmxcfs.ring import MAX_ENTRY, MAX_NAME, Ring, fits, in_order, merged, nominal_size
+from pmxcfs.ring import MAX_ENTRY, MAX_NAME, Ring, fits, in_order, merged, nominal_size, walk
 
 SHOWN = 50  # entries in the ``.clusterlog`` file
 INFO = 6  # syslog priority
@@ -93,6 +93,14 @@ def _to_json(entry: LogEntry) -> str:
         f'"node": "{json_text(entry.node)}", "user": "{json_text(entry.ident)}", '
         f'"msg": "{json_text(entry.message)}"}}'
     )
+
+
+def render(entries: Iterable[LogEntry], *, most: int = SHOWN, user: str = "") -> str:
+    """Return the first *most* entries, of *user* if one is named, as ``.clusterlog``."""
+    wanted = digest(to_bytes(user)) if user else None
+    chosen = (entry for entry in entries if wanted in (None, entry.ident_digest))
+    lines = ",\n".join(map(_to_json, islice(chosen, most)))
+    return f'{{\n"data": [\n{lines}\n]\n}}\n'
 
 
 class Merged(NamedTuple):
@@ -217,9 +225,10 @@ class ClusterLog:
         """Adopt what the members sent."""
         self.adopt(merge(states))
 
+    def snapshot(self) -> Iterator[LogEntry]:
+        """Return the entries as they are now, newest first; reading them needs no lock."""
+        return walk(bytes(self._ring))
+
     def render(self, *, most: int = SHOWN, user: str = "") -> str:
         """Return the newest *most* entries, of *user* if one is named, as ``.clusterlog``."""
-        wanted = digest(to_bytes(user)) if user else None
-        entries = (entry for entry in self if wanted in (None, entry.ident_digest))
-        lines = ",\n".join(map(_to_json, islice(entries, most)))
-        return f'{{\n"data": [\n{lines}\n]\n}}\n'
+        return render(self, most=most, user=user)

@@ -145,8 +145,13 @@ class QuorumWatch(_Watch):
         self._announced = False  # the thread's own
 
     def refresh(self) -> bool:
-        """Take what waits on the connection and tell whether this node has quorum. Any thread."""
+        """Take what waits on the connection and tell whether this node has quorum. Any thread.
+
+        Without a connection the next attempt to make one is now: who asks has heard from corosync.
+        """
         with self._lock:
+            if self._connection is None:
+                os.eventfd_write(self._wake, 1)
             before = self._is_quorate
             with contextlib.suppress(ClusterError):  # the thread meets it again, and reports it
                 self._drain()

@@ -25,6 +25,7 @@ from pmxcfs.checkpointer import Checkpointer
 from pmxcfs.clustering import COROSYNC_CONF, Clustering
 from pmxcfs.condition import Parts, Troubles, describe
 from pmxcfs.control import Control, mutation_of
+from pmxcfs.creation import making
 from pmxcfs.database import Database, inspect
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StartError, StoreError
@@ -60,6 +61,7 @@ def run(settings: Settings) -> int:
 
     Raises PmxcfsError if it can't start.
     """
+    process.open_standard_streams()
     if settings.foreground:
         return serve(settings, lambda: None)
     return process.daemonize(lambda ready: serve(settings, ready), mountpoint=settings.mountpoint)
@@ -124,21 +126,14 @@ class Daemon:
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
         path, now = self._settings.database, _seconds()
-        is_new = not path.exists()
+        if not self._settings.local and not os.path.lexists(path):
+            _make_by_host_file(path, self._settings.corosync_conf, now=now)
         self._database = Database.open(path, now=now)
         cleanup.callback(self._database.close)
         self._tree = Tree()
         self._guests = Guests()
         self._tree.load(self._database.load(now=now).records)
         self._replica = Replica(self._tree, self._guests, self._database)
-        if is_new and not self._settings.local:
-            self._join_by_host_file(now)
-
-    def _join_by_host_file(self, now: int) -> None:
-        """Make a new tree part of the cluster that the host's corosync.conf is of, if any."""
-        with contextlib.suppress(FileNotFoundError):
-            content = self._settings.corosync_conf.read_bytes()
-            self._replica.import_configuration(content, now=now)
 
     def _make_local_issuer(self) -> LocalIssuer:
         return LocalIssuer(self._replica, clock=time.time, yielding=self._workers)
@@ -218,7 +213,7 @@ class Daemon:
     def _join(self) -> None:
         """Connect those who change something with those who need to know."""
         self._files.on_unpublished = self._publisher.notice
-        self._files.on_dropped = self._cache.on_dropped
+        self._files.on_displaced = self._cache.on_displaced
         self._replica.listeners += [
             self._files.on_change,
             self._cache.on_change,
@@ -265,6 +260,8 @@ class Daemon:
         cleanup.callback(self._publisher.close, PATIENCE)
         if self._clustering is not None:
             self._start_clustering(self._clustering, cleanup)
+        if not self._settings.local:
+            self._start_lookup(cleanup)
         self._start_service(cleanup)
         if process.has_service_manager():
             watchdog = Watchdog(
@@ -304,9 +301,17 @@ class Daemon:
         clustering.start()
         cleanup.callback(clustering.stop)
         cleanup.callback(self._finish_changes)  # while there is a group
-        lookup = AddressLookup(self._settings.nodename, clustering.set_address)
+
+    def _start_lookup(self, cleanup: contextlib.ExitStack) -> None:
+        """Find this node's address. One that is alone may be part of a cluster soon."""
+        take = self._clustering.set_address if self._clustering is not None else self._take_address
+        lookup = AddressLookup(self._settings.nodename, take)
         lookup.start()
         cleanup.callback(lookup.stop)
+
+    def _take_address(self, address: str) -> None:
+        with fuse.LOCK:
+            self._status.members.set_resolved(address)
 
     def _take_quorum(self, quorate: bool) -> None:
         with fuse.LOCK:
@@ -340,10 +345,12 @@ class Daemon:
         """Let ``serve`` return, without losing what was written. For the signal waiter."""
         _log.info("stopping")
         self._is_stopping = True
-        self._finish_changes()
-        with fuse.LOCK:
-            self._workers.close()
-        process.end_llfuse_main(self._main_thread, self._finished)
+        try:
+            self._finish_changes()
+        finally:  # a bug there must not keep it running
+            with fuse.LOCK:
+                self._workers.close()
+            process.end_llfuse_main(self._main_thread, self._finished)
 
     def _finish_changes(self) -> None:
         """Let nobody wait any more, and publish what can be."""
@@ -371,6 +378,7 @@ class Daemon:
             "inject": self._inject,
             "adopt": self._adopt,
             "lock-lifetime": self._set_lock_lifetime,
+            "publish-after": self._set_publish_after,
             "deadlines": self._set_deadlines,
             "info": self._info,
         }
@@ -404,6 +412,10 @@ class Daemon:
     def _set_lock_lifetime(self, *, seconds: float) -> None:
         self._locks.lifetime = seconds
 
+    def _set_publish_after(self, *, seconds: float) -> None:
+        """Publish by time later than usual; sooner only if nothing waits for its time yet."""
+        self._files.publish_after_ns = int(seconds * 1e9)
+
     def _info(self) -> Mapping[str, object]:
         return {
             "pid": os.getpid(),
@@ -428,6 +440,17 @@ def workers_for(settings: Settings, *, is_clustered: bool) -> int:
     if workers < least:
         _log.warning("%d workers are too few in a cluster: there will be %d", workers, least)
     return max(workers, least)
+
+
+def _make_by_host_file(path: Path, host_file: Path, *, now: int) -> None:
+    """Make a new database part of the cluster that the host's corosync.conf is of, if any.
+
+    All of it or nothing: a start that fails here must not leave a database that serves alone.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        content = host_file.read_bytes()
+        with making(path, now=now) as database:
+            Replica(Tree(), Guests(), database).import_configuration(content, now=now)
 
 
 def _seconds() -> int:

@@ -1,6 +1,5 @@
 """The tree on disk: one SQLite file in WAL mode, in the format of the existing implementation.
 
-This is the only module that knows SQLite. A ``Database`` holds the one connection that writes:
 ``save`` brings the file to the state of a tree in one transaction, so the file always equals a
 state that the tree was in. What fails raises StoreError with the errno that a system call gets,
 and changes nothing. After an I/O error the connection is suspect, because what it believes about
@@ -24,12 +23,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 from pmxcfs import divergence
 from pmxcfs._core import Tree
-from pmxcfs._sqlite import Writer, memory_used
+from pmxcfs._sqlite import Writer
 from pmxcfs.adoption import Adoption
+from pmxcfs.connections import (
+    BUSY_TIMEOUT,
+    check_library,
+    connect,
+    reader,
+    real,
+    settings,
+)
 from pmxcfs.divergence import Execute
 from pmxcfs.errors import StoreError
 from pmxcfs.failures import (
@@ -53,11 +59,10 @@ _log = logging.getLogger("pmxcfs.database")
 CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
 LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
 PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs two pages or more
-_FRAME = PAGE_SIZE + 24  # bytes of log per page that a transaction changes
+_FRAME_HEADER = 24  # bytes of log before each page that a transaction changes
 CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
 _LOG_SUFFIX = "-wal"
-COMPANIONS = ("", _LOG_SUFFIX, "-shm")
-_BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
+COMPANIONS = ("", _LOG_SUFFIX, "-shm", "-journal")
 
 # The table as the existing implementation makes it, to the letter. inode is the row number; inode,
 # parent and version are unsigned 64 bits in SQLite's signed ones. type is 8 for a file, 4 for a
@@ -120,7 +125,8 @@ class Database:
         self.diverged_at: int | None = None
         self._known_commits = 0  # by all but ``save``, as its connection counts them
         self._log_fd = -1
-        self._connection = _connect(path, timeout=0 if alone else _BUSY_TIMEOUT)
+        self._frame = _FRAME_HEADER + PAGE_SIZE  # bytes of log for each page
+        self._connection = connect(path, timeout=0 if alone else BUSY_TIMEOUT)
         self._writer: Writer | None = None
 
     @classmethod
@@ -129,11 +135,11 @@ class Database:
 
         *alone* refuses a file that another process has open, and keeps others out.
         """
-        _check_library(path)
+        check_library(path)
         with translated(path, "opened"):
             with contextlib.suppress(FileExistsError):
                 make_file(path)
-            database = cls(path, alone=alone)
+            database = cls(real(path), alone=alone)
             try:
                 database._prepare(now)
             except BaseException:
@@ -145,6 +151,11 @@ class Database:
     def degraded(self) -> StoreError | None:
         """Why the last attempt to write failed; None if it did not."""
         return self._writing.error
+
+    @property
+    def incomplete(self) -> StoreError | None:
+        """Why the file lacks what its log has, as the last checkpoint found; None if it may not."""
+        return self._checkpoints.error
 
     @property
     def path(self) -> Path:
@@ -225,7 +236,7 @@ class Database:
         rows = [record_row(adoption.stored(inode)) for inode in adoption.written if inode != 0]
         rows.append(version_row(adoption.root, kind=EntryType.DIRECTORY))
         gone = [signed(entry.inode) for entry in adoption.deleted]
-        with self._transaction(weight=_weight(rows, gone)) as execute:
+        with self._transaction(weight=self._weight(rows, gone)) as execute:
             for inode in gone:
                 execute(_DELETE, (inode,))
             for row in rows:
@@ -327,7 +338,7 @@ class Database:
 
     def _copy_log(self) -> bool:
         """Copy the log on a connection of its own; return whether all of it could be."""
-        with contextlib.closing(_connect(self._path, timeout=0)) as connection:
+        with contextlib.closing(connect(self._path, timeout=0)) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")  # opens the log, too
             self._let_go()
             is_complete = _checkpoint(connection)
@@ -374,7 +385,8 @@ class Database:
             execute(f"PRAGMA page_size = {PAGE_SIZE}")
         if execute("PRAGMA journal_mode = WAL").fetchone()[0] != b"wal":
             raise StoreError(f"{self._path} can't have a write-ahead log: put it on a local disk")
-        for setting in _settings():
+        self._frame = _FRAME_HEADER + execute("PRAGMA page_size").fetchone()[0]
+        for setting in settings(log_limit=LOG_LIMIT):
             execute(setting)
         if is_new:
             self._create(now)
@@ -408,7 +420,7 @@ class Database:
         guard = None
         if self._suspect:
             with contextlib.suppress(sqlite3.Error):
-                guard = _connect(self._path, timeout=0, options="mode=ro")
+                guard = connect(self._path, timeout=0, options="mode=ro")
                 guard.execute("SELECT 1 FROM tree LIMIT 1").fetchall()
         if self._writer is not None:
             self._writer.close()
@@ -426,7 +438,7 @@ class Database:
             raise ValueError(f"{self._path} is closed")
         with self._checkpoint_lock:
             self._disconnect()
-            self._connection = _connect(self._path, timeout=_BUSY_TIMEOUT)
+            self._connection = connect(self._path, timeout=BUSY_TIMEOUT)
             self._prepare(0)
 
     # Writing.
@@ -434,7 +446,7 @@ class Database:
     def _save(self, tree: Tree, *, patient: bool) -> None:
         if self._writer is not None:
             count, size = self._writer.save(tree, patient=patient)
-            self._written += _FRAME * count + size
+            self._written += self._frame * count + size
             return
         unsaved = tree.unsaved()
         rows = [entry_row(entry) for entry in unsaved.values() if entry is not None]
@@ -482,7 +494,11 @@ class Database:
             self._roll_back()
             raise
         self._known_commits = self._others_commits()
-        self._written += _weight(rows, gone)
+        self._written += self._weight(rows, gone)
+
+    def _weight(self, rows: Sequence[Row], gone: Collection[int]) -> int:
+        """Return about how many bytes of log it takes to write *rows* and delete *gone*."""
+        return self._frame * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)
 
     def _roll_back(self) -> None:
         try:
@@ -498,7 +514,7 @@ class Database:
     def _copy_to(self, path: Path) -> Path:
         copy = make_numbered_file(path)
         try:
-            with contextlib.closing(_connect(copy, timeout=0)) as target:
+            with contextlib.closing(connect(copy, timeout=0)) as target:
                 self._connection.backup(target)
         except BaseException:
             copy.unlink()
@@ -508,55 +524,15 @@ class Database:
 
 def inspect(path: Path) -> Loaded:
     """Return the tree of a file, repaired in RAM only. Blocks; neither file nor users notice."""
-    with _reader(path) as connection:
+    with reader(path) as connection:
         return _read(connection, path)
 
 
 def find_damage(path: Path) -> list[str]:
     """Return what SQLite finds wrong with the structure of a file, a line each. Blocks."""
-    with _reader(path) as connection:
+    with reader(path) as connection:
         lines = [row[0] for row in connection.execute("PRAGMA integrity_check")]
     return [line.decode("utf-8", "replace") for line in lines if line != b"ok"]
-
-
-@contextlib.contextmanager
-def _reader(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a file for reading, leaving nothing beside it that was not there."""
-    # A connection that only reads can't remove the log that it makes, so a file without one is
-    # read as if nothing could change it.
-    has_log = any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
-    options = "mode=ro" if has_log else "mode=ro&immutable=1"
-    with translated(path, "read"):
-        if not path.stat().st_size:
-            raise StoreError(f"{path} is empty: restore a backup or remove it")
-        connection = _connect(path, timeout=_BUSY_TIMEOUT, options=options)
-        with contextlib.closing(connection):
-            check_format(connection.execute, path)
-            yield connection
-
-
-def _connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.Connection:
-    """Open a connection in autocommit mode, whose TEXT is bytes. Raises sqlite3.Error."""
-    connection = sqlite3.connect(
-        f"file:{quote(os.fsencode(path))}?{options}",
-        uri=True,
-        timeout=timeout,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    connection.text_factory = bytes
-    return connection
-
-
-def _settings() -> tuple[str, ...]:
-    """Return what is executed on a connection that writes."""
-    return (
-        "PRAGMA synchronous = NORMAL",  # a commit survives a crash of the daemon
-        "PRAGMA wal_autocheckpoint = 0",
-        f"PRAGMA journal_size_limit = {LOG_LIMIT}",  # cutting it costs growing it again
-        "PRAGMA secure_delete = FAST",  # no page is written only to blank what was deleted
-        "PRAGMA ignore_check_constraints = ON",  # they say what all rows from here are
-    )
 
 
 def _open_writer(path: Path) -> Writer:
@@ -564,21 +540,10 @@ def _open_writer(path: Path) -> Writer:
         os.fsencode(path),
         write=_WRITE,
         delete=_DELETE,
-        settings=(*_settings(), f"PRAGMA cache_size = {-CACHE_KIB}"),
+        settings=(*settings(log_limit=LOG_LIMIT), f"PRAGMA cache_size = {-CACHE_KIB}"),
         version_name=VERSION_NAME,
-        timeout_ms=round(_BUSY_TIMEOUT * 1000),
+        timeout_ms=round(BUSY_TIMEOUT * 1000),
     )
-
-
-def _check_library(path: Path) -> None:
-    """Refuse if Python's module has an SQLite of its own: each would drop the other's locks."""
-    before = memory_used()
-    with contextlib.closing(sqlite3.connect(":memory:")):
-        if memory_used() == before:
-            raise StoreError(
-                f"{path} can't be opened: Python's sqlite3 module does not use the library that "
-                "pmxcfs was linked with: use the system's Python"
-            )
 
 
 def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
@@ -593,8 +558,3 @@ def _checkpoint(connection: sqlite3.Connection) -> bool:
     """Copy what the log holds now; return whether all of it could be."""
     is_busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return not is_busy and copied == frames >= 0
-
-
-def _weight(rows: Sequence[Row], gone: Collection[int]) -> int:
-    """Return about how many bytes of log it takes to write *rows* and delete *gone*."""
-    return _FRAME * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)

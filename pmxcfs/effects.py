@@ -32,6 +32,7 @@ class Send(NamedTuple):
 
     A membership change drops what is unsent of the state messages, because their round is over. A
     ``Normal`` stays: it is a change of ours that must be queued everywhere before our next STATE.
+    A ``SyncStart`` that is unsent when START_SYNC ends is dropped, too.
     """
 
     message: Message

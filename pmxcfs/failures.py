@@ -30,6 +30,9 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
         sqlite3.SQLITE_FULL: _Meaning(errno.ENOSPC, "free some space"),
         sqlite3.SQLITE_IOERR_SHMSIZE: _Meaning(errno.ENOSPC, "free some space"),
         sqlite3.SQLITE_IOERR: _Meaning(errno.EIO, "look for the device's errors with dmesg"),
+        sqlite3.SQLITE_READONLY_ROLLBACK: _Meaning(
+            errno.EROFS, "its last change was interrupted: take that back with pmxcfs fsck --repair"
+        ),
         sqlite3.SQLITE_READONLY: _Meaning(errno.EROFS, "make it and its directory writable"),
         sqlite3.SQLITE_BUSY: _Meaning(errno.EBUSY, "another process has it open: end that one"),
         sqlite3.SQLITE_CANTOPEN: _Meaning(errno.EIO, "check that it is a file in a usable place"),

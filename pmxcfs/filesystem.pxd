@@ -10,6 +10,7 @@ from pmxcfs.tickets cimport Ticket
 cdef class OpenFile:
     cdef readonly Entry entry
     cdef public Ticket flight
+    cdef public bint append
     cdef public bint has_created
     cdef public bint has_written
     cdef public bint has_truncated
@@ -17,13 +18,14 @@ cdef class OpenFile:
 
 cdef class FileSystem:
     cdef public bint quorate
+    cdef public object publish_after_ns
     cdef readonly object group
     cdef Tree _tree
     cdef object _issuer
     cdef object _locks
     cdef object _now_ns
     cdef public object on_unpublished
-    cdef public object on_dropped
+    cdef public object on_displaced
     cdef dict _flights
     cdef dict _writers
     cdef object _oldest_creation_ns

@@ -90,8 +90,9 @@ class Issuer(Protocol):
 class OpenFile:
     """An open handle of a regular file."""
 
-    def __init__(self, entry: Entry, *, has_created: bool) -> None:
+    def __init__(self, entry: Entry, *, append: bool, has_created: bool) -> None:
         self.entry = entry
+        self.append = append  # whatever offset comes with a write, it goes to the end
         self.has_created = has_created  # by the open itself, and none of its descriptors was closed
         self.has_written = False  # since its last publishing
         self.has_truncated = False  # by the open itself
@@ -115,14 +116,16 @@ class FileSystem:
         monotonic_ns: Callable[[], int],
     ) -> None:
         self.quorate = True
+        self.publish_after_ns = PUBLISH_AFTER_NS
         self.group = group  # gid of everything
         self._tree = tree
         self._issuer = issuer
         self._locks = locks
         self._now_ns = monotonic_ns
-        # Told that something waits to be published, and that unpublished bytes are lost.
+        # Told that something waits to be published, and that bytes are not where the writer
+        # believes them to be: they are lost, or were appended elsewhere.
         self.on_unpublished: Callable[[], None] = _nobody_listens
-        self.on_dropped: Callable[[Entry], None] = _nobody_listens
+        self.on_displaced: Callable[[Entry], None] = _nobody_listens
         self._flights: dict[Entry, Ticket] = {}  # what is being published
         self._writers: dict[Entry, list[OpenFile]] = {}  # handles to tell of failures
         self._oldest_creation_ns = 0  # of those that are not saved; 0 if there are none
@@ -189,7 +192,10 @@ class FileSystem:
             _refuse_guest_name(target)
         self.publish(entry)
         self.save_creations()  # or a failure would undo it under a name that the kernel never knew
-        self._issuer.submit(Rename(_path(entry), target))
+        source = _path(entry)
+        if target == source or target.startswith(f"{source}/"):
+            raise NotFound(f"{source} was moved there meanwhile")  # the original would crash on it
+        self._issuer.submit(Rename(source, target))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
@@ -241,7 +247,13 @@ class FileSystem:
     # Content
 
     def open(
-        self, entry: Entry, *, writing: bool, truncate: bool, has_created: bool = False
+        self,
+        entry: Entry,
+        *,
+        writing: bool,
+        truncate: bool,
+        append: bool = False,
+        has_created: bool = False,
     ) -> OpenFile:
         """Open a file, which *has_created* it.
 
@@ -252,7 +264,7 @@ class FileSystem:
         if truncate or (writing and not has_created):
             self._need_quorum()
             _check_current(entry)
-        handle = OpenFile(entry, has_created=has_created)
+        handle = OpenFile(entry, append=append, has_created=has_created)
         if truncate:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
             self.on_unpublished()
@@ -264,15 +276,19 @@ class FileSystem:
     def write(self, handle: OpenFile, offset: int, data: bytes) -> None:
         """Write into RAM. Raises NoQuorum, TooBig and NoSpace, which can be known already.
 
-        And why earlier writes of *handle* are lost, until it has been told by a close or fsync.
+        And why earlier writes of *handle* are lost, until a close or fsync has told it. The kernel
+        computes where an append goes; it may not know yet what another node has changed.
         """
         self._need_quorum()
         _check_unbroken(handle)
         entry = handle.entry
-        self._check_size(entry, offset + len(data))
-        self._tree.write_unpublished(entry, offset, data, now_ns=self._now_ns())
+        start = entry.visible_size if handle.append else offset
+        self._check_size(entry, start + len(data))
+        self._tree.write_unpublished(entry, start, data, now_ns=self._now_ns())
         handle.has_written = True
         self.on_unpublished()
+        if start != offset:
+            self.on_displaced(entry)
 
     def truncate(self, entry: Entry, size: int, *, handle: OpenFile | None) -> None:
         """Cut or extend a file; without *handle* it is published at once (truncate(2)).
@@ -396,7 +412,7 @@ class FileSystem:
     def _drop(self, entry: Entry, flight: Ticket) -> None:
         """Lose all unpublished bytes, those too that were written while *flight* failed."""
         self._tree.discard_unpublished(entry)
-        self.on_dropped(entry)
+        self.on_displaced(entry)
         for handle in self._writers.get(entry, ()):
             _board(handle, flight)
         assert flight.error is not None, "only what failed is dropped"
@@ -416,7 +432,7 @@ class FileSystem:
         since += [self._oldest_creation_ns] if self._oldest_creation_ns else []
         if not since:
             return 0
-        delay_ns = min(since) + PUBLISH_AFTER_NS - self._now_ns()
+        delay_ns = min(since) + self.publish_after_ns - self._now_ns()
         return delay_ns if delay_ns > 0 else RETRY_AFTER_NS
 
     def publish_all(self) -> None:
@@ -426,7 +442,7 @@ class FileSystem:
         self._save_creations_behind()
 
     def _is_due(self, since_ns: int) -> bool:
-        return self._now_ns() - since_ns >= PUBLISH_AFTER_NS
+        return self._now_ns() - since_ns >= self.publish_after_ns
 
     def _waiting(self) -> list[Entry]:
         """Return what nobody publishes yet, oldest first."""

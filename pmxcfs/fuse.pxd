@@ -31,3 +31,4 @@ cdef class Handlers:
     cdef object _dirent(self, Entry entry)
     cdef object _special_dirent(self, str name)
     cdef object _new_handle(self, handle)
+    cdef object _open(self, Entry entry, flags, has_created)

@@ -17,7 +17,7 @@ import select
 import stat
 import time
 from collections.abc import Callable, Sequence
-from os import O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC
+from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -73,7 +73,6 @@ OPTIONS = (
     "big_writes",
     "atomic_o_trunc",  # O_TRUNC comes with the open, so a rewritten file is one change
 )
-
 
 Handle = OpenFile | Switch | Snapshot
 # Name, what it is, where the next is. A string, as Cython 0.29 can't subscript a class.
@@ -337,10 +336,8 @@ class Handlers:
         self, parent: int, name: bytes, mode: int, flags: int, context: object
     ) -> tuple[int, llfuse.EntryAttributes]:
         entry = self._create(parent, to_text(name), exclusive=bool(flags & O_EXCL))
-        is_writing = (flags & O_ACCMODE) != O_RDONLY
-        truncate = bool(flags & O_TRUNC) and entry.visible_size > 0
-        handle = self._files.open(entry, writing=is_writing, truncate=truncate, has_created=True)
-        return self._new_handle(handle), self._answer(entry)
+        flags = flags if entry.visible_size else flags & ~O_TRUNC
+        return self._open(entry, flags, True), self._answer(entry)
 
     @_handler
     def mknod(
@@ -435,19 +432,26 @@ class Handlers:
         self._handles[self._last_handle] = handle
         return self._last_handle
 
+    def _open(self, entry: Entry, flags: int, has_created: bool) -> int:
+        opened = self._files.open(
+            entry,
+            writing=(flags & O_ACCMODE) != O_RDONLY,
+            truncate=bool(flags & O_TRUNC),
+            append=bool(flags & O_APPEND),
+            has_created=has_created,
+        )
+        return self._new_handle(opened)
+
     @_handler
     def open(self, node: int, flags: int, context: object) -> int:
         found = self.nodes[node]
-        truncate = bool(flags & O_TRUNC)
         if isinstance(found, Entry):
-            is_writing = (flags & O_ACCMODE) != O_RDONLY
-            return self._new_handle(self._files.open(found, writing=is_writing, truncate=truncate))
+            return self._open(found, flags, False)
         if isinstance(found, Snapshot):
-            self._check_snapshot(found, truncate=truncate)
-            return self._new_handle(found)
-        if isinstance(found, Switch):
-            return self._new_handle(found)
-        raise NotFound(f"node {node} can't be opened")
+            self._check_snapshot(found, truncate=bool(flags & O_TRUNC))
+        elif not isinstance(found, Switch):
+            raise NotFound(f"node {node} can't be opened")
+        return self._new_handle(found)
 
     def _check_snapshot(self, snapshot: Snapshot, *, truncate: bool) -> None:
         """Raise Stale for an outdated one: the kernel then looks the name up once more."""

@@ -172,8 +172,13 @@ def _log_lines(content: bytes) -> Iterator[str]:
     for entry in reversed(json.loads(content)["data"]):
         yield (
             f"{_stamp(entry['time'])} {entry['node']} {entry['tag']}[{entry['pid']}] "
-            f"{PRIORITIES[entry['pri']]} {entry['user']}: {entry['msg']}"
+            f"{_priority(entry['pri'])} {entry['user']}: {entry['msg']}"
         )
+
+
+def _priority(number: int) -> str:
+    """Return the name of a priority; another node may have sent one that has none."""
+    return PRIORITIES[number] if number < len(PRIORITIES) else str(number)
 
 
 def _property_lines(content: bytes) -> Iterator[str]:

@@ -73,8 +73,8 @@ class KernelCache:
                 self._forget_inode(entry, pages=True)
                 self._look_up_again(entry, pages=True)
 
-    def on_dropped(self, entry: Entry) -> None:
-        """Notify that bytes which had been written are not there."""
+    def on_displaced(self, entry: Entry) -> None:
+        """Notify that bytes which had been written are not where the kernel has them."""
         self._forget_inode(entry, pages=True)
 
     def on_quorum(self) -> None:

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from pmxcfs._cpg import encode
 from pmxcfs.dfsm import Dfsm
+from pmxcfs.effects import Mode
 from pmxcfs.errors import Busy, ClusterError, Interrupted, Invalid, PmxcfsError, TryAgain
-from pmxcfs.messages import Body, Group, Message, Normal
+from pmxcfs.messages import Body, Group, Message, Normal, SyncStart
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a send is tried again, doubling
 PATIENCE = 10.0  # seconds of trying to send one change
@@ -88,9 +89,18 @@ class Mailer:
             self._end_pause()
 
     def _send_message(self, mcast: Callable[[bytes], None]) -> None:
-        with contextlib.suppress(Interrupted):  # its round is over
-            self._mcast(mcast, encode(self._queue[0], group=self._group))
+        message = self._queue[0]
+        if not self._is_late(message):
+            with contextlib.suppress(Interrupted):  # its round is over
+                self._mcast(mcast, encode(message, group=self._group))
         self._queue.popleft()
+
+    def _is_late(self, message: Message) -> bool:
+        """Tell whether *message* begins a round again that got on while there was no room for it.
+
+        Members of the existing implementation that wait for updates would leave the group on it.
+        """
+        return isinstance(message, SyncStart) and self._dfsm.mode is not Mode.START_SYNC
 
     def _send_change(self, mcast: Callable[[bytes], None]) -> bool:
         """Send the next change of this node's; return whether there was one."""

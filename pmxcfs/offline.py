@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from pmxcfs import database
 from pmxcfs._core import Entry, Tree
-from pmxcfs.database import Database
+from pmxcfs.creation import making
+from pmxcfs.database import Database, Loaded
 from pmxcfs.delivery import apply
-from pmxcfs.errors import Exists, NoSpace, TooBig, Unsupported
+from pmxcfs.errors import Exists, NoSpace, StoreError, TooBig, Unsupported
 from pmxcfs.guests import Guests
 from pmxcfs.log import escape
 from pmxcfs.messages import (
@@ -50,7 +51,7 @@ def fsck(path: Path, *, repair: bool) -> int:
 
     A repair leaves a copy of the file as it was beside it.
     """
-    loaded = database.inspect(path)
+    loaded = _inspect(path, repair=repair)
     damage = database.find_damage(path)
     if repair and loaded.repairs:
         _repair(path)
@@ -67,6 +68,18 @@ def fsck(path: Path, *, repair: bool) -> int:
     root, *entries = loaded.records
     print(f"{path}: sound, version {root.version}, {len(entries)} entries")
     return 0
+
+
+def _inspect(path: Path, *, repair: bool) -> Loaded:
+    """Read the tree; if it is to be repaired, take a change that was interrupted back first."""
+    try:
+        return database.inspect(path)
+    except StoreError as error:
+        if not repair or error.errno != errno.EROFS:
+            raise
+    Database.open(path, now=int(time.time()), alone=True).close()
+    print(f"{path}: repaired: a change that was interrupted is taken back")
+    return database.inspect(path)
 
 
 def _repair(path: Path) -> None:
@@ -131,6 +144,7 @@ def _export_entry(entry: Entry, target: bytes) -> str | None:
     except OSError as error:
         if error.errno in _NAME_ERRORS:
             return error.strerror
+        error.filename = os.fsdecode(target)  # a write that failed does not know
         raise
     return None
 
@@ -152,16 +166,8 @@ def import_(directory: Path, path: Path) -> int:
         if os.path.lexists(f"{path}{suffix}"):
             raise Exists(f"{path}{suffix} is there already: move it away or name another file")
     tree = _read_directory(directory)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        opened = Database.open(unfinished, now=int(time.time()))
-        with contextlib.closing(opened):
-            opened.save(tree)
-        os.rename(unfinished, path)
-    finally:
-        for suffix in database.COMPANIONS:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{unfinished}{suffix}")
+    with making(path, now=int(time.time())) as new:
+        new.save(tree)
     print(f"{path}: version {tree.version}, {tree.entry_count} entries")
     return 0
 

@@ -37,6 +37,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _MNT_FORCE = 1  # umount2(2): requests that still wait for an answer fail
 _MNT_DETACH = 2  # out of sight now, gone when nothing uses it any more
 _MAX_STALE_MOUNTS = 16  # stacked on one mountpoint
+_STDOUT, _STDERR = 1, 2  # descriptors
 _READY = b"\0"  # what the daemon writes to its parent; anything else is the reason of a failure
 
 _log = logging.getLogger("pmxcfs.main")
@@ -45,6 +46,19 @@ _log = logging.getLogger("pmxcfs.main")
 def name_process(name: str = "pmxcfs") -> None:
     """Set the name that ps and killall know this process by."""
     Path("/proc/self/comm").write_text(name)
+
+
+def open_standard_streams() -> None:
+    """Have descriptors 0 to 2 and the streams on them, whoever started us.
+
+    A file or socket of ours that got one of these numbers would take what is meant for them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
+    # Python has none where it found the descriptor closed.
+    sys.stdout = sys.stdout or os.fdopen(_STDOUT, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w", closefd=False)
 
 
 def keep_freed_memory() -> None:
@@ -105,16 +119,22 @@ class StateLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StartError(f"can't open lock file {self._path}: {error.strerror}") from None
-        if not _flock(descriptor, 0) and _is_dying(_holder(descriptor)):
+        try:
+            self._take(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return self
+
+    def _take(self, descriptor: int) -> None:
+        if _has_dying_holder(descriptor):
             self._free_holder()
         if not _flock(descriptor, self._patience):
             holder = _holder(descriptor) or "unknown"
-            os.close(descriptor)
             raise StartError(f"{self._path.parent} is in use by the daemon with pid {holder}")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        self._descriptor = descriptor
-        return self
 
     def _free_holder(self) -> None:
         """Let a daemon end that was killed while one of its threads notified the kernel.
@@ -135,6 +155,14 @@ def _holder(descriptor: int) -> str:
     return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
 
 
+def _has_dying_holder(descriptor: int) -> bool:
+    """Tell whether a daemon that is dying has the lock; else take the lock if it is free."""
+    if _flock(descriptor, 0) or not _is_dying(_holder(descriptor)):
+        return False
+    # One that ends in order gives the lock back first, maybe only since the first look.
+    return not _flock(descriptor, 0)
+
+
 def _is_dying(pid: str) -> bool:
     """Tell whether a process has ended but for some of its threads."""
     try:
@@ -145,6 +173,7 @@ def _is_dying(pid: str) -> bool:
 
 
 def _flock(descriptor: int, patience: float) -> bool:
+    """Take the lock within *patience* seconds, or until a signal to stop, which is blocked."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -152,7 +181,8 @@ def _flock(descriptor: int, patience: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(LOCK_INTERVAL)
+            if signal.sigtimedwait(STOP_SIGNALS, LOCK_INTERVAL):
+                raise StartError("told to stop while it waited for another daemon") from None
         else:
             return True
 
@@ -227,6 +257,7 @@ def daemonize(body: Callable[[Callable[[], None]], int], *, mountpoint: Path) ->
     *body* gets a function to call once the mount is there. The parent blocks until then, looks at
     the mount itself, and returns 0; or it prints why the daemon did not start and returns 1.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there is nobody to wait for
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -294,8 +325,11 @@ class SignalWaiter:
     """
 
     def __init__(self) -> None:
-        """Block the signals, here and in all threads to come; for the main thread."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        """Block the signals and no others, here and in all threads to come; for the main thread.
+
+        A mask is inherited, and one with SIGUSR1 in it would let ``end_llfuse_main`` wait for ever.
+        """
+        signal.pthread_sigmask(signal.SIG_SETMASK, STOP_SIGNALS)
         # end_llfuse_main uses these two. They must not kill the process while llfuse's handlers
         # are not in place yet, or not any more.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

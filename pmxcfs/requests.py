@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.clusterlog import SHOWN
+from pmxcfs.clusterlog import SHOWN, render
 from pmxcfs.errors import Invalid, NotFound, NotPermitted, UnknownRequest
 from pmxcfs.guests import Guests
 from pmxcfs.messages import LogEntry, SetKey, to_text
@@ -222,12 +222,14 @@ class Requests:
         return b""
 
     def get_log(self, _caller: Caller, payload: bytes) -> bytes:
-        """Return the newest entries of the cluster log."""
+        """Return the newest entries of the cluster log. Not with the lock: there may be 2,000."""
         if len(payload) < _LOG_QUERY.size:
             raise Invalid("there is no number of entries")
         (most,) = _LOG_QUERY.unpack_from(payload)
         user = text_of(payload[_LOG_QUERY.size :], what="the user")
-        return self._status.log.render(most=most or SHOWN, user=user).encode("ascii")
+        with self._lock:
+            entries = self._status.log.snapshot()
+        return render(entries, most=most or SHOWN, user=user).encode("ascii")
 
     def verify_token(self, _caller: Caller, payload: bytes) -> bytes:
         """Return nothing if the file of tokens has this line. Takes the same time for any token."""
@@ -276,7 +278,7 @@ TABLE: Mapping[int, _Entry] = {
     Number.GET_STATUS: _Entry(Requests.get_key),
     Number.GET_CONFIG: _Entry(Requests.get_config),
     Number.LOG_CLUSTER_MSG: _Entry(Requests.add_to_log, is_privileged=True),
-    Number.GET_CLUSTER_LOG: _Entry(Requests.get_log),
+    Number.GET_CLUSTER_LOG: _Entry(Requests.get_log, needs_lock=False),
     Number.GET_RRD_DUMP: _Entry(Requests.get_metrics),
     Number.GET_GUEST_CONFIG_PROPERTY: _Entry(Requests.get_property, needs_lock=False),
     Number.VERIFY_TOKEN: _Entry(Requests.verify_token),

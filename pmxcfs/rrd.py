@@ -18,6 +18,7 @@ from pathlib import Path
 import rrdtool
 
 from pmxcfs.errors import Failed, Invalid
+from pmxcfs.metrics import MAX_REFUSED
 from pmxcfs.roundrobin import Update, definition, update_of
 
 MAX_QUEUED = 16 << 20  # bytes of metrics that wait; at 10,000 guests some minutes
@@ -127,6 +128,7 @@ class Recorder:
         self._lock = threading.Lock()  # of queue and size; held for moments
         self._lost = 0
         self._create_after = 0.0  # monotonic seconds
+        self._refused: set[str] = set()  # names that were logged
         self._wanted = threading.Event()
         self._closing = threading.Event()
         self._writing = Report("writing metrics")
@@ -183,12 +185,20 @@ class Recorder:
         except Hung as error:
             self._caching.fails(str(error))
             return not self._closing.wait(RETRY_AFTER)
+        except Invalid as error:
+            self._refuse(first[0], error)
         except Exception as error:  # noqa: BLE001, as one bad metric must not end the thread
             self._writing.fails(f"{first[0]}: {error}")
         else:
             self._writing.works()
         self._take(first)
         return True
+
+    def _refuse(self, name: str, error: Invalid) -> None:
+        """Log it once: a daemon whose text we don't understand sends it every ten seconds."""
+        if name not in self._refused and len(self._refused) < MAX_REFUSED:
+            self._refused.add(name)
+            _log.warning("%s", error)
 
     def _take(self, first: tuple[str, bytes]) -> None:
         with self._lock:
@@ -200,11 +210,7 @@ class Recorder:
             _log.warning("dropped %d metrics: rrdcached or the disk is too slow", lost)
 
     def _write(self, name: str, data: bytes) -> None:
-        try:
-            update = update_of(name, data)
-        except Invalid as error:
-            _log.warning("%s", error)
-            return
+        update = update_of(name, data)
         file = self._directory / update.file
         if not file.exists():
             self._make(file, update)

@@ -171,6 +171,8 @@ class TreeContent:
     def on_members(self, members: Sequence[Member], *, me: Member) -> None:
         """Other members are there now."""
         self._me, self._members = me, members
+        if members:  # the quorum must be known before the first change, or we have to leave
+            self._quorum.refresh()
 
     def on_synced(self) -> None:
         """The members have the same tree now, or are about to get it."""

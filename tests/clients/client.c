@@ -1,11 +1,13 @@
 /* A client of libqb's, written against its header alone: what Proxmox VE's tools do, and worse.
  *
- * client NAME ask ID HEX          one request; prints the error and the answer's content in hex
+ * client NAME ask ID HEX [MORE]   one request; prints the error and the answer's content in hex.
+ *                                 Its header claims MORE bytes than there are
  * client NAME time COUNT ID HEX   COUNT times the same; prints median and 99th percentile in ns
  * client NAME flood COUNT         COUNT requests of all kinds that read; prints how many failed
  * client NAME garbage SEED        endless requests whose headers and contents are random
  * client NAME unread ID           endless requests whose answers nobody takes
  * client NAME half                a request whose header claims more than there is, then nothing
+ * client NAME hold COUNT          COUNT connections with small buffers; prints how many there are
  * client NAME mute                several requests, but tells the server of one only
  * client NAME noisy               tells of messages that it does not send
  * client NAME silent              connects the socket and never says who it is
@@ -28,6 +30,7 @@
 #define PATIENCE 10000       /* ms */
 
 static char answer[BUFFER], content[BUFFER];
+static int more; /* bytes that a request's header claims beyond what there is */
 
 static qb_ipcc_connection_t *connect_to(const char *name)
 {
@@ -42,7 +45,7 @@ static qb_ipcc_connection_t *connect_to(const char *name)
 /* Returns the length of the answer's content, or a negative errno of libqb; *error is the server's. */
 static ssize_t ask(qb_ipcc_connection_t *c, int id, const char *data, size_t size, int *error)
 {
-	struct qb_ipc_request_header request = {.id = id, .size = (int)(sizeof(request) + size)};
+	struct qb_ipc_request_header request = {.id = id, .size = (int)(sizeof(request) + size) + more};
 	struct iovec parts[2] = {{&request, sizeof(request)}, {(void *)data, size}};
 	ssize_t got = qb_ipcc_sendv_recv(c, parts, 2, answer, sizeof(answer), PATIENCE);
 	const struct qb_ipc_response_header *response = (void *)answer;
@@ -183,6 +186,17 @@ static int half(const char *name)
 	return 0;
 }
 
+static int hold(const char *name, int count)
+{
+	int held = 0;
+	while (held < count && qb_ipcc_connect(name, 4096))
+		held++;
+	printf("%d\n", held);
+	fflush(stdout);
+	pause();
+	return 0;
+}
+
 static int silent(const char *name)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -234,8 +248,10 @@ static int noisy(const char *name)
 int main(int argc, char **argv)
 {
 	const char *name = argc > 2 ? argv[1] : "", *what = argc > 2 ? argv[2] : "";
-	if (!strcmp(what, "ask") && argc == 5)
+	if (!strcmp(what, "ask") && (argc == 5 || argc == 6)) {
+		more = argc == 6 ? atoi(argv[5]) : 0;
 		return one(name, atoi(argv[3]), argv[4]);
+	}
 	if (!strcmp(what, "time") && argc == 6)
 		return measure(name, (size_t)atol(argv[3]), atoi(argv[4]), argv[5]);
 	if (!strcmp(what, "flood") && argc == 4)
@@ -246,6 +262,8 @@ int main(int argc, char **argv)
 		return unread(name, atoi(argv[3]));
 	if (!strcmp(what, "half"))
 		return half(name);
+	if (!strcmp(what, "hold") && argc == 4)
+		return hold(name, atoi(argv[3]));
 	if (!strcmp(what, "mute"))
 		return mute(name);
 	if (!strcmp(what, "noisy"))

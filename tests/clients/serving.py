@@ -116,13 +116,20 @@ class CClient:
     program: Path
 
     def ask(
-        self, name: str, number: int, payload: bytes = b"", *, identity: Sequence[str] = ()
+        self,
+        name: str,
+        number: int,
+        payload: bytes = b"",
+        *,
+        more: int = 0,
+        identity: Sequence[str] = (),
     ) -> tuple[int, bytes]:
         """Return the error, 0 or negative, and the content of the answer.
 
+        The request's header claims *more* bytes than there are.
         *identity* is how to run it as somebody else. Raises PermissionError if it is refused.
         """
-        result = self.run(name, "ask", str(number), payload.hex(), identity=identity)
+        result = self.run(name, "ask", str(number), payload.hex(), str(more), identity=identity)
         first, _, rest = result.partition(" ")
         if first == "connect":
             raise OSError(int(rest), f"refused: {errno.errorcode[int(rest)]}")
@@ -135,11 +142,12 @@ class CClient:
             command, stdout=subprocess.PIPE, text=True, timeout=600, check=False
         ).stdout.strip()
 
-    def start(self, name: str, *arguments: str, ready: bool = True) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, *arguments: str, ready: bool = True, identity: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         """Start it; wait until it says that it is ready, or has ended."""
-        process = subprocess.Popen(
-            [self.program, name, *arguments], stdout=subprocess.PIPE, text=True
-        )
+        command = [*identity, str(self.program), name, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         if ready:
             assert process.stdout is not None
             process.stdout.readline()

@@ -86,6 +86,23 @@ def test_others_are_refused_and_logged(
         assert server.connections in (0, 1)  # the last one's end may not be noticed yet
 
 
+def test_readers_leave_connections_for_root(
+    c_client: CClient, requests: Requests, service: str, tmp_path: Path
+) -> None:
+    with served(requests, tmp_path, name=service) as server:
+        readers = identity(GROUP, GROUP)
+        crowd = c_client.start(service, "hold", "1000", ready=False, identity=readers)
+        assert crowd.stdout is not None
+        held = int(crowd.stdout.readline())
+        assert held > 100
+        assert c_client.ask(service, 2)[0] == 0
+        with pytest.raises(OSError, match="EMFILE"):
+            c_client.ask(service, 2, identity=readers)
+        assert server.connections >= held
+        crowd.kill()
+        crowd.communicate()
+
+
 def test_refusals_do_not_fill_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
 ) -> None:

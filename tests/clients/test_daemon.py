@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pmxcfs import rrd
 from pmxcfs.client import Daemon as Client
 from pmxcfs.errors import IpcError
 from tests.clients.serving import CClient
@@ -221,9 +222,9 @@ def test_a_riot_leaves_nothing_and_delays_nobody(
         for number in range(rounds):
             crowd = gather(c_client, name, count=CROWD, seed=number * CROWD)
             for _ in range(100):
-                asked = time.monotonic()
+                asked, starvation = time.monotonic(), daemon.starvation()
                 client.members()
-                slowest = max(slowest, time.monotonic() - asked)
+                slowest = max(slowest, time.monotonic() - asked - starvation.seconds())
             disperse(crowd)
         after = settled(daemon, name)
     report(f"{rounds} x {CROWD} rioters: {before} -> {after}; slowest {slowest * 1000:.0f} ms")
@@ -282,7 +283,7 @@ def test_nobody_waits_for_rrdcached(
     ]
     report("p99 with rrdcached " + "; ".join(lines))
     for times in results.values():
-        assert max(times) < 1e6 / 4  # nothing waits for its timeout
+        assert max(times) < 1e6 * rrd.TIMEOUT / 2  # nothing waits for its timeout
     if seconds > 1:
         for mood in MOODS[1:]:
             for got, first in zip(results[mood], results["running"], strict=True):
@@ -311,7 +312,10 @@ def measure(workdir: Path, mood: str, c_client: CClient, *, seconds: float) -> t
             set_metrics(name, seconds=0.5)  # so that the files are there
             with users(daemon.path, count=2, seconds=seconds) as traffic:
                 client_times = set_metrics(name, seconds=seconds)
-                return p99(traffic.times()), p99(client_times)
+                user_times = traffic.times()
+            for text in expected:
+                daemon.wait_for_log(text)
+            return p99(user_times), p99(client_times)
     finally:
         if mood == "full":
             subprocess.run(["umount", database], check=True)
@@ -388,6 +392,15 @@ def test_a_refused_question_is_one_line(tmp_path: Path) -> None:
         result = command(tmp_path, "ipc", "config", "missing")
         assert (result.returncode, result.stdout) == (1, "")
         assert result.stderr == "pmxcfs: request: No such file or directory\n"
+        for question, what in (
+            (["property", "name", "--vmid", "5000000000"], "the vmid"),
+            (["property", *["name"] * 256], "how many names"),
+            (["clusterlog", "-n", "5000000000"], "the number of entries"),
+        ):
+            result = command(tmp_path, "ipc", *question)
+            assert (result.returncode, result.stdout) == (1, "")
+            assert what in result.stderr
+            assert result.stderr.endswith("is out of range\n")
     result = command(tmp_path, "ipc", "members")
     assert (result.returncode, result.stdout) == (1, "")
     assert "is it running?" in result.stderr

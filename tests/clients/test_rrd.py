@@ -266,24 +266,26 @@ def test_recording_never_waits(cached: RrdCached, expect_log: ExpectLog) -> None
     expect_log("does not answer")
     with recording(cached.directory, cached.socket) as recorder:
         cached.process.send_signal(signal.SIGSTOP)
+        data = metric("pve2-node/n")
         start = time.monotonic()
         for _ in range(10_000):
-            recorder.record("pve2-node/n", metric("pve2-node/n"))
+            recorder.record("pve2-node/n", data)
         assert time.monotonic() - start < rrd.TIMEOUT
         await_true(lambda: bool(recorder.trouble))
         cached.stop()
 
 
 def test_a_stop_does_not_wait_for_a_hung_rrdcached(
-    cached: RrdCached, expect_log: ExpectLog
+    cached: RrdCached, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
+    monkeypatch.setattr(rrd, "TIMEOUT", 3.0)
     recorder = Recorder(cached.directory, cached.socket)
     recorder.start()
     cached.process.send_signal(signal.SIGSTOP)
     recorder.record("pve2-node/n", metric("pve2-node/n"))
     start = time.monotonic()
     recorder.close(0.3)
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < rrd.TIMEOUT
     expect_log("does not answer")
     recorder.close(PATIENCE)
 
@@ -312,6 +314,21 @@ def test_a_full_disk_is_told_once_and_metrics_flow_again(
         assert last_values(full / "pve-node-9.0" / "last")[0] == "0.5"
     finally:
         subprocess.run(["umount", full], check=True)
+
+
+def test_a_metric_that_is_none_says_nothing_of_the_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
+) -> None:
+    expect_log("writing metrics: pve2-node/n: ")
+    expect_log("metric pve2-node/bad has no time")
+    (tmp_path / "file").touch()
+    with recording(tmp_path / "file") as recorder:
+        for _ in range(3):
+            recorder.record("pve2-node/n", metric("pve2-node/n"))
+            recorder.record("pve2-node/bad", b"1:2:never")
+        await_empty(recorder)
+        assert "pve2-node/n" in recorder.trouble
+    assert len(caplog.records) == 2
 
 
 def test_a_failure_to_make_a_file_is_not_repeated_at_once(

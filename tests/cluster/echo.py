@@ -4,7 +4,6 @@ import socket
 from multiprocessing.connection import Connection
 
 BATCHES, BATCH = 20, 100  # frames; few enough at once for a socket's buffer
-SILENCE = 0.1  # seconds after which the rest of a batch is lost
 
 
 def serve(connection: Connection, address: str) -> None:
@@ -17,11 +16,11 @@ def serve(connection: Connection, address: str) -> None:
             server.sendto(data, sender)
 
 
-def count(connection: Connection, address: str, port: int) -> None:
-    """Tell how many percent of the frames have come back."""
+def count(connection: Connection, address: str, port: int, silence: float) -> None:
+    """Tell how many percent of the frames come back; after *silence* no more of a batch do."""
     returned = 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(SILENCE)
+        client.settimeout(silence)
         for _ in range(BATCHES):
             for _ in range(BATCH):
                 client.sendto(b"frame", (address, port))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 Value = str | None  # of a path: a token that no other change has, DIRECTORY, or None: not there
 DIRECTORY = "directory"
-HOLE = "\0"  # where a line in doubt was, if the kernel knew of its loss too late: no violation
+HOLE = "\0"  # where a line in doubt was that was lost before the next one was closed; allowed
 EMPTY = ""  # a file without content, as it is between its creation and its first publishing
 
 

@@ -87,6 +87,10 @@ class Service:
         """Return what it has logged in all its lives."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def log_lines(self, text: str) -> list[str]:
+        """Return the lines of its log that contain *text*; a thread of the daemon writes them."""
+        return [line for line in self.log_text().splitlines() if text in line]
+
     def log_tail(self) -> str:
         """Return the end of the log, for messages of failed tests."""
         return "\n".join([f"--- log of {self}:", *self.log_text().splitlines()[-30:]])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 VARIABLE = "PMXCFS_LAB"
-PATIENCE = 10.0  # seconds for killed processes to go
+PATIENCE = 30.0  # seconds for killed processes to go
 POLL_INTERVAL = 0.02  # seconds
 MOUNTPOINT = "/etc/pve"  # where the nodes have it; boot.sh takes the machine's own away
 CONNECTIONS = "/sys/fs/fuse/connections"  # mounted by boot.sh

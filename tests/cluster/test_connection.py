@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tests.cluster.single import Corosync, own_network, started
 
 pytestmark = pytest.mark.needs_corosync
 
-PATIENCE = 10.0  # seconds for what corosync does at once unless the machine is busy
+PATIENCE = 30.0  # seconds for what corosync does at once unless the machine is busy
 TREE = Group.TREE.cpg_name
 
 
@@ -180,25 +179,17 @@ def test_other_threads_run_while_a_call_waits_for_corosync(corosync: Corosync) -
     corosync.send(signal.SIGSTOP)
     thread = threading.Thread(target=cpg.join, args=(TREE,), daemon=True)
     thread.start()
-    others = threads_within(0.1)
+    for _ in range(100):
+        other = threading.Thread(target=int)
+        other.start()
+        other.join(PATIENCE)
+        assert not other.is_alive()
     assert thread.is_alive()
-    assert others > 10
     corosync.send(signal.SIGCONT)
     thread.join(PATIENCE)
     assert not thread.is_alive()
     dispatch_until(cpg, lambda: sink.members)
     cpg.close()
-
-
-def threads_within(seconds: float) -> int:
-    """Return how many threads could start and end meanwhile."""
-    count, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        thread = threading.Thread(target=int)
-        thread.start()
-        thread.join(PATIENCE)
-        count += 1
-    return count
 
 
 def test_a_stopped_corosync_takes_messages_and_delivers_none(corosync: Corosync) -> None:
@@ -252,7 +243,7 @@ failed = 0
 for _ in range(100):  # each in a process in which libcpg was never used
     pid = os.fork()
     if pid == 0:
-        done, barrier = [], threading.Barrier(2, timeout=5)
+        done, barrier = [], threading.Barrier(2, timeout=30)
         threads = [threading.Thread(target=connect, args=[barrier]) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -267,7 +258,7 @@ print(failed, "failed")
 @pytest.mark.usefixtures("corosync")
 def test_two_threads_can_connect_at_once() -> None:
     child = [sys.executable, "-c", AT_ONCE]
-    result = subprocess.run(child, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(child, capture_output=True, text=True, timeout=120)
     assert (result.stdout, result.stderr) == ("0 failed\n", "")
 
 

@@ -40,7 +40,7 @@ from tests.cluster.together import Cluster
 
 pytestmark = pytest.mark.needs_corosync
 
-PROMPT = 10.0  # seconds for what takes milliseconds on an idle machine
+PROMPT = 30.0  # seconds for what takes milliseconds on an idle machine
 MEMBERS = [1, 2, 3, 3]  # by node: the intruder is the second one on node 3
 STRANGE = Epoch(7, 7, 7, 7)  # no round has it
 NOW = 1_700_000_000
@@ -137,10 +137,6 @@ def mixed(malformed: Sequence[bytes], valid: Sequence[bytes]) -> list[bytes]:
     return found
 
 
-def lines_with(node: Member, text: str) -> list[str]:
-    return [line for line in node.daemon.log_text().splitlines() if text in line]
-
-
 class World:
     """The cluster, with an agent on each node."""
 
@@ -167,6 +163,12 @@ class World:
     def wait_until_whole(self) -> None:
         self.cluster.wait_until(self.is_whole, PROMPT, f"members {MEMBERS} with one tree")
 
+    def wait_for_lines(self, node: Member, text: str, *, count: int = 1) -> None:
+        """Wait until the node's log has as many lines with *text*."""
+        self.cluster.wait_until(
+            lambda: len(node.daemon.log_lines(text)) >= count, PROMPT, f"{text!r} in the log"
+        )
+
     def wait_for(self, path: str) -> None:
         """Wait until all nodes have *path*, which was sent last."""
         self.cluster.wait_until(
@@ -192,7 +194,7 @@ def intruder(world: World) -> Iterator[Intruder]:
     with intruding(world.cluster[3]) as intruder:
         world.wait_until_whole()
         yield intruder
-        assert world.is_whole()
+        world.wait_until_whole()
 
 
 def test_malformed_messages_are_dropped_and_counted(world: World, intruder: Intruder) -> None:
@@ -209,12 +211,25 @@ def test_malformed_messages_are_dropped_and_counted(world: World, intruder: Intr
     intruder.send(Group.STATUS, *mixed(in_status, keys))
     wanted = [number + count for number in before]
     world.cluster.wait_until(lambda: world.drops() == wanted, PROMPT, f"{count} drops")
+    world.cluster.wait_until(
+        lambda: all(agent.do(("get", "valid/f19"))[0].value == b"19" for agent in world.agents),
+        PROMPT,
+        "the last file",
+    )
     for agent in world.agents:
         assert [agent("get", f"valid/f{n}") for n in range(20)] == [b"%d" % n for n in range(20)]
     for node in world.nodes:
-        assert len(lines_with(node, DROPPED)) == count
-    for document in world.documents()[:2]:  # node 3 takes no keys of its own from others
-        assert document[".version"]["kvstore"]["node3"].keys() >= {f"k{n}" for n in range(1, 20)}
+        world.wait_for_lines(node, DROPPED, count=count)
+        assert len(node.daemon.log_lines(DROPPED)) == count
+    wanted_keys = {f"k{number}" for number in range(1, 20)}
+    world.cluster.wait_until(
+        lambda: all(
+            document[".version"]["kvstore"].get("node3", {}).keys() >= wanted_keys
+            for document in world.documents()[:2]  # node 3 takes no keys of its own from others
+        ),
+        PROMPT,
+        "all keys",
+    )
 
 
 def test_messages_out_of_place_are_ignored(world: World, intruder: Intruder) -> None:
@@ -326,10 +341,11 @@ def test_hostile_keys_and_log_entries_leave_the_status_readable(
     assert logs[0] == logs[1] == logs[2]
     assert {entry["uid"] for entry in logs[0]} >= {*range(100, 100 + len(texts)), 300}
     for node in world.nodes:
-        assert lines_with(node, "dropped a log entry of 100")
+        world.wait_for_lines(node, "dropped a log entry of 100")
     for node, agent, document in list(zip(world.nodes, world.agents, documents, strict=True))[:2]:
-        assert len(lines_with(node, "dropped a value of node 3")) == 2
-        assert lines_with(node, "../../etc/passwd")
+        world.wait_for_lines(node, "dropped a value of node 3", count=2)
+        assert len(node.daemon.log_lines("dropped a value of node 3")) == 2
+        world.wait_for_lines(node, "../../etc/passwd")
         assert b"passwd" not in agent("get", ".rrd")
         assert document[".members"]["nodelist"]["node3"]["ip"] == '1.2.3.4"\\'
         assert "k" * 255 in document[".version"]["kvstore"]["node3"]
@@ -366,7 +382,7 @@ def test_a_state_that_is_no_index_does_not_end_the_round(world: World) -> None:
     with intruding(world.cluster[3], indexes=[b"no index"]) as intruder:
         world.wait_until_whole()
         for node in world.nodes:
-            assert lines_with(node, "sent no valid state")
+            world.wait_for_lines(node, "sent no valid state")
         intruder.send(Group.TREE, normal(Mkdir("after-no-index")))
         world.wait_for("after-no-index")
 
@@ -377,7 +393,7 @@ def test_a_second_state_makes_all_synchronize_again(world: World) -> None:
         intruder.send(Group.TREE, tree(State(NOW, intruder.epoch(Group.TREE), b"once more")))
     world.cluster.wait_for_agreement()
     for node in world.nodes:
-        assert lines_with(node, "told its state out of turn")
+        world.wait_for_lines(node, "told its state out of turn")
     world.agents[0]("create", "after-rejoin", b"1")
     world.wait_for("after-rejoin")
 
@@ -393,7 +409,8 @@ def test_a_newer_protocol_ends_the_membership_for_good(world: World) -> None:
         world.cluster.wait_until(lambda: "synced" not in modes(), PROMPT, "all to leave")
     assert len(modes()) == 1
     for node, agent in zip(world.nodes, world.agents, strict=True):
-        assert len(lines_with(node, "update this node")) == 2
+        world.wait_for_lines(node, "update this node", count=2)
+        assert len(node.daemon.log_lines("update this node")) == 2
         assert "corosync.conf" in agent("list")
         assert node.daemon.stop(seconds=3) == 0
     world.cluster.launch()

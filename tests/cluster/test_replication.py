@@ -18,8 +18,8 @@ pytestmark = pytest.mark.needs_corosync
 
 Report = Callable[[object], None]
 
-SOON = 5.0  # seconds for a change to be seen on the others; milliseconds on an idle machine
-RELOAD = 15.0  # seconds for a new corosync.conf to be in use
+SOON = 30.0  # seconds for a change to be seen on the others; milliseconds on an idle machine
+RELOAD = 30.0  # seconds for a new corosync.conf to be in use
 CONTENDERS = 100  # times that each node takes the lock
 CHANGES = 5000  # remote ones, in one directory: creations and writes of two nodes
 

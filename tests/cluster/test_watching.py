@@ -16,10 +16,10 @@ from tests.cluster.single import Corosync, configuration, own_network, start, st
 
 pytestmark = pytest.mark.needs_corosync
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 RETRY = 0.01  # seconds, instead of 5
 STOP = 0.5  # seconds within which a watcher must be gone, whatever corosync does
-SLACK = 3  # on a busy machine
+SLACK = 6  # on a busy machine
 
 T = TypeVar("T")
 NODES = tuple(ClusterNode(f"node{n}", n, f"127.0.0.{n}", 1) for n in (1, 2))

@@ -14,7 +14,7 @@ from typing import Any
 from tests.cluster.agent import Agent
 from tests.cluster.lab import Lab, Member
 
-AGREEMENT = 40.0  # seconds for nodes to agree; 6 on an idle machine after a rejoin
+AGREEMENT = 60.0  # seconds for nodes to agree; 6 on an idle machine after a rejoin
 STOP = 3.0  # seconds that a stop may take, whatever corosync does
 INFO_INTERVAL = 0.05  # seconds
 PRESENCE = ("mode", "status_mode", "members", "status_members", "quorate", "checksum")

@@ -15,7 +15,7 @@ from pmxcfs.cluster import GroupThread
 from pmxcfs.errors import ClusterError, Disconnected, TryAgain
 from pmxcfs.messages import Group, Member, Message
 
-PATIENCE = 10.0  # seconds for the thread under test to do something
+PATIENCE = 30.0  # seconds for the thread under test to do something
 NO_ROOM = TryAgain("cpg_mcast_joined", 6, "try again")
 GONE = Disconnected("cpg_dispatch", 2, "the connection is gone")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.database import inspect
-from tests.harness import Daemon, is_mount, mounted, wait_for
+from tests.harness import GRACE, Daemon, is_mount, mounted, wait_for
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -59,7 +59,7 @@ class Load:
         """Wait for the threads."""
         self._is_over.set()
         for thread in self._threads:
-            thread.join(STOP)
+            thread.join(GRACE)
         os.close(self._root)
         self._control.__exit__()
 
@@ -150,7 +150,7 @@ def test_an_unmount_under_load_ends_it_when_nothing_uses_it_any_more(
             before = min(load.counts.values())
             wait_for(lambda: min(load.counts.values()) > before + ENOUGH, mount)
         assert load.surprises == []
-        assert mount.process.wait(STOP) == 0
+        assert mount.process.wait(GRACE) == 0
     assert inspect(mount.state / "config.db").repairs == []
 
 
@@ -196,7 +196,7 @@ def test_a_killed_daemon_that_was_notifying_the_kernel_can_be_replaced(tmp_path:
         mount.was_killed = True
         mount.process.kill()
         with mounted(tmp_path, expect_log=["removing the stale mount"]) as again:
-            blocked.join(STOP)
+            blocked.join(GRACE)
             assert not blocked.is_alive()
             assert (again.path / "d" / "foreign").exists()
 

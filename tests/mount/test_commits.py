@@ -125,7 +125,9 @@ def calls_of_request(calls: list[Call], opcode: int) -> list[Call]:
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="there is no strace")
 def test_fsync_reaches_the_device_before_the_reply(tmp_path: Path) -> None:
-    with mounted(tmp_path, "--workers", "1") as daemon:  # which the main thread then is
+    with mounted(tmp_path, "--test-control", "--workers", "1") as daemon:
+        # The one worker is the main thread.
+        daemon.publish_only_on_request()
         write_once(daemon.path / "file", b"before")
         with traced(daemon, tmp_path) as calls:
             descriptor = os.open(daemon.path / "file", os.O_WRONLY)

@@ -100,11 +100,6 @@ def assert_unchanged(daemon: Daemon) -> None:
     assert os.listdir(root / "empty") == []
 
 
-def log_count(daemon: Daemon, text: str) -> int:
-    """Return how many lines of the log contain *text*."""
-    return sum(text in line for line in daemon.log_text().splitlines())
-
-
 def checksum_in_file(state: Path) -> str:
     """Return the checksum of the tree that a database holds; nothing in it needs repair."""
     loaded = inspect(state / "config.db")
@@ -149,11 +144,11 @@ def test_a_full_disk_refuses_every_change_until_there_is_space(
             full = daemon.control("info")
             assert (full["version"], full["checksum"]) == (before["version"], before["checksum"])
             assert full["degraded"]
-        assert log_count(daemon, "changes are refused") == 1
+        daemon.wait_for_log("changes are refused")
         assert refusals(daemon.path)["overwrite"] == 0
         after = daemon.control("info")
         assert not after["degraded"]
-        assert log_count(daemon, "is written again") == 1
+        daemon.wait_for_log("is written again")
     assert checksum_in_file(small_disk) == after["checksum"]
 
 
@@ -161,6 +156,7 @@ def test_a_creation_that_can_not_be_saved_is_undone_by_the_close(
     tmp_path: Path, small_disk: Path
 ) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED, WRITES_LOST]) as daemon:
+        daemon.publish_only_on_request()
         new = daemon.path / "new"
         with filled(small_disk):
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -178,7 +174,8 @@ def test_a_creation_that_can_not_be_saved_is_undone_by_the_close(
 def test_a_guest_that_could_not_be_saved_is_listed_no_more(
     tmp_path: Path, small_disk: Path
 ) -> None:
-    with mounted(tmp_path, expect_log=[REFUSED, WRITES_LOST]) as daemon:
+    with mounted(tmp_path, "--test-control", expect_log=[REFUSED, WRITES_LOST]) as daemon:
+        daemon.publish_only_on_request()
         guests = daemon.path / "nodes" / "n" / "qemu-server"
         guests.mkdir(parents=True)
         with filled(small_disk):
@@ -207,7 +204,8 @@ def test_a_creation_that_can_not_be_saved_is_undone_by_the_timer(
 def test_a_creation_is_undone_with_the_change_that_could_not_be_saved(
     tmp_path: Path, small_disk: Path
 ) -> None:
-    with mounted(tmp_path, expect_log=[REFUSED]) as daemon:
+    with mounted(tmp_path, "--test-control", expect_log=[REFUSED]) as daemon:
+        daemon.publish_only_on_request()
         new = daemon.path / "new"
         with filled(small_disk):
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -223,7 +221,7 @@ def test_a_write_that_the_timer_lost_is_told_by_the_close(tmp_path: Path, small_
         descriptor = os.open(daemon.path / "file", os.O_WRONLY)
         with filled(small_disk):
             os.pwrite(descriptor, b"lost", 0)
-            wait_for(lambda: log_count(daemon, "the last writes to file are lost") == 1, daemon)
+            daemon.wait_for_log("the last writes to file are lost")
         assert errno_of(lambda: os.pwrite(descriptor, b"more", 4)) == errno.ENOSPC
         assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
         wait_for(lambda: (daemon.path / "file").read_text() == "as it was\n", daemon)
@@ -241,7 +239,7 @@ def test_a_device_error_refuses_every_change(tmp_path: Path, device: Ext4) -> No
         assert set(refusals(daemon.path).values()) <= DEVICE_ERRORS
         assert_unchanged(daemon)
         assert daemon.control("info")["version"] == version
-        assert log_count(daemon, "changes are refused") == 1
+        daemon.wait_for_log("changes are refused")
         daemon.stop(grace=LONGEST_STOP)
         assert daemon.process.returncode == 0
         device.unmount()
@@ -308,7 +306,7 @@ def test_a_database_that_is_read_only_is_served(tmp_path: Path, device: Ext4) ->
         assert_unchanged(daemon)
         assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.EROFS)
         assert_unchanged(daemon)
-        assert log_count(daemon, "changes are refused") == 1
+        daemon.wait_for_log("changes are refused")
         daemon.stop(grace=LONGEST_STOP)
         device.unmount()  # with the log, which can't be copied into the file
 
@@ -348,21 +346,21 @@ def test_a_full_disk_is_a_reason_not_to_start(tmp_path: Path, small_disk: Path) 
 # The state directory goes away
 
 
-def fill_log(root: Path) -> int:
-    """Write more than the log ever holds; return the errno of the last write."""
+def fill_log(daemon: Daemon) -> None:
+    """Write until the checkpointer finds out that there is no file to copy the log into."""
     content = bytes(1 << 20)
-    return [errno_of(lambda: overwrite(root / "big", content)) for _ in range(20)][-1]
+    wait_for(lambda: errno_of(lambda: overwrite(daemon.path / "big", content)) == errno.EIO, daemon)
 
 
 def test_a_removed_state_directory_is_noticed(tmp_path: Path) -> None:
     with mounted(tmp_path, expect_log=[REFUSED, NOT_THERE, WRITES_LOST]) as daemon:
         fill_tree(daemon.path)
         shutil.rmtree(daemon.state)
-        assert fill_log(daemon.path) == errno.EIO
+        fill_log(daemon)
         assert (daemon.path / "file").read_text() == "as it was\n"
         assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.EIO)
         daemon.stop(grace=LONGEST_STOP)
-        assert log_count(daemon, "changes are refused") == 1
+        daemon.wait_for_log("changes are refused")
 
 
 @needs_loop
@@ -373,7 +371,7 @@ def test_a_state_directory_that_is_unmounted_and_mounted_again_is_used_again(
     with mounted(tmp_path, "--test-control", expect_log=expected) as daemon:
         fill_tree(daemon.path)
         device.unmount()
-        assert fill_log(daemon.path) == errno.EIO
+        fill_log(daemon)
         assert (daemon.path / "file").read_text() == "as it was\n"
         device.mount()
         (daemon.path / "new").mkdir()

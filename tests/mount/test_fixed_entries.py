@@ -1,6 +1,7 @@
 """The links, the status files and the switch in the root; space; locks; the log of requests."""
 
 import errno
+import itertools
 import os
 import re
 import subprocess
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Daemon, mounted, wait_for
+from tests.harness import GRACE, Daemon, mounted, wait_for
 from tests.mount.observed import changes, status
 
 pytestmark = pytest.mark.needs_fuse
 
 STATUS_FILES = (".version", ".members", ".vmlist", ".rrd", ".clusterlog")
 BLOCK = 4096
+READS = 600
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +27,17 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with mounted(tmp_path_factory.mktemp("fixed"), "--test-control") as daemon:
         for name in ("nodes", "nodes/node1", "nodes/node2", "priv", "priv/lock"):
             (daemon.path / name).mkdir()
+        daemon.publish_only_on_request()
         for node in ("node1", "node2"):
             for kind in ("qemu-server", "lxc", "openvz"):
                 (daemon.path / "nodes" / node / kind).mkdir()
         yield daemon
+
+
+@pytest.fixture(autouse=True)
+def _settled(mount: Daemon) -> None:
+    """A change counts when the kernel has been told of all before it, also of earlier tests."""
+    mount.wait_until_told()
 
 
 def test_links_lead_to_this_nodes_directories(mount: Daemon) -> None:
@@ -90,9 +99,13 @@ def test_size_and_content_agree_while_they_change(mount: Daemon) -> None:
 
     writer = threading.Thread(target=change)
     writer.start()
-    contents = set()
+    contents: set[bytes] = set()
+    begin = time.monotonic()
     try:
-        for number in range(600):
+        for number in itertools.count():
+            if number >= READS and len(contents) > 50:
+                break
+            assert time.monotonic() < begin + 2 * GRACE, f"{len(contents)} versions were seen"
             with (mount.path / (".version", ".vmlist")[number % 2]).open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 content = file.read(10**6)
@@ -104,7 +117,6 @@ def test_size_and_content_agree_while_they_change(mount: Daemon) -> None:
         is_over.set()
         writer.join()
     assert wrong == []
-    assert len(contents) > 50
 
 
 def test_an_open_status_file_stays_as_it_was(mount: Daemon) -> None:
@@ -214,6 +226,7 @@ def lock(mount: Daemon) -> Iterator[Path]:
     path.mkdir()
     yield path
     mount.control("lock-lifetime", seconds=120)
+    mount.wait_until_told()
     if path.exists():
         path.rmdir()
 
@@ -249,18 +262,18 @@ def test_a_renewed_lock_lives_on(mount: Daemon, lock: Path) -> None:
 
 
 def test_renewing_starts_the_lifetime_anew(mount: Daemon, lock: Path) -> None:
-    lifetime = 0.3
+    lifetime = 2.0
     mount.control("lock-lifetime", seconds=lifetime)
     soon = time.time() + 1000
     begin = time.monotonic()
-    while time.monotonic() < begin + 2 * lifetime:
+    while time.monotonic() < begin + 1.2 * lifetime:
         soon += 1
         renewed = time.monotonic()
         os.utime(lock, (0, soon))
         with pytest.raises(PermissionError):
             os.utime(lock, (0, 0))
         assert time.monotonic() < renewed + lifetime, "too slow a machine for this test"
-    wait_for(lambda: removes(lock), mount, 10 * lifetime)
+    wait_for(lambda: removes(lock), mount)
 
 
 def removes(lock: Path) -> bool:
@@ -358,8 +371,7 @@ def test_each_request_is_one_line_and_nothing_private_is_in_it(tmp_path: Path) -
             os.close(descriptor)
         mount.expect_log("the last writes to a private file are lost: ENOENT")
         (root / "last").mkdir()
-        wait_for(lambda: "mkdir / last" in mount.log_text(), mount)
-        text = mount.log_text()
+    text = mount.log_text()
     assert "SECRET" not in text
     assert "CONTENT" not in text
     requests = [line for line in text.splitlines() if "[fuse] debug" in line]

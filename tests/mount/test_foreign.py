@@ -14,25 +14,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.harness import POLL_INTERVAL, Control, Daemon, mounted, wait_for
+from tests.harness import Control, Daemon, mounted, wait_for
+from tests.mount.ledger import GRACE, Ledger
 
 pytestmark = pytest.mark.needs_fuse
 
-GRACE = 0.1  # seconds after the control's answer until the change must be visible
-SLACK = 3  # by which a busy machine may be late, now and then
 QUORUM_GRACE = 0.2  # modes are invalidated again after 100 ms, see fuse.md
 LEAD = 0.0025  # seconds at most that the first look has before the change is made
 CHECKS = 5_000  # for each number of workers
 ONLOOKERS = 3
 ONLOOKER = Path(__file__).parent.parent / "fakes" / "onlooker.py"
 PAGE = 4096
+PATIENCE = 60.0  # seconds for a process to end
 
 
 class Onlookers:
@@ -60,7 +60,7 @@ class Onlookers:
     def end(self) -> None:
         """End them and count how often they looked."""
         for process in self._processes:
-            self.looks += int(process.communicate(timeout=10)[0])
+            self.looks += int(process.communicate(timeout=PATIENCE)[0])
 
 
 @contextlib.contextmanager
@@ -91,50 +91,26 @@ class Expected:
         self.pages[:]
 
 
-class Ledger:
-    """Counts of what was compared, and what was stale."""
+def compare(expected: Expected, ledger: Ledger) -> None:
+    """Compare all that can be seen of one path."""
+    path = expected.path
 
-    def __init__(self) -> None:
-        self.checks: Counter[str] = Counter()
-        self.late = 0
-        self.stale: list[str] = []
+    def check(kind: str, see: Callable[[Path], object], wanted: object) -> None:
+        ledger.check(kind, path, lambda: see(path), wanted)
 
-    def check(self, kind: str, path: Path, see: Callable[[Path], object], wanted: object) -> None:
-        """Compare one thing; what comes right soon was late, as on a machine that is busy."""
-        self.checks[kind] += 1
-        seen = see(path)
-        if seen == wanted:
-            return
-        deadline = time.monotonic() + (SLACK - 1) * GRACE
-        while see(path) != wanted:
-            if time.monotonic() > deadline:
-                self.stale.append(f"{kind} of {path}: {shorten(seen)}, not {shorten(wanted)}")
-                return
-            time.sleep(POLL_INTERVAL)
-        self.late += 1
-
-    def look(self, expected: Expected) -> None:
-        """Compare all that can be seen of one path."""
-        path = expected.path
-        is_there = expected.directory or expected.content is not None
-        self.check("listing", path, is_listed, is_there)
-        if not is_there:
-            self.check("negative name", path, os.path.lexists, False)
-            return
-        self.check("stat", path, seen_by_stat, wanted_of(expected))
-        if expected.content is not None:
-            self.check("content", path, read_or_none, expected.content)
-        if expected.pages is not None and expected.content is not None:
-            size = min(len(expected.pages), len(expected.content))
-            pages = expected.pages
-            self.check("mmap", path, lambda _: pages[:size], expected.content[:size])
-            pages.close()
-
-
-def shorten(value: object) -> str:
-    """Show the beginning of a value."""
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:40]}... ({len(text)} characters)"
+    is_there = expected.directory or expected.content is not None
+    check("listing", is_listed, is_there)
+    if not is_there:
+        check("negative name", os.path.lexists, False)
+        return
+    check("stat", seen_by_stat, wanted_of(expected))
+    if expected.content is not None:
+        check("content", read_or_none, expected.content)
+    if expected.pages is not None and expected.content is not None:
+        size = min(len(expected.pages), len(expected.content))
+        pages = expected.pages
+        check("mmap", lambda _: pages[:size], expected.content[:size])
+        pages.close()
 
 
 def is_listed(path: Path) -> bool:
@@ -268,6 +244,7 @@ class Round:
         """Make each change just when it is looked up, and compare GRACE after its answer."""
         self._time += 500
         answered = []
+        ledger.begin()
         for kind, request, expected in self._pending:
             onlookers.look_at(self._chance.choice(expected).path)
             spin_until(time.monotonic() + self._chance.uniform(0, LEAD))
@@ -276,7 +253,7 @@ class Round:
         for since, expected in answered:
             await_time(since + GRACE)
             for each in expected:
-                ledger.look(each)
+                compare(each, ledger)
 
 
 def spin_until(moment: float) -> None:
@@ -300,23 +277,24 @@ MODES = {  # by quorum
 def check_quorum(mount: Daemon, control: Control, number: int, ledger: Ledger) -> None:
     """Switch the quorum off and on while known and unknown names are looked up."""
     for on in (False, True):
+        ledger.begin()
         control("quorum", on=on)
         await_time(time.monotonic() + QUORUM_GRACE)
         for path in (mount.path / f"d/round{number}").iterdir():
             wanted = MODES[on][stat.S_IFMT(path.stat().st_mode)]
-            ledger.check("mode", path, permissions, wanted)
+            ledger.check("mode", path, partial(permissions, path), wanted)
 
 
 @pytest.mark.parametrize("workers", [1, 16])
 def test_nothing_is_stale_after_a_foreign_change(
     tmp_path: Path, workers: int, report: Callable[[object], None]
 ) -> None:
-    ledger = Ledger()
     with (
         mounted(tmp_path, "--test-control", "--workers", str(workers)) as mount,
         mount.connect() as control,
         onlooking() as onlookers,
     ):
+        ledger = Ledger(mount)
         for home in ("d", "priv"):
             control("inject", kind="mkdir", path=home)
         number = 0
@@ -330,7 +308,8 @@ def test_nothing_is_stale_after_a_foreign_change(
     counts = ", ".join(f"{kind} {count}" for kind, count in sorted(ledger.checks.items()))
     report(
         f"foreign changes, {workers} workers: {ledger.checks.total()} checks, "
-        f"{len(ledger.stale)} stale, {ledger.late} late: {counts}; {onlookers.looks} looks beside"
+        f"{len(ledger.stale)} stale, {ledger.late} late, "
+        f"{ledger.starved} only starved: {counts}; {onlookers.looks} looks beside"
     )
     assert ledger.stale == []
     assert ledger.late <= CHECKS / 1000

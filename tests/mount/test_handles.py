@@ -3,7 +3,9 @@
 import errno
 import mmap
 import os
+import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from tests.mount.observed import changes, published
 
 pytestmark = pytest.mark.needs_fuse
 
+APPENDED = 300_000  # bytes; the kernel hands over 128 KiB at a time, or less
+
 
 @pytest.fixture(scope="module")
 def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with mounted(tmp_path_factory.mktemp("handles"), "--test-control") as daemon:
+        daemon.publish_only_on_request()
         yield daemon
 
 
@@ -98,6 +103,7 @@ def test_a_file_that_another_node_removes_can_not_be_published(
     mount.control("inject", kind="delete", path="file")
     assert os.pread(descriptor, 100, 0) == b"Published"
     assert close_fails(descriptor) == errno.ENOENT
+    mount.wait_until_told()
     assert not file.exists()
 
 
@@ -120,7 +126,86 @@ def test_a_file_that_another_node_renames_is_published_there(
     mount.control("inject", kind="rename", path="file", to="renamed")
     os.close(descriptor)
     assert published(mount, "renamed") == b"Published"
+    mount.wait_until_told()
     assert (mount.path / "renamed").read_bytes() == b"Published"
+
+
+# The kernel computes the offset of an append from a size that it may have known for long.
+
+
+def append_to(path: Path, flags: int = 0) -> int:
+    """Open for appending."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o640)
+
+
+def check_content(mount: Daemon, path: Path, content: bytes) -> None:
+    """Assert that this is in a file, for readers and for the kernel."""
+    mount.wait_until_told()
+    assert path.read_bytes() == content
+    assert path.stat().st_size == len(content)
+
+
+@pytest.mark.parametrize("theirs", [b"theirs, longer", b"theirs"])
+def test_an_append_goes_behind_what_another_node_wrote_meanwhile(
+    mount: Daemon, file: Path, theirs: bytes
+) -> None:
+    descriptor = append_to(file)
+    with file.open("rb", buffering=0) as reader:
+        mount.control("inject", kind="write", path="file", data=theirs.decode())
+        mount.wait_until_told()
+        assert reader.read(1) == b"t"  # now the kernel has the page, and still the size before
+        os.write(descriptor, b" and")
+        mount.wait_until_told()
+        believed = len(b"published and")  # the kernel answers up to here without asking
+        assert os.pread(reader.fileno(), believed, 0) == (theirs + b" and")[:believed]
+    check_content(mount, file, theirs + b" and")
+    os.write(descriptor, b" more")
+    check_content(mount, file, theirs + b" and more")
+    os.close(descriptor)
+    assert published(mount, "file") == theirs + b" and more"
+    check_content(mount, file, theirs + b" and more")
+
+
+def test_who_creates_a_file_to_append_goes_behind_others_too(mount: Daemon) -> None:
+    path = mount.path / "appended"
+    descriptor = append_to(path, os.O_CREAT | os.O_EXCL)
+    mount.control("inject", kind="write", path="appended", data="theirs")
+    os.write(descriptor, b" and ours")
+    os.close(descriptor)
+    assert published(mount, "appended") == b"theirs and ours"
+    check_content(mount, path, b"theirs and ours")
+    path.unlink()
+
+
+def test_an_append_that_takes_several_requests_stays_in_one_piece(
+    mount: Daemon, file: Path
+) -> None:
+    data = random.randbytes(APPENDED)
+    descriptor = append_to(file)
+    mount.control("inject", kind="write", path="file", data="theirs, longer")
+    assert os.write(descriptor, data) == len(data)
+    check_content(mount, file, b"theirs, longer" + data)
+    os.close(descriptor)
+    assert published(mount, "file") == b"theirs, longer" + data
+    check_content(mount, file, b"theirs, longer" + data)
+
+
+def test_those_who_append_at_once_tear_nothing(mount: Daemon, file: Path) -> None:
+    file.write_bytes(b"")
+    lines = {writer: [f"{writer} {number}" for number in range(100)] for writer in range(4)}
+
+    def append(writer: int) -> None:
+        descriptor = append_to(file)
+        for line in lines[writer]:
+            os.write(descriptor, f"{line}\n".encode())
+        os.close(descriptor)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(append, lines))
+    found = file.read_text().splitlines()
+    by_writer = {writer: [x for x in found if x.startswith(f"{writer} ")] for writer in lines}
+    assert by_writer == lines
+    assert len(found) == 400
 
 
 def test_a_name_that_comes_back_is_another_file(mount: Daemon, file: Path) -> None:

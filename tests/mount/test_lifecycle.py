@@ -1,5 +1,6 @@
 """Starting and stopping a real daemon: where it goes, what it leaves, what it says."""
 
+import contextlib
 import errno
 import os
 import re
@@ -9,11 +10,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from pmxcfs.messages import MAX_FILE_SIZE
 from pmxcfs.process import STOP_SIGNALS
 from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
 
@@ -28,7 +29,7 @@ def run_in_background(workdir: Path, *flags: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * GRACE)
 
 
-@contextmanager
+@contextlib.contextmanager
 def background(workdir: Path) -> Iterator[int]:
     """Run a daemon in the background; yields its pid."""
     try:
@@ -82,6 +83,20 @@ def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
         terminate(pid)
 
 
+@pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_it_starts_without_standard_streams(streams: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pmxcfs", *arguments(tmp_path)]
+    closed = ["sh", "-c", f'exec "$@" {streams}', "sh", *command]
+    try:
+        assert subprocess.run(closed, check=False, timeout=2 * GRACE).returncode == 0
+        pid = int((tmp_path / "run" / "pmxcfs.pid").read_text())
+        links = {os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)}
+        assert links == {"/dev/null"}
+        terminate(pid)
+    finally:
+        detach(tmp_path / "pve")
+
+
 @pytest.mark.parametrize("flags", [[], ["--foreground"]])
 def test_a_refused_start_is_one_line(flags: list[str], tmp_path: Path) -> None:
     result = run_in_background(tmp_path, "--group", "no-such-group", *flags)
@@ -99,10 +114,54 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
     assert not is_mount(tmp_path / "pve")
 
 
+def fail_to_start_clustered(workdir: Path, corosync_conf: bytes) -> None:
+    """Start a daemon that is to join the host's cluster, and can't."""
+    (workdir / "corosync.conf").write_bytes(corosync_conf)
+    options = [option for option in arguments(workdir) if option != "--local"]
+    options.append(f"--corosync-conf={workdir / 'corosync.conf'}")
+    command = [sys.executable, "-m", "pmxcfs", *options]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=2 * GRACE)
+    assert result.returncode == 1
+
+
+def test_a_failed_first_start_leaves_no_database_that_serves_alone(tmp_path: Path) -> None:
+    """The second start would find it, and not look at the host's file any more."""
+    for _ in range(2):
+        fail_to_start_clustered(tmp_path, bytes(MAX_FILE_SIZE + 1))
+        assert os.listdir(tmp_path / "state") == [".pmxcfs.lockfile"]
+
+
+def test_a_link_to_a_database_that_is_not_there_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    link = tmp_path / "state" / "config.db"
+    link.symlink_to("not-mounted/config.db")
+    fail_to_start_clustered(tmp_path, b"totem {\n}\n")
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("number", sorted(STOP_SIGNALS))
 def test_each_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         daemon.stop(number, grace=STOP_DEADLINE)
+
+
+def test_signals_that_were_blocked_before_do_not_keep_it_from_ending(tmp_path: Path) -> None:
+    blocking = (
+        "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
+        "from pmxcfs.cli import main; sys.exit(main())"
+    )
+    with mounted(tmp_path, program=("-c", blocking)) as daemon:
+        daemon.stop(grace=STOP_DEADLINE)
+
+
+def test_a_bug_in_finishing_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    broken = (
+        "import sys; from pmxcfs import cli, daemon;"
+        "daemon.Daemon._finish_changes = lambda self: 1 / 0; sys.exit(cli.main())"
+    )
+    expected = ["thread signals died", "critical: "]
+    with mounted(tmp_path, program=("-c", broken), expect_log=expected) as daemon:
+        daemon.stop(grace=STOP_DEADLINE)
 
 
 @pytest.mark.parametrize("workers", ["1", "4"])
@@ -121,7 +180,7 @@ def test_an_unmount_from_outside_ends_it(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         (daemon.path / "file").write_text("kept\n")
         subprocess.run(["umount", daemon.path], check=True)
-        assert daemon.process.wait(STOP_DEADLINE) == 0
+        assert daemon.process.wait(GRACE) == 0
     with mounted(tmp_path) as daemon:
         assert (daemon.path / "file").read_text() == "kept\n"
 
@@ -188,8 +247,11 @@ def test_a_second_daemon_waits_for_the_first(tmp_path: Path) -> None:
 
 def has_open(pid: int, name: str) -> bool:
     """Tell whether a process has a file of that name open."""
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
-    return any(link.endswith(f"/{name}") for link in links)
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            if os.readlink(path).endswith(f"/{name}"):
+                return True
+    return False
 
 
 @pytest.fixture
@@ -232,6 +294,15 @@ def test_the_service_manager_hears_that_the_daemon_lives(
             hear(service_manager, "READY=1")
         daemon.process.send_signal(signal.SIGCONT)
         assert hear(service_manager, "WATCHDOG=1")
+
+
+def test_a_lone_node_is_told_that_others_could_not_reach_it(tmp_path: Path) -> None:
+    no_cluster = ("--corosync-conf", tmp_path / "none")
+    complaint = "can't resolve node name localhost .*: it is only known as .*Add it to /etc/hosts"
+    with mounted(
+        tmp_path, *no_cluster, nodename="localhost", local=False, expect_log=[complaint]
+    ) as daemon:
+        wait_for(lambda: "can't resolve" in daemon.log_text(), daemon)
 
 
 def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:

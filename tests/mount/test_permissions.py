@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Daemon, mounted, wait_for
+from tests.harness import GRACE, Daemon, mounted, wait_for
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -43,7 +43,7 @@ def user(directory: Path, gid: int) -> Iterator[User]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         yield User(process)
-        process.communicate("", timeout=10)
+        process.communicate("", timeout=GRACE)
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +104,11 @@ def test_what_moves_into_a_private_directory_is_private_at_once(
     assert member("hold", "moving") == "ok"
     assert member("reopen") == "ok"
     path.rename(mount.path / "priv" / "moving")
-    wait_for(lambda: member("reopen") == "EACCES", mount, 0.3)
+    wait_for(lambda: member("reopen") == "EACCES", mount)
     assert member("stat", "moving") == "ENOENT"
     assert mode_of(mount.path / "priv" / "moving") == 0o600
     (mount.path / "priv" / "moving").rename(path)
-    wait_for(lambda: member("read", "moving") == "ok", mount, 0.3)
+    wait_for(lambda: member("read", "moving") == "ok", mount)
     assert mode_of(path) == 0o640
 
 
@@ -116,15 +116,15 @@ def test_what_another_node_moves_there_is_private_at_once(mount: Daemon, member:
     (mount.path / "moved").write_text("public until now")
     assert member("hold", "moved") == "ok"
     mount.control("inject", kind="rename", path="moved", to="priv/moved")
-    wait_for(lambda: member("reopen") == "EACCES", mount, 0.3)
-    wait_for(lambda: member("stat", "moved") == "ENOENT", mount, 0.3)
+    wait_for(lambda: member("reopen") == "EACCES", mount)
+    wait_for(lambda: member("stat", "moved") == "ENOENT", mount)
 
 
 def test_a_directory_that_moves_changes_its_mode(mount: Daemon) -> None:
     (mount.path / "directory").mkdir()
     assert mode_of(mount.path / "directory") == 0o755
     (mount.path / "directory").rename(mount.path / "priv" / "directory")
-    wait_for(lambda: mode_of(mount.path / "priv" / "directory") == 0o700, mount, 0.3)
+    wait_for(lambda: mode_of(mount.path / "priv" / "directory") == 0o700, mount)
 
 
 def test_a_script_gets_its_bit_with_its_name(mount: Daemon) -> None:
@@ -132,9 +132,9 @@ def test_a_script_gets_its_bit_with_its_name(mount: Daemon) -> None:
     path.write_text("#!/bin/sh")
     assert mode_of(path) == 0o640
     path.rename(script)
-    wait_for(lambda: mode_of(script) == 0o740, mount, 0.3)
+    wait_for(lambda: mode_of(script) == 0o740, mount)
     script.rename(path)
-    wait_for(lambda: mode_of(path) == 0o640, mount, 0.3)
+    wait_for(lambda: mode_of(path) == 0o640, mount)
 
 
 def test_a_descriptor_of_a_public_file_never_reads_a_private_one(mount: Daemon) -> None:

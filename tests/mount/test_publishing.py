@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Daemon, mounted, wait_for
+from tests.harness import GRACE, Daemon, mounted, wait_for
 from tests.mount.observed import changes, published, status, version
 
 pytestmark = pytest.mark.needs_fuse
@@ -23,6 +23,7 @@ DUE = 1.0  # seconds after which what is not closed is published
 @pytest.fixture(scope="module")
 def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with mounted(tmp_path_factory.mktemp("publishing"), "--test-control") as daemon:
+        daemon.publish_only_on_request()
         yield daemon
 
 
@@ -152,36 +153,6 @@ def by_writing(path: Path) -> int:
     return descriptor
 
 
-@pytest.mark.parametrize(("begin", "content"), [(by_opening, b""), (by_writing, b"PUBlished")])
-def test_what_stays_open_is_published_after_a_second(
-    mount: Daemon, file: Path, begin: Callable[[Path], int], content: bytes
-) -> None:
-    start = time.monotonic()
-    with changes(mount, 1):
-        descriptor = begin(file)
-        assert file.read_bytes() == content
-        wait_for(lambda: published(mount, "file") == content, mount, 3 * DUE)
-    assert time.monotonic() - start > 0.9 * DUE
-    with changes(mount, 0):
-        os.close(descriptor)
-
-
-def test_the_second_runs_from_the_first_write(mount: Daemon, file: Path) -> None:
-    descriptor = opened(file, 0)
-    start = time.monotonic()
-    before = version(mount)
-    while version(mount) == before:
-        os.pwrite(descriptor, b"x", 0)
-        assert time.monotonic() - start < 3 * DUE
-    os.close(descriptor)
-
-
-def test_a_new_file_is_saved_within_a_second_though_it_stays_open(mount: Daemon) -> None:
-    descriptor = opened(mount.path / "created", os.O_CREAT | os.O_EXCL)
-    wait_for(lambda: published(mount, "created") == b"", mount, 3 * DUE)
-    os.close(descriptor)
-
-
 def test_fsync_publishes_and_close_then_does_not(mount: Daemon, file: Path) -> None:
     descriptor = opened(file, os.O_TRUNC)
     os.write(descriptor, b"synced")
@@ -283,7 +254,7 @@ def test_exactly_one_of_many_creates_a_name_exclusively(mount: Daemon) -> None:
     barrier = threading.Barrier(8)
 
     def create() -> None:
-        barrier.wait(10)
+        barrier.wait(GRACE)
         try:
             os.close(opened(mount.path / "contested", os.O_CREAT | os.O_EXCL))
             outcomes.append(0)
@@ -311,12 +282,93 @@ def test_whoever_loses_the_race_for_a_name_opens_the_winners_file(mount: Daemon)
     os.close(descriptor)
 
 
+def forbid_growth(mount: Daemon) -> None:
+    """Let the daemon write nothing behind the end of the database's log."""
+    for number in range(5):
+        (mount.path / "padding").write_bytes(bytes([number]))  # more than the file itself has
+    size = (mount.state / "config.db-wal").stat().st_size
+    resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def allow_growth(mount: Daemon) -> None:
+    """Take the limit away, and see the daemon recover."""
+    limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, limit)
+    (mount.path / "padding").write_bytes(b"written again")
+    assert published(mount, "padding") == b"written again"
+
+
+def check_dropped(mount: Daemon, file: Path) -> None:
+    mount.wait_until_told()
+    assert file.read_bytes() == b"published"
+    assert file.stat().st_size == 9
+    assert published(mount, "file") == b"published"
+
+
+class TestTimer:
+    """What stays open is published by time."""
+
+    @pytest.fixture
+    def mount(self, tmp_path: Path) -> Iterator[Daemon]:
+        with mounted(tmp_path, "--test-control") as daemon:
+            yield daemon
+
+    @pytest.mark.parametrize(("begin", "content"), [(by_opening, b""), (by_writing, b"PUBlished")])
+    def test_what_stays_open_is_published_after_a_second(
+        self, mount: Daemon, file: Path, begin: Callable[[Path], int], content: bytes
+    ) -> None:
+        start = time.monotonic()
+        with changes(mount, 1):
+            descriptor = begin(file)
+            assert file.read_bytes() == content
+            wait_for(lambda: published(mount, "file") == content, mount)
+        assert time.monotonic() - start > 0.9 * DUE
+        with changes(mount, 0):
+            os.close(descriptor)
+
+    def test_the_second_runs_from_the_first_write(self, mount: Daemon, file: Path) -> None:
+        descriptor = opened(file, 0)
+        start = time.monotonic()
+        before = version(mount)
+        while version(mount) == before:
+            os.pwrite(descriptor, b"x", 0)
+            assert time.monotonic() - start < GRACE
+        os.close(descriptor)
+
+    def test_a_new_file_is_saved_within_a_second_though_it_stays_open(self, mount: Daemon) -> None:
+        descriptor = opened(mount.path / "created", os.O_CREAT | os.O_EXCL)
+        wait_for(lambda: published(mount, "created") == b"", mount)
+        os.close(descriptor)
+
+    def test_the_timer_leaves_it_to_the_close(self, mount: Daemon, file: Path) -> None:
+        mount.expect_log("the last writes to file are lost: EACCES")
+        mount.control("publish-after", seconds=3 * DUE)  # not before the quorum is lost
+        descriptor = by_writing(file)
+        mount.control("quorum", on=False)
+        mount.wait_for_log("are lost")
+        mount.control("quorum", on=True)
+        check_dropped(mount, file)
+        with pytest.raises(PermissionError):
+            os.close(descriptor)
+
+    def test_a_creation_that_can_not_be_saved_is_gone(self, mount: Daemon) -> None:
+        mount.expect_log("new files could not be saved and are gone")
+        mount.expect_log("config.db can't be written")
+        forbid_growth(mount)
+        descriptor = opened(mount.path / "new", os.O_CREAT)
+        wait_for(lambda: not (mount.path / "new").exists(), mount)
+        with pytest.raises(OSError, match=r"Input/output|No space"):
+            os.close(descriptor)
+        allow_growth(mount)
+
+
 class TestFailure:
     """What could not be published is dropped, and the close tells."""
 
     @pytest.fixture
     def mount(self, tmp_path: Path) -> Iterator[Daemon]:
         with mounted(tmp_path, "--test-control") as daemon:
+            daemon.publish_only_on_request()
             yield daemon
 
     def test_lost_quorum(self, mount: Daemon, file: Path) -> None:
@@ -328,18 +380,18 @@ class TestFailure:
             os.write(descriptor, b"more")
         with pytest.raises(PermissionError):
             os.close(descriptor)
-        self.check_dropped(mount, file)
+        check_dropped(mount, file)
         mount.control("quorum", on=True)
 
     def test_a_database_that_can_not_be_written(self, mount: Daemon, file: Path) -> None:
         mount.expect_log("the last writes to file are lost")
         mount.expect_log("config.db can't be written")
         descriptor = by_writing(file)
-        self.forbid_growth(mount)
+        forbid_growth(mount)
         with pytest.raises(OSError, match=r"Input/output|No space"):
             os.close(descriptor)
-        self.check_dropped(mount, file)
-        self.allow_growth(mount)
+        check_dropped(mount, file)
+        allow_growth(mount)
 
     def test_a_descriptor_reports_once(self, mount: Daemon, file: Path) -> None:
         mount.expect_log("the last writes to file are lost: EACCES")
@@ -352,16 +404,6 @@ class TestFailure:
         os.close(duplicate)
         os.close(descriptor)
 
-    def test_the_timer_leaves_it_to_the_close(self, mount: Daemon, file: Path) -> None:
-        mount.expect_log("the last writes to file are lost: EACCES")
-        descriptor = by_writing(file)
-        mount.control("quorum", on=False)
-        wait_for(lambda: "are lost" in mount.log_text(), mount)
-        mount.control("quorum", on=True)
-        self.check_dropped(mount, file)
-        with pytest.raises(PermissionError):
-            os.close(descriptor)
-
     def test_everyone_who_wrote_is_told(self, mount: Daemon, file: Path) -> None:
         mount.expect_log("the last writes to file are lost: EACCES")
         first, second, idle = by_writing(file), by_writing(file), opened(file, 0)
@@ -373,47 +415,14 @@ class TestFailure:
             os.close(second)
         os.close(idle)
 
-    def test_a_creation_that_can_not_be_saved_is_gone(self, mount: Daemon) -> None:
-        mount.expect_log("new files could not be saved and are gone")
-        mount.expect_log("config.db can't be written")
-        self.forbid_growth(mount)
-        descriptor = opened(mount.path / "new", os.O_CREAT)
-        wait_for(lambda: not (mount.path / "new").exists(), mount)
-        with pytest.raises(OSError, match=r"Input/output|No space"):
-            os.close(descriptor)
-        self.allow_growth(mount)
-
     def test_a_rename_that_can_not_be_saved_leaves_no_ghost(self, mount: Daemon) -> None:
         mount.expect_log("config.db can't be written")
-        self.forbid_growth(mount)
+        forbid_growth(mount)
         descriptor = opened(mount.path / "new", os.O_CREAT)
         with pytest.raises(OSError, match=r"Input/output|No space"):
             (mount.path / "new").rename(mount.path / "renamed")
-        wait_for(lambda: not (mount.path / "new").exists(), mount, 0.9 * DUE)
+        wait_for(lambda: not (mount.path / "new").exists(), mount)
         assert not (mount.path / "renamed").exists()
         with pytest.raises(OSError, match=r"Input/output|No space"):
             os.close(descriptor)
-        self.allow_growth(mount)
-
-    @staticmethod
-    def forbid_growth(mount: Daemon) -> None:
-        """Let the daemon write nothing behind the end of the database's log."""
-        for number in range(5):
-            (mount.path / "padding").write_bytes(bytes([number]))  # more than the file itself has
-        size = (mount.state / "config.db-wal").stat().st_size
-        resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-    @staticmethod
-    def allow_growth(mount: Daemon) -> None:
-        """Take the limit away, and see the daemon recover."""
-        limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, limit)
-        (mount.path / "padding").write_bytes(b"written again")
-        assert published(mount, "padding") == b"written again"
-
-    @staticmethod
-    def check_dropped(mount: Daemon, file: Path) -> None:
-        mount.wait_until_told()
-        assert file.read_bytes() == b"published"
-        assert file.stat().st_size == 9
-        assert published(mount, "file") == b"published"
+        allow_growth(mount)

@@ -205,7 +205,7 @@ class Server:
         self.mount = self._start()
 
     def _start(self) -> Daemon:
-        return self._stack.enter_context(mounted(self._workdir, nodename="a"))
+        return self._stack.enter_context(mounted(self._workdir, "--test-control", nodename="a"))
 
     def restart(self) -> None:
         """Stop the daemon, start another on the same database."""
@@ -280,6 +280,7 @@ class Histories(RuleBasedStateMachine):
     @rule(path=paths, to=paths)
     def rename(self, path: str, to: str) -> None:
         self.both(lambda: os.rename(self.root / path, self.root / to), self.model.rename, path, to)
+        self.server.mount.wait_until_told()  # of a mode that follows from the new path
 
     @rule(path=paths, data=datas)
     def save(self, path: str, data: bytes) -> None:

@@ -50,7 +50,7 @@ class Change(threading.Thread):
 
     def end(self) -> int | None:
         """Return the errno, 0 for success."""
-        self.join(30)
+        self.join(60)
         assert not self.is_alive()
         return self.errno
 
@@ -127,6 +127,7 @@ def test_of_200_changes_most_are_refused_and_nobody_else_waits(
     refused = [change for change in changes if not change.is_alive()]
     assert {change.errno for change in refused} == {errno.EBUSY}
     assert 0 < waiting(mount) <= MOST
+    starvation = mount.starvation()
     taken = slowest(
         [
             *(path.stat for path in paths[:25]),
@@ -140,7 +141,7 @@ def test_of_200_changes_most_are_refused_and_nobody_else_waits(
         f"{AT_ONCE} changes at once: {len(refused)} refused, {waiting(mount)} wait; "
         f"slowest look elsewhere {1000 * taken:.1f} ms"
     )
-    assert taken < SLACK * PROMPT
+    assert taken < SLACK * PROMPT + starvation.seconds()
     mount.expect_log("the last writes to d.*/f are lost: EBUSY")
     begin = time.monotonic()
     mount.process.send_signal(signal.SIGTERM)
@@ -150,16 +151,17 @@ def test_of_200_changes_most_are_refused_and_nobody_else_waits(
 
 
 def test_what_waits_is_done_when_it_may_go_on(mount: Daemon) -> None:
-    for number in range(MOST):
-        (mount.path / f"d{number}").mkdir()
+    paths = [mount.path / f"d{number}" for number in range(MOST)]
+    for path in paths:
+        path.mkdir()
     with held(mount):
-        paths = [mount.path / f"d{number}" / "new" for number in range(MOST)]
-        changes = [Change(path.mkdir) for path in paths]
+        # These wait for 10 s, as the kernel holds no directory for them.
+        changes = [Change(functools.partial(os.utime, path, (5, 5))) for path in paths]
         wait_until_waiting(mount, MOST)
         with pytest.raises(OSError, match="busy"):
             (mount.path / "one_too_many").mkdir()
     assert [change.end() for change in changes] == [0] * MOST
-    assert all(path.is_dir() for path in paths)
+    assert {path.stat().st_mtime for path in paths} == {5}
     assert not (mount.path / "one_too_many").exists()
 
 
@@ -177,14 +179,14 @@ def test_a_foreign_change_elsewhere_is_seen_although_a_mkdir_waits(mount: Daemon
         control("inject", kind="write", path="elsewhere/0", data="changed")
         control("inject", kind="delete", path="elsewhere/1")
         control("inject", kind="rename", path="elsewhere/2", to="elsewhere/missing")
-        begin = time.monotonic()
+        begin, starvation = time.monotonic(), mount.starvation()
         wait_for(lambda: paths[0].read_bytes() == b"changed", mount)
         wait_for(lambda: not paths[1].exists(), mount)
         wait_for(missing.exists, mount)
         taken = time.monotonic() - begin
         assert change.is_alive()
     assert change.end() == 0
-    assert taken < SLACK * PROMPT
+    assert taken < SLACK * PROMPT + starvation.seconds()
     wait_for((mount.path / "busy" / "other").exists, mount)
 
 
@@ -242,6 +244,7 @@ def test_a_name_that_is_another_file_by_then_is_not_written(mount: Daemon) -> No
         control("inject", kind="write", path="g", data="theirs")
         control("inject", kind="rename", path="g", to="f")
     assert change.end() == errno.ESTALE
+    mount.wait_until_told()
     assert (mount.path / "f").read_text() == "theirs"
 
 
@@ -252,7 +255,8 @@ def test_a_file_that_is_renamed_meanwhile_keeps_what_was_written(mount: Daemon) 
         wait_until_waiting(mount, 1)
         mount.control("inject", kind="rename", path="f", to="g")
     assert change.end() == 0
-    wait_for(lambda: not (mount.path / "f").exists(), mount)
+    mount.wait_until_told()
+    assert not (mount.path / "f").exists()
     assert (mount.path / "g").read_text() == "mine"
 
 

@@ -139,6 +139,9 @@ def test_a_host_without_a_name(
         ["--statedir", ""],
         ["--nodename", "a/b"],
         ["--nodename", ".example.com"],
+        ["--ipc-name", ""],
+        ["--ipc-name", "a/b"],
+        ["status", "--ipc-name", 101 * "x"],
         ["mount"],
         ["export"],
         ["import"],
@@ -188,14 +191,16 @@ def test_the_creator_needs_both_arguments(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("error", "text"),
+    ("error", "status", "text"),
     [
-        (StartError("there is no group 'x'"), "pmxcfs: there is no group 'x'\n"),
-        (FileNotFoundError(2, "gone", "/f"), "pmxcfs: [Errno 2] gone: '/f'\n"),
+        (StartError("there is no group 'x'"), 1, "pmxcfs: there is no group 'x'\n"),
+        (FileNotFoundError(2, "gone", "/f"), 1, "pmxcfs: [Errno 2] gone: '/f'\n"),
+        (KeyboardInterrupt(), 130, "pmxcfs: interrupted\n"),
     ],
 )
 def test_a_failure_is_one_line(
-    error: Exception,
+    error: BaseException,
+    status: int,
     text: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -204,7 +209,7 @@ def test_a_failure_is_one_line(
         raise error
 
     monkeypatch.setattr(daemon, "run", fail)
-    assert cli.main([]) == 1
+    assert cli.main([]) == status
     assert capsys.readouterr() == ("", text)
 
 

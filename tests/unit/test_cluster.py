@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pmxcfs.cluster import StatusGroup, TreeGroup
+from pmxcfs.cluster import JOIN_PAUSE, LEAVE_PATIENCE, StatusGroup, TreeGroup
 from pmxcfs.deadlines import Deadlines
 from pmxcfs.effects import Commit, Deliver, Mode, SendUpdates
 from pmxcfs.errors import ClusterError, PmxcfsError, StoreError, TryAgain
@@ -222,7 +222,7 @@ def test_a_stop_does_not_wait_for_a_goodbye_that_does_not_come(node: Node) -> No
     node.world.says_goodbye = False
     before = time.monotonic()
     node.thread.close()
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < LEAVE_PATIENCE
 
 
 @pytest.mark.expect_log("corosync is not there")
@@ -259,6 +259,17 @@ def test_corosync_may_not_be_ready_for_a_join(node: Node) -> None:
     node.world.fail("join", *[TryAgain("cpg_join", 6, "try again")] * 2)
     node.start()
     assert node.world.handle.calls[:4] == ["connect", "join", "join", "join"]
+
+
+@pytest.mark.expect_log("the connection is gone")
+def test_the_time_between_two_joins_begins_when_the_first_succeeds(node: Node) -> None:
+    attempts = 4
+    node.world.fail("join", *[TryAgain("cpg_join", 6, "try again")] * attempts)
+    began = time.monotonic()
+    node.start()
+    node.world.handle.break_off()
+    node.until_connected(2)
+    assert time.monotonic() - began >= attempts * JOIN_PAUSE + REJOIN
 
 
 @pytest.mark.expect_log("leaving the group")

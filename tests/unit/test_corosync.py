@@ -10,7 +10,7 @@ from pmxcfs.corosync import QuorumWatch, config_of
 from pmxcfs.errors import Disconnected
 from pmxcfs.messages import ClusterConfig, ClusterNode
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 RETRY = 0.001
 
 NODE = "nodelist.node."
@@ -120,6 +120,17 @@ def test_each_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert initial == first  # of three attempts
     lost = [r.message for r in caplog.records if "quorum_dispatch" in r.message]
     assert len(lost) >= 1  # another outage, another line
+
+
+@pytest.mark.expect_log("no connection to corosync")
+def test_who_asks_for_the_quorum_has_it_connected_at_once(fake: type[FakeQuorum]) -> None:
+    fake.failures = 1
+    told: queue.Queue[bool] = queue.Queue()
+    watch = QuorumWatch(told.put, retry=100 * PATIENCE)
+    watch.start()
+    assert not watch.refresh()
+    assert told.get(timeout=PATIENCE) is True
+    watch.close()
 
 
 @pytest.mark.expect_log("watching corosync failed, which is a bug")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pmxcfs.errors import Busy, Denied, StoreError
-from pmxcfs.messages import Write
+from pmxcfs.errors import Busy, Denied, NotFound, StoreError
+from pmxcfs.messages import Delete, Rename, Write
 from pmxcfs.tickets import Ticket
 from tests.conftest import ExpectLog
 from tests.unit.test_filesystem import World
@@ -102,6 +102,27 @@ def test_a_truncation_that_is_refused_has_not_happened(
     world.issuer.on_submit = meanwhile
     world.files.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+@pytest.mark.parametrize("target", ["g", "d"])
+def test_what_another_node_moved_there_meanwhile_is_not_renamed_onto_or_below_itself(
+    world: World, target: str
+) -> None:
+    """Members of the existing implementation use freed memory then (cluster.md, "Delivery")."""
+    entry, directory = world.make("f"), world.make("d", directory=True)
+    world.files.write(world.open(entry), 0, b"x")
+
+    def meanwhile() -> None:
+        world.issuer.on_submit = lambda: None
+        if target == "d":
+            world.elsewhere(Delete("d"))
+        world.elsewhere(Rename("f", target))
+
+    world.issuer.on_submit = meanwhile
+    parent = directory if target == "d" else world.tree.root
+    with pytest.raises(NotFound):
+        world.files.rename(entry, parent, "g")
+    assert world.issuer.issued == [Write(target, 0, b"x", False)]
 
 
 def test_a_lock_with_entries_is_not_removed_by_its_expiry(world: World) -> None:

@@ -57,8 +57,8 @@ class World:
             group=GROUP,
             monotonic_ns=lambda: self.now_ns,
         )
-        self.dropped: list[Entry] = []
-        self.files.on_dropped = self.dropped.append
+        self.displaced: list[Entry] = []
+        self.files.on_displaced = self.displaced.append
         self.issuer.on_change = lambda change: self.files.on_change(change, foreign=False)
 
     def make(self, path: str, content: bytes = b"published", *, directory: bool = False) -> Entry:
@@ -247,7 +247,7 @@ def test_a_failed_publishing_drops_the_bytes_and_is_told_once(
     with pytest.raises(Busy):
         world.files.flush(handle)
     assert entry.read(0, 100) == b"published"
-    assert world.dropped == [entry]
+    assert world.displaced == [entry]
     world.issuer.failure = None
     world.files.flush(handle)
     world.files.release(handle)

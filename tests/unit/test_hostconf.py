@@ -10,7 +10,7 @@ import pytest
 from pmxcfs.errors import Disconnected
 from pmxcfs.hostconf import HostConfig, refusal, replace, version_of
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 def conf(version: int | str, text: str = "") -> bytes:

@@ -114,3 +114,11 @@ def test_only_the_latest_troubles_are_remembered() -> None:
     latest = troubles.latest()
     assert [entry["text"] for entry in latest] == [f"number {n}" for n in range(5, REMEMBERED + 5)]
     assert {(entry["level"], entry["domain"]) for entry in latest} == {("warning", "status")}
+
+
+@pytest.mark.parametrize(("priority", "name"), [(3, "err"), (200, "200")])
+def test_the_log_names_priorities_that_have_a_name(priority: int, name: str) -> None:
+    entry = {"uid": 1, "time": 0, "pri": priority, "tag": "t", "pid": 9, "node": "n"}
+    content = json.dumps({"data": [{**entry, "user": "u", "msg": "m"}]}).encode()
+    (line,) = inquiry._log_lines(content)
+    assert line.endswith(f"n t[9] {name} u: m")

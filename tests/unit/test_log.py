@@ -51,7 +51,7 @@ def system_log(tmp_path: Path) -> Iterator[socket.socket]:
     """A stand-in for syslogd."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(tmp_path / "log"))
-        server.settimeout(5)
+        server.settimeout(30)
         yield server
 
 

@@ -7,6 +7,7 @@ import pytest
 from pmxcfs._cpg import decode
 from pmxcfs.deadlines import Moment
 from pmxcfs.dfsm import Dfsm
+from pmxcfs.effects import Mode
 from pmxcfs.errors import Busy, Disconnected, Interrupted, Invalid, PmxcfsError, TryAgain
 from pmxcfs.mailer import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, Mailer
 from pmxcfs.messages import (
@@ -19,12 +20,16 @@ from pmxcfs.messages import (
     Mkdir,
     Mtime,
     Normal,
+    State,
     SyncStart,
+    UpdateComplete,
 )
+from tests.fakes.hand import index
 
 ME, OTHER = Member(1, 100), Member(2, 200)
 NO_ROOM = TryAgain("cpg_mcast_joined", 6, "try again")
-ROUND = SyncStart(0, Epoch(1, 0, 1, 100))
+EPOCH = Epoch(1, 0, 1, 100)
+ROUND = UpdateComplete(0, EPOCH)
 
 
 class FakeSource:
@@ -62,6 +67,10 @@ class World:
 
     def members(self, *members: Member) -> None:
         self.dfsm.on_membership(members, joined=(), at=Moment(0, self.now))
+
+    def hear(self, sender: Member, *messages: Message) -> None:
+        for message in messages:
+            self.dfsm.on_message(sender, message, at=Moment(0, self.now))
 
     def mcast(self, data: bytes) -> None:
         if self.failure is not None:
@@ -151,6 +160,25 @@ def test_a_message_of_the_rules_is_tried_for_ever(world: World) -> None:
     world.now = world.mailer.retry_at
     world.send()
     assert world.sent == [ROUND]
+
+
+def test_a_round_is_not_begun_again_once_it_got_on(world: World) -> None:
+    """A member of the existing implementation that awaits updates would leave the group on it."""
+    start, again = SyncStart(0, EPOCH), SyncStart(0, EPOCH._replace(number=2))
+    world.members(ME, OTHER)
+    world.mailer.put(start)
+    world.send()
+    assert world.sent == [start]
+    world.mailer.put(again)
+    world.failure = no_room
+    world.send()
+    world.hear(ME, start, State(0, EPOCH, index(1)))
+    world.hear(OTHER, State(0, EPOCH, index(2)))
+    assert world.dfsm.mode is Mode.UPDATE
+    world.failure = None
+    world.now = world.mailer.retry_at
+    world.send()
+    assert world.sent == [start]
 
 
 def test_an_interrupted_message_is_dropped(world: World) -> None:

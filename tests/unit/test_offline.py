@@ -1,11 +1,14 @@
 """The commands that work on a database file: fsck, dump, export, import."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from pmxcfs._core import Tree
 from pmxcfs.database import Database, inspect
 from pmxcfs.errors import Exists, NoSpace, PmxcfsError, StoreError, TooBig, Unsupported
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
-from tests.fakes.store import Contents, Store, contents_of, query
+from tests.fakes.store import Contents, Store, contents_of, faulty_connections, query
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 Output = pytest.CaptureFixture[str]
@@ -116,6 +119,24 @@ def test_fsck_repairs(path: Path, capsys: Output) -> None:
     ]
     assert query(copy, "SELECT * FROM tree") == before
     assert contents_of(tree_of(path))["priv/lost+found/25-empty.cfg"] == b""
+
+
+def test_fsck_takes_an_interrupted_change_back(path: Path, capsys: Output) -> None:
+    """A process was killed in the middle of one, in a file without a write-ahead log."""
+    damage(path, "PRAGMA journal_mode = DELETE")
+    before = query(path, "SELECT * FROM tree ORDER BY inode")
+    interrupted = (
+        "import os, sqlite3, sys; database = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "database.execute('PRAGMA cache_size = 1'); database.execute('BEGIN');"
+        "database.execute('UPDATE tree SET data = zeroblob(100000) WHERE inode != 0');"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", interrupted, path], check=False)
+    with pytest.raises(StoreError, match=r"take that back with pmxcfs fsck --repair"):
+        offline.fsck(path, repair=False)
+    assert offline.fsck(path, repair=True) == 0
+    assert "repaired: a change that was interrupted is taken back\n" in capsys.readouterr().out
+    assert query(path, "SELECT * FROM tree ORDER BY inode") == before
 
 
 def test_fsck_does_not_repair_what_is_in_use(path: Path) -> None:
@@ -248,6 +269,17 @@ def test_what_is_private_stays_private(source: Path, tmp_path: Path) -> None:
     }
 
 
+def test_a_write_that_fails_names_the_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fchmod", fail)
+    with pytest.raises(OSError, match=rf"full: '{tmp_path}/target/"):
+        offline.export(path, tmp_path / "target")
+
+
 def test_export_takes_a_new_or_empty_directory(path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert offline.export(path, tmp_path / "empty") == 0
@@ -376,7 +408,7 @@ def test_import_keeps_to_the_limits_of_the_tree(
         offline.import_(source, tmp_path / "config.db")
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
 def test_import_replaces_nothing(source: Path, tmp_path: Path, suffix: str) -> None:
     there = tmp_path / f"config.db{suffix}"
     write(there, b"mine")
@@ -388,6 +420,24 @@ def test_import_replaces_nothing(source: Path, tmp_path: Path, suffix: str) -> N
 def test_a_failed_write_leaves_nothing(source: Path, tmp_path: Path) -> None:
     with refused(tmp_path, PmxcfsError, r"can't be opened: No such file or directory"):
         offline.import_(source, tmp_path / "missing/config.db")
+
+
+@pytest.mark.expect_log("can't be checkpointed")
+def test_a_disk_that_fills_up_at_the_end_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    with faulty_connections() as faults:
+        faults.arm(sqlite3.SQLITE_FULL, matching="wal_checkpoint")
+        with refused(tmp_path, StoreError, "can't be checkpointed: .* free some space"):
+            offline.import_(source, tmp_path / "config.db")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_what_a_killed_import_left_is_not_used(source: Path, tmp_path: Path) -> None:
+    left = tmp_path / f".config.db.{os.getpid()}"
+    Database.open(left, now=1).close()
+    put(left, "other")
+    assert offline.import_(source, tmp_path / "config.db") == 0
+    assert tree_of(tmp_path / "config.db").find("other") is None
+    assert not left.exists()
 
 
 def test_a_missing_directory_is_said(tmp_path: Path) -> None:

@@ -101,6 +101,36 @@ def take_and_release(path: Path) -> None:
         pass
 
 
+def test_a_signal_ends_the_wait_for_the_lock(tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, process.STOP_SIGNALS)
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        with (
+            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT),
+            pytest.raises(StartError, match="told to stop"),
+            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, patience=DEADLINE),
+        ):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives the lock back and ends while the next one looks for it."""
+
+    def is_dying(pid: str) -> bool:
+        first.__exit__()
+        return True
+
+    monkeypatch.setattr(process, "_is_dying", is_dying)
+    first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
+    first.__enter__()
+    with process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, patience=0):
+        pass  # a warning would fail the test
+
+
 def test_a_lock_file_that_can_not_be_opened(tmp_path: Path) -> None:
     with (
         pytest.raises(StartError, match="can't open lock file"),
@@ -187,6 +217,16 @@ def test_the_parent_tells_why_there_is_no_daemon(how: str, message: str, tmp_pat
     command = [sys.executable, f"{FAKES}/background.py", str(tmp_path), how]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert (result.returncode, result.stdout, result.stderr) == (1, "", message.format(tmp_path))
+
+
+def test_a_caller_that_ignores_its_children_is_told_too(tmp_path: Path) -> None:
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", ignoring, f"{FAKES}/background.py", str(tmp_path), "refuse"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert (result.returncode, result.stderr) == (1, "pmxcfs: no: \xe4\n")
 
 
 @pytest.mark.parametrize("number", sorted(process.STOP_SIGNALS))

@@ -8,7 +8,7 @@ import pytest
 from pmxcfs.publisher import Publisher
 from tests.conftest import ExpectLog
 
-PATIENCE = 5.0  # seconds
+PATIENCE = 30.0  # seconds
 
 
 class Due:

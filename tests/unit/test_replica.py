@@ -1,7 +1,6 @@
 """Groups of mutations: applied in order, saved together, announced, or taken back as one."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -62,6 +61,8 @@ class FakeYielding:
         if self.is_full:
             raise Busy("too many wait")
         self.waits += 1
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
         yield
 
 
@@ -287,10 +288,8 @@ def test_syncing_gives_the_lock_back(world: World) -> None:
 def test_what_is_held_goes_on_when_resumed(world: World) -> None:
     world.issuer.hold()
     world.replica.inject(Mkdir("foreign"), writer=9, mtime=1)
-    timer = threading.Timer(0.01, world.issuer.resume)
-    timer.start()
+    world.yielding.meanwhile = [world.issuer.resume]
     assert world.issuer.submit(Mkdir("d")).path == "d"
-    timer.join()
     assert world.yielding.waits == 1
     world.issuer.submit(Mkdir("e"))
     assert world.yielding.waits == 1
@@ -298,10 +297,8 @@ def test_what_is_held_goes_on_when_resumed(world: World) -> None:
 
 def test_a_creation_waits_too(world: World) -> None:
     world.issuer.hold()
-    timer = threading.Timer(0.01, world.issuer.resume)
-    timer.start()
+    world.yielding.meanwhile = [world.issuer.resume]
     world.issuer.create(Create("f.x"))
-    timer.join()
     assert world.yielding.waits == 1
     assert world.database.saved == [["f.x"]]
 

@@ -5,12 +5,14 @@ import json
 import struct
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmxcfs import requests
 from pmxcfs._core import Tree
 from pmxcfs.delivery import apply
 from pmxcfs.errors import PmxcfsError
@@ -45,7 +47,7 @@ class Node:
         self.status = Status("n1", guests, start_time=1000)
         self.published: list[Any] = []
         self.now = 1000.0
-        lock = threading.RLock()
+        self.lock = lock = threading.RLock()
         self.requests = Requests(
             tree,
             guests,
@@ -224,6 +226,28 @@ def test_a_priority_that_syslog_has_not_is_not_logged(node: Node) -> None:
     assert node.ask(7, logged(8)) == b""
     assert node.ask(7, logged(255)) == b""
     assert not node.published
+
+
+def test_a_long_log_is_rendered_while_others_have_the_lock(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+
+    def render(_entries: object, **_selection: object) -> str:
+        with ThreadPoolExecutor(1) as other:
+            free.append(other.submit(node.lock.acquire, blocking=False).result())
+        return ""
+
+    monkeypatch.setattr(requests, "render", render)
+    node.ask(8, bytes(16) + b"\0")
+    assert free == [True]
+
+
+def test_a_snapshot_of_the_log_stays_as_it_is(node: Node) -> None:
+    node.ask(7, logged(message=b"before\0"))
+    entries = node.status.log.snapshot()
+    node.ask(7, logged(message=b"after\0"))
+    assert [entry.message for entry in entries] == [b"before"]
 
 
 def test_cluster_log(node: Node) -> None:

@@ -20,8 +20,9 @@ LAYERS = (
     (1, "adoption status rows properties"),
     (2, "privatefiles failures health divergence"),
     (2, "soundness"),
+    (2, "connections"),
     (2, "delivery database"),
-    (2, "tickets"),
+    (2, "creation tickets"),
     (2, "effects deadlines election letters"),
     (2, "dfsm"),
     (3, "forks"),
@@ -39,7 +40,11 @@ LAYERS = (
     (5, "__main__"),
 )
 # The modules that may know each of these.
-OWNERS = {"sqlite3": ("database", "failures"), "llfuse": ("fuse",), "rrdtool": ("rrd",)}
+OWNERS = {
+    "sqlite3": ("database", "connections", "failures"),
+    "llfuse": ("fuse",),
+    "rrdtool": ("rrd",),
+}
 TIME_AND_CHANCE = frozenset(["time", "datetime", "random", "secrets", "uuid"])
 FIRST_LAYER_WITH_TIME = 4
 FIRST_LAYER_WITH_THREADS_OR_FILES = 2

@@ -74,6 +74,7 @@ class World:
 
     def __init__(self) -> None:
         self.is_quorate = True
+        self.refreshes = 0
         self.expired: list[tuple[str, bytes]] = []
         self.changes: list[tuple[Change, bool]] = []
         self.lock = CheckedLock()
@@ -95,6 +96,7 @@ class World:
 
     def refresh(self) -> bool:
         assert not self.lock.is_held
+        self.refreshes += 1
         return self.is_quorate
 
     def _on_change(self, change: Change, *, foreign: bool) -> None:
@@ -178,6 +180,15 @@ def test_what_comes_together_is_one_transaction(world: World) -> None:
     world.deliver(*[of(PEER, Mkdir(f"{number}"), serial=number) for number in range(50)])
     assert world.database.transactions == 1
     assert len(world.changes) == 50
+
+
+def test_the_quorum_is_asked_for_before_the_first_change(world: World) -> None:
+    """Its connection may be made later than the group's, and a change without it costs a sync."""
+    before = world.refreshes
+    world.content.on_members([ME], me=ME)
+    assert world.refreshes == before + 1
+    world.content.on_members([], me=ME)
+    assert world.refreshes == before + 1
 
 
 @pytest.mark.expect_log("not known to be delivered")
