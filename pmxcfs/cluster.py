@@ -11,7 +11,13 @@ others wait for: they leave messages in a ``Source`` and have deadlines of their
 Changes that are delivered together reach the Content together, and share a transaction there.
 
 Threads: one per group, a daemon thread: a hanging corosync must not hold up the end. ``wake``,
-``stop_soon`` and ``close`` are for all others. Contract: spec cluster.md.
+``attend``, ``stop_soon`` and ``close`` are for all others. One thread at a time acts for a group,
+whose *turn* it is: the group's own, or, while that sleeps, one that waits for a change of this
+node's. That one sends it, and takes what is delivered until its own change is, because each other
+thread that must run for a change costs more than the change does. It only goes on while this node
+is in sync; all that can take long is left to the group's own thread. So the handle has one user at
+a time, and the state machine, too. The turn comes before all other locks, the tree's included, and
+others take it only if it is free. Contract: spec cluster.md.
 """
 
 import contextlib
@@ -25,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pmxcfs._cpg import Cpg, decode
+from pmxcfs.alarm import Alarm
 from pmxcfs.deadlines import Deadlines, Moment
 from pmxcfs.dfsm import Dfsm
 from pmxcfs.effects import (
@@ -53,6 +60,9 @@ from pmxcfs.mailer import Mailer, Source
 from pmxcfs.messages import Group, Member, Record, State, Update, UpdateComplete
 
 BURST = 256  # messages that are dispatched at most before something is sent, or a tick comes
+# Messages that may be on their way where another thread sends one more: libcpg blocks once
+# corosync, stopped, has left some 280 unread.
+MANY_ON_THE_WAY = 64
 TICK = 1.0  # seconds between two looks at the deadlines, at most
 JOIN_PAUSE = 0.1  # seconds until a join is tried again that corosync was not ready for
 LEAVE_PATIENCE = 5.0  # seconds for the others to see us leave
@@ -128,6 +138,19 @@ class _Changed(NamedTuple):
     joined: list[Member]
 
 
+class Awaited(Protocol):
+    """What a thread waits for."""
+
+    is_done: bool
+
+
+class _Line(NamedTuple):
+    """A connection that is joined to the group."""
+
+    handle: Handle
+    alarm: Alarm
+
+
 class _Left(Exception):
     """We are leaving the group; *for_good* until this node is updated."""
 
@@ -155,6 +178,9 @@ class GroupThread:
         self._mailer = Mailer(group, self.dfsm, source)
         self._connect = connect
         self._log = log
+        self._turn = threading.Lock()  # of whoever acts for the group
+        self._line: _Line | None = None  # for others to act through; None: they can't
+        self._failure: Exception | None = None  # theirs, for the group's thread to cope with
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = threading.Event()
         self._is_down = False  # an outage that has been told of
@@ -210,6 +236,22 @@ class GroupThread:
     def wake(self) -> None:
         """Look at the source again. Never blocks; for any thread."""
         os.eventfd_write(self._wakeup, 1)
+
+    def attend(self, awaited: Awaited, seconds: float) -> None:
+        """Act for the group until *awaited* is done or *seconds* are over, if its thread sleeps.
+
+        May return sooner, and at once; the thread then goes on. Not with the tree's lock held.
+        """
+        if not self._turn.acquire(blocking=False):
+            self.wake()
+            return
+        try:
+            self._act_until(awaited, time.monotonic() + seconds)
+            is_settled = self._is_quiet
+        finally:
+            self._turn.release()
+        if not is_settled:
+            self.wake()
 
     def stop_soon(self) -> None:
         """Start leaving the group."""
@@ -308,18 +350,69 @@ class GroupThread:
     # The loop.
 
     def _serve(self, handle: Handle) -> None:
-        poll = select.poll()
-        poll.register(handle.fileno(), select.POLLIN)
-        poll.register(self._wakeup, select.POLLIN)
-        while not self._is_stopping.is_set():
-            poll.poll(self._sleep() * 1000)
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wakeup)
-            is_drained = self._dispatch(handle)
+        with contextlib.closing(Alarm(handle.fileno(), self._wakeup)) as alarm:
+            line = _Line(handle, alarm)
+            try:
+                while not self._is_stopping.is_set():
+                    alarm.sleep(self._sleep())
+                    with self._turn:
+                        self._line = None  # unless all goes well
+                        self._raise_failure()
+                        self._act(line)
+                        self._line = line
+            finally:
+                with self._turn:
+                    self._line = None
+
+    def _act(self, line: _Line) -> None:
+        """Take what the group says by now, and send what there is to be sent."""
+        is_drained = not line.alarm.listen(0) or self._dispatch(line.handle)
+        self._flush()
+        if is_drained:
+            self._tick()
+        self._mailer.send(line.handle.mcast)
+
+    # The same in another thread.
+
+    @property
+    def _is_quiet(self) -> bool:
+        """Tell whether there is nothing to do that another thread should not do."""
+        return (
+            self._line is not None
+            and self.dfsm.is_synced
+            and not self._is_stopping.is_set()
+            and not self._mailer.is_retrying
+            and self._mailer.on_the_way < MANY_ON_THE_WAY
+        )
+
+    def _act_until(self, awaited: Awaited, until: float) -> None:
+        line = self._line
+        if line is None:
+            return
+        try:
+            with line.alarm.hushed():
+                self._act_quietly(line, 0)
+                while not awaited.is_done and (left := until - time.monotonic()) > 0:
+                    if not self._is_quiet:
+                        break
+                    self._act_quietly(line, min(left, self._sleep()))
+        except Exception as failure:  # noqa: BLE001, as the group's thread copes with all of them
+            self._line, self._failure = None, failure
+
+    def _act_quietly(self, line: _Line, seconds: float) -> None:
+        """Do what ``_act`` does, after some *seconds* at most, for as long as all is quiet."""
+        if line.alarm.listen(seconds):
+            self._dispatch(line.handle, only_quietly=True)
             self._flush()
-            if is_drained:
-                self._tick()
-            self._mailer.send(handle.mcast)
+        if self._is_quiet:
+            self._tick()
+            self._mailer.send(line.handle.mcast)
+
+    def _raise_failure(self) -> None:
+        """Raise what went wrong there."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _sleep(self) -> float:
         """Return the seconds until something is to be done without being woken."""
@@ -337,9 +430,11 @@ class GroupThread:
             self._ticked_at = at.monotonic
             self._carry_out(self.dfsm.on_tick(at))
 
-    def _dispatch(self, handle: Handle) -> bool:
+    def _dispatch(self, handle: Handle, *, only_quietly: bool = False) -> bool:
         """Look at what the group says, a burst at most; return whether that was all."""
         for _ in range(BURST):
+            if only_quietly and not self.dfsm.is_synced:
+                return False
             if not handle.dispatch_one():
                 return True
             while self._events:
@@ -361,6 +456,8 @@ class GroupThread:
         self._events.append(_Changed(members, joined))
 
     def _on_bytes(self, sender: Member, data: bytes) -> list[Effect]:
+        if sender == self.dfsm.me:
+            self._mailer.came_back()
         try:
             message = decode(data, group=self._group)
         except OtherProtocol as error:

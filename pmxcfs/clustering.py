@@ -70,6 +70,7 @@ class Clustering:
         tree.on_common = self._note_common
         self.tree = TreeGroup(tree, TreeSource(outbox, postings, lock=lock))
         outbox.wake = self.tree.wake
+        outbox.attend = self.tree.attend
         self.source = StatusSource()
         self.status = StatusGroup(StatusContent(status, self.source, lock=lock), self.source)
         self.source.wake = self.status.wake

@@ -89,6 +89,7 @@ class ClusterIssuer:
                 posting.ticket.finish(_unknown("the quorum was lost meanwhile"))
             else:
                 posting.ticket.finish(NoQuorum("the quorum was lost, nothing was changed"))
+        self._outbox.wake()  # and who acts for the group, and waits
 
     def refuse(self) -> None:
         """The daemon stops: what is not sent yet gets Busy, and new changes little time."""
@@ -97,6 +98,7 @@ class ClusterIssuer:
         for posting in list(self._waiting):
             if self._outbox.withdraw(posting):
                 posting.ticket.finish(Busy("the daemon is stopping, nothing was changed"))
+        self._outbox.wake()
 
     def abandon(self) -> None:
         """Give up what is not delivered by now; what was sent lately gets the rest of its time."""
@@ -106,6 +108,7 @@ class ClusterIssuer:
                 done.wait(max(0.0, self._stops_at - time.monotonic()))
             if not posting.ticket.is_done:
                 posting.ticket.finish(self._give_up(posting, "the daemon is stopping"))
+                self._outbox.wake()
 
     def _post(self, ticket: Ticket, bodies: Sequence[Sendable]) -> Change:
         posting = Posting(ticket, bodies)
@@ -114,7 +117,6 @@ class ClusterIssuer:
         try:
             self._replica.check_writable()
             with self._yielding.waiting():
-                self._outbox.put(posting)
                 failure = self._await(posting)
         except PmxcfsError as error:
             failure = error
@@ -125,9 +127,14 @@ class ClusterIssuer:
         return ticket.result()
 
     def _await(self, posting: Posting) -> PmxcfsError | None:
-        """Wait for *posting* as long as it may take; return why it failed, if it did so here."""
+        """Have *posting* sent, and wait as long as it may take; return why it failed, if it did so
+        here.
+        """
+        patience = self._limited(patience_for(posting.ticket.mutation))
+        until = time.monotonic() + patience
+        self._outbox.carry(posting, patience)
         done = posting.ticket.done()
-        if done.wait(self._limited(patience_for(posting.ticket.mutation))):
+        if posting.ticket.is_done or done.wait(max(0.0, until - time.monotonic())):
             return None
         if self._outbox.withdraw(posting):
             return Busy("the cluster is not in sync yet, nothing was changed")

@@ -3,7 +3,8 @@
 What the rules of the group want sent goes first and for as long as it takes; a change of this
 node's waits until nothing else does, is sent only while the node is SYNCED, and not tried for ever.
 
-Threads: the group's own. Contract: spec cluster.md, "A mutation must not block forever".
+Threads: one at a time, the one whose turn it is in the group (``cluster``).
+Contract: spec cluster.md, "A mutation must not block forever".
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from pmxcfs.messages import Body, Group, Message, Normal, SyncStart
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a send is tried again, doubling
 PATIENCE = 10.0  # seconds of trying to send one change
+_NEVER = float("inf")
 
 
 class Source(Protocol):
@@ -50,7 +52,8 @@ class Mailer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sent_bytes = 0  # by this process
-        self.retry_at = float("inf")  # monotonic second to call ``send`` again, though all is quiet
+        self.retry_at = _NEVER  # monotonic second to call ``send`` again, though all is quiet
+        self.on_the_way = 0  # messages that were sent and not seen coming back, on this connection
         self._group = group
         self._dfsm = dfsm
         self._source = source
@@ -58,6 +61,11 @@ class Mailer:
         self._queue: deque[Message] = deque()  # what the rules want sent
         self._pause = 0.0  # seconds, since the last attempt; 0: it went well
         self._trying_since: float | None = None  # monotonic; None: no change waits for room
+
+    @property
+    def is_retrying(self) -> bool:
+        """Tell whether something waits for room."""
+        return self.retry_at != _NEVER
 
     def put(self, message: Message) -> None:
         """Send *message* after all that was put before."""
@@ -67,8 +75,13 @@ class Mailer:
         """The round is over; what changes something stays, and goes out before the next STATE."""
         self._queue = deque(one for one in self._queue if isinstance(one, Normal))
 
+    def came_back(self) -> None:
+        """One of the messages that were sent was delivered to this node, too."""
+        self.on_the_way -= 1
+
     def reset(self) -> None:
         """There is another connection now, or none."""
+        self.on_the_way = 0
         self._queue.clear()
         self._end_pause()
         self._trying_since = None
@@ -127,6 +140,7 @@ class Mailer:
 
     def _mcast(self, mcast: Callable[[bytes], None], data: bytes) -> None:
         mcast(data)
+        self.on_the_way += 1
         self.sent_bytes += len(data)
         self._end_pause()
 
@@ -141,4 +155,4 @@ class Mailer:
             self._source.refused(Busy(f"corosync takes no messages: {error}"))
 
     def _end_pause(self) -> None:
-        self._pause, self.retry_at = 0.0, float("inf")
+        self._pause, self.retry_at = 0.0, _NEVER

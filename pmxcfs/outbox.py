@@ -7,8 +7,8 @@ group, or that the caller gives it up ends it.
 Nothing is queued without quorum: ``put`` and ``next`` look, so a change can't slip in while the
 quorum is being lost.
 
-Threads: the outbox is for any thread and never blocks. Tickets are finished with the tree's lock
-held. Contract: spec cluster.md, "A mutation must not block forever".
+Threads: the outbox is for any thread, and only ``carry`` blocks. Tickets are finished with the
+tree's lock held. Contract: spec cluster.md, "A mutation must not block forever".
 """
 
 import threading
@@ -58,17 +58,30 @@ class Outbox:
     def __init__(self, *, is_quorate: Callable[[], bool]) -> None:
         self.is_held = False  # by a test: nothing is sent
         self.wake: Callable[[], None] = lambda: None  # the group's thread, once there is one
+        # Do what that would, at once and for as long as a ticket is not done, or some seconds.
+        self.attend: Callable[[Ticket, float], None] = lambda ticket, seconds: self.wake()
         self._is_quorate = is_quorate
         self._lock = threading.Lock()
         self._postings: deque[Posting] = deque()
 
     def put(self, posting: Posting) -> None:
         """Queue *posting*. Raises NoQuorum."""
+        self._queue(posting)
+        self.wake()
+
+    def carry(self, posting: Posting, seconds: float) -> None:
+        """Queue *posting*, and wait for it if that helps, some *seconds* at most.
+
+        Raises NoQuorum. Not with the tree's lock held.
+        """
+        self._queue(posting)
+        self.attend(posting.ticket, seconds)
+
+    def _queue(self, posting: Posting) -> None:
         with self._lock:
             if not self._is_quorate():
                 raise NoQuorum("no quorum, nothing may change")
             self._postings.append(posting)
-        self.wake()
 
     def withdraw(self, posting: Posting) -> bool:
         """Take *posting* back; tell whether that was possible: nothing of it was sent.

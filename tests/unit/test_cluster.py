@@ -1,13 +1,14 @@
 """A group's thread: connecting, batching, leaving and joining again, on a corosync in memory."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from pmxcfs.cluster import JOIN_PAUSE, LEAVE_PATIENCE, StatusGroup, TreeGroup
+from pmxcfs.cluster import JOIN_PAUSE, LEAVE_PATIENCE, MANY_ON_THE_WAY, StatusGroup, TreeGroup
 from pmxcfs.deadlines import Deadlines
 from pmxcfs.effects import Commit, Deliver, Mode, SendUpdates
 from pmxcfs.errors import ClusterError, PmxcfsError, StoreError, TryAgain
@@ -29,7 +30,7 @@ from pmxcfs.messages import (
     Verify,
     VerifyRequest,
 )
-from tests.fakes.corosync import NO_ROOM, World
+from tests.fakes.corosync import NO_ROOM, PATIENCE, World
 
 OTHER = Member(2, 200)
 LOWER = Member(0, 50)
@@ -53,6 +54,7 @@ class FakeContent:
         self.commit_failure: PmxcfsError | None = None
         self.crash: Exception | None = None
         self.batches: list[list[Body]] = []
+        self.threads: list[int] = []  # that delivered them
         self.members: list[list[Member]] = []
         self.synced = self.left = 0
         self.commits: list[Commit] = []
@@ -70,6 +72,7 @@ class FakeContent:
         return bytes([self.version] * 32)
 
     def deliver(self, changes: Sequence[Deliver]) -> bool:
+        self.threads.append(threading.get_ident())
         if self.crash is not None:
             crash, self.crash = self.crash, None
             raise crash
@@ -350,6 +353,128 @@ def test_what_is_no_message_is_dropped_and_counted(node: Node) -> None:
     node.world.wait_until(lambda: bool(node.content.delivered))
     assert node.thread.dropped == len(hostile)
     assert len(node.world.handles) == 1
+
+
+# In the place of the group's thread.
+
+
+class Own:
+    """A change of this node's that somebody waits for."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        self._content = node.content
+        self._body = Mkdir(name)
+        node.source.bodies.append(self._body)
+
+    @property
+    def is_done(self) -> bool:
+        return self._body in self._content.delivered
+
+    @is_done.setter
+    def is_done(self, value: bool) -> None:
+        raise AssertionError("nobody finishes it but delivery")
+
+
+def attend(node: Node, name: str = "mine") -> threading.Thread:
+    """Have a thread send a change and wait for it."""
+    own = Own(node, name)
+    thread = threading.Thread(target=node.thread.attend, args=(own, PATIENCE))
+    thread.start()
+    return thread
+
+
+def until_on_its_way(node: Node) -> None:
+    node.world.wait_until(lambda: node.source.sent_count > 0, "a change to be sent")
+
+
+def test_who_waits_sends_and_takes_what_is_delivered(node: Node) -> None:
+    node.start()
+    node.thread.attend(Own(node, "mine"), PATIENCE)
+    assert node.content.delivered == [Mkdir("mine")]
+    assert node.content.threads == [threading.get_ident()]
+
+
+def test_the_thread_goes_on_where_who_waited_stops(node: Node) -> None:
+    node.start()
+    node.thread.attend(Own(node, "mine"), PATIENCE)
+    node.world.deliver(OTHER, *changes(1))
+    node.world.wait_until(lambda: len(node.content.delivered) == 2)
+    assert node.content.threads[1] != threading.get_ident()
+
+
+def test_who_waits_in_vain_gives_up(node: Node) -> None:
+    node.start()
+    node.world.echoes = False
+    started = time.monotonic()
+    node.thread.attend(Own(node, "mine"), 0.05)
+    assert 0.05 <= time.monotonic() - started < PATIENCE
+    assert node.source.sent_count == 1
+
+
+def test_one_that_waits_is_enough(node: Node) -> None:
+    node.start()
+    node.world.echoes = False
+    first = attend(node, "first")
+    until_on_its_way(node)
+    node.thread.attend(Own(node, "second"), PATIENCE)  # returns at once, and the first one sends it
+    node.world.wait_until(lambda: node.source.sent_count == 2)
+    bodies = [m.body for m in node.world.messages if isinstance(m, Normal)]
+    assert bodies == [Mkdir("first"), Mkdir("second")]
+    node.world.deliver(node.world.me, *node.world.messages)
+    first.join(PATIENCE)
+    assert not first.is_alive()
+
+
+@pytest.mark.expect_log("which is a bug")
+def test_the_thread_copes_with_what_fails_for_who_waits(node: Node) -> None:
+    node.start()
+    node.content.crash = RuntimeError("a bug")
+    node.thread.attend(Own(node, "mine"), PATIENCE)
+    node.until_synced(2)
+    assert node.content.left == 1
+
+
+@pytest.mark.expect_log("the connection is gone")
+def test_a_connection_that_is_lost_meanwhile_is_made_again(node: Node) -> None:
+    node.start()
+    node.world.echoes = False
+    waiting = attend(node)
+    until_on_its_way(node)
+    node.world.handle.break_off()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    node.until_synced(2)
+
+
+def test_a_round_is_left_to_the_thread(node: Node) -> None:
+    node.start()
+    node.world.echoes = False
+    waiting = attend(node)
+    until_on_its_way(node)
+    node.world.echoes = True
+    node.meet(OTHER)
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+
+
+def test_a_stop_ends_the_wait(node: Node) -> None:
+    node.start()
+    node.world.echoes = False
+    waiting = attend(node)
+    until_on_its_way(node)
+    node.thread.close()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+
+
+def test_with_much_on_the_way_the_thread_sends(node: Node) -> None:
+    node.start()
+    node.world.echoes = False
+    node.source.bodies = [Mkdir(f"{number}") for number in range(MANY_ON_THE_WAY)]
+    node.thread.wake()
+    node.world.wait_until(lambda: node.source.sent_count == MANY_ON_THE_WAY)
+    node.thread.attend(Own(node, "one more"), PATIENCE)
+    node.world.wait_until(lambda: node.source.sent_count == MANY_ON_THE_WAY + 1)
 
 
 # Rounds.

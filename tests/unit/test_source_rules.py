@@ -28,7 +28,7 @@ LAYERS = (
     (3, "forks"),
     (3, "replica filesystem statusfiles"),
     (3, "outbox requests"),
-    (4, "nodes invalidation control log process address publisher checkpointer watchdog"),
+    (4, "alarm nodes invalidation control log process address publisher checkpointer watchdog"),
     (4, "workers"),
     (4, "mailer tracing"),
     (4, "corosync hostconf cluster issuer treegroup statusgroup ipc rrd"),
