@@ -197,7 +197,10 @@ class Daemon:
         self._invalidator = Invalidator(
             self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, self._workers.count)
         )
-        self._cache = KernelCache(self._invalidator, self._tree, self._operations.nodes.objects)
+        nodes = self._operations.nodes
+        self._cache = KernelCache(
+            self._invalidator, self._tree, nodes.objects, may_be_absent=nodes.may_be_absent
+        )
 
     def _unmount(self) -> None:
         """End requests that nobody answers any more, too.

@@ -186,7 +186,10 @@ class Handlers:
     def lookup(self, parent: int, raw_name: bytes, context: object) -> llfuse.EntryAttributes:
         name = to_text(raw_name)
         found = self._special(parent, name) or self._directory(parent).child(name)
-        return self._absent if found is None else self._answer(found)
+        if found is None:
+            self.nodes.note_absent(parent, raw_name)
+            return self._absent
+        return self._answer(found)
 
     def _answer(self, found: Node) -> llfuse.EntryAttributes:
         """Tell the kernel of *found*, which it will then hold a reference to."""

@@ -8,5 +8,6 @@ cdef class KernelCache:
     cdef object _invalidator
     cdef Tree _tree
     cdef object _known
+    cdef object _may_be_absent
 
     cdef object _on_foreign(self, Change change)

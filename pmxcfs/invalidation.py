@@ -45,12 +45,24 @@ class _Queued:
 
 
 class KernelCache:
-    """Which notifications a change of the tree needs. Used with the tree's lock held."""
+    """Which notifications a change of the tree needs. Used with the tree's lock held.
 
-    def __init__(self, invalidator: "Invalidator", tree: Tree, known: Mapping[int, object]) -> None:
+    None where the kernel can't have a name: neither with an entry that it knows, nor as absent.
+    What it is just making, and does not know yet, it has asked for, and been told absent.
+    """
+
+    def __init__(
+        self,
+        invalidator: "Invalidator",
+        tree: Tree,
+        known: Mapping[int, object],
+        *,
+        may_be_absent: Callable[[int, bytes], bool],
+    ) -> None:
         self._invalidator = invalidator
         self._tree = tree
         self._known = known  # node ids that the kernel holds references to
+        self._may_be_absent = may_be_absent  # a directory's node id, a name
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
         """Notify of *change*: all of it if foreign, else what the reply does not tell."""
@@ -93,12 +105,15 @@ class KernelCache:
     def _on_foreign(self, change: Change) -> None:
         # By the directories themselves: where they are now may be the work of later changes.
         if change.left is not None:
-            self._forget_name(change.left, (change.source or change.path).rpartition("/")[2])
+            name = (change.source or change.path).rpartition("/")[2]
+            self._forget_place(change.left, name, before=change.entry)
         if (
             change.kind in (Kind.CREATE, Kind.MKDIR, Kind.RENAME)
             and change.entry.parent is not None
         ):
-            self._forget_name(change.entry.parent, change.entry.name)
+            self._forget_place(
+                change.entry.parent, change.entry.name, before=change.replaced or change.entry
+            )
         if change.kind in (Kind.WRITE, Kind.MTIME, Kind.RENAME):
             pages = change.kind is Kind.WRITE
             self._forget_inode(change.entry, pages=pages)
@@ -108,13 +123,19 @@ class KernelCache:
         if entry.node in self._known:
             self._invalidator.inode(entry.node, pages=pages)
 
+    def _forget_place(self, directory: Entry, name: str, *, before: Entry | None) -> None:
+        """Notify that something else stands there than *before*, or than nothing."""
+        is_known = before is not None and before.node in self._known
+        if is_known or self._may_be_absent(directory.node, to_bytes(name)):
+            self._forget_name(directory, name)
+
     def _forget_name(self, directory: Entry, name: str) -> None:
         if directory.node in self._known:
             self._invalidator.entry(Name(directory.node, to_bytes(name)))
 
     def _look_up_again(self, entry: Entry, *, pages: bool) -> None:
         parent = entry.parent
-        if parent is not None and parent.node in self._known:
+        if entry.node in self._known and parent is not None and parent.node in self._known:
             name = Name(parent.node, to_bytes(entry.name))
             self._invalidator.entry(name, inode=entry.node, pages=pages)
 

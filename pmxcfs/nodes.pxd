@@ -6,7 +6,10 @@ cdef class Nodes:
     cdef readonly dict objects
     cdef dict _references
     cdef object _last
+    cdef dict _absent
+    cdef Py_ssize_t _absent_count
 
     cpdef object number(self, found)
     cpdef object reference(self, found)
     cpdef object forget(self, node, count)
+    cpdef object note_absent(self, parent, bytes name)

@@ -283,7 +283,13 @@ class World:
         self.root.node = 1
         self.known: dict[int, object] = {1: self.root}
         self.queue = Recorder()
-        self.cache = KernelCache(self.queue, self.tree, self.known)
+        self.absent: set[tuple[int, bytes]] = set()
+        self.cache = KernelCache(
+            self.queue,
+            self.tree,
+            self.known,
+            may_be_absent=lambda parent, name: (parent, name) in self.absent,
+        )
         self.priv = self.make(self.root, "priv", directory=True)
         self.file = self.make(self.root, "f")
         self.unknown = self.make(self.root, "unknown", directory=True, known=False)
@@ -349,7 +355,25 @@ def test_what_left_a_directory_that_was_renamed_since_concerns_it(world: World) 
         assert ("entry", directory.node, b"f", 0, False) in world.tell(change)
 
 
+@pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR])
+def test_a_name_that_the_kernel_was_told_absent_is_forgotten(world: World, kind: Kind) -> None:
+    new = world.make(world.root, "new", known=False)
+    assert world.tell(Change(kind, "new", new)) == []
+    world.absent.add((1, b"new"))
+    assert world.tell(Change(kind, "new", new)) == [("entry", 1, b"new", 0, False)]
+
+
+def test_what_goes_unknown_may_have_been_told_absent(world: World) -> None:
+    new = world.make(world.root, "new", known=False)
+    world.tree.remove(new, writer=9, mtime=1)
+    gone = Change(Kind.DELETE, "new", new, left=world.root)
+    assert world.tell(gone) == []
+    world.absent.add((1, b"new"))
+    assert world.tell(gone) == [("entry", 1, b"new", 0, False)]
+
+
 def test_a_foreign_rename_concerns_both_names_and_the_mode(world: World) -> None:
+    world.absent.add((world.priv.node, b"g"))
     world.tree.rename(world.file, world.priv, "g", writer=9, mtime=1)
     priv, node = world.priv.node, world.file.node
     assert world.tell(Change(Kind.RENAME, "priv/g", world.file, "f", left=world.root)) == [
@@ -360,6 +384,13 @@ def test_a_foreign_rename_concerns_both_names_and_the_mode(world: World) -> None
     ]
 
 
+def test_what_a_foreign_rename_replaces_concerns_its_name(world: World) -> None:
+    temporary = world.make(world.root, "f.tmp", known=False)
+    world.tree.rename(temporary, world.root, "f", writer=9, mtime=1)
+    replaced = Change(Kind.RENAME, "f", temporary, "f.tmp", world.file)
+    assert world.tell(replaced) == [("entry", 1, b"f", 0, False)]
+
+
 def test_what_the_kernel_does_not_know_needs_nothing(world: World) -> None:
     inside = world.make(world.unknown, "f", known=False)
     for kind in (Kind.CREATE, Kind.WRITE):
@@ -368,9 +399,9 @@ def test_what_the_kernel_does_not_know_needs_nothing(world: World) -> None:
     assert world.tell(gone) == []
 
 
-def test_a_name_that_nobody_has_looked_up_may_be_known_to_be_missing(world: World) -> None:
+def test_a_write_to_what_the_kernel_does_not_know_needs_nothing(world: World) -> None:
     new = world.make(world.root, "new", known=False)
-    assert world.tell(Change(Kind.WRITE, "new", new)) == [("entry", 1, b"new", 0, True)]
+    assert world.tell(Change(Kind.WRITE, "new", new)) == []
 
 
 @pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR, Kind.DELETE, Kind.WRITE, Kind.MTIME])
@@ -391,6 +422,7 @@ def test_a_rename_here_concerns_the_time_if_it_changes(world: World) -> None:
 
 
 def test_a_lock_that_is_removed_here_is_gone_without_the_kernels_doing(world: World) -> None:
+    world.absent.add((world.priv.node, b"lock"))
     lock = Change(Kind.UNLOCK, "priv/lock", world.file, left=world.priv)
     assert world.tell(lock, foreign=False) == [("entry", world.priv.node, b"lock", 0, False)]
 

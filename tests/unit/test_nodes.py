@@ -1,0 +1,38 @@
+"""What the kernel has been told of names."""
+
+import pytest
+
+from pmxcfs import nodes as module
+from pmxcfs._core import Tree
+from pmxcfs.messages import EntryType
+from pmxcfs.nodes import ROOT, Nodes
+
+
+def test_a_name_is_absent_for_the_kernel_once_it_was_told_so() -> None:
+    nodes = Nodes(Tree().root)
+    assert not nodes.may_be_absent(ROOT, b"a")
+    nodes.note_absent(ROOT, b"a")
+    assert nodes.may_be_absent(ROOT, b"a")
+    assert not nodes.may_be_absent(ROOT, b"b")
+    assert not nodes.may_be_absent(2, b"a")
+
+
+def test_a_directory_that_was_forgotten_has_no_names() -> None:
+    tree = Tree()
+    nodes = Nodes(tree.root)
+    directory = tree.create(tree.root, "d", EntryType.DIRECTORY, writer=1, mtime=1)
+    number = nodes.reference(directory)
+    nodes.note_absent(number, b"a")
+    nodes.forget(number, 1)
+    assert not nodes.may_be_absent(number, b"a")
+
+
+def test_beyond_the_limit_a_directory_may_lack_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_ABSENT", 2)
+    nodes = Nodes(Tree().root)
+    for name in (b"a", b"b", b"c"):
+        nodes.note_absent(ROOT, name)
+    assert nodes.may_be_absent(ROOT, b"never asked for")
+    nodes.note_absent(2, b"a")  # the root's no longer count
+    assert nodes.may_be_absent(2, b"a")
+    assert not nodes.may_be_absent(2, b"b")
