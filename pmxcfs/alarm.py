@@ -2,15 +2,13 @@
 
 Two epolls, one in the other: all that can happen is registered with the inner one. Who acts for the
 group listens to that; who sleeps until it has to act does so on the outer one, which can be hushed
-without waking anybody. What happens meanwhile is not lost: it rings when the hush ends.
+without waking anybody. What happens meanwhile is not lost: it rings when the hush ends, unless it
+was listened to.
 
-Threads: ``ring`` is for any; ``listen`` and ``hushed`` for the one that acts, ``sleep`` for one
-other.
+Threads: ``sleep`` is for one, all else for the one that acts.
 """
 
-import contextlib
 import select
-from collections.abc import Iterator
 
 
 class Alarm:
@@ -36,14 +34,12 @@ class Alarm:
 
     def listen(self, seconds: float) -> bool:
         """Do the same, hushed or not, and settle it; tell whether the descriptor can be read."""
-        rung = self._inner.poll(seconds, 2)
-        return any(descriptor == self._descriptor for descriptor, _ in rung)
+        return self._descriptor in dict(self._inner.poll(seconds, 2))
 
-    @contextlib.contextmanager
-    def hushed(self) -> Iterator[None]:
-        """Let who sleeps sleep on until the block ends."""
+    def hush(self) -> None:
+        """Let who sleeps sleep on, whatever happens."""
         self._outer.modify(self._inner, 0)
-        try:
-            yield
-        finally:
-            self._outer.modify(self._inner, select.EPOLLIN)
+
+    def end_hush(self) -> None:
+        """Undo that; what has rung and was not listened to rings now."""
+        self._outer.modify(self._inner, select.EPOLLIN)

@@ -187,7 +187,7 @@ class GroupThread:
         self._joined_at = float("-inf")  # monotonic
         self._events: deque[_Delivered | _Changed] = deque()
         self._batch: list[Deliver] = []  # delivered, not applied
-        self._ticked_at = 0.0  # monotonic
+        self._tick_at = 0.0  # monotonic
         self._thread = threading.Thread(target=self._run, name=group.cpg_name, daemon=True)
         self._carriers: dict[type, Callable[[Any], None]] = {
             Send: self._send_later,
@@ -227,6 +227,7 @@ class GroupThread:
     def set_deadlines(self, deadlines: Deadlines) -> None:
         """Use other deadlines from now on: for tests."""
         self.dfsm.deadlines = deadlines
+        self._tick_at = 0.0
         self.wake()
 
     def start(self) -> None:
@@ -246,8 +247,7 @@ class GroupThread:
             self.wake()
             return
         try:
-            self._act_until(awaited, time.monotonic() + seconds)
-            is_settled = self._is_quiet
+            is_settled = self._act_until(awaited, time.monotonic() + seconds)
         finally:
             self._turn.release()
         if not is_settled:
@@ -378,35 +378,41 @@ class GroupThread:
     def _is_quiet(self) -> bool:
         """Tell whether there is nothing to do that another thread should not do."""
         return (
-            self._line is not None
-            and self.dfsm.is_synced
+            self.dfsm.is_synced
             and not self._is_stopping.is_set()
             and not self._mailer.is_retrying
             and self._mailer.on_the_way < MANY_ON_THE_WAY
         )
 
-    def _act_until(self, awaited: Awaited, until: float) -> None:
+    def _act_until(self, awaited: Awaited, until: float) -> bool:
+        """Do what ``attend`` says; return whether nothing is left that the thread must do."""
         line = self._line
         if line is None:
-            return
+            return False
+        line.alarm.hush()
         try:
-            with line.alarm.hushed():
-                self._act_quietly(line, 0)
-                while not awaited.is_done and (left := until - time.monotonic()) > 0:
-                    if not self._is_quiet:
-                        break
-                    self._act_quietly(line, min(left, self._sleep()))
+            seconds = 0.0
+            while self._act_quietly(line, seconds):
+                left = until - time.monotonic()
+                if awaited.is_done or left <= 0:
+                    return True
+                seconds = min(left, self._sleep())
         except Exception as failure:  # noqa: BLE001, as the group's thread copes with all of them
             self._line, self._failure = None, failure
+        finally:
+            line.alarm.end_hush()
+        return False
 
-    def _act_quietly(self, line: _Line, seconds: float) -> None:
-        """Do what ``_act`` does, after some *seconds* at most, for as long as all is quiet."""
+    def _act_quietly(self, line: _Line, seconds: float) -> bool:
+        """Do what ``_act`` does, after some *seconds* at most; return whether all is quiet."""
         if line.alarm.listen(seconds):
             self._dispatch(line.handle, only_quietly=True)
             self._flush()
-        if self._is_quiet:
-            self._tick()
-            self._mailer.send(line.handle.mcast)
+        if not self._is_quiet:
+            return False
+        self._tick()
+        self._mailer.send(line.handle.mcast)
+        return not self._mailer.is_retrying
 
     def _raise_failure(self) -> None:
         """Raise what went wrong there."""
@@ -417,7 +423,7 @@ class GroupThread:
     def _sleep(self) -> float:
         """Return the seconds until something is to be done without being woken."""
         now = time.monotonic()
-        until = min(self._ticked_at + self._tick_interval(), self._mailer.retry_at)
+        until = min(self._tick_at, self._mailer.retry_at)
         return max(0.0, until - now)
 
     def _tick_interval(self) -> float:
@@ -425,9 +431,9 @@ class GroupThread:
         return min(TICK, limits.verification / 4, limits.updates / 4, limits.restarts[0] / 4)
 
     def _tick(self) -> None:
-        at = _now()
-        if at.monotonic - self._ticked_at >= self._tick_interval():
-            self._ticked_at = at.monotonic
+        if time.monotonic() >= self._tick_at:
+            at = _now()
+            self._tick_at = at.monotonic + self._tick_interval()
             self._carry_out(self.dfsm.on_tick(at))
 
     def _dispatch(self, handle: Handle, *, only_quietly: bool = False) -> bool:

@@ -112,7 +112,7 @@ class ClusterIssuer:
 
     def _post(self, ticket: Ticket, bodies: Sequence[Sendable]) -> Change:
         posting = Posting(ticket, bodies)
-        ticket.done()  # an event to wait for, made while the lock is held
+        ticket.done()  # made while the lock is held
         self._waiting[posting] = None
         try:
             self._replica.check_writable()

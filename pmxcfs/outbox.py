@@ -95,8 +95,10 @@ class Outbox:
     def next(self, *, now: float) -> Posting | None:
         """Begin to send the next message; return whose it is, None if none may be sent.
 
-        For the group's thread, which then calls ``sent`` or ``not_sent``.
+        For whoever acts for the group, and then calls ``sent`` or ``not_sent``.
         """
+        if not self._postings:
+            return None  # without the lock: ``put`` comes before the look that it asks for
         with self._lock:
             if not self._postings or self.is_held or not self._is_quorate():
                 return None

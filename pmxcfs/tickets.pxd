@@ -6,6 +6,14 @@ from pmxcfs._core cimport Entry, Tree
 from pmxcfs.delivery cimport Change
 
 
+cdef class Signal:
+    cdef bint _is_given
+    cdef object _lock
+
+    cpdef object give(self)
+    cpdef bint wait(self, double seconds) except -1
+
+
 cdef class Ticket:
     cdef public object mutation
     cdef public uint32_t writer
@@ -15,7 +23,7 @@ cdef class Ticket:
     cdef public Change change
     cdef public object error
     cdef Entry _target
-    cdef object _done
+    cdef Signal _done
 
     cpdef object aimed(self, Tree tree)
     cpdef object finish(self, object error=*)

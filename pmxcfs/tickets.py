@@ -1,6 +1,6 @@
 """A mutation on its way from the one who asked for it to the tree, and back with what came of it.
 
-Threads: everything but waiting for the event needs the tree's lock.
+Threads: everything but waiting for the signal needs the tree's lock.
 """
 
 import threading
@@ -9,6 +9,28 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.delivery import Change
 from pmxcfs.errors import NotFound, PmxcfsError, Stale
 from pmxcfs.messages import Mutation, Rename
+
+
+class Signal:
+    """What threads wait for and one gives, once: ``threading.Event`` at a fraction of its cost."""
+
+    def __init__(self) -> None:
+        self._is_given = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def give(self) -> None:
+        """Let go all who wait, or will. For one thread at a time."""
+        if not self._is_given:
+            self._is_given = True
+            self._lock.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is given, *seconds* at most; tell whether it is."""
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        self._lock.release()
+        return True
 
 
 class Ticket:
@@ -34,7 +56,7 @@ class Ticket:
         self.change: Change | None = None
         self.error: PmxcfsError | None = None
         self._target = target
-        self._done: threading.Event | None = None  # made only when somebody waits
+        self._done: Signal | None = None  # made only when somebody waits
 
     def aimed(self, tree: Tree) -> Mutation:
         """Return the mutation with its target's present path.
@@ -57,12 +79,12 @@ class Ticket:
             self.error = error
         self.is_done = True
         if self._done is not None:
-            self._done.set()
+            self._done.give()
 
-    def done(self) -> threading.Event:
-        """Return an event for ``finish``."""
+    def done(self) -> Signal:
+        """Return what ``finish`` gives."""
         if self._done is None:
-            self._done = threading.Event()
+            self._done = Signal()
         return self._done
 
     def result(self) -> Change:
