@@ -70,7 +70,7 @@ STOP_PATIENCE = 0.5  # seconds for the same when the daemon ends
 
 
 class Content(Protocol):
-    """What a group is about. All of it is called on the group's thread, without the tree's lock."""
+    """What a group is about. All of it is called in turn, and without the tree's lock."""
 
     def state(self) -> bytes:
         """Return the payload of a STATE message."""

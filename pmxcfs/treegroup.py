@@ -3,9 +3,9 @@
 ``TreeContent`` applies what is delivered, ``TreeSource`` hands out what the outbox holds, and the
 two share the postings that were sent and not delivered yet.
 
-Threads: everything here is called by the group's thread. It takes the tree's lock for what others
-see, and holds it during no call of libcpg. In a cluster nothing else changes what is published, so
-this thread reads it without the lock: hashing a large tree holds up nobody.
+Threads: everything here is called by the one that acts for the group. It takes the tree's lock for
+what others see, and holds it during no call of libcpg. In a cluster nothing else changes what is
+published, so it reads that without the lock: hashing a large tree holds up nobody.
 Contract: spec cluster.md, "Delivery to the tree", "A mutation must not block forever".
 """
 
