@@ -354,7 +354,10 @@ class Reader(Worker):
         That is the second number of schedstat, in nanoseconds since the thread began.
         """
         found = {}
-        for file in (OWN_WAITS, *self._daemon.glob("task/*/schedstat")):
+        files = [OWN_WAITS]
+        with contextlib.suppress(OSError):  # the daemon has ended
+            files += self._daemon.glob("task/*/schedstat")
+        for file in files:
             with contextlib.suppress(OSError):  # a thread has ended
                 found[str(file)] = int(file.read_bytes().split()[1])
         return found
