@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import database
+from pmxcfs import connections
 from pmxcfs._core import Tree
 from pmxcfs._sqlite import SqliteError, Writer
 from pmxcfs.database import Database
@@ -77,6 +77,6 @@ def test_a_second_copy_of_the_library_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would not know the first one's locks, which any closing of the file would drop."""
-    monkeypatch.setattr(database, "memory_used", lambda: 0)
+    monkeypatch.setattr(connections, "memory_used", lambda: 0)
     with pytest.raises(StoreError, match="use the system's Python"):
         Database.open(path, now=1)
