@@ -94,11 +94,10 @@ class ClusterIssuer:
     def refuse(self) -> None:
         """The daemon stops: what is not sent yet gets Busy, and new changes little time."""
         self._stops_at = min(self._stops_at, time.monotonic() + STOP_PATIENCE)
-        self._outbox.hold(on=False)
         for posting in list(self._waiting):
             if self._outbox.withdraw(posting):
                 posting.ticket.finish(Busy("the daemon is stopping, nothing was changed"))
-        self._outbox.wake()
+        self._outbox.hold(on=False)
 
     def abandon(self) -> None:
         """Give up what is not delivered by now; what was sent lately gets the rest of its time."""
