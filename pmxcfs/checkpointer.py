@@ -6,6 +6,7 @@ It decides nothing: the database says when a checkpoint is due, and does it.
 import threading
 
 from pmxcfs.database import Database
+from pmxcfs.process import let_others_go_first
 
 
 class Checkpointer:
@@ -34,6 +35,7 @@ class Checkpointer:
             self._thread.join()
 
     def _run(self) -> None:
+        let_others_go_first()
         while True:
             self._wake.wait()
             self._wake.clear()

@@ -17,7 +17,7 @@ cdef class Replica:
     cdef public list undo_listeners
     cdef public list reload_listeners
     cdef readonly unsigned long long transactions
-    cdef public object released
+    cdef public object yielding
     cdef object _saving
     cdef object _database
     cdef object _alone_since
@@ -34,7 +34,7 @@ cdef class Replica:
     cdef bint _save(self, tickets) except -1
     cdef object _write(self)
     cdef object _save_all(self)
-    cdef object _save_beside_others(self)
+    cdef object _save_long(self)
     cdef object _note_agreement(self)
     cdef object _cope(self, error)
     cdef object _take_back(self, error)

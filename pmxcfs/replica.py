@@ -15,6 +15,7 @@ Contract: spec storage.md, "Writing"; cluster.md, "State machine", "Delivery to 
 """
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -87,7 +88,7 @@ class Replica:
         self.transactions = 0  # saved since the start
         # How others get the lock while a save takes long; what they see then may be taken back.
         # In a cluster nobody does: a change that is being saved can't be given up meanwhile.
-        self.released: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self.yielding: Yielding | None = None
         self._saving: threading.Event | None = None  # set when that is over
         self._database = database
         # The last version that another node had, too; None while some other has all of the tree.
@@ -136,8 +137,9 @@ class Replica:
         Gives the lock back meanwhile, so anything can have changed then.
         """
         while self._saving is not None:
+            assert self.yielding is not None, "nobody else gets the lock during a save"
             saving = self._saving
-            with self.released():
+            with self.yielding.released():
                 saving.wait()
 
     def sync(self) -> None:
@@ -308,18 +310,20 @@ class Replica:
             self._database.diverge(self._alone_since)
         is_much = self.tree.unsaved_bytes > MUCH
         if is_much or not self._database.save(self.tree, patient=False):
-            self._save_beside_others()
+            self._save_long()
         self.tree.settle()
         self.guests.settle()
         self.transactions += 1
         self._note_agreement()
 
-    def _save_beside_others(self) -> None:
+    def _save_long(self) -> None:
         """Save while others have the lock; who wants to change something waits for the end."""
+        if self.yielding is None:
+            self._database.save(self.tree)
+            return
         self._saving = saving = threading.Event()
         try:
-            with self.released():
-                self._database.save(self.tree)
+            self.yielding.aside(functools.partial(self._database.save, self.tree))
         finally:  # with the lock held, until what was saved is settled, or taken back
             self._saving = None
             saving.set()
@@ -356,6 +360,9 @@ class Yielding(Protocol):
     def released(self) -> AbstractContextManager[None]:
         """Give the lock back until the block ends, to wait for a device."""
 
+    def aside(self, work: Callable[[], object]) -> object:
+        """Have something done that takes long, with the lock given back, and return its outcome."""
+
     def waiting(self) -> AbstractContextManager[None]:
         """Give the lock back until the block ends; raise Busy if too many wait already."""
 
@@ -373,7 +380,7 @@ class LocalIssuer:
         self._yielding = yielding
         self._queue: list[Ticket] = []
         self._gate = _Gate()
-        replica.released = yielding.released
+        replica.yielding = yielding
 
     def submit(self, mutation: Mutation) -> Change:
         """Apply and save *mutation*; return what changed. Gives the tree's lock back meanwhile."""

@@ -13,13 +13,18 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from pmxcfs.errors import Busy
+from pmxcfs.process import let_others_go_first
 
 RESERVED_WORKERS = 4  # that never wait for other nodes, so that reads go on
 MOST_PARKED = 2  # the kernel lets twelve answers of this kind be outstanding, and then waits
 LOOK_AFTER = 1.0  # seconds until a parked worker looks whether the mount is still there
+
+T = TypeVar("T")
 
 
 class Workers:
@@ -34,6 +39,9 @@ class Workers:
         self._away = 0  # those without the lock; other threads count, too, which calls one too many
         self._parked: list[threading.Event] = []
         self._is_closed = False
+        self._aside = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="saver", initializer=let_others_go_first
+        )
 
     @property
     def _readers(self) -> int:
@@ -67,6 +75,11 @@ class Workers:
                 yield
         finally:
             self.waiting_count -= 1
+
+    def aside(self, work: Callable[[], T]) -> T:
+        """Have a nice thread do something that takes long, with the lock given back."""
+        with self.released():
+            return self._aside.submit(work).result()
 
     def park(self) -> None:
         """Wait until this worker is needed, unless it is the only one that reads."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -59,6 +59,10 @@ class Yielding:
         finally:
             self.lock.acquire()
             self.away -= 1
+
+    def aside(self, work: Callable[[], object]) -> object:
+        with self.released():
+            return work()
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
         raise Busy("nobody has to wait that long")

@@ -56,6 +56,10 @@ class FakeYielding:
         self.released_count += 1
         yield
 
+    def aside(self, work: Callable[[], object]) -> object:
+        with self.released():
+            return work()
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         if self.is_full:

@@ -1,6 +1,7 @@
 """Which of the threads that answer the kernel read its requests, and which are parked."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from pmxcfs import workers as module
-from pmxcfs.errors import Busy
+from pmxcfs.errors import Busy, StoreError
+from pmxcfs.process import NICE
 from pmxcfs.workers import MOST_PARKED, RESERVED_WORKERS, Workers
 
 PATIENCE = 10.0  # seconds
@@ -119,6 +121,23 @@ def test_who_was_called_parks_again() -> None:
 def test_none_parks_while_all_others_are_away() -> None:
     with made(2) as world, world.lock, world.away():
         world.park().result(PATIENCE)
+
+
+def test_what_takes_long_is_done_without_the_lock_by_a_thread_that_others_precede() -> None:
+    with made(2) as world:
+
+        def work() -> int:
+            with world.lock:
+                return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+        def fail() -> None:
+            raise StoreError("full")
+
+        with world.lock:
+            assert world.workers.aside(work) == NICE
+            with pytest.raises(StoreError, match="full"):
+                world.workers.aside(fail)
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < NICE
 
 
 def test_all_are_called_at_the_end_for_good() -> None:
