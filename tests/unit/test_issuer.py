@@ -52,6 +52,10 @@ class FakeYielding:
         finally:
             self._lock.acquire()
 
+    def aside(self, work: Callable[[], object]) -> object:
+        with self.released():
+            return work()
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         if self.count >= self.room:
