@@ -36,6 +36,7 @@ from pmxcfs.messages import (
     Write,
 )
 from tests.fakes import codec as oracle
+from tests.fakes.order import events_of
 from tests.fakes.samples import SAMPLES, messages, name_of
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -138,13 +139,11 @@ def test_every_recorded_message_encodes_to_the_recorded_bytes() -> None:
 @pytest.mark.parametrize("node", [1, 2, 3])
 def test_every_delivered_message_comes_back_byte_for_byte(node: int) -> None:
     seen = 0
-    with gzip.open(VECTORS / f"cpg_order_node{node}.jsonl.gz") as lines:
-        for line in lines:
-            event = json.loads(line)
-            if event["event"] == "deliver":
-                raw = bytes.fromhex(event["hex"])
-                assert encode(decode(raw, group=Group.TREE), group=Group.TREE) == raw
-                seen += 1
+    for event in events_of(node):
+        if event["event"] == "deliver":
+            raw = bytes.fromhex(event["hex"])
+            assert encode(decode(raw, group=Group.TREE), group=Group.TREE) == raw
+            seen += 1
     assert seen > 1000
 
 

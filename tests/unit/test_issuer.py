@@ -1,6 +1,5 @@
 """Waiting for one's own change: how long, for what, and what is answered when nothing comes."""
 
-import contextlib
 import functools
 import threading
 import time
@@ -19,6 +18,7 @@ from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.outbox import Outbox, Posting
 from pmxcfs.replica import Replica
 from pmxcfs.tickets import Ticket
+from tests.fakes.yielding import Yielding
 
 PATIENCE = 30.0  # seconds for what must happen
 LONG = 60.0  # seconds that anything may wait unless the test says otherwise: for ever, that is
@@ -36,49 +36,17 @@ class FakeReplica:
             raise self.failure
 
 
-class FakeYielding:
-    """Gives *lock* back, and has room for some waiters."""
-
-    def __init__(self, lock: threading.Lock, *, room: int = 8) -> None:
-        self.count, self.room, self._lock = 0, room, lock
-
-    def give_way(self) -> None: ...
-
-    @contextlib.contextmanager
-    def released(self) -> Iterator[None]:
-        self._lock.release()
-        try:
-            yield
-        finally:
-            self._lock.acquire()
-
-    def aside(self, work: Callable[[], object]) -> object:
-        with self.released():
-            return work()
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        if self.count >= self.room:
-            raise Busy("full")
-        self.count += 1
-        try:
-            with self.released():
-                yield
-        finally:
-            self.count -= 1
-
-
 class World:
     """An issuer, and a test that is the group's thread."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.yielding = Yielding(room=8)
+        self.lock = self.yielding.lock
         self.is_quorate = True
         self.queued = threading.Semaphore(0)
         self.outbox = Outbox(is_quorate=lambda: self.is_quorate)
         self.outbox.wake = self.queued.release
         self.replica = FakeReplica()
-        self.yielding = FakeYielding(self.lock)
         self.issuer = ClusterIssuer(
             cast(Replica, self.replica), self.outbox, yielding=self.yielding
         )

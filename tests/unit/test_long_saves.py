@@ -1,18 +1,18 @@
 """What takes long to save is saved while others have the lock, and changes wait for it."""
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs.delivery import Change
-from pmxcfs.errors import Busy, StoreError
+from pmxcfs.errors import StoreError
 from pmxcfs.guests import Guests
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
 from pmxcfs.replica import MUCH, LocalIssuer, Replica
+from tests.fakes.yielding import Yielding
 
 PATIENCE = 10.0  # seconds
 LARGE = Write("file", 0, bytes(MUCH + 1), truncate=True)
@@ -40,43 +40,11 @@ class SlowDatabase:
         return True
 
 
-class Yielding:
-    """Gives a lock back, and counts those that have done so."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Condition()
-        self.away = 0
-
-    def give_way(self) -> None: ...
-
-    @contextlib.contextmanager
-    def released(self) -> Iterator[None]:
-        self.away += 1
-        self.lock.notify_all()
-        self.lock.release()
-        try:
-            yield
-        finally:
-            self.lock.acquire()
-            self.away -= 1
-
-    def aside(self, work: Callable[[], object]) -> object:
-        with self.released():
-            return work()
-
-    def waiting(self) -> contextlib.AbstractContextManager[None]:
-        raise Busy("nobody has to wait that long")
-
-    def await_away(self, count: int) -> None:
-        with self.lock:
-            assert self.lock.wait_for(lambda: self.away == count, PATIENCE)
-
-
 class World:
     """A replica, its issuer, and threads that change something."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.database, self.yielding = SlowDatabase(), Yielding()
+        self.database, self.yielding = SlowDatabase(), Yielding(room=0)
         self.tree = Tree()
         self.replica = Replica(self.tree, Guests(), self.database)  # type: ignore[arg-type]
         self.replica.is_shared = True

@@ -2,8 +2,6 @@
 
 import contextlib
 import errno
-import gzip
-import json
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -22,10 +20,10 @@ from pmxcfs.messages import MAX_FILE_SIZE, Create, Delete, Mkdir, Mutation, Reco
 from pmxcfs.replica import Policy, Replica
 from pmxcfs.tickets import Ticket
 from tests.conftest import ExpectLog
+from tests.fakes.order import CONFIGURATION, events_of
 from tests.fakes.store import Faults, faulty_connections, query, stored
 from tests.fakes.trees import at, directory, file, tree_of, way_to
 
-VECTORS = Path(__file__).parents[1] / "vectors"
 REFUSED = r"config.db can't be written: .*; reads go on, changes are refused"
 IO_ERROR = sqlite3.SQLITE_IOERR_WRITE
 
@@ -185,9 +183,8 @@ UPDATE_HEAD = struct.Struct("<QQQIIIIB")
 
 def recorded(node: int) -> list[Delivered]:
     """What a node of the original saw in the tree's group: state messages without their epoch."""
-    lines = gzip.decompress((VECTORS / f"cpg_order_node{node}.jsonl.gz").read_bytes()).splitlines()
-    events = [json.loads(line) for line in lines]
-    messages = [(bytes.fromhex(e["hex"]), e["nodeid"]) for e in events if "hex" in e]
+    events = [event for event in events_of(node) if "hex" in event]
+    messages = [(bytes.fromhex(event["hex"]), event["nodeid"]) for event in events]
     return [Delivered(raw[0], raw[32:], nodeid) for raw, nodeid in messages if raw[0] in (2, 3, 4)]
 
 
@@ -210,7 +207,7 @@ def test_a_recorded_sync_comes_out_the_same(tmp_path: Path, node: int) -> None:
     leader = max(states.values(), key=index.parse_header)
     others = [state for state in states.values() if state != leader]
     assert sorted(record.inode for record in updates) == index.records_needed(leader, others)
-    configuration = (VECTORS / "corosync.conf").read_bytes()
+    configuration = CONFIGURATION.read_bytes()
     for nodeid, state in states.items():
         header = index.parse_header(state)
         if header.version > 3:

@@ -1,9 +1,6 @@
 """What three nodes of the original saw, fed to ours: they must send the same and end the same."""
 
-import gzip
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,17 +32,8 @@ from pmxcfs.messages import (
     VerifyRequest,
     Write,
 )
+from tests.fakes.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
 from tests.fakes.peer import TreeContent
-
-VECTORS = Path(__file__).parents[1] / "vectors"
-FINAL_CHECKSUM = "9ae7312fb0c4217262a2bd8615a12b4d787ae59eec33aa6642ba115e80aa3ecf"
-PID = 27
-
-
-def events_of(node: int) -> list[dict[str, Any]]:
-    """Read the record of one node."""
-    with gzip.open(VECTORS / f"cpg_order_node{node}.jsonl.gz", "rt") as lines:
-        return [json.loads(line) for line in lines]
 
 
 class Replay:
@@ -89,7 +77,7 @@ class Replay:
         """Make the database that held only the cluster's configuration."""
         first = next(message for message in self.recorded if isinstance(message, State))
         mtime = int.from_bytes(first.payload[20:24], "little")
-        data = (VECTORS / "corosync.conf").read_bytes()
+        data = CONFIGURATION.read_bytes()
         for body in (Create("corosync.conf"), Write("corosync.conf", 0, data, truncate=True)):
             self.content.apply(Member(0, 0), Normal(mtime, 0, body))
 

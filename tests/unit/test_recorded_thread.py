@@ -5,8 +5,6 @@ the tree that the originals ended with. ``test_recorded_order`` looks at the sta
 """
 
 import contextlib
-import gzip
-import json
 import os
 import threading
 import time
@@ -15,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,11 +38,9 @@ from pmxcfs.messages import (
 from pmxcfs.outbox import Outbox
 from pmxcfs.replica import Policy, Replica
 from pmxcfs.treegroup import Postings, TreeContent
+from tests.fakes.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
 from tests.fakes.store import stored
 
-VECTORS = Path(__file__).parents[1] / "vectors"
-FINAL_CHECKSUM = "9ae7312fb0c4217262a2bd8615a12b4d787ae59eec33aa6642ba115e80aa3ecf"
-PID = 27
 PATIENCE = 60.0  # seconds for all of it
 NEVER = Deadlines(verification=1e9)
 
@@ -57,9 +54,8 @@ class Event:
     members: tuple[list[Member], list[Member], list[Member]] = ([], [], [])
 
     @classmethod
-    def parse(cls, line: bytes) -> "Event":
+    def parse(cls, event: dict[str, Any]) -> "Event":
         """Read one of the record."""
-        event = json.loads(line)
         if event["event"] != "confchg":
             return cls(Member(event["nodeid"], event["pid"]), bytes.fromhex(event["hex"]))
         kinds = [[Member(*pair) for pair in event[key]] for key in ("members", "left", "joined")]
@@ -71,8 +67,7 @@ class Player:
 
     def __init__(self, node: int) -> None:
         self.me = Member(node, PID)
-        lines = gzip.decompress((VECTORS / f"cpg_order_node{node}.jsonl.gz").read_bytes())
-        self.events = deque(map(Event.parse, lines.splitlines()))
+        self.events = deque(map(Event.parse, events_of(node)))
         self.to_send = deque(e.data for e in self.events if e.sender == self.me)
         self.updates: Counter[Update] = Counter()  # expected and not sent yet; less: ahead
         self.unread = 0  # messages that we sent and that did not come back yet
@@ -178,7 +173,7 @@ def import_configuration(replica: Replica, player: Player) -> None:
     messages = (decode(data, group=Group.TREE) for data in player.to_send)
     first = next(message for message in messages if isinstance(message, State))
     mtime = int.from_bytes(first.payload[20:24], "little")
-    replica.import_configuration((VECTORS / "corosync.conf").read_bytes(), now=mtime)
+    replica.import_configuration(CONFIGURATION.read_bytes(), now=mtime)
 
 
 def test_it_sends_the_same_bytes_and_ends_with_the_same_database(
