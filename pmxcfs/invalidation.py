@@ -82,8 +82,7 @@ class KernelCache:
                 if parent is not None:
                     self._forget_name(parent, name)
             if entry.is_attached:
-                self._forget_inode(entry, pages=True)
-                self._look_up_again(entry, pages=True)
+                self._forget_entry(entry, pages=True)
 
     def on_displaced(self, entry: Entry) -> None:
         """Notify that bytes which had been written are not where the kernel has them."""
@@ -99,8 +98,7 @@ class KernelCache:
             self._forget_name(directory, name)
         for entries, pages in ((reload.contents, True), (reload.attributes, False)):
             for entry in entries:
-                self._forget_inode(entry, pages=pages)
-                self._look_up_again(entry, pages=pages)
+                self._forget_entry(entry, pages=pages)
 
     def _on_foreign(self, change: Change) -> None:
         # By the directories themselves: where they are now may be the work of later changes.
@@ -115,9 +113,11 @@ class KernelCache:
                 change.entry.parent, change.entry.name, before=change.replaced or change.entry
             )
         if change.kind in (Kind.WRITE, Kind.MTIME, Kind.RENAME):
-            pages = change.kind is Kind.WRITE
-            self._forget_inode(change.entry, pages=pages)
-            self._look_up_again(change.entry, pages=pages)
+            self._forget_entry(change.entry, pages=change.kind is Kind.WRITE)
+
+    def _forget_entry(self, entry: Entry, *, pages: bool) -> None:
+        self._forget_inode(entry, pages=pages)
+        self._look_up_again(entry, pages=pages)
 
     def _forget_inode(self, entry: Entry, *, pages: bool) -> None:
         if entry.node in self._known:
