@@ -37,6 +37,7 @@ LIBRARIES = {
     "_cpg": ["libcpg"],
     "_corosync": ["libquorum", "libcmap", "libcfg"],
     "_sqlite": ["sqlite3"],
+    "_wal": ["sqlite3"],
     "_qb": ["libqb"],
     "_qbclient": ["libqb"],
 }

@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t
 
 from pmxcfs._core cimport Entry, Tree
 
+from pmxcfs._wal import VFS
 from pmxcfs.messages import EntryType, to_bytes
 
 cdef int64_t FILE = EntryType.FILE
@@ -89,10 +90,11 @@ cdef class Writer:
     def __init__(self, bytes path not None, *, str write, str delete, tuple settings,
                  bytes version_name, int timeout_ms):
         cdef int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX
+        cdef bytes vfs = VFS.encode()
         if self._database != NULL:
             raise ValueError("a Writer is opened once")
         try:
-            check(self._database, sqlite3_open_v2(path, &self._database, flags, NULL))
+            check(self._database, sqlite3_open_v2(path, &self._database, flags, vfs))
             check(self._database, sqlite3_extended_result_codes(self._database, 1))
             check(self._database, sqlite3_busy_timeout(self._database, timeout_ms))
             for sql in settings:

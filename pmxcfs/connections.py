@@ -11,11 +11,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pmxcfs._sqlite import memory_used
+from pmxcfs._wal import VFS
 from pmxcfs.errors import StoreError
 from pmxcfs.failures import translated
 from pmxcfs.soundness import check_format
 
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
+WRITING = f"mode=rw&vfs={VFS}"  # for who commits; it needs the library that check_library finds
 
 
 def real(path: Path) -> Path:

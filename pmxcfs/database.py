@@ -30,6 +30,7 @@ from pmxcfs._sqlite import Writer
 from pmxcfs.adoption import Adoption
 from pmxcfs.connections import (
     BUSY_TIMEOUT,
+    WRITING,
     check_library,
     connect,
     reader,
@@ -126,7 +127,7 @@ class Database:
         self._known_commits = 0  # by all but ``save``, as its connection counts them
         self._log_fd = -1
         self._frame = _FRAME_HEADER + PAGE_SIZE  # bytes of log for each page
-        self._connection = connect(path, timeout=0 if alone else BUSY_TIMEOUT)
+        self._connection = connect(path, timeout=0 if alone else BUSY_TIMEOUT, options=WRITING)
         self._writer: Writer | None = None
 
     @classmethod
@@ -438,7 +439,7 @@ class Database:
             raise ValueError(f"{self._path} is closed")
         with self._checkpoint_lock:
             self._disconnect()
-            self._connection = connect(self._path, timeout=BUSY_TIMEOUT)
+            self._connection = connect(self._path, timeout=BUSY_TIMEOUT, options=WRITING)
             self._prepare(0)
 
     # Writing.

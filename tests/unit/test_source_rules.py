@@ -12,7 +12,7 @@ PACKAGE = ROOT / "pmxcfs"
 
 # A module imports only from lines above its own. The numbers are those of docs/architecture.md.
 LAYERS = (
-    (0, "errors messages settings _content _notify"),
+    (0, "errors messages settings _content _notify _wal"),
     (0, "_core _cserror _qb"),
     (0, "_cpg _corosync _exchange _sqlite _qbclient"),
     (1, "ring members metrics index roundrobin"),
