@@ -34,6 +34,7 @@ from pmxcfs._cpg import Cpg, decode
 from pmxcfs.alarm import Alarm
 from pmxcfs.deadlines import Deadlines, Moment
 from pmxcfs.dfsm import Dfsm
+from pmxcfs.door import Door
 from pmxcfs.effects import (
     Commit,
     Deliver,
@@ -238,16 +239,17 @@ class GroupThread:
         """Look at the source again. Never blocks; for any thread."""
         os.eventfd_write(self._wakeup, 1)
 
-    def attend(self, awaited: Awaited, seconds: float) -> None:
+    def attend(self, awaited: Awaited, seconds: float, door: Door) -> None:
         """Act for the group until *awaited* is done or *seconds* are over, if its thread sleeps.
 
-        May return sooner, and at once; the thread then goes on. Not with the tree's lock held.
+        Leaves the *door*, if that is kept, when somebody comes. May return sooner, and at once; the
+        thread then goes on. Not with the tree's lock held.
         """
         if not self._turn.acquire(blocking=False):
             self.wake()
             return
         try:
-            is_settled = self._act_until(awaited, time.monotonic() + seconds)
+            is_settled = self._act_until(awaited, time.monotonic() + seconds, door)
         finally:
             self._turn.release()
         if not is_settled:
@@ -384,7 +386,7 @@ class GroupThread:
             and self._mailer.on_the_way < MANY_ON_THE_WAY
         )
 
-    def _act_until(self, awaited: Awaited, until: float) -> bool:
+    def _act_until(self, awaited: Awaited, until: float, door: Door) -> bool:
         """Do what ``attend`` says; return whether nothing is left that the thread must do."""
         line = self._line
         if line is None:
@@ -392,7 +394,7 @@ class GroupThread:
         line.alarm.hush()
         try:
             seconds = 0.0
-            while self._act_quietly(line, seconds):
+            while self._act_quietly(line, seconds, door):
                 left = until - time.monotonic()
                 if awaited.is_done or left <= 0:
                     return True
@@ -403,9 +405,9 @@ class GroupThread:
             line.alarm.end_hush()
         return False
 
-    def _act_quietly(self, line: _Line, seconds: float) -> bool:
+    def _act_quietly(self, line: _Line, seconds: float, door: Door) -> bool:
         """Do what ``_act`` does, after some *seconds* at most; return whether all is quiet."""
-        if line.alarm.listen(seconds):
+        if line.alarm.listen(seconds, door):
             self._dispatch(line.handle, only_quietly=True)
             self._flush()
         if not self._is_quiet:

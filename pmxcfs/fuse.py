@@ -63,6 +63,7 @@ MAX_LISTED_NAME = 1024  # bytes; for a longer one, from a peer, the kernel fails
 LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
 RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
 
+BACKGROUND = 12  # requests that nobody waits for, and reads ahead, that the kernel has under way
 OPTIONS = (
     "default_permissions",
     "allow_other",
@@ -525,12 +526,13 @@ class Mount:
         before = _fuse_descriptors()
         logging.getLogger("llfuse").addFilter(_is_worth_logging)
         try:
-            llfuse.init(operations, str(mountpoint), OPTIONS)
+            llfuse.init(operations, str(mountpoint), [*OPTIONS, background_option(workers.count)])
         except RuntimeError as error:
             raise StartError(f"can't mount on {mountpoint}: {error}") from None
         (self._descriptor,) = _fuse_descriptors() - before
         self._workers = workers
         workers.is_over = self._is_over
+        workers.descriptor = self._descriptor
 
     def sender(self) -> Sender:
         """Return the way to send notifications to the kernel."""
@@ -555,6 +557,11 @@ class Mount:
     def close(self) -> None:
         """Unmount; requests that are under way end with an error."""
         llfuse.close(unmount=True)
+
+
+def background_option(parked: int) -> str:
+    """Have the kernel let so many RELEASEs be outstanding beside what it does by itself."""
+    return f"max_background={BACKGROUND + parked}"
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from pmxcfs.delivery import Change
+from pmxcfs.door import Door
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
 from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write, to_bytes
 from pmxcfs.outbox import Outbox, Posting, Sendable
@@ -115,8 +116,8 @@ class ClusterIssuer:
         self._waiting[posting] = None
         try:
             self._replica.check_writable()
-            with self._yielding.waiting():
-                failure = self._await(posting)
+            with self._yielding.waiting_at_door() as door:
+                failure = self._await(posting, door)
         except PmxcfsError as error:
             failure = error
         finally:
@@ -125,15 +126,18 @@ class ClusterIssuer:
             ticket.finish(failure)
         return ticket.result()
 
-    def _await(self, posting: Posting) -> PmxcfsError | None:
+    def _await(self, posting: Posting, door: Door) -> PmxcfsError | None:
         """Have *posting* sent, and wait as long as it may take; return why it failed, if it did so
         here.
         """
         patience = self._limited(patience_for(posting.ticket.mutation))
         until = time.monotonic() + patience
-        self._outbox.carry(posting, patience)
+        self._outbox.carry(posting, patience, door)
+        if posting.ticket.is_done:
+            return None
+        door.leave()
         done = posting.ticket.done()
-        if posting.ticket.is_done or done.wait(max(0.0, until - time.monotonic())):
+        if done.wait(max(0.0, until - time.monotonic())):
             return None
         if self._outbox.withdraw(posting):
             return Busy("the cluster is not in sync yet, nothing was changed")

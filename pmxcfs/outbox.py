@@ -16,11 +16,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from pmxcfs.delivery import Change
+from pmxcfs.door import Door
 from pmxcfs.errors import NoQuorum, PmxcfsError
 from pmxcfs.messages import Mutation, UnlockRequest
 from pmxcfs.tickets import Ticket
 
 Sendable = Mutation | UnlockRequest
+Attend = Callable[[Ticket, float, Door], None]  # for some seconds at most
 
 
 class Posting:
@@ -59,7 +61,7 @@ class Outbox:
         self.is_held = False  # by a test: nothing is sent
         self.wake: Callable[[], None] = lambda: None  # the group's thread, once there is one
         # Do what that would, at once and for as long as a ticket is not done, or some seconds.
-        self.attend: Callable[[Ticket, float], None] = lambda ticket, seconds: self.wake()
+        self.attend: Attend = lambda ticket, seconds, door: self.wake()
         self._is_quorate = is_quorate
         self._lock = threading.Lock()
         self._postings: deque[Posting] = deque()
@@ -69,13 +71,13 @@ class Outbox:
         self._queue(posting)
         self.wake()
 
-    def carry(self, posting: Posting, seconds: float) -> None:
-        """Queue *posting*, and wait for it if that helps, some *seconds* at most.
+    def carry(self, posting: Posting, seconds: float, door: Door) -> None:
+        """Queue *posting*, and wait for it if that helps, some *seconds* at most, at the *door*.
 
         Raises NoQuorum. Not with the tree's lock held.
         """
         self._queue(posting)
-        self.attend(posting.ticket, seconds)
+        self.attend(posting.ticket, seconds, door)
 
     def _queue(self, posting: Posting) -> None:
         with self._lock:

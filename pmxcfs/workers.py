@@ -2,8 +2,9 @@
 
 Each that reads requests makes every request dearer, because the next one goes to another thread,
 on another processor as like as not. With only one, everybody waits while that one waits for a
-device. So all but one are parked, and the moment the last that reads begins to wait, it calls one
-back. A worker parks inside its RELEASE handler, whose answer nobody waits for.
+device or another node. So all but one are parked, and the moment the last that reads begins to
+wait, it calls one back, or keeps the door and calls when a request has come. A worker parks inside
+its RELEASE handler, whose answer nobody waits for.
 
 Threads: everything here needs the tree's lock, and gives it back while it waits.
 Contract: spec fuse.md, "Waiting"; performance.md.
@@ -17,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+from pmxcfs.door import Door
 from pmxcfs.errors import Busy
 from pmxcfs.process import let_others_go_first
 
 RESERVED_WORKERS = 4  # that never wait for other nodes, so that reads go on
-MOST_PARKED = 2  # the kernel lets twelve answers of this kind be outstanding, and then waits
 LOOK_AFTER = 1.0  # seconds until a parked worker looks whether the mount is still there
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Workers:
 
     def __init__(self, count: int, *, lock_released: AbstractContextManager[None]) -> None:
         self.is_over: Callable[[], bool] = lambda: False  # tells whether the mount is gone
+        self.descriptor = -1  # where the requests come from
         self.waiting_count = 0  # those that wait for other nodes
         self.count = count
         self._most_waiting = max(0, count - RESERVED_WORKERS)
@@ -67,13 +69,23 @@ class Workers:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Do the same to wait for other nodes; raise Busy if too many do that already."""
+        with self.waiting_at_door() as door:
+            door.leave()
+            yield
+
+    @contextlib.contextmanager
+    def waiting_at_door(self) -> Iterator[Door]:
+        """Do the same, but call nobody: the block leaves the door before it waits elsewhere."""
         if self.waiting_count >= self._most_waiting:
             raise Busy(f"{self.waiting_count} changes are waiting already")
         self.waiting_count += 1
+        self._away += 1
+        door = Door(self.descriptor, self._call, is_kept=self._readers < 1)
         try:
-            with self.released():
-                yield
+            with self._lock_released:
+                yield door
         finally:
+            self._away -= 1
             self.waiting_count -= 1
 
     def aside(self, work: Callable[[], T]) -> T:
@@ -83,22 +95,29 @@ class Workers:
 
     def park(self) -> None:
         """Wait until this worker is needed, unless it is the only one that reads."""
-        if self._is_closed or self._readers < 2 or len(self._parked) >= MOST_PARKED:
+        if self._is_closed or self._readers < 2:
             return
         called = threading.Event()
+        # One that looks is enough. It is the first, as the last is called first.
+        pause = None if self._parked else LOOK_AFTER
         self._parked.append(called)
         with self._lock_released:
-            while not called.wait(LOOK_AFTER) and not self.is_over():
+            while not called.wait(pause) and not self.is_over():
                 pass
-        if called in self._parked:
-            self._parked.remove(called)
+        if not called.is_set():
+            self.close()
 
     def close(self) -> None:
         """Call all back, for good: the daemon stops."""
         self._is_closed = True
         while self._parked:
-            self._parked.pop().set()
+            self._call()
 
     def _call_if_needed(self) -> None:
-        if self._parked and self._readers < 1:
+        if self._readers < 1:
+            self._call()
+
+    def _call(self) -> None:
+        """Have a parked worker read, if there is one. For any thread, and without the lock."""
+        with contextlib.suppress(IndexError):
             self._parked.pop().set()

@@ -4,9 +4,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+from pmxcfs.door import Door
 from pmxcfs.errors import Busy
 
 PATIENCE = 10.0  # seconds
+NO_DOOR = Door(-1, lambda: None, is_kept=False)
 
 
 class Yielding:
@@ -36,12 +38,17 @@ class Yielding:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
+        with self.waiting_at_door():
+            yield
+
+    @contextlib.contextmanager
+    def waiting_at_door(self) -> Iterator[Door]:
         if self.count >= self.room:
             raise Busy("full")
         self.count += 1
         try:
             with self.released():
-                yield
+                yield NO_DOOR
         finally:
             self.count -= 1
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pmxcfs.alarm import Alarm
+from pmxcfs.door import Door
 
 PATIENCE = 5.0  # seconds
 BRIEF = 0.02  # seconds that nothing must happen in
@@ -20,11 +21,22 @@ class World:
         self.readable = os.eventfd(0, os.EFD_NONBLOCK)
         self.wakeup = os.eventfd(0, os.EFD_NONBLOCK)
         self.alarm = Alarm(self.readable, self.wakeup)
+        self.requests = os.eventfd(0, os.EFD_NONBLOCK)
+        self.called = 0
+
+    def door(self, *, is_kept: bool = True) -> Door:
+        """Return the door where a request is an event of ``requests``."""
+
+        def call() -> None:
+            self.called += 1
+
+        return Door(self.requests, call, is_kept=is_kept)
 
     def close(self) -> None:
         self.alarm.close()
         os.close(self.readable)
         os.close(self.wakeup)
+        os.close(self.requests)
 
     def sleep(self, seconds: float) -> bool:
         """Tell whether it rang within that time."""
@@ -84,3 +96,28 @@ def test_what_rang_and_was_settled_meanwhile_does_not_ring_later(world: World) -
     world.alarm.listen(PATIENCE)
     world.alarm.end_hush()
     assert not world.sleep(BRIEF)
+
+
+def test_a_request_calls_somebody_once_where_the_door_is_kept(world: World) -> None:
+    door = world.door()
+    assert not world.alarm.listen(BRIEF, door)
+    os.eventfd_write(world.requests, 1)
+    assert not world.alarm.listen(PATIENCE, door)
+    assert world.called == 1
+    assert not door.is_kept
+    assert not world.alarm.listen(BRIEF, door)
+    assert not world.alarm.listen(BRIEF, world.door(is_kept=False))
+    assert world.called == 1
+    assert not world.alarm.listen(PATIENCE, world.door())
+    assert world.called == 2
+
+
+def test_all_else_rings_at_the_door_too(world: World) -> None:
+    door = world.door()
+    os.eventfd_write(world.wakeup, 1)
+    assert not world.alarm.listen(PATIENCE, door)
+    assert not world.sleep(BRIEF)
+    os.eventfd_write(world.readable, 1)
+    assert world.alarm.listen(PATIENCE, door)
+    assert world.sleep(PATIENCE)
+    assert door.is_kept

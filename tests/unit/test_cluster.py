@@ -28,6 +28,7 @@ from pmxcfs.messages import (
 )
 from tests.fakes.corosync import NO_ROOM, PATIENCE
 from tests.fakes.group import OTHER, RECORD, REJOIN, Node, changes, index
+from tests.fakes.yielding import NO_DOOR
 
 LOWER = Member(0, 50)
 DOWN = ClusterError("cpg_initialize", 2, "corosync is not there")
@@ -229,7 +230,7 @@ class Own:
 def attend(node: Node, name: str = "mine") -> threading.Thread:
     """Have a thread send a change and wait for it."""
     own = Own(node, name)
-    thread = threading.Thread(target=node.thread.attend, args=(own, PATIENCE))
+    thread = threading.Thread(target=node.thread.attend, args=(own, PATIENCE, NO_DOOR))
     thread.start()
     return thread
 
@@ -240,14 +241,14 @@ def until_on_its_way(node: Node) -> None:
 
 def test_who_waits_sends_and_takes_what_is_delivered(node: Node) -> None:
     node.start()
-    node.thread.attend(Own(node, "mine"), PATIENCE)
+    node.thread.attend(Own(node, "mine"), PATIENCE, NO_DOOR)
     assert node.content.delivered == [Mkdir("mine")]
     assert node.content.threads == [threading.get_ident()]
 
 
 def test_the_thread_goes_on_where_who_waited_stops(node: Node) -> None:
     node.start()
-    node.thread.attend(Own(node, "mine"), PATIENCE)
+    node.thread.attend(Own(node, "mine"), PATIENCE, NO_DOOR)
     node.world.deliver(OTHER, *changes(1))
     node.world.wait_until(lambda: len(node.content.delivered) == 2)
     assert node.content.threads[1] != threading.get_ident()
@@ -257,7 +258,7 @@ def test_who_waits_in_vain_gives_up(node: Node) -> None:
     node.start()
     node.world.echoes = False
     started = time.monotonic()
-    node.thread.attend(Own(node, "mine"), 0.05)
+    node.thread.attend(Own(node, "mine"), 0.05, NO_DOOR)
     assert 0.05 <= time.monotonic() - started < PATIENCE
     assert node.source.sent_count == 1
 
@@ -267,7 +268,8 @@ def test_one_that_waits_is_enough(node: Node) -> None:
     node.world.echoes = False
     first = attend(node, "first")
     until_on_its_way(node)
-    node.thread.attend(Own(node, "second"), PATIENCE)  # returns at once, and the first one sends it
+    # Returns at once, and the first one sends it.
+    node.thread.attend(Own(node, "second"), PATIENCE, NO_DOOR)
     node.world.wait_until(lambda: node.source.sent_count == 2)
     bodies = [m.body for m in node.world.messages if isinstance(m, Normal)]
     assert bodies == [Mkdir("first"), Mkdir("second")]
@@ -280,7 +282,7 @@ def test_one_that_waits_is_enough(node: Node) -> None:
 def test_the_thread_copes_with_what_fails_for_who_waits(node: Node) -> None:
     node.start()
     node.content.crash = RuntimeError("a bug")
-    node.thread.attend(Own(node, "mine"), PATIENCE)
+    node.thread.attend(Own(node, "mine"), PATIENCE, NO_DOOR)
     node.until_synced(2)
     assert node.content.left == 1
 
@@ -324,7 +326,7 @@ def test_with_much_on_the_way_the_thread_sends(node: Node) -> None:
     node.source.bodies = [Mkdir(f"{number}") for number in range(MANY_ON_THE_WAY)]
     node.thread.wake()
     node.world.wait_until(lambda: node.source.sent_count == MANY_ON_THE_WAY)
-    node.thread.attend(Own(node, "one more"), PATIENCE)
+    node.thread.attend(Own(node, "one more"), PATIENCE, NO_DOOR)
     node.world.wait_until(lambda: node.source.sent_count == MANY_ON_THE_WAY + 1)
 
 

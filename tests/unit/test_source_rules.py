@@ -22,7 +22,7 @@ LAYERS = (
     (2, "soundness"),
     (2, "connections"),
     (2, "delivery database"),
-    (2, "creation tickets"),
+    (2, "creation tickets door"),
     (2, "effects deadlines election letters"),
     (2, "dfsm"),
     (3, "forks"),

@@ -12,7 +12,7 @@ import pytest
 from pmxcfs import workers as module
 from pmxcfs.errors import Busy, StoreError
 from pmxcfs.process import NICE
-from pmxcfs.workers import MOST_PARKED, RESERVED_WORKERS, Workers
+from pmxcfs.workers import RESERVED_WORKERS, Workers
 
 PATIENCE = 10.0  # seconds
 
@@ -85,9 +85,9 @@ def test_one_goes_on_reading() -> None:
         assert is_parked(first)
 
 
-def test_few_park() -> None:
-    with made(16) as world:
-        parked = [world.park() for _ in range(MOST_PARKED)]
+def test_all_others_park() -> None:
+    with made(6) as world:
+        parked = [world.park() for _ in range(5)]
         world.park().result(PATIENCE)
         assert all(map(is_parked, parked))
 
@@ -101,6 +101,39 @@ def test_one_is_called_when_the_last_that_reads_waits() -> None:
             with world.lock, world.away():
                 for parking in parked:
                     parking.result(PATIENCE)
+
+
+def test_who_waits_at_the_door_calls_another_when_it_leaves() -> None:
+    with made(RESERVED_WORKERS + 1) as world:
+        parked = [world.park() for _ in range(RESERVED_WORKERS)]
+        with world.lock, world.workers.waiting_at_door() as door:
+            assert door.is_kept
+            assert all(map(is_parked, parked))
+            door.leave()
+            assert not door.is_kept
+            assert not is_parked(parked[-1])
+            door.leave()
+            assert all(map(is_parked, parked[:-1]))
+
+
+def test_nobody_keeps_the_door_while_another_reads() -> None:
+    with made(RESERVED_WORKERS + 2) as world:
+        parked = [world.park() for _ in range(RESERVED_WORKERS)]
+        with world.lock, world.workers.waiting_at_door() as door:
+            assert not door.is_kept
+            door.leave()
+            assert all(map(is_parked, parked))
+            with world.lock, world.workers.released():
+                assert not is_parked(parked[-1])
+
+
+def test_all_are_called_when_the_mount_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_AFTER", 0.01)
+    with made(3) as world:
+        parked = [world.park(), world.park()]
+        world.workers.is_over = lambda: True
+        for parking in parked:
+            parking.result(PATIENCE)
 
 
 def test_nobody_is_called_while_another_reads() -> None:

@@ -1,0 +1,30 @@
+"""The door that the kernel's requests come through, for the one who waits while nobody is there.
+
+A worker that begins to wait for other nodes, and is the last that reads requests, could call
+another one to read them. But mostly none comes before it is done, and the other one would run for
+nothing, on the time that this one needs. So it *keeps* the door: it watches that beside what it
+waits for, and calls the other one when a request has come. Contract: spec fuse.md, "Waiting".
+"""
+
+from collections.abc import Callable
+
+
+class Door:
+    """Not kept if somebody reads. *call* has another worker read; it is for any thread."""
+
+    __slots__ = ("_call", "_descriptor", "is_kept")
+
+    def __init__(self, descriptor: int, call: Callable[[], None], *, is_kept: bool) -> None:
+        self.is_kept = is_kept
+        self._descriptor = descriptor
+        self._call = call
+
+    def fileno(self) -> int:
+        """Return what can be read when a request has come."""
+        return self._descriptor
+
+    def leave(self) -> None:
+        """Keep it no longer, because a request has come, or because it can't be watched now."""
+        if self.is_kept:
+            self.is_kept = False
+            self._call()
