@@ -12,6 +12,8 @@ Contract: spec cluster.md, "A mutation must not block forever"; fuse.md, "Waitin
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from pmxcfs.delivery import Change
 from pmxcfs.door import Door
@@ -30,10 +32,17 @@ DELIVERY_PATIENCE = 10.0  # seconds from sending to delivery
 STOP_PATIENCE = 1.0  # seconds that all changes together may wait once the daemon stops
 
 
+class YieldingAtDoor(Yielding, Protocol):
+    """The same for a thread that may be the last that reads requests."""
+
+    def waiting_at_door(self) -> AbstractContextManager[Door]:
+        """As ``waiting``; the block must leave the door before it waits for anything else."""
+
+
 class ClusterIssuer:
     """Carries out mutations by sending them to all members, this node included."""
 
-    def __init__(self, replica: Replica, outbox: Outbox, *, yielding: Yielding) -> None:
+    def __init__(self, replica: Replica, outbox: Outbox, *, yielding: YieldingAtDoor) -> None:
         self._replica = replica
         self._outbox = outbox
         self._yielding = yielding

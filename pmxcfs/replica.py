@@ -28,7 +28,6 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.adoption import Adoption, Reload, plan, record_of
 from pmxcfs.database import Database
 from pmxcfs.delivery import Change, HalfRenamed, apply
-from pmxcfs.door import Door
 from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
 from pmxcfs.guests import Guests
 from pmxcfs.messages import (
@@ -366,9 +365,6 @@ class Yielding(Protocol):
 
     def waiting(self) -> AbstractContextManager[None]:
         """Give the lock back until the block ends; raise Busy if too many wait already."""
-
-    def waiting_at_door(self) -> AbstractContextManager[Door]:
-        """Do the same; the block must leave the door before it waits for anything else."""
 
 
 class LocalIssuer:
