@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t
 
 from pmxcfs._core cimport Entry, Tree
 
-from pmxcfs._wal import VFS
+from pmxcfs import _wal
 from pmxcfs.messages import EntryType, to_bytes
 
 cdef int64_t FILE = EntryType.FILE
@@ -90,7 +90,7 @@ cdef class Writer:
     def __init__(self, bytes path not None, *, str write, str delete, tuple settings,
                  bytes version_name, int timeout_ms):
         cdef int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX
-        cdef bytes vfs = VFS.encode()
+        cdef bytes vfs = _wal.VFS.encode()
         if self._database != NULL:
             raise ValueError("a Writer is opened once")
         try:
