@@ -8,8 +8,9 @@ plus one bare SQLite commit of ``commit_bytes``, measured in the same run too, p
 microseconds of the session in which the original was measured. Machines differ, so it is
 multiplied by floor now / floor then, where ``base_then`` tells the floor of that session (of a
 range its lower end); elsewhere by the *pace* of the run, the median of that quotient over all
-rows. It is never below AT_THE_FLOOR x the base: where all the time is the kernel's, no server can
-do better. Bytes, memory and contract deadlines are ``absolute`` and not scaled.
+rows, or by a ``pace`` of the row's own, where its time is not spent on one CPU. It is never below
+AT_THE_FLOOR x the base: where all the time is the kernel's, no server can do better. Bytes, memory
+and contract deadlines are ``absolute`` and not scaled.
 """
 
 import statistics
@@ -28,6 +29,7 @@ class Goal(NamedTuple):
     commit_bytes: int = KIB  # content in each of them
     must: float = 0.0  # in the original's session; 0: no limit by the original
     base_then: float = 0.0  # the floor in that session; 0: not known
+    pace: float = 0.0  # floor now / floor then, measured for this row; 0: as above
     absolute: float = 0.0  # instead of must: in the row's own unit, on any machine
 
 
@@ -71,7 +73,7 @@ def judge(row: Row, pace: float) -> Verdict:
     """Hold a row against both of its limits."""
     goal, nothing = row.goal, float("inf")
     by_base = goal.factor * row.base + row.commit_us if goal.factor else nothing
-    own_pace = row.base / goal.base_then if goal.base_then else pace
+    own_pace = goal.pace or (row.base / goal.base_then if goal.base_then else pace)
     scaled = max(goal.must * own_pace, AT_THE_FLOOR * row.base) if goal.must else nothing
     must = goal.absolute or scaled
     missed = ["goal"] * (row.ours > by_base) + ["must"] * (row.ours > must)

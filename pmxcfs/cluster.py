@@ -368,9 +368,11 @@ class GroupThread:
 
     def _act(self, line: _Line) -> None:
         """Take what the group says by now, and send what there is to be sent."""
-        is_drained = not line.alarm.listen(0) or self._dispatch(line.handle)
+        count = self._dispatch(line.handle)
+        if not count:
+            line.alarm.listen(0.0)  # a wake-up is settled by that, which a message need not be
         self._flush()
-        if is_drained:
+        if count < BURST:
             self._tick()
         self._mailer.send(line.handle.mcast)
 
@@ -408,7 +410,7 @@ class GroupThread:
     def _act_quietly(self, line: _Line, seconds: float, door: Door) -> bool:
         """Do what ``_act`` does, after some *seconds* at most; return whether all is quiet."""
         if line.alarm.listen(seconds, door):
-            self._dispatch(line.handle, only_quietly=True)
+            self._dispatch_quietly(line.handle)
             self._flush()
         if not self._is_quiet:
             return False
@@ -438,20 +440,30 @@ class GroupThread:
             self._tick_at = at.monotonic + self._tick_interval()
             self._carry_out(self.dfsm.on_tick(at))
 
-    def _dispatch(self, handle: Handle, *, only_quietly: bool = False) -> bool:
-        """Look at what the group says, a burst at most; return whether that was all."""
+    def _dispatch(self, handle: Handle) -> int:
+        """Look at what the group says, a burst at most; return how many events that was."""
+        count = 0
+        while count < BURST and handle.dispatch_one():
+            count += 1
+            self._take_events()
+        return count
+
+    def _dispatch_quietly(self, handle: Handle) -> None:
+        """Do the same while this node is in sync, and until no message of its own is awaited."""
         for _ in range(BURST):
-            if only_quietly and not self.dfsm.is_synced:
-                return False
-            if not handle.dispatch_one():
-                return True
-            while self._events:
-                event = self._events.popleft()
-                if isinstance(event, _Delivered):
-                    self._carry_out(self._on_bytes(event.sender, event.data))
-                else:
-                    self._carry_out(self._on_membership(event))
-        return False
+            if not self.dfsm.is_synced or not handle.dispatch_one():
+                return
+            self._take_events()
+            if not self._mailer.on_the_way:
+                return
+
+    def _take_events(self) -> None:
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, _Delivered):
+                self._carry_out(self._on_bytes(event.sender, event.data))
+            else:
+                self._carry_out(self._on_membership(event))
 
     # What libcpg calls, while it dispatches: only to note it.
 

@@ -144,6 +144,11 @@ class QuorumWatch(_Watch):
         self._is_quorate = False
         self._announced = False  # the thread's own
 
+    @property
+    def is_quorate(self) -> bool:
+        """Whether this node had quorum when its connection was last looked at."""
+        return self._is_quorate
+
     def refresh(self) -> bool:
         """Take what waits on the connection and tell whether this node has quorum. Any thread.
 

@@ -153,6 +153,8 @@ class Player:
 class Quorate:
     """A quorum that is always there."""
 
+    is_quorate = True
+
     def refresh(self) -> bool:
         return True
 
