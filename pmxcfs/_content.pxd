@@ -17,11 +17,13 @@ cdef class Draft:
     cdef Py_ssize_t growth  # what the tree's unpublished_growth has for this draft
 
     cdef bint is_dirty(self) noexcept
+    cdef bint is_needed(self) noexcept
     cdef int extend_to(self, Py_ssize_t size) except -1
     cdef int cover(self, Py_ssize_t low, Py_ssize_t high) except -1
     cdef int write(self, Py_ssize_t offset, bytes data) except -1
     cdef int truncate(self, Py_ssize_t size) except -1
     cdef object take(self)
+    cdef int put_back(self) except -1
     cdef int rebase(self, bytes content, bint hollow) except -1
     cdef bint is_replacing(self) except? True
     cdef int overlay(self, bytearray written, Py_ssize_t low, Py_ssize_t high) except -1

@@ -79,6 +79,10 @@ cdef class Draft:
     cdef bint is_dirty(self) noexcept:
         return self.whole or self.high > self.low
 
+    cdef bint is_needed(self) noexcept:
+        """Tell whether it differs from what is published, or will."""
+        return self.is_dirty() or len(self.flights) > 0
+
     cdef int extend_to(self, Py_ssize_t size) except -1:
         """Zero-fill up to *size*."""
         if size > len(self.buffer):
@@ -120,6 +124,15 @@ cdef class Draft:
         self.low = self.high = 0
         self.since_ns = 0
         return taken
+
+    cdef int put_back(self) except -1:
+        """Make the bytes of the last flight dirty again, those that were not cut off meanwhile."""
+        low, high, whole = self.flights.pop()
+        self.whole = self.whole or whole
+        high = min(high, len(self.buffer))
+        if high > low:
+            self.cover(low, high)
+        return 0
 
     cdef int rebase(self, bytes content, bint hollow) except -1:
         """Take over *content* as published, under what is dirty or in flight.

@@ -25,8 +25,7 @@ from pmxcfs._content cimport Draft, as_size, cut, end_of, splice
 from pmxcfs.errors import Failed
 from pmxcfs.messages import EntryType, to_bytes, to_text
 
-cdef uint8_t DIRECTORY = EntryType.DIRECTORY
-cdef uint8_t FILE = EntryType.FILE
+cdef uint8_t DIRECTORY = EntryType.DIRECTORY, FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
 cdef Py_ssize_t FOUND_AT_MOST = 4096  # paths that are remembered until anything is removed
 
@@ -429,12 +428,8 @@ cdef class Tree:
 
         The root is not in it. What was made and removed since is a deletion of no row.
         """
-        cdef Entry entry
-        cdef dict rows = {}
-        for entry in self._touched:
-            if entry.inode != 0:
-                rows[entry.inode] = None if entry.parent is None else entry
-        return rows
+        return {entry.inode: None if entry.parent is None else entry
+                for entry in self._touched if entry is not self.root}
 
     @property
     def has_unsaved(self):
@@ -453,10 +448,10 @@ cdef class Tree:
 
         Unpublished bytes stay, over the content that is published again.
         """
-        cdef Entry entry
-        cdef tuple state
         if not self._keep_undo:
             raise ValueError("this tree keeps no undo log")
+        cdef Entry entry
+        cdef tuple state
         cdef dict touched = self._touched
         cdef dict undone = {entry: entry.path for entry in touched if entry is not self.root}
         for entry in touched:
@@ -488,26 +483,29 @@ cdef class Tree:
         self.note_dirty(entry, now_ns)
 
     cpdef object take_unpublished(self, Entry entry):
-        """Return what the next WRITE has to carry, or None if that is nothing.
+        """Return what the next WRITE has to carry, or None; readers go on seeing it.
 
-        Readers go on seeing it. The WRITE must be applied before any that is taken later, and
-        ends with ``finish_unpublished``, or ``discard_unpublished`` if it fails.
+        It must be applied before any that is taken later, and ends with one of the three below.
         """
         if not entry.has_unpublished:
             return None
         self._dirty.pop(entry)
         return entry._draft.take()
 
+    cpdef object put_back_unpublished(self, Entry entry, int64_t now_ns):
+        """Take back the WRITE that was taken last, if no discard came first: it never was sent."""
+        if entry._draft is not None and entry._draft.flights:
+            entry._draft.put_back()
+            self.note_dirty(entry, now_ns)
+
     cpdef object finish_unpublished(self, Entry entry):
         """Settle the oldest WRITE taken, if no discard came first: it was, or now is, applied."""
-        cdef Draft draft = entry._draft
-        if draft is None or not draft.flights:
-            return
-        draft.flights.pop(0)
-        if draft.flights or draft.is_dirty():
-            self.follow(entry)
-        else:
-            self.discard_unpublished(entry)
+        if entry._draft is not None and entry._draft.flights:
+            entry._draft.flights.pop(0)
+            if entry._draft.is_needed():
+                self.follow(entry)
+            else:
+                self.discard_unpublished(entry)
 
     cpdef object discard_unpublished(self, Entry entry):
         """Show readers the published content again, whatever was written since or is under way."""

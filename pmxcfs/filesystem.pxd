@@ -47,7 +47,8 @@ cdef class FileSystem:
     cdef object _forget_writer(self, OpenFile handle)
 
     @cython.locals(flight=Ticket)
-    cdef object _await_flight(self, Entry entry)
+    cdef object _await_flight(self, Entry entry, double seconds)
+    cdef object _put_back(self, Entry entry, Ticket flight)
     cdef object _board(self, Entry entry, Ticket flight)
     cdef object _drop(self, Entry entry, Ticket flight)
     cdef object _publish_behind(self, Entry entry)

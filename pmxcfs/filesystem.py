@@ -19,6 +19,7 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.adoption import Reload
 from pmxcfs.delivery import Change
 from pmxcfs.errors import (
+    Busy,
     Denied,
     Exists,
     Invalid,
@@ -51,7 +52,7 @@ from pmxcfs.messages import (
     Write,
     to_bytes,
 )
-from pmxcfs.tickets import Ticket
+from pmxcfs.tickets import LONG_PATIENCE, Ticket, patience_for
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
@@ -74,8 +75,8 @@ class Issuer(Protocol):
     def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
         """Ask for the removal of a lock, which *has_expired* on this node or has not."""
 
-    def wait(self, ticket: Ticket) -> Change:
-        """Return, or raise, what comes of a ticket that another thread carries out."""
+    def wait(self, ticket: Ticket, seconds: float) -> Change:
+        """Return, or raise, what comes of a ticket that another thread carries out, or Busy."""
 
     def create(self, mutation: Create) -> Change:
         """Like submit, but on this node's disk it may arrive together with the first content."""
@@ -190,7 +191,7 @@ class FileSystem:
             _check_empty(replaced)
         if entry.is_directory:
             _refuse_guest_name(target)
-        self.publish(entry)
+        self._publish_for_another(entry, holds_directory=True)
         self.save_creations()  # or a failure would undo it under a name that the kernel never knew
         source = _path(entry)
         if target == source or target.startswith(f"{source}/"):
@@ -220,7 +221,7 @@ class FileSystem:
         _check_current(entry)
         if not 0 <= seconds <= MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
-        self.publish(entry)
+        self._publish_for_another(entry, holds_directory=False)
         path = _path(entry)
         if seconds == 0 and is_below_locks(entry):
             checksum = self._tree.entry_checksum(entry)
@@ -297,7 +298,7 @@ class FileSystem:
         """
         if handle is None:
             _check_current(entry)
-            self._await_flight(entry)  # while a refusal still changes nothing
+            self._await_flight(entry, LONG_PATIENCE)  # while a refusal still changes nothing
         else:
             _check_unbroken(handle)
         self._need_quorum()
@@ -322,6 +323,8 @@ class FileSystem:
 
         Raises why something it wrote was dropped, also if that happened behind its back.
         """
+        if handle.flight is not None and not handle.flight.is_done:
+            self._await_flight(handle.entry, LONG_PATIENCE)  # which may give the bytes back
         try:
             if handle.has_written:
                 self.publish(handle.entry)
@@ -329,7 +332,7 @@ class FileSystem:
             flight, handle.flight = handle.flight, None
             # The first failure is the cause of later ones, so it is the one to be told.
             if flight is not None and not handle.entry.is_orphan:
-                self._issuer.wait(flight)
+                self._issuer.wait(flight, LONG_PATIENCE)
         if handle.has_created:
             handle.has_created = False
             self.save_creations()
@@ -368,10 +371,23 @@ class FileSystem:
 
     def publish(self, entry: Entry) -> None:
         """Make the unpublished bytes of *entry* one change. Raises why they were dropped."""
-        self._await_flight(entry)
+        self._await_flight(entry, LONG_PATIENCE)
+        if entry.has_unpublished:
+            self._publish(entry, Ticket(_NOTHING, target=entry))
+
+    def _publish_for_another(self, entry: Entry, *, holds_directory: bool) -> None:
+        """Do the same ahead of what somebody else wants; if they only have to wait, they stay."""
+        flight = Ticket(_NOTHING, target=entry, holds_directory=holds_directory)
+        self._await_flight(entry, patience_for(flight))
         if not entry.has_unpublished:
             return
-        flight = Ticket(_NOTHING, target=entry)
+        try:
+            self._publish(entry, flight, is_last_chance=False)
+        except Busy:
+            self._put_back(entry, flight)
+            raise
+
+    def _publish(self, entry: Entry, flight: Ticket, *, is_last_chance: bool = True) -> None:
         self._board(entry, flight)
         try:
             self._need_quorum()
@@ -382,21 +398,23 @@ class FileSystem:
             self._tree.finish_unpublished(entry)
         except PmxcfsError as error:
             flight.finish(error)
-            if not entry.is_orphan:  # removed here meanwhile: nobody will miss it
+            if entry.is_orphan:
+                return  # it was removed here meanwhile: nobody will miss it
+            if is_last_chance or not isinstance(error, Busy):
                 self._drop(entry, flight)
-                raise
+            raise
         finally:
             if self._flights.get(entry) is flight:
                 del self._flights[entry]
             if entry.has_unpublished:  # the timer passes over what is in flight
                 self.on_unpublished()
 
-    def _await_flight(self, entry: Entry) -> None:
+    def _await_flight(self, entry: Entry, seconds: float) -> None:
         """Wait until no other worker publishes *entry*; how that went is for its authors."""
         while entry in self._flights:
             flight = self._flights[entry]
             try:
-                self._issuer.wait(flight)
+                self._issuer.wait(flight, seconds)
             except PmxcfsError:
                 if not flight.is_done:
                     raise
@@ -408,6 +426,15 @@ class FileSystem:
         self._flights[entry] = flight
         for handle in self._writers.get(entry, ()):
             _board(handle, flight)
+
+    def _put_back(self, entry: Entry, flight: Ticket) -> None:
+        """Undo that: nothing has happened, and those who wrote are still to publish it."""
+        self._tree.put_back_unpublished(entry, self._now_ns())
+        for handle in self._writers.get(entry, ()):
+            if handle.flight is flight:
+                handle.flight = None
+                handle.has_written = True
+        self.on_unpublished()
 
     def _drop(self, entry: Entry, flight: Ticket) -> None:
         """Lose all unpublished bytes, those too that were written while *flight* failed."""

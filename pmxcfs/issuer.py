@@ -20,8 +20,8 @@ from pmxcfs.door import Door
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
 from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write, to_bytes
 from pmxcfs.outbox import Outbox, Posting, Sendable
-from pmxcfs.replica import LONG_PATIENCE, Replica, Yielding, patience_for
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica import Replica, Yielding
+from pmxcfs.tickets import Ticket, patience_for
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
@@ -66,12 +66,12 @@ class ClusterIssuer:
         mtime = Mtime(path, 0)
         return self._post(Ticket(mtime), [UnlockRequest(path, checksum), mtime])
 
-    def wait(self, ticket: Ticket) -> Change:
+    def wait(self, ticket: Ticket, seconds: float) -> Change:
         """Return, or raise, what comes of *ticket*, which another thread carries out."""
         if not ticket.is_done:
             done = ticket.done()
             with self._yielding.waiting():
-                done.wait(LONG_PATIENCE)
+                done.wait(seconds)
         if not ticket.is_done:
             raise Busy("an earlier change of the same file is still on its way")
         return ticket.result()
@@ -139,7 +139,7 @@ class ClusterIssuer:
         """Have *posting* sent, and wait as long as it may take; return why it failed, if it did so
         here.
         """
-        patience = self._limited(patience_for(posting.ticket.mutation))
+        patience = self._limited(patience_for(posting.ticket))
         until = time.monotonic() + patience
         self._outbox.carry(posting, patience, door)
         if posting.ticket.is_done:

@@ -32,21 +32,16 @@ from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
 from pmxcfs.guests import Guests
 from pmxcfs.messages import (
     Create,
-    Delete,
-    Mkdir,
     Mtime,
     Mutation,
     Record,
-    Rename,
     Unlock,
     Write,
 )
-from pmxcfs.tickets import Ticket
+from pmxcfs.tickets import Ticket, patience_for
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-SHORT_PATIENCE = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
-LONG_PATIENCE = 10.0  # seconds for all others
 MUCH = 64 << 10  # bytes whose saving takes so long, some 0.3 ms, that others go on meanwhile
 
 
@@ -400,13 +395,13 @@ class LocalIssuer:
         """Remove a lock that has expired; refuse it as delivery does otherwise."""
         return self.submit(Unlock(path, checksum) if has_expired else Mtime(path, 0))
 
-    def wait(self, ticket: Ticket) -> Change:
+    def wait(self, ticket: Ticket, seconds: float) -> Change:
         """Return once *ticket*, which another thread carries out, is done. Gives the lock back."""
         self._deliver_queue(ticket)
         if not ticket.is_done:
             done = ticket.done()
             with self._yielding.waiting():
-                done.wait(LONG_PATIENCE)
+                done.wait(seconds)
         if not ticket.is_done:
             raise Busy("an earlier change of the same file is still on its way")
         return ticket.result()
@@ -414,7 +409,7 @@ class LocalIssuer:
     def _wait_at_gate(self, ticket: Ticket) -> None:
         try:
             with self._yielding.waiting():
-                self._gate.wait(patience_for(ticket.mutation))
+                self._gate.wait(patience_for(ticket))
         except Busy as error:
             ticket.finish(error)
             raise
@@ -461,11 +456,6 @@ class LocalIssuer:
 
     def abandon(self) -> None:
         """Nothing: nobody waits any more."""
-
-
-def patience_for(mutation: Mutation) -> float:
-    holds_directory = isinstance(mutation, Mkdir | Create | Delete | Rename)
-    return SHORT_PATIENCE if holds_directory else LONG_PATIENCE
 
 
 class _Gate:

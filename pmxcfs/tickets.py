@@ -8,7 +8,10 @@ import threading
 from pmxcfs._core import Entry, Tree
 from pmxcfs.delivery import Change
 from pmxcfs.errors import NotFound, PmxcfsError, Stale
-from pmxcfs.messages import Mutation, Rename
+from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
+
+SHORT_PATIENCE = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
+LONG_PATIENCE = 10.0  # seconds for all others
 
 
 class Signal:
@@ -36,7 +39,8 @@ class Signal:
 class Ticket:
     """One mutation on its way: what to apply in whose name, and what came of it.
 
-    With a *target* the mutation is for that entry, whatever its path is when its turn comes.
+    With a *target* the mutation is for that entry, whatever its path is when its turn comes. With
+    *holds_directory* the kernel lets nobody into a directory until the ticket is done.
     """
 
     def __init__(
@@ -47,11 +51,13 @@ class Ticket:
         mtime: int = 0,
         foreign: bool = False,
         target: Entry | None = None,
+        holds_directory: bool = False,
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # node id
         self.mtime = mtime  # the issuer's clock, seconds
         self.foreign = foreign
+        self.holds_directory = holds_directory
         self.is_done = False
         self.change: Change | None = None
         self.error: PmxcfsError | None = None
@@ -93,3 +99,9 @@ class Ticket:
             raise self.error
         assert self.change is not None, "a ticket is asked for its result before it is done"
         return self.change
+
+
+def patience_for(ticket: Ticket) -> float:
+    """Return the seconds that a ticket may wait, at most, before it is carried out."""
+    of_name = isinstance(ticket.mutation, Mkdir | Create | Delete | Rename)
+    return SHORT_PATIENCE if of_name or ticket.holds_directory else LONG_PATIENCE

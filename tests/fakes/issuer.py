@@ -46,7 +46,7 @@ class FakeIssuer:
     def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
         return self.submit(Unlock(path, checksum) if has_expired else Mtime(path, 0))
 
-    def wait(self, ticket: Ticket) -> Change:
+    def wait(self, ticket: Ticket, seconds: float) -> Change:
         return ticket.result()
 
     def create(self, mutation: Create) -> Change:

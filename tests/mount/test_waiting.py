@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.replica import SHORT_PATIENCE
+from pmxcfs.tickets import SHORT_PATIENCE
 from pmxcfs.workers import RESERVED_WORKERS
 from tests.harness import Daemon, mounted, wait_for
 from tests.mount.observed import status
@@ -210,17 +210,23 @@ def test_a_change_counts_only_when_the_kernel_has_been_told(mount: Daemon) -> No
 
 
 def test_a_change_of_a_name_waits_two_seconds(mount: Daemon) -> None:
+    mount.publish_only_on_request()
     (mount.path / "f").write_text("x")
     (mount.path / "d").mkdir()
-    with held(mount):
-        changes = [
-            Change((mount.path / "d" / "new").mkdir),
-            Change((mount.path / "f").unlink),
-        ]
-        assert [change.end() for change in changes] == [errno.EBUSY] * 2
-    for change in changes:
-        assert SHORT_PATIENCE <= change.seconds < SLACK * SHORT_PATIENCE
+    with (mount.path / "written").open("w") as written:
+        written.write("mine")
+        written.flush()
+        with held(mount):
+            changes = [
+                Change((mount.path / "d" / "new").mkdir),
+                Change((mount.path / "f").unlink),
+                Change(lambda: (mount.path / "written").rename(mount.path / "moved")),
+            ]
+            assert [change.end() for change in changes] == [errno.EBUSY] * 3
+        for change in changes:
+            assert SHORT_PATIENCE <= change.seconds < SLACK * SHORT_PATIENCE
     assert (mount.path / "f").read_text() == "x"
+    assert (mount.path / "written").read_text() == "mine"
 
 
 def test_what_is_open_while_publishing_waits_can_be_read(mount: Daemon) -> None:

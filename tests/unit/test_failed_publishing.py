@@ -1,12 +1,18 @@
 """What a publishing that fails, or is still going on, means for others who use the file."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
 
+from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Denied, NotFound, StoreError
 from pmxcfs.messages import Delete, Rename, Write
 from pmxcfs.tickets import Ticket
 from tests.conftest import ExpectLog
 from tests.unit.test_filesystem import World
+
+PATIENCE = 5.0  # seconds
 
 
 @pytest.fixture
@@ -89,7 +95,7 @@ def test_a_truncation_that_is_refused_has_not_happened(
     handle = world.open(entry)
     world.files.write(handle, 0, b"mine")
 
-    def refuse(flight: Ticket) -> None:
+    def refuse(flight: Ticket, seconds: float) -> None:
         raise Busy("an earlier change is on its way")
 
     def meanwhile() -> None:
@@ -132,3 +138,74 @@ def test_a_lock_with_entries_is_not_removed_by_its_expiry(world: World) -> None:
     with pytest.raises(Denied):
         world.files.utime(lock, 0)
     assert lock.is_attached
+
+
+def test_what_another_one_could_not_publish_yet_stays_with_who_wrote_it(world: World) -> None:
+    """Who touches or moves a file while nothing may be sent must not cost others their bytes."""
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+    attempts: list[Callable[[], None]] = [
+        lambda: world.files.utime(entry, 5),
+        lambda: world.files.rename(entry, world.tree.root, "g"),
+    ]
+    for attempt in attempts:
+        world.issuer.failure = Busy("held")
+        with pytest.raises(Busy):
+            attempt()
+        assert entry.read(0, 100) == b"mineLD"
+    world.issuer.failure = None
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+@pytest.mark.parametrize(("size", "sent"), [(6, b"1234AB"), (3, b"123"), (0, b"")])
+def test_what_was_written_meanwhile_is_published_with_what_was_put_back(
+    world: World, size: int, sent: bytes
+) -> None:
+    entry = world.make("f", b"12")
+    handle = world.open(entry)
+    world.files.write(handle, 2, b"34")
+
+    def meanwhile() -> None:
+        world.files.write(handle, 4, b"AB")
+        world.files.truncate(entry, size, handle=handle)
+
+    world.issuer.on_submit, world.issuer.failure = meanwhile, Busy("held")
+    with pytest.raises(Busy):
+        world.files.utime(entry, 5)
+    assert entry.read(0, 100) == sent
+    world.issuer.on_submit, world.issuer.failure = lambda: None, None
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, sent, True)]
+
+
+def test_a_close_publishes_what_is_put_back_while_it_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = world.make("f")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+    is_under_way, is_refused = threading.Event(), threading.Event()
+
+    def touch() -> None:
+        with pytest.raises(Busy):
+            world.files.utime(entry, 5)
+
+    def meanwhile() -> None:
+        is_under_way.set()
+        assert is_refused.wait(PATIENCE)
+
+    def wait(flight: Ticket, seconds: float) -> Change:
+        is_refused.set()
+        touching.join(PATIENCE)
+        world.issuer.on_submit, world.issuer.failure = lambda: None, None
+        return flight.result()
+
+    world.issuer.on_submit, world.issuer.failure = meanwhile, Busy("held")
+    monkeypatch.setattr(world.issuer, "wait", wait)
+    touching = threading.Thread(target=touch)
+    touching.start()
+    assert is_under_way.wait(PATIENCE)
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]

@@ -81,7 +81,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(module, "patience_for", lambda mutation: LONG)
+    monkeypatch.setattr(module, "patience_for", lambda ticket: LONG)
     monkeypatch.setattr(module, "DELIVERY_PATIENCE", LONG)
     monkeypatch.setattr(module, "STOP_PATIENCE", LONG)
     made = World()
@@ -110,7 +110,7 @@ def test_what_is_not_sent_in_time_is_taken_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: dict[Mutation, float] = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
-    monkeypatch.setattr(module, "patience_for", limits.get)
+    monkeypatch.setattr(module, "patience_for", lambda ticket: limits[ticket.mutation])
     for mutation, limit in limits.items():
         start = time.monotonic()
         future = world.begin(functools.partial(world.issuer.submit, mutation))
@@ -124,7 +124,7 @@ def test_what_is_not_sent_in_time_is_taken_back(
 def test_what_is_not_delivered_in_time_is_unknown(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "patience_for", lambda mutation: ENOUGH)
+    monkeypatch.setattr(module, "patience_for", lambda ticket: ENOUGH)
     monkeypatch.setattr(module, "DELIVERY_PATIENCE", BRIEF)
     start = time.monotonic()
     future = world.mkdir()
@@ -140,7 +140,7 @@ def test_what_is_given_up_while_it_is_being_sent_is_not_sent_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no room for it, though it looked as if it were on its way."""
-    monkeypatch.setattr(module, "patience_for", lambda mutation: ENOUGH)
+    monkeypatch.setattr(module, "patience_for", lambda ticket: ENOUGH)
     future = world.mkdir()
     posting = world.outbox.next(now=time.monotonic())
     assert posting is not None
@@ -258,7 +258,7 @@ def test_who_waits_for_another_s_ticket_gets_its_result(world: World) -> None:
 
     def wait() -> Change:
         with world.lock:
-            return world.issuer.wait(ticket)
+            return world.issuer.wait(ticket, PATIENCE)
 
     second = world.pool.submit(wait)
     world.arrive(posting)
@@ -301,7 +301,7 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_taken_back(world: World) -> N
 def test_the_rest_of_a_write_that_was_given_up_is_never_sent(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "patience_for", lambda mutation: ENOUGH)
+    monkeypatch.setattr(module, "patience_for", lambda ticket: ENOUGH)
     monkeypatch.setattr(module, "DELIVERY_PATIENCE", BRIEF)
     future = world.begin(lambda: world.issuer.submit(two_parts()))
     world.send()

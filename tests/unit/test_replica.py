@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from pmxcfs import replica as module
+from pmxcfs import tickets
 from pmxcfs._core import Entry, Tree
 from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Exists, NotEmpty, NotFound, Stale, StoreError
@@ -338,10 +338,10 @@ def test_too_many_do_not_wait(world: World) -> None:
 def test_changes_of_names_wait_less(
     world: World, monkeypatch: pytest.MonkeyPatch, mutation: Mutation, shortened: str
 ) -> None:
-    assert (module.SHORT_PATIENCE, module.LONG_PATIENCE) == (2, 10)
-    monkeypatch.setattr(module, "SHORT_PATIENCE", 1000.0)
-    monkeypatch.setattr(module, "LONG_PATIENCE", 1000.0)
-    monkeypatch.setattr(module, shortened, 0.001)
+    assert (tickets.SHORT_PATIENCE, tickets.LONG_PATIENCE) == (2, 10)
+    monkeypatch.setattr(tickets, "SHORT_PATIENCE", 1000.0)
+    monkeypatch.setattr(tickets, "LONG_PATIENCE", 1000.0)
+    monkeypatch.setattr(tickets, shortened, 0.001)
     world.issuer.hold()
     with pytest.raises(Busy):
         world.issuer.submit(mutation)
@@ -349,17 +349,16 @@ def test_changes_of_names_wait_less(
 
 def test_another_worker_waits_for_a_ticket(world: World) -> None:
     ticket = Ticket(Mkdir("d"))
-    world.yielding.meanwhile = [lambda: world.issuer.wait(ticket)]
+    world.yielding.meanwhile = [lambda: world.issuer.wait(ticket, 0.0)]
     world.issuer.carry_out(ticket)
     assert len(world.database.saved) == 1
-    assert world.issuer.wait(ticket).path == "d"
+    assert world.issuer.wait(ticket, 0.0).path == "d"
     assert world.yielding.waits == 0
 
 
-def test_a_ticket_that_is_never_done_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LONG_PATIENCE", 0.001)
+def test_a_ticket_that_is_never_done_is_busy(world: World) -> None:
     with pytest.raises(Busy):
-        world.issuer.wait(Ticket(Mkdir("d")))
+        world.issuer.wait(Ticket(Mkdir("d")), 0.001)
     assert world.yielding.waits == 1
 
 

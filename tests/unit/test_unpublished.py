@@ -135,6 +135,35 @@ def test_a_change_from_elsewhere_shows_where_nothing_was_written(tree: Tree, fil
     assert file.content == b"-\0\0\0Y"
 
 
+def test_what_is_put_back_is_taken_again(tree: Tree, file: Entry) -> None:
+    write(tree, file, 1, b"XY", now_ns=7)
+    tree.take_unpublished(file)
+    write(tree, file, 4, b"Z")
+    tree.write(file, 0, b"123456789", truncate=True, **LATER)
+    tree.put_back_unpublished(file, 9)
+    assert (file.read(0, 99), file.unpublished_since_ns) == (b"1XY4Z6789", 1)
+    publish(tree, file, tree.take_unpublished(file))
+    assert file.content == b"1XY4Z6789"
+    tree.put_back_unpublished(file, 9)
+    assert not file.has_unpublished
+
+
+def test_what_was_cut_off_is_not_put_back(tree: Tree, file: Entry) -> None:
+    write(tree, file, 6, b"long")
+    tree.take_unpublished(file)
+    truncate(tree, file, 2)
+    tree.put_back_unpublished(file, 9)
+    assert tree.take_unpublished(file) == Unpublished(0, b"ab", True)
+
+
+def test_what_was_dropped_is_not_put_back(tree: Tree, file: Entry) -> None:
+    write(tree, file, 0, b"X", now_ns=1)
+    tree.take_unpublished(file)
+    tree.discard_unpublished(file)
+    tree.put_back_unpublished(file, 9)
+    assert (file.has_unpublished, file.read(0, 9)) == (False, b"abcdef")
+
+
 def test_a_truncated_file_does_not_follow_others(tree: Tree, file: Entry) -> None:
     truncate(tree, file, 0)
     write(tree, file, 0, b"mine")
