@@ -64,6 +64,7 @@ LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one pag
 RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
 
 BACKGROUND = 12  # requests that nobody waits for, and reads ahead, that the kernel has under way
+CONGESTED = 9  # of these, from which on it does not read ahead
 OPTIONS = (
     "default_permissions",
     "allow_other",
@@ -526,7 +527,7 @@ class Mount:
         before = _fuse_descriptors()
         logging.getLogger("llfuse").addFilter(_is_worth_logging)
         try:
-            llfuse.init(operations, str(mountpoint), [*OPTIONS, background_option(workers.count)])
+            llfuse.init(operations, str(mountpoint), [*OPTIONS, *room_for(workers.count)])
         except RuntimeError as error:
             raise StartError(f"can't mount on {mountpoint}: {error}") from None
         (self._descriptor,) = _fuse_descriptors() - before
@@ -559,9 +560,9 @@ class Mount:
         llfuse.close(unmount=True)
 
 
-def background_option(parked: int) -> str:
-    """Have the kernel let so many RELEASEs be outstanding beside what it does by itself."""
-    return f"max_background={BACKGROUND + parked}"
+def room_for(parked: int) -> Sequence[str]:
+    """Return options that let so many RELEASEs be outstanding beside the kernel's own requests."""
+    return f"max_background={BACKGROUND + parked}", f"congestion_threshold={CONGESTED + parked}"
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
