@@ -4,16 +4,18 @@ The base is the same on the same node in local mode, before there is a cluster. 
 figures of the original in such a cluster (performance.md), scaled to this machine. A change goes
 back and forth between the CPUs, for the token of three corosyncs does. So it is scaled by what a
 message of FUSE costs between two CPUs, here and where the original was measured; machines that are
-equally fast on one CPU differ in that by a factor of two and more.
+equally fast on one CPU differ in that by a factor of two and more. Here both are kept awake for it,
+as they are by three corosyncs; a sleeping one makes it twice as dear.
 Skipped where the nodes can't be made: it needs corosync, which `make test-deps` lays out.
 """
 
 import os
 import shutil
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,9 +64,21 @@ def all_cpus() -> Iterator[None]:
         pin(pinned)
 
 
+@contextmanager
+def awake(cpus: Iterable[int]) -> Iterator[None]:
+    """Keep each of these CPUs busy with what everything else goes before."""
+    idle = ["chrt", "--idle", "0", "sh", "-c", "while :; do :; done"]
+    with ExitStack() as stack:
+        for cpu in cpus:
+            busy = subprocess.Popen(["taskset", "--cpu-list", str(cpu), *idle])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        yield
+
+
 def message_us(floor: Path, workdir: Path, *, cpus: tuple[int, int]) -> float:
     """Return the microseconds of a message from a client on one CPU to the floor on the other."""
-    with floor_server(floor, workdir) as server:
+    with floor_server(floor, workdir) as server, awake(set(cpus)):
         pin({cpus[1]}, pids=[server.pid])
         pin({cpus[0]})
         times = []

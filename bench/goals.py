@@ -9,8 +9,8 @@ microseconds of the session in which the original was measured. Machines differ,
 multiplied by floor now / floor then, where ``base_then`` tells the floor of that session (of a
 range its lower end); elsewhere by the *pace* of the run, the median of that quotient over all
 rows, or by a ``pace`` of the row's own, where its time is not spent on one CPU. It is never below
-AT_THE_FLOOR x the base: where all the time is the kernel's, no server can do better. Bytes, memory
-and contract deadlines are ``absolute`` and not scaled.
+AT_THE_FLOOR x the base: where all the time is the kernel's, no server can do better. Bytes, memory,
+contract deadlines and large files in a cluster are ``absolute`` and not scaled.
 """
 
 import statistics

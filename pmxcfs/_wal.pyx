@@ -51,6 +51,8 @@ VFS = "pmxcfs"
 cdef enum:
     FRAME_HEADER = 24  # bytes; no page is that small
     COMMIT_FIELD = 4  # where the header has four bytes that are 0 but in a transaction's last frame
+    LOG_HEADER = 32  # bytes
+    PAGE_SIZE_FIELD = 8  # where the log's header has it, in four bytes, the highest first
     WRITER_LOCK = 0  # which of the locks in shared memory a transaction holds
     ROOM = 65536  # bytes that are collected at most
     NOWHERE = -1  # an offset that no write has
@@ -61,7 +63,9 @@ cdef struct Log:
     int size  # bytes of them
     sqlite3_int64 start  # where in the file they belong
     sqlite3_int64 end  # where the last write ended, collected or not; NOWHERE if that is not known
-    bint is_last  # the header of a transaction's last frame has come, its page has not
+    int page_size  # 0: not known yet
+    bint awaits_page  # a frame's header has come, its page has not
+    bint is_last  # that frame is its transaction's last one
 
 cdef struct Extra:
     # What a log or a database has in memory behind what the system's VFS has there.
@@ -82,7 +86,7 @@ cdef Extra* extra_of(sqlite3_file* file) noexcept nogil:
 cdef void forget(Log* log) noexcept nogil:
     """Forget what is collected."""
     log.size = 0
-    log.is_last = False
+    log.awaits_page = False
 
 
 cdef int write_out(sqlite3_file* file, Extra* extra) noexcept nogil:
@@ -96,39 +100,56 @@ cdef int write_out(sqlite3_file* file, Extra* extra) noexcept nogil:
     return code
 
 
-cdef bint begins_last_frame(const void* data, int size) noexcept nogil:
-    """Tell whether a write is the header of a frame that ends a transaction."""
-    cdef const char* field = <const char*>data + COMMIT_FIELD
-    return size == FRAME_HEADER and (field[0] or field[1] or field[2] or field[3])
+cdef int learn_page_size(sqlite3_file* file, Extra* extra) noexcept nogil:
+    """Read from the log's header how long a page is; it is the same as long as the log is open."""
+    cdef unsigned char header[LOG_HEADER]
+    cdef int code = extra.system.xRead(file, header, LOG_HEADER, 0)
+    cdef unsigned char* field = header + PAGE_SIZE_FIELD
+    if code == SQLITE_OK:
+        extra.log.page_size = field[0] << 24 | field[1] << 16 | field[2] << 8 | field[3]
+    return code
+
+
+cdef bint ends_transaction(const void* header) noexcept nogil:
+    cdef const char* field = <const char*>header + COMMIT_FIELD
+    return field[0] or field[1] or field[2] or field[3]
 
 
 cdef int log_write(sqlite3_file* file, const void* data, int size,
                    sqlite3_int64 offset) noexcept nogil:
-    """Collect what continues the write before, and write it out with the end of a transaction.
+    """Collect a frame that follows what was written before; write it out if it is the last one.
 
-    What continues nothing is written at once, such as the log's header, and the checksums of
-    earlier frames, which SQLite corrects after the last one if a page was written twice.
+    All that is not a header and then a page, right behind the write before, is written at once:
+    the log's header, a frame in other pieces, and the checksums of earlier frames, which SQLite
+    corrects after the last one if a page was written twice.
     """
     cdef Extra* extra = extra_of(file)
     cdef Log* log = &extra.log
-    cdef bint continues = offset == log.end and size <= ROOM, ends = continues and log.is_last
     cdef int code = SQLITE_OK
-    if not continues or log.size + size > ROOM:
+    if not log.page_size and offset:
+        code = learn_page_size(file, extra)
+    cdef bint follows = offset == log.end
+    cdef bint is_page = follows and log.awaits_page and size == log.page_size
+    cdef bint is_header = size == FRAME_HEADER and not is_page
+    cdef bint is_collected = is_page or (follows and is_header and not log.awaits_page)
+    if code == SQLITE_OK and (not is_collected or log.size + size > ROOM):
         code = write_out(file, extra)
-    if code == SQLITE_OK and not continues:
+    if code == SQLITE_OK and not is_collected:
         code = extra.system.xWrite(file, data, size, offset)
     if code != SQLITE_OK:
         log.end = NOWHERE
         return code
-    log.is_last = begins_last_frame(data, size)
     log.end = offset + size
-    if not continues:
+    log.awaits_page = is_header
+    if is_header:
+        log.is_last = ends_transaction(data)
+    if not is_collected:
         return SQLITE_OK
     if log.size == 0:
         log.start = offset
     memcpy(log.collected + log.size, data, <size_t>size)
     log.size += size
-    return write_out(file, extra) if ends else SQLITE_OK
+    return write_out(file, extra) if is_page and log.is_last else SQLITE_OK
 
 
 cdef int log_read(sqlite3_file* file, void* data, int size, sqlite3_int64 offset) noexcept nogil:

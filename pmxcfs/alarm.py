@@ -53,8 +53,8 @@ class Alarm:
 
     def _poll_at(self, door: Door, seconds: float) -> list[tuple[int, int]]:
         if self._door != door.fileno():
+            self._at_door.register(door.fileno(), select.EPOLLIN)
             self._door = door.fileno()
-            self._at_door.register(self._door, select.EPOLLIN)
         return self._at_door.poll(seconds, 3)
 
     def hush(self) -> None:

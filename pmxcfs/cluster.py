@@ -181,6 +181,7 @@ class GroupThread:
         self._log = log
         self._turn = threading.Lock()  # of whoever acts for the group
         self._line: _Line | None = None  # for others to act through; None: they can't
+        self._door: Door | None = None  # of the one that does
         self._failure: Exception | None = None  # theirs, for the group's thread to cope with
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = threading.Event()
@@ -394,6 +395,7 @@ class GroupThread:
         if line is None:
             return False
         line.alarm.hush()
+        self._door = door
         try:
             seconds = 0.0
             while self._act_quietly(line, seconds, door):
@@ -404,6 +406,7 @@ class GroupThread:
         except Exception as failure:  # noqa: BLE001, as the group's thread copes with all of them
             self._line, self._failure = None, failure
         finally:
+            self._door = None
             line.alarm.end_hush()
         return False
 
@@ -504,6 +507,8 @@ class GroupThread:
                 self._batch.append(effect)
             else:
                 self._flush()
+                if self._door is not None:
+                    self._door.leave()  # it may take long, such as a checksum
                 self._carriers[type(effect)](effect)
 
     def _flush(self) -> None:

@@ -101,11 +101,6 @@ class Clustering:
         self._catching_up.close()
         self._host_file.close()
 
-    @property
-    def is_quorate(self) -> bool:
-        """Whether this node has quorum, as far as it was told."""
-        return self._quorum.is_quorate if self.forced_quorum is None else self.forced_quorum
-
     def refresh(self) -> bool:
         """Tell whether this node has quorum, after a look at what corosync may have said since."""
         if self.forced_quorum is not None:

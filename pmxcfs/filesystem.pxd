@@ -14,6 +14,8 @@ cdef class OpenFile:
     cdef public bint has_created
     cdef public bint has_written
     cdef public bint has_truncated
+    cdef public bint had_written
+    cdef public bint had_truncated
 
 
 cdef class FileSystem:
@@ -44,11 +46,15 @@ cdef class FileSystem:
     cdef str _new_path(self, Entry parent, str name)
     cdef object _need_quorum(self)
     cdef object _check_size(self, Entry entry, end)
+
+    @cython.locals(flight=Ticket)
+    cdef object _check_unbroken(self, OpenFile handle)
     cdef object _forget_writer(self, OpenFile handle)
 
     @cython.locals(flight=Ticket)
     cdef object _await_flight(self, Entry entry, double seconds)
     cdef object _put_back(self, Entry entry, Ticket flight)
+    cdef object _land(self, Entry entry, Ticket flight)
     cdef object _board(self, Entry entry, Ticket flight)
     cdef object _drop(self, Entry entry, Ticket flight)
     cdef object _publish_behind(self, Entry entry)
@@ -56,7 +62,6 @@ cdef class FileSystem:
     cdef object _note_lock(self, Change change)
 
 
-cdef object _check_unbroken(OpenFile handle)
 cdef object _check_name(str name)
 cdef object _check_current(Entry entry)
 cdef str _path(Entry entry)

@@ -22,6 +22,7 @@ from pmxcfs.errors import (
     Busy,
     Denied,
     Exists,
+    Failed,
     Invalid,
     NameTooLong,
     NoQuorum,
@@ -98,6 +99,7 @@ class OpenFile:
         self.has_written = False  # since its last publishing
         self.has_truncated = False  # by the open itself
         self.flight: Ticket | None = None  # what publishes its writes; it has not asked how it went
+        self.had_written = self.had_truncated = False  # when that began
 
 
 # What ``statfs`` tells. A call, because Cython 0.29 can't make a class with this base.
@@ -281,7 +283,7 @@ class FileSystem:
         computes where an append goes; it may not know yet what another node has changed.
         """
         self._need_quorum()
-        _check_unbroken(handle)
+        self._check_unbroken(handle)
         entry = handle.entry
         start = entry.visible_size if handle.append else offset
         self._check_size(entry, start + len(data))
@@ -300,7 +302,7 @@ class FileSystem:
             _check_current(entry)
             self._await_flight(entry, LONG_PATIENCE)  # while a refusal still changes nothing
         else:
-            _check_unbroken(handle)
+            self._check_unbroken(handle)
         self._need_quorum()
         self._check_size(entry, size)
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
@@ -309,6 +311,14 @@ class FileSystem:
             self.publish(entry)
         else:
             handle.has_written = True
+
+    def _check_unbroken(self, handle: OpenFile) -> None:
+        """Refuse to add to what was lost: the pieces would be published as a file."""
+        flight = handle.flight
+        if flight is not None and flight.error is not None and not handle.entry.is_orphan:
+            self._land(handle.entry, flight)
+            if handle.flight is flight:
+                raise flight.error
 
     def _check_size(self, entry: Entry, end: int) -> None:
         if end > MAX_FILE_SIZE:
@@ -323,7 +333,7 @@ class FileSystem:
 
         Raises why something it wrote was dropped, also if that happened behind its back.
         """
-        if handle.flight is not None and not handle.flight.is_done:
+        if handle.flight is not None:
             self._await_flight(handle.entry, LONG_PATIENCE)  # which may give the bytes back
         try:
             if handle.has_written:
@@ -377,17 +387,12 @@ class FileSystem:
 
     def _publish_for_another(self, entry: Entry, *, holds_directory: bool) -> None:
         """Do the same ahead of what somebody else wants; if they only have to wait, they stay."""
-        flight = Ticket(_NOTHING, target=entry, holds_directory=holds_directory)
+        flight = Ticket(_NOTHING, target=entry, holds_directory=holds_directory, for_another=True)
         self._await_flight(entry, patience_for(flight))
-        if not entry.has_unpublished:
-            return
-        try:
-            self._publish(entry, flight, is_last_chance=False)
-        except Busy:
-            self._put_back(entry, flight)
-            raise
+        if entry.has_unpublished:
+            self._publish(entry, flight)
 
-    def _publish(self, entry: Entry, flight: Ticket, *, is_last_chance: bool = True) -> None:
+    def _publish(self, entry: Entry, flight: Ticket) -> None:
         self._board(entry, flight)
         try:
             self._need_quorum()
@@ -395,19 +400,12 @@ class FileSystem:
             assert unpublished is not None, "asked for only when there is something unpublished"
             flight.mutation = Write(entry.path, *unpublished)
             self._issuer.carry_out(flight)
-            self._tree.finish_unpublished(entry)
         except PmxcfsError as error:
             flight.finish(error)
-            if entry.is_orphan:
-                return  # it was removed here meanwhile: nobody will miss it
-            if is_last_chance or not isinstance(error, Busy):
-                self._drop(entry, flight)
-            raise
+            if not entry.is_orphan:  # removed here meanwhile: nobody will miss it
+                raise
         finally:
-            if self._flights.get(entry) is flight:
-                del self._flights[entry]
-            if entry.has_unpublished:  # the timer passes over what is in flight
-                self.on_unpublished()
+            self._land(entry, flight)
 
     def _await_flight(self, entry: Entry, seconds: float) -> None:
         """Wait until no other worker publishes *entry*; how that went is for its authors."""
@@ -418,8 +416,23 @@ class FileSystem:
             except PmxcfsError:
                 if not flight.is_done:
                     raise
-            if self._flights.get(entry) is flight:
-                del self._flights[entry]
+            self._land(entry, flight)
+
+    def _land(self, entry: Entry, flight: Ticket) -> None:
+        """Have the draft know how a flight went: once, by whoever learns of it first."""
+        if self._flights.get(entry) is not flight:
+            return
+        del self._flights[entry]
+        if not flight.is_done:
+            flight.finish(Failed("it could not be published"))  # a bug, told of elsewhere
+        if flight.error is None:
+            self._tree.finish_unpublished(entry)
+        elif flight.for_another and isinstance(flight.error, Busy):
+            self._put_back(entry, flight)
+        elif not entry.is_orphan:
+            self._drop(entry, flight)
+        if entry.has_unpublished:  # the timer passes over what is in flight
+            self.on_unpublished()
 
     def _board(self, entry: Entry, flight: Ticket) -> None:
         """From now on *flight* tells how the publishing of *entry* went."""
@@ -428,13 +441,13 @@ class FileSystem:
             _board(handle, flight)
 
     def _put_back(self, entry: Entry, flight: Ticket) -> None:
-        """Undo that: nothing has happened, and those who wrote are still to publish it."""
+        """Nothing has happened: those who wrote are still to publish it."""
         self._tree.put_back_unpublished(entry, self._now_ns())
         for handle in self._writers.get(entry, ()):
             if handle.flight is flight:
                 handle.flight = None
-                handle.has_written = True
-        self.on_unpublished()
+                handle.has_written |= handle.had_written
+                handle.has_truncated |= handle.had_truncated
 
     def _drop(self, entry: Entry, flight: Ticket) -> None:
         """Lose all unpublished bytes, those too that were written while *flight* failed."""
@@ -527,14 +540,8 @@ def _board(handle: OpenFile, flight: Ticket) -> None:
     has_changed = handle.has_written or handle.has_truncated
     if has_changed and (handle.flight is None or handle.flight.error is None):
         handle.flight = flight  # else there is a failure that it has not been told of
+        handle.had_written, handle.had_truncated = handle.has_written, handle.has_truncated
     handle.has_written = handle.has_truncated = False
-
-
-def _check_unbroken(handle: OpenFile) -> None:
-    """Refuse to add to what was lost: the pieces would be published as a file."""
-    flight = handle.flight
-    if flight is not None and flight.error is not None and not handle.entry.is_orphan:
-        raise flight.error
 
 
 def _check_name(name: str) -> None:

@@ -40,7 +40,8 @@ class Ticket:
     """One mutation on its way: what to apply in whose name, and what came of it.
 
     With a *target* the mutation is for that entry, whatever its path is when its turn comes. With
-    *holds_directory* the kernel lets nobody into a directory until the ticket is done.
+    *holds_directory* the kernel lets nobody into a directory until the ticket is done. What is done
+    *for_another* has to be done all the same if there was no room for it now.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Ticket:
         foreign: bool = False,
         target: Entry | None = None,
         holds_directory: bool = False,
+        for_another: bool = False,
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # node id
         self.mtime = mtime  # the issuer's clock, seconds
         self.foreign = foreign
         self.holds_directory = holds_directory
+        self.for_another = for_another
         self.is_done = False
         self.change: Change | None = None
         self.error: PmxcfsError | None = None

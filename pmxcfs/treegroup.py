@@ -34,15 +34,9 @@ from pmxcfs.tickets import Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-QUORUM_FOLLOWS = 5.0  # seconds from a membership change in which the quorum may change with it
-
 
 class Quorum(Protocol):
     """Whether this node sees a majority."""
-
-    @property
-    def is_quorate(self) -> bool:
-        """What was told last. Does not block."""
 
     def refresh(self) -> bool:
         """Look at what waits to be told, and tell."""
@@ -156,7 +150,6 @@ class TreeContent:
         self._lock_has_expired = lock_has_expired
         self._me = Member(0, 0)
         self._members: Sequence[Member] = ()
-        self._changed_at = time.monotonic()  # the members
 
     def state(self) -> bytes:
         """Return the tree's index."""
@@ -178,7 +171,6 @@ class TreeContent:
     def on_members(self, members: Sequence[Member], *, me: Member) -> None:
         """Other members are there now."""
         self._me, self._members = me, members
-        self._changed_at = time.monotonic()
         if members:  # the quorum must be known before the first change, or we have to leave
             self._quorum.refresh()
 
@@ -200,7 +192,7 @@ class TreeContent:
 
     def deliver(self, changes: Sequence[Deliver]) -> bool:
         """Apply mutations, as many as come together in one transaction."""
-        if not self._has_quorum():
+        if not self._quorum.refresh():
             return False
         with self._lock:
             arriving: list[_Arrival] = []
@@ -214,11 +206,6 @@ class TreeContent:
                     arriving.append(_Arrival(_ticket_of(sender, message, posting), posting))
             self._deliver(arriving)
         return True
-
-    def _has_quorum(self) -> bool:
-        """Tell whether there is a majority; while nothing happens, it is not asked for anew."""
-        is_settled = time.monotonic() - self._changed_at > QUORUM_FOLLOWS
-        return (is_settled and self._quorum.is_quorate) or self._quorum.refresh()
 
     def _deliver(self, arriving: Sequence[_Arrival]) -> None:
         if not arriving:

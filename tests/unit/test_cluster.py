@@ -1,6 +1,7 @@
 """A group's thread: connecting, batching, leaving and joining again, on a corosync in memory."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from pmxcfs.cluster import JOIN_PAUSE, LEAVE_PATIENCE, MANY_ON_THE_WAY
 from pmxcfs.deadlines import Deadlines
+from pmxcfs.door import Door
 from pmxcfs.effects import Mode
 from pmxcfs.errors import ClusterError, StoreError, TryAgain
 from pmxcfs.messages import (
@@ -227,10 +229,10 @@ class Own:
         raise AssertionError("nobody finishes it but delivery")
 
 
-def attend(node: Node, name: str = "mine") -> threading.Thread:
+def attend(node: Node, name: str = "mine", *, door: Door = NO_DOOR) -> threading.Thread:
     """Have a thread send a change and wait for it."""
     own = Own(node, name)
-    thread = threading.Thread(target=node.thread.attend, args=(own, PATIENCE, NO_DOOR))
+    thread = threading.Thread(target=node.thread.attend, args=(own, PATIENCE, door))
     thread.start()
     return thread
 
@@ -307,6 +309,21 @@ def test_a_round_is_left_to_the_thread(node: Node) -> None:
     node.world.echoes = True
     node.meet(OTHER)
     waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+
+
+def test_who_has_to_compute_a_checksum_leaves_the_door(node: Node) -> None:
+    node.start()
+    node.world.echoes = False
+    called = threading.Event()
+    with open(os.eventfd(0), "rb") as requests:
+        waiting = attend(node, door=Door(requests.fileno(), called.set, is_kept=True))
+        until_on_its_way(node)
+        assert not called.is_set()
+        node.world.deliver(node.world.me, VerifyRequest(0, node.thread.dfsm.epoch, 1))
+        assert called.wait(PATIENCE)
+        node.world.deliver(node.world.me, *node.world.messages)
+        waiting.join(PATIENCE)
     assert not waiting.is_alive()
 
 

@@ -1,5 +1,6 @@
 """The watchers without a corosync: what they make of keys, and of connections that fail."""
 
+import os
 import queue
 from collections.abc import Callable
 
@@ -73,7 +74,9 @@ class FakeQuorum:
 
     def __init__(self) -> None:
         self.is_quorate = False
-        self._read, self._events = None, [True]
+        self._events = [True]
+        self._descriptor = os.eventfd(0)
+        self._is_lost = False
 
     def connect(self) -> None:
         FakeQuorum.attempts += 1
@@ -85,10 +88,13 @@ class FakeQuorum:
         return bool(self._events and self._events.pop())
 
     def fileno(self) -> int:
-        raise Disconnected("quorum_dispatch", 2, "CS_ERR_LIBRARY")  # lost as soon as told
+        if self._is_lost:
+            raise Disconnected("quorum_dispatch", 2, "CS_ERR_LIBRARY")
+        self._is_lost = True  # as soon as it has told something
+        return self._descriptor
 
     def close(self) -> None:
-        pass
+        os.close(self._descriptor)
 
 
 @pytest.fixture

@@ -209,3 +209,50 @@ def test_a_close_publishes_what_is_put_back_while_it_waits(
     assert is_under_way.wait(PATIENCE)
     world.files.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+@pytest.mark.parametrize("closer", ["who wrote it", "who wrote more", "who writes on"])
+def test_what_is_put_back_is_so_for_who_learns_of_it_first(world: World, closer: str) -> None:
+    """Another thread says that there is no room, and others may have the lock before the one
+    that waited.
+    """
+    entry = world.make("f", b"OLDOLD")
+    first, second = world.open(entry), world.open(entry)
+    world.files.write(first, 0, b"mi")
+
+    def meanwhile() -> None:
+        world.issuer.on_submit, world.issuer.failure = lambda: None, None
+        if closer == "who wrote more":
+            world.files.write(second, 4, b"ne")
+        assert first.flight is not None
+        first.flight.finish(Busy("no room"))
+        if closer == "who writes on":
+            world.files.write(first, 4, b"ne")
+        world.files.flush(second if closer == "who wrote more" else first)
+        world.issuer.failure = Busy("no room")
+
+    world.issuer.on_submit = meanwhile
+    with pytest.raises(Busy):
+        world.files.utime(entry, 5)
+    world.issuer.failure = None
+    world.files.flush(first)
+    world.files.flush(second)
+    sent = b"mi" if closer == "who wrote it" else b"miDOne"
+    assert world.issuer.issued == [Write("f", 0, sent, False)]
+    assert entry.read(0, 100) == entry.content == sent + b"OLDOLD"[len(sent) :]
+    assert not entry.has_unpublished
+
+
+def test_a_file_that_was_only_cut_off_is_not_published_by_a_flush(world: World) -> None:
+    """The shell closes a duplicate before it writes: others would see an empty file."""
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry, truncate=True)
+    world.issuer.failure = Busy("held")
+    with pytest.raises(Busy):
+        world.files.utime(entry, 5)
+    world.issuer.failure = None
+    world.files.flush(handle)
+    assert world.issuer.issued == []
+    world.files.write(handle, 0, b"new")
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"new", True)]

@@ -153,8 +153,6 @@ class Player:
 class Quorate:
     """A quorum that is always there."""
 
-    is_quorate = True
-
     def refresh(self) -> bool:
         return True
 

@@ -7,7 +7,6 @@ from typing import cast
 
 import pytest
 
-from pmxcfs import treegroup as module
 from pmxcfs._core import Tree
 from pmxcfs.delivery import Change
 from pmxcfs.effects import Commit, Deliver
@@ -29,7 +28,7 @@ from pmxcfs.messages import (
 from pmxcfs.outbox import Outbox, Posting, Sendable
 from pmxcfs.replica import Replica
 from pmxcfs.tickets import Ticket
-from pmxcfs.treegroup import QUORUM_FOLLOWS, Postings, TreeContent, TreeSource
+from pmxcfs.treegroup import Postings, TreeContent, TreeSource
 
 ME, PEER, LOWEST = Member(2, 200), Member(3, 300), Member(1, 100)
 LOCK = "priv/lock/a"
@@ -190,22 +189,6 @@ def test_the_quorum_is_asked_for_before_the_first_change(world: World) -> None:
     assert world.refreshes == before + 1
     world.content.on_members([], me=ME)
     assert world.refreshes == before + 1
-
-
-def test_the_quorum_is_asked_for_while_it_may_follow_the_members(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A change in a part without it is no change; one look at corosync for each is dear."""
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    world.content.on_members([ME, PEER], me=ME)
-    asked = []
-    for serial, seconds in enumerate((0.0, QUORUM_FOLLOWS, 0.1)):
-        clock.now += seconds
-        before = world.refreshes
-        world.deliver(of(PEER, Mkdir(f"{serial}"), serial=serial))
-        asked.append(world.refreshes - before)
-    assert asked == [1, 1, 0]
 
 
 @pytest.mark.expect_log("not known to be delivered")

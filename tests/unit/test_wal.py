@@ -107,6 +107,19 @@ def test_any_transactions_are_what_others_see(
                 other.execute("UPDATE tree SET version = version + 1")
 
 
+def test_frames_in_other_pieces_are_written_too(path: Path) -> None:
+    """With FULL, SQLite fills the log up to a sector that could be torn, in pieces of frames."""
+    options = f"{WRITING}&psow=0"
+    with contextlib.closing(connect(path, timeout=0, options=options)) as writer:
+        writer.execute("PRAGMA synchronous = FULL")
+        with contextlib.closing(connect(path, timeout=0)) as other:
+            chance = random.Random(1)
+            for _ in range(100):
+                change(writer, chance)
+                assert rows(other) == rows(writer)
+                assert other.execute("PRAGMA integrity_check").fetchall() == [(b"ok",)]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_crash_leaves_what_was_committed(
     writer: sqlite3.Connection, path: Path, tmp_path: Path, seed: int
