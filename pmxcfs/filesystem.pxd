@@ -53,6 +53,7 @@ cdef class FileSystem:
 
     @cython.locals(flight=Ticket)
     cdef object _await_flight(self, Entry entry, double seconds)
+    cdef object _publish(self, Entry entry, Ticket flight)
     cdef object _put_back(self, Entry entry, Ticket flight)
     cdef object _land(self, Entry entry, Ticket flight)
     cdef object _board(self, Entry entry, Ticket flight)

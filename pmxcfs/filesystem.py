@@ -53,12 +53,13 @@ from pmxcfs.messages import (
     Write,
     to_bytes,
 )
-from pmxcfs.tickets import LONG_PATIENCE, Ticket, patience_for
+from pmxcfs.tickets import LONG_PATIENCE, SHORT_PATIENCE, Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
 PUBLISH_AFTER_NS = 1_000_000_000  # how long a write, or a new file, may stay unpublished
 RETRY_AFTER_NS = 50_000_000  # until the timer tries again what it could not publish
+AT_LEAST = 0.001  # seconds to wait where some of the time is over
 OWNER = 0  # uid of everything
 _REMOVALS = (Kind.DELETE, Kind.UNLOCK)
 _NOTHING = Write("", 0, b"", truncate=False)  # of a flight, before it takes what is unpublished
@@ -193,12 +194,13 @@ class FileSystem:
             _check_empty(replaced)
         if entry.is_directory:
             _refuse_guest_name(target)
-        self._publish_for_another(entry, holds_directory=True)
+        until_ns = self._now_ns() + int(SHORT_PATIENCE * 1e9)  # for both together
+        self._publish_for_another(entry, until_ns)
         self.save_creations()  # or a failure would undo it under a name that the kernel never knew
         source = _path(entry)
         if target == source or target.startswith(f"{source}/"):
             raise NotFound(f"{source} was moved there meanwhile")  # the original would crash on it
-        self._issuer.submit(Rename(source, target))
+        self._issuer.carry_out(Ticket(Rename(source, target), patience=self._left(until_ns)))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
@@ -223,7 +225,7 @@ class FileSystem:
         _check_current(entry)
         if not 0 <= seconds <= MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
-        self._publish_for_another(entry, holds_directory=False)
+        self._publish_for_another(entry, self._now_ns() + int(LONG_PATIENCE * 1e9))
         path = _path(entry)
         if seconds == 0 and is_below_locks(entry):
             checksum = self._tree.entry_checksum(entry)
@@ -385,12 +387,17 @@ class FileSystem:
         if entry.has_unpublished:
             self._publish(entry, Ticket(_NOTHING, target=entry))
 
-    def _publish_for_another(self, entry: Entry, *, holds_directory: bool) -> None:
+    def _publish_for_another(self, entry: Entry, until_ns: int) -> None:
         """Do the same ahead of what somebody else wants; if they only have to wait, they stay."""
-        flight = Ticket(_NOTHING, target=entry, holds_directory=holds_directory, for_another=True)
-        self._await_flight(entry, patience_for(flight))
+        self._await_flight(entry, self._left(until_ns))
         if entry.has_unpublished:
+            patience = self._left(until_ns)
+            flight = Ticket(_NOTHING, target=entry, patience=patience, for_another=True)
             self._publish(entry, flight)
+
+    def _left(self, until_ns: int) -> float:
+        """Return the seconds until then, at least a little."""
+        return max((until_ns - self._now_ns()) / 1e9, AT_LEAST)
 
     def _publish(self, entry: Entry, flight: Ticket) -> None:
         self._board(entry, flight)

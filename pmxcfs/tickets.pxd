@@ -19,7 +19,7 @@ cdef class Ticket:
     cdef public uint32_t writer
     cdef public uint32_t mtime
     cdef public bint foreign
-    cdef readonly bint holds_directory
+    cdef readonly double patience
     cdef readonly bint for_another
     cdef public bint is_done
     cdef public Change change

@@ -39,9 +39,9 @@ class Signal:
 class Ticket:
     """One mutation on its way: what to apply in whose name, and what came of it.
 
-    With a *target* the mutation is for that entry, whatever its path is when its turn comes. With
-    *holds_directory* the kernel lets nobody into a directory until the ticket is done. What is done
-    *for_another* has to be done all the same if there was no room for it now.
+    With a *target* the mutation is for that entry, whatever its path is when its turn comes. It
+    may wait for *patience* seconds before it is carried out, at most; 0 stands for what is usual.
+    What is done *for_another* has to be done all the same if there was no room for it now.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Ticket:
         mtime: int = 0,
         foreign: bool = False,
         target: Entry | None = None,
-        holds_directory: bool = False,
+        patience: float = 0.0,
         for_another: bool = False,
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # node id
         self.mtime = mtime  # the issuer's clock, seconds
         self.foreign = foreign
-        self.holds_directory = holds_directory
+        self.patience = patience
         self.for_another = for_another
         self.is_done = False
         self.change: Change | None = None
@@ -106,5 +106,7 @@ class Ticket:
 
 def patience_for(ticket: Ticket) -> float:
     """Return the seconds that a ticket may wait, at most, before it is carried out."""
+    if ticket.patience:
+        return ticket.patience
     of_name = isinstance(ticket.mutation, Mkdir | Create | Delete | Rename)
-    return SHORT_PATIENCE if of_name or ticket.holds_directory else LONG_PATIENCE
+    return SHORT_PATIENCE if of_name else LONG_PATIENCE

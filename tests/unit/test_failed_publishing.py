@@ -8,7 +8,7 @@ import pytest
 from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Denied, NotFound, StoreError
 from pmxcfs.messages import Delete, Rename, Write
-from pmxcfs.tickets import Ticket
+from pmxcfs.tickets import Ticket, patience_for
 from tests.conftest import ExpectLog
 from tests.unit.test_filesystem import World
 
@@ -256,3 +256,22 @@ def test_a_file_that_was_only_cut_off_is_not_published_by_a_flush(world: World) 
     world.files.write(handle, 0, b"new")
     world.files.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"new", True)]
+
+
+def test_a_rename_and_what_it_publishes_first_have_two_seconds_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel lets nobody into the directory meanwhile."""
+    entry = world.make("f")
+    world.files.write(world.open(entry), 0, b"mine")
+    patiences: list[float] = []
+    carry_out = world.issuer.carry_out
+
+    def slowly(ticket: Ticket) -> Change:
+        patiences.append(patience_for(ticket))
+        world.now_ns += 1_500_000_000
+        return carry_out(ticket)
+
+    monkeypatch.setattr(world.issuer, "carry_out", slowly)
+    world.files.rename(entry, world.tree.root, "g")
+    assert patiences == [2.0, 0.5]
