@@ -15,6 +15,15 @@ from tests.cluster.agent import Agent
 from tests.cluster.lab import Lab
 
 
+def await_signal() -> None:
+    """Tell that a signal may come, and wait for it. ``pause`` would miss one right before it."""
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells)
+    print("ready", flush=True)
+    os.read(told, 1)
+
+
 def main() -> None:
     """Run until a signal comes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -28,8 +37,7 @@ def main() -> None:
         if "wedge" in sys.argv:
             for pid in sweep.mine():
                 os.kill(pid, signal.SIGSTOP)
-        print("ready", flush=True)
-        signal.pause()
+        await_signal()
 
 
 if __name__ == "__main__":
