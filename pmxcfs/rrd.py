@@ -19,6 +19,7 @@ import rrdtool
 
 from pmxcfs.errors import Failed, Invalid
 from pmxcfs.metrics import MAX_REFUSED
+from pmxcfs.process import let_others_go_first
 from pmxcfs.roundrobin import Update, definition, update_of
 
 MAX_QUEUED = 16 << 20  # bytes of metrics that wait; at 10,000 guests some minutes
@@ -167,6 +168,7 @@ class Recorder:
             self._wanted.set()
 
     def _run(self) -> None:
+        let_others_go_first()
         while not self._closing.is_set():
             self._wanted.wait()
             self._wanted.clear()
