@@ -4,9 +4,9 @@ The base is the same on the same node in local mode, before there is a cluster. 
 figures of the original in such a cluster (performance.md), scaled to this machine. A client and its
 node run on whatever CPU they like, and a change goes back and forth between them, for the token of
 three corosyncs does. So they are scaled by what a message of FUSE costs between two CPUs, here and
-where the original was measured; machines that are
-equally fast on one CPU differ in that by a factor of two and more. Here both are kept awake for it,
-as they are by three corosyncs; a sleeping one makes it twice as dear.
+where the original was measured; machines that are equally fast on one CPU differ in that by a
+factor of two and more. Here both are kept awake for it, as they are by three corosyncs; a sleeping
+one makes it twice as dear.
 Skipped where the nodes can't be made: it needs corosync, which `make test-deps` lays out.
 """
 

@@ -25,7 +25,8 @@ from pmxcfs._content cimport Draft, as_size, cut, end_of, splice
 from pmxcfs.errors import Failed
 from pmxcfs.messages import EntryType, to_bytes, to_text
 
-cdef uint8_t DIRECTORY = EntryType.DIRECTORY, FILE = EntryType.FILE
+cdef uint8_t DIRECTORY = EntryType.DIRECTORY
+cdef uint8_t FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
 cdef Py_ssize_t FOUND_AT_MOST = 4096  # paths that are remembered until anything is removed
 
@@ -448,10 +449,10 @@ cdef class Tree:
 
         Unpublished bytes stay, over the content that is published again.
         """
-        if not self._keep_undo:
-            raise ValueError("this tree keeps no undo log")
         cdef Entry entry
         cdef tuple state
+        if not self._keep_undo:
+            raise ValueError("this tree keeps no undo log")
         cdef dict touched = self._touched
         cdef dict undone = {entry: entry.path for entry in touched if entry is not self.root}
         for entry in touched:

@@ -398,7 +398,7 @@ class GroupThread:
         self._door = door
         try:
             seconds = 0.0
-            while self._act_quietly(line, seconds, door):
+            while self._act_quietly(line, seconds):
                 left = until - time.monotonic()
                 if awaited.is_done or left <= 0:
                     return True
@@ -410,9 +410,9 @@ class GroupThread:
             line.alarm.end_hush()
         return False
 
-    def _act_quietly(self, line: _Line, seconds: float, door: Door) -> bool:
+    def _act_quietly(self, line: _Line, seconds: float) -> bool:
         """Do what ``_act`` does, after some *seconds* at most; return whether all is quiet."""
-        if line.alarm.listen(seconds, door):
+        if line.alarm.listen(seconds, self._door):
             self._dispatch_quietly(line.handle)
             self._flush()
         if not self._is_quiet:

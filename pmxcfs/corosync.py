@@ -139,7 +139,7 @@ class QuorumWatch(_Watch):
     def __init__(self, on_change: Callable[[bool], None], *, retry: float = RETRY) -> None:
         super().__init__("quorum", logging.getLogger("pmxcfs.quorum"), retry)
         self._on_change = on_change
-        self._lock = threading.Lock()  # over the two below; held for no call that blocks
+        self._lock = threading.Lock()  # over the three below; held for no call that blocks
         self._connection: Quorum | None = None
         self._arrivals = select.poll()  # on it
         self._is_quorate = False

@@ -527,7 +527,7 @@ class Mount:
         before = _fuse_descriptors()
         logging.getLogger("llfuse").addFilter(_is_worth_logging)
         try:
-            llfuse.init(operations, str(mountpoint), [*OPTIONS, *room_for(workers.count)])
+            llfuse.init(operations, str(mountpoint), [*OPTIONS, *_room_for(workers.count)])
         except RuntimeError as error:
             raise StartError(f"can't mount on {mountpoint}: {error}") from None
         (self._descriptor,) = _fuse_descriptors() - before
@@ -560,7 +560,7 @@ class Mount:
         llfuse.close(unmount=True)
 
 
-def room_for(parked: int) -> Sequence[str]:
+def _room_for(parked: int) -> Sequence[str]:
     """Return options that let so many RELEASEs be outstanding beside the kernel's own requests."""
     return f"max_background={BACKGROUND + parked}", f"congestion_threshold={CONGESTED + parked}"
 

@@ -58,11 +58,17 @@ class Workers:
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
         """Give the lock back until the block ends, to wait for a device or for another worker."""
+        with self._released_at_door() as door:
+            door.leave()
+            yield
+
+    @contextlib.contextmanager
+    def _released_at_door(self) -> Iterator[Door]:
         self._away += 1
-        self._call_if_needed()
+        door = Door(self.descriptor, self._call, is_kept=self._readers < 1)
         try:
             with self._lock_released:
-                yield
+                yield door
         finally:
             self._away -= 1
 
@@ -79,13 +85,10 @@ class Workers:
         if self.waiting_count >= self._most_waiting:
             raise Busy(f"{self.waiting_count} changes are waiting already")
         self.waiting_count += 1
-        self._away += 1
-        door = Door(self.descriptor, self._call, is_kept=self._readers < 1)
         try:
-            with self._lock_released:
+            with self._released_at_door() as door:
                 yield door
         finally:
-            self._away -= 1
             self.waiting_count -= 1
 
     def aside(self, work: Callable[[], T]) -> T:
@@ -111,10 +114,6 @@ class Workers:
         """Call all back, for good: the daemon stops."""
         self._is_closed = True
         while self._parked:
-            self._call()
-
-    def _call_if_needed(self) -> None:
-        if self._readers < 1:
             self._call()
 
     def _call(self) -> None:
