@@ -133,6 +133,8 @@ class Node:
     def start(self) -> None:
         self.thread.start()
         self.until_synced()
+        with self.thread._turn:  # until others can act in its place
+            pass
 
     def until_synced(self, times: int = 1) -> None:
         self.world.wait_until(lambda: self.content.synced >= times, f"{times} times synced")
