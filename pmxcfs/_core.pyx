@@ -23,7 +23,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from pmxcfs._content cimport Draft, as_size, cut, end_of, splice
 
 from pmxcfs.errors import Failed
-from pmxcfs.messages import EntryType, to_bytes, to_text
+from pmxcfs.messages import EntryType
+from pmxcfs.text import to_bytes, to_text
 
 cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE

@@ -15,7 +15,7 @@ from pmxcfs._cserror cimport (
     CS_TRACK_CURRENT, after_dispatch, check, cs_error_t,
 )
 
-from pmxcfs.messages import to_text
+from pmxcfs.text import to_text
 
 
 cdef class _Connection:

@@ -21,11 +21,8 @@ from libc.string cimport memchr, memcpy, memset
 from pmxcfs._cserror cimport CS_DISPATCH_ONE_NONBLOCKING, CS_OK, after_dispatch, check, cs_error_t
 
 from pmxcfs.errors import BadMessage, OtherProtocol
-from pmxcfs.messages import (
-    Create, Delete, EntryType, Epoch, Group, Kind, LogEntry, Member, Mkdir, Mtime, Normal, Record,
-    Rename, SetKey, State, SyncStart, Unlock, UnlockRequest, Update, UpdateComplete, Verify,
-    VerifyRequest, Write, to_bytes, to_text,
-)
+from pmxcfs.messages import Create, Delete, EntryType, Epoch, Group, Kind, LogEntry, Member, Mkdir, Mtime, Normal, Record, Rename, SetKey, State, SyncStart, Unlock, UnlockRequest, Update, UpdateComplete, Verify, VerifyRequest, Write
+from pmxcfs.text import to_bytes, to_text
 
 cdef enum:  # the type of a message
     NORMAL = 0

@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 
 from pmxcfs._core cimport Entry, Tree, new_entry
 
-from pmxcfs.messages import to_text
+from pmxcfs.text import to_text
 
 
 def differing(Tree tree not None, dict digests not None):

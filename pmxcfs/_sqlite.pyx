@@ -16,7 +16,8 @@ from libc.stdint cimport int64_t
 from pmxcfs._core cimport Entry, Tree
 
 from pmxcfs import _wal
-from pmxcfs.messages import EntryType, to_bytes
+from pmxcfs.messages import EntryType
+from pmxcfs.text import to_bytes
 
 cdef int64_t FILE = EntryType.FILE
 cdef Py_ssize_t LARGE = 65536  # bytes in a transaction that file locks make no slower

@@ -23,7 +23,8 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs._exchange import differing, exchange, highest_version, lacking, made_of
 from pmxcfs.errors import BadMessage
 from pmxcfs.index import ROOT
-from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record, to_bytes, to_text
+from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record
+from pmxcfs.text import to_bytes, to_text
 
 
 class Reload(NamedTuple):

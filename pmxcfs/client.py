@@ -11,8 +11,8 @@ from typing import Self
 
 from pmxcfs._qbclient import Client
 from pmxcfs.errors import IpcError, NotFound
-from pmxcfs.messages import to_bytes
 from pmxcfs.requests import NAME_FIELD, Number
+from pmxcfs.text import to_bytes
 
 TIMEOUT_MS = 10_000
 

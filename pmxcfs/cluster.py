@@ -27,7 +27,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pmxcfs._cpg import Cpg, decode
@@ -36,29 +36,24 @@ from pmxcfs.deadlines import Deadlines, Moment
 from pmxcfs.dfsm import Dfsm
 from pmxcfs.door import Door
 from pmxcfs.effects import (
-    Commit,
     Deliver,
     Effect,
     Enter,
     Leave,
     Log,
-    Merge,
     Mode,
     Quit,
     Send,
     SendState,
-    SendUpdates,
-    TakeChecksum,
 )
 from pmxcfs.errors import (
     BadMessage,
     ClusterError,
     OtherProtocol,
-    PmxcfsError,
     TryAgain,
 )
-from pmxcfs.mailer import Mailer, Source
-from pmxcfs.messages import Group, Member, Record, State, Update, UpdateComplete
+from pmxcfs.mailer import Clock, Mailer, Source
+from pmxcfs.messages import Group, Member, State
 
 BURST = 256  # messages that are dispatched at most before something is sent, or a tick comes
 # Messages that may be on their way where another thread sends one more: libcpg blocks once
@@ -87,26 +82,6 @@ class Content(Protocol):
 
     def on_left(self) -> None:
         """What was sent and not delivered is lost, for all that we can know."""
-
-
-class Replicated(Content, Protocol):
-    """A content of which one member's copy wins."""
-
-    def updates(self, effect: SendUpdates) -> Sequence[Record]:
-        """Return the records that the other members need."""
-
-    def commit(self, effect: Commit) -> None:
-        """Become what the leader has. Raises PmxcfsError; nothing has changed then."""
-
-    def checksum(self) -> bytes:
-        """Return the checksum that verifications compare (32 bytes)."""
-
-
-class Merged(Content, Protocol):
-    """A content that all members' copies are joined to."""
-
-    def merge(self, states: Mapping[Member, bytes]) -> None:
-        """Join what all members have."""
 
 
 class Handle(Protocol):
@@ -171,12 +146,14 @@ class GroupThread:
         *,
         log: logging.Logger,
         connect: Connect = Cpg,
+        clock: Clock | None = None,
     ) -> None:
         self.dfsm = Dfsm(group)
         self.dropped = 0  # messages of peers that were none
         self._group = group
         self._content = content
-        self._mailer = Mailer(group, self.dfsm, source)
+        self._clock = clock or now
+        self._mailer = Mailer(group, self.dfsm, source, clock=self._clock)
         self._connect = connect
         self._log = log
         self._turn = threading.Lock()  # of whoever acts for the group
@@ -439,7 +416,7 @@ class GroupThread:
 
     def _tick(self) -> None:
         if time.monotonic() >= self._tick_at:
-            at = _now()
+            at = self._clock()
             self._tick_at = at.monotonic + self._tick_interval()
             self._carry_out(self.dfsm.on_tick(at))
 
@@ -489,13 +466,13 @@ class GroupThread:
             self.dropped += 1
             self._log.warning("dropped a message of member %s: %s", sender, error)
             return []
-        return self.dfsm.on_message(sender, message, at=_now())
+        return self.dfsm.on_message(sender, message, at=self._clock())
 
     def _on_membership(self, change: _Changed) -> list[Effect]:
         self._flush()
         self._tell_of_connection()
         self._mailer.forget_round()
-        effects = self.dfsm.on_membership(change.members, joined=change.joined, at=_now())
+        effects = self.dfsm.on_membership(change.members, joined=change.joined, at=self._clock())
         self._content.on_members(self.dfsm.members, me=self.dfsm.me)
         return effects
 
@@ -540,49 +517,6 @@ class GroupThread:
         raise _Left(for_good=True)
 
 
-class TreeGroup(GroupThread):
-    """This node in the group of the tree."""
-
-    def __init__(self, content: Replicated, source: Source, *, connect: Connect = Cpg) -> None:
-        log = logging.getLogger("pmxcfs.dcdb")
-        super().__init__(Group.TREE, content, source, log=log, connect=connect)
-        self._tree = content
-        self._carriers |= {
-            SendUpdates: self._send_updates,
-            Commit: self._commit,
-            TakeChecksum: self._take_checksum,
-        }
-
-    def _send_updates(self, effect: SendUpdates) -> None:
-        for record in self._tree.updates(effect):
-            self._mailer.put(Update(effect.time, effect.epoch, record))
-        self._mailer.put(UpdateComplete(effect.time, effect.epoch))
-
-    def _commit(self, effect: Commit) -> None:
-        try:
-            self._tree.commit(effect)
-        except PmxcfsError as error:
-            self._log.error("the tree of member %s was not taken: %s", effect.leader, error)
-            self._carry_out(self.dfsm.on_committed(ok=False))
-        else:
-            self._carry_out(self.dfsm.on_committed(ok=True))
-
-    def _take_checksum(self, effect: TakeChecksum) -> None:
-        self._carry_out(self.dfsm.on_checksum(self._tree.checksum(), at=_now()))
-
-
-class StatusGroup(GroupThread):
-    """This node in the group of keys and cluster log."""
-
-    def __init__(self, content: Merged, source: Source, *, connect: Connect = Cpg) -> None:
-        log = logging.getLogger("pmxcfs.status")
-        super().__init__(Group.STATUS, content, source, log=log, connect=connect)
-        self._status = content
-        self._carriers |= {Merge: self._merge}
-
-    def _merge(self, effect: Merge) -> None:
-        self._status.merge(effect.states)
-
-
-def _now() -> Moment:
+def now() -> Moment:
+    """Return the present time by both clocks."""
     return Moment(int(time.time()), time.monotonic())

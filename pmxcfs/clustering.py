@@ -15,18 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pmxcfs.cluster import GroupThread, StatusGroup, TreeGroup
+from pmxcfs.cluster import GroupThread
 from pmxcfs.corosync import ConfigWatch, QuorumWatch
 from pmxcfs.delivery import Change
-from pmxcfs.filesystem import FileSystem
 from pmxcfs.hostconf import HostConfig
 from pmxcfs.kvstore import ADDRESS
 from pmxcfs.messages import ClusterConfig, Member, SetKey
 from pmxcfs.outbox import Outbox
 from pmxcfs.replica import Replica
 from pmxcfs.status import Status
-from pmxcfs.statusgroup import StatusContent, StatusSource
-from pmxcfs.treegroup import Postings, TreeContent, TreeSource
+from pmxcfs.statusgroup import StatusContent, StatusGroup, StatusSource
+from pmxcfs.treegroup import Postings, TreeContent, TreeGroup, TreeSource
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
@@ -41,16 +40,15 @@ class Clustering:
         self,
         replica: Replica,
         outbox: Outbox,
-        files: FileSystem,
         status: Status,
         *,
         lock: AbstractContextManager[object],
+        lock_has_expired: Callable[[str, bytes], bool],
         host_file: Path,
         on_quorum: Callable[[bool], None],
     ) -> None:
         self.forced_quorum: bool | None = None  # by a test, whatever corosync says
         self._replica = replica
-        self._files = files
         self._status = status
         self._lock = lock
         self._on_quorum = on_quorum
@@ -65,7 +63,7 @@ class Clustering:
             postings,
             lock=lock,
             quorum=self,
-            lock_has_expired=files.lock_has_expired,
+            lock_has_expired=lock_has_expired,
         )
         tree.on_common = self._note_common
         self.tree = TreeGroup(tree, TreeSource(outbox, postings, lock=lock))

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from pmxcfs.messages import MAX_TIME, LogEntry, to_bytes
+from pmxcfs.messages import MAX_TIME, LogEntry
 from pmxcfs.ring import MAX_ENTRY, MAX_NAME, Ring, fits, in_order, merged, nominal_size, walk
+from pmxcfs.text import printable, printable_character, to_bytes
 
 SHOWN = 50  # entries in the ``.clusterlog`` file
 INFO = 6  # syslog priority
@@ -41,26 +42,6 @@ def digest(name: bytes) -> int:
     return value * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
 
 
-def printable(text: str) -> str:
-    """Escape *text* to printable ASCII that can stand between quotes in JSON."""
-    if text.isascii() and text.isprintable() and '"' not in text:
-        return text
-    return "".join(map(_printable_character, text))
-
-
-def _printable_character(character: str) -> str:
-    code = ord(character)
-    if character == '"':
-        return '\\"'
-    if code < 32 or code == 127:
-        return f"#{code:03d}"
-    if code < 127:
-        return character
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8
-        return "?"
-    return f"\\u{code:04x}" if code < 0x10000 else ""
-
-
 def json_text(stored: bytes) -> str:
     """Return text that a node stored as the inside of a JSON string, whatever it is."""
     text = stored.partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -71,7 +52,7 @@ def _mend(match: re.Match[str]) -> str:
     found = match[0]
     if match[1]:
         return found
-    return "\\\\" if found == "\\" else _printable_character(found)
+    return "\\\\" if found == "\\" else printable_character(found)
 
 
 def _cut(text: str, most: int) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmxcfs import fuse, log, process
+from pmxcfs import fuse, log, process, session
 from pmxcfs._core import Entry, Tree
 from pmxcfs.address import AddressLookup
 from pmxcfs.adoption import Reload, record_of
@@ -32,12 +32,14 @@ from pmxcfs.errors import StartError, StoreError
 from pmxcfs.filesystem import FileSystem
 from pmxcfs.guests import Guests, parse_guest_path
 from pmxcfs.index import records_needed
-from pmxcfs.invalidation import Invalidator, KernelCache
+from pmxcfs.invalidation import KernelCache
 from pmxcfs.issuer import ClusterIssuer
+from pmxcfs.localissuer import LocalIssuer
 from pmxcfs.locks import LockTable
+from pmxcfs.notifier import Invalidator
 from pmxcfs.outbox import Outbox
 from pmxcfs.publisher import Publisher
-from pmxcfs.replica import LocalIssuer, Policy, Replica
+from pmxcfs.replica import Policy, Replica
 from pmxcfs.service import Service
 from pmxcfs.settings import Settings
 from pmxcfs.status import Status
@@ -112,7 +114,7 @@ class Daemon:
         self._replica.is_shared = not has_peers  # without any, nobody misses a change
         is_clustered = has_peers and not settings.local
         workers = workers_for(settings, is_clustered=is_clustered)
-        self._workers = Workers(workers, lock_released=fuse.LOCK_RELEASED)
+        self._workers = Workers(workers, lock_released=session.LOCK_RELEASED)
         self._outbox = Outbox(is_quorate=lambda: self._files.quorate)
         self._issuer = self._make_issuer() if is_clustered else self._make_local_issuer()
         self._locks = LockTable()
@@ -147,9 +149,9 @@ class Daemon:
         return Clustering(
             self._replica,
             self._outbox,
-            self._files,
             self._status,
-            lock=fuse.LOCK,
+            lock=session.LOCK,
+            lock_has_expired=self._files.lock_has_expired,
             host_file=self._settings.corosync_conf,
             on_quorum=self._take_quorum,
         )
@@ -165,7 +167,7 @@ class Daemon:
             group=group,
             monotonic_ns=time.monotonic_ns,
         )
-        self._publisher = Publisher(fuse.LOCK, self._files.publish_due)
+        self._publisher = Publisher(session.LOCK, self._files.publish_due)
         debug = Switch(".debug", is_on=lambda: self._operations.is_tracing, turn=self._turn_debug)
         self._shown = status_files(
             self._status, handed=lambda: self._invalidator.handed, monotonic=time.monotonic
@@ -177,7 +179,7 @@ class Daemon:
             self._shown,
             settings=self._settings,
             group=group,
-            lock=fuse.LOCK,
+            lock=session.LOCK,
         )
         self._operations = fuse.Operations(
             self._files,
@@ -190,7 +192,7 @@ class Daemon:
         self._operations.is_tracing = self._settings.debug
 
     def _mount(self, cleanup: contextlib.ExitStack) -> None:
-        self._session = fuse.Mount(
+        self._session = session.Mount(
             self._operations, self._settings.mountpoint, workers=self._workers
         )
         cleanup.callback(self._unmount)
@@ -268,7 +270,7 @@ class Daemon:
         self._start_service(cleanup)
         if process.has_service_manager():
             watchdog = Watchdog(
-                fuse.LOCK,
+                session.LOCK,
                 self._describe,
                 notify=process.notify_service_manager,
                 timeout=process.watchdog_timeout(),
@@ -276,7 +278,7 @@ class Daemon:
             watchdog.start()
             cleanup.callback(watchdog.close, PATIENCE)
         if self._settings.test_control:
-            control = Control(self._settings.control_socket, self._commands(), lock=fuse.LOCK)
+            control = Control(self._settings.control_socket, self._commands(), lock=session.LOCK)
             control.start()
             cleanup.callback(control.close)
 
@@ -313,11 +315,11 @@ class Daemon:
         cleanup.callback(lookup.stop)
 
     def _take_address(self, address: str) -> None:
-        with fuse.LOCK:
+        with session.LOCK:
             self._status.members.set_resolved(address)
 
     def _take_quorum(self, quorate: bool) -> None:
-        with fuse.LOCK:
+        with session.LOCK:
             self._set_quorum(on=quorate)
 
     def _set_quorum(self, *, on: bool) -> None:
@@ -351,19 +353,19 @@ class Daemon:
         try:
             self._finish_changes()
         finally:  # a bug there must not keep it running
-            with fuse.LOCK:
+            with session.LOCK:
                 self._workers.close()
             process.end_llfuse_main(self._main_thread, self._finished)
 
     def _finish_changes(self) -> None:
         """Let nobody wait any more, and publish what can be."""
-        with fuse.LOCK:
+        with session.LOCK:
             self._issuer.refuse()
             self._files.publish_all()
             self._issuer.abandon()
 
     def _publish_the_rest(self) -> None:
-        with fuse.LOCK:
+        with session.LOCK:
             self._files.publish_all()
 
     def _turn_debug(self, on: bool) -> None:

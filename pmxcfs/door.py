@@ -7,6 +7,8 @@ waits for, and calls the other one when a request has come. Contract: spec fuse.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 
 class Door:
@@ -28,3 +30,26 @@ class Door:
         if self.is_kept:
             self.is_kept = False
             self._call()
+
+
+class Yielding(Protocol):
+    """How a thread that holds the tree's lock lets others have it for a while."""
+
+    def give_way(self) -> None:
+        """Let requests that are ready run first; they may join this group."""
+
+    def released(self) -> AbstractContextManager[None]:
+        """Give the lock back until the block ends, to wait for a device."""
+
+    def aside(self, work: Callable[[], object]) -> object:
+        """Have something done that takes long, with the lock given back, and return its outcome."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Give the lock back until the block ends; raise Busy if too many wait already."""
+
+
+class YieldingAtDoor(Yielding, Protocol):
+    """The same for a thread that may be the last that reads requests."""
+
+    def waiting_at_door(self) -> AbstractContextManager[Door]:
+        """As ``waiting``; the block must leave the door before it waits for anything else."""

@@ -51,8 +51,8 @@ from pmxcfs.messages import (
     Mutation,
     Rename,
     Write,
-    to_bytes,
 )
+from pmxcfs.text import to_bytes
 from pmxcfs.tickets import LONG_PATIENCE, SHORT_PATIENCE, Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")

@@ -8,24 +8,19 @@ Threads: llfuse's workers, each handler under llfuse's lock, which is the tree's
 take it by ``LOCK``. Contract: spec fuse.md.
 """
 
-import contextlib
 import errno
 import functools
 import logging
-import os
-import select
 import stat
 import time
 from collections.abc import Callable, Sequence
 from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import llfuse
 
 from pmxcfs import modes
 from pmxcfs._core import Entry
-from pmxcfs._notify import invalidate_entry, invalidate_inode
 from pmxcfs.errors import (
     Denied,
     Exists,
@@ -34,27 +29,18 @@ from pmxcfs.errors import (
     NotPermitted,
     PmxcfsError,
     Stale,
-    StartError,
     Unsupported,
 )
 from pmxcfs.filesystem import FileSystem, OpenFile
-from pmxcfs.invalidation import Sender
-from pmxcfs.messages import (
-    MAX_ENTRIES,
-    MAX_NEW_NAME,
-    MAX_TOTAL_SIZE,
-    to_bytes,
-    to_text,
-)
+from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
 from pmxcfs.nodes import ROOT, Node, Nodes
 from pmxcfs.statusfiles import Link, Snapshot, StatusFile, Switch
+from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tracing import PRIVATE, subject_of
 from pmxcfs.workers import Workers
 
 _log = logging.getLogger("pmxcfs.fuse")
 
-LOCK = llfuse.lock
-LOCK_RELEASED = llfuse.lock_released
 _NS = 10**9  # in a second; a Python integer, where one of C would overflow
 FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
 BLOCK = 4096  # bytes, as statfs counts
@@ -63,18 +49,6 @@ MAX_LISTED_NAME = 1024  # bytes; for a longer one, from a peer, the kernel fails
 LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
 RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
 
-BACKGROUND = 12  # requests that nobody waits for, and reads ahead, that the kernel has under way
-CONGESTED = 9  # of these, from which on it does not read ahead
-OPTIONS = (
-    "default_permissions",
-    "allow_other",
-    "nosuid",
-    "nodev",
-    "fsname=/dev/fuse",
-    "nonempty",  # files below the mountpoint are warned of, not a reason to fail
-    "big_writes",
-    "atomic_o_trunc",  # O_TRUNC comes with the open, so a rewritten file is one change
-)
 
 Handle = OpenFile | Switch | Snapshot
 # Name, what it is, where the next is. A string, as Cython 0.29 can't subscript a class.
@@ -518,63 +492,3 @@ class Operations(Handlers, llfuse.Operations):
     def releasedir(self, handle: int) -> None:
         super().releasedir(handle)
         self._workers.park()
-
-
-class Mount:
-    """The session with the kernel: mounted when made, until ``close``."""
-
-    def __init__(self, operations: Operations, mountpoint: Path, *, workers: Workers) -> None:
-        before = _fuse_descriptors()
-        logging.getLogger("llfuse").addFilter(_is_worth_logging)
-        try:
-            llfuse.init(operations, str(mountpoint), [*OPTIONS, *_room_for(workers.count)])
-        except RuntimeError as error:
-            raise StartError(f"can't mount on {mountpoint}: {error}") from None
-        (self._descriptor,) = _fuse_descriptors() - before
-        self._workers = workers
-        workers.is_over = self._is_over
-        workers.descriptor = self._descriptor
-
-    def sender(self) -> Sender:
-        """Return the way to send notifications to the kernel."""
-        descriptor = self._descriptor
-        return Sender(
-            inode=lambda node, pages: invalidate_inode(descriptor, node, pages=pages),
-            entry=lambda parent, name, kept: invalidate_entry(
-                descriptor, parent, name, expire=kept
-            ),
-        )
-
-    def serve(self) -> None:
-        """Answer requests until a signal or an unmount ends it. Must not hold the lock."""
-        llfuse.main(workers=self._workers.count, handle_signals=True)
-
-    def _is_over(self) -> bool:
-        """Tell whether the kernel has ended the session: its descriptor has an error then."""
-        poll = select.poll()
-        poll.register(self._descriptor, 0)
-        return bool(poll.poll(0))
-
-    def close(self) -> None:
-        """Unmount; requests that are under way end with an error."""
-        llfuse.close(unmount=True)
-
-
-def _room_for(parked: int) -> Sequence[str]:
-    """Return options that let so many RELEASEs be outstanding beside the kernel's own requests."""
-    return f"max_background={BACKGROUND + parked}", f"congestion_threshold={CONGESTED + parked}"
-
-
-def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Drop llfuse's complaint about a reply that nobody waits for any more, as on an unmount."""
-    return not record.getMessage().endswith(f"failed with {os.strerror(errno.ENOENT)}")
-
-
-def _fuse_descriptors() -> set[int]:
-    """Return this process's descriptors of /dev/fuse; llfuse does not tell its own."""
-    found = set()
-    for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if os.readlink(link) == "/dev/fuse":
-                found.add(int(link.name))
-    return found

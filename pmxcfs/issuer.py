@@ -12,15 +12,14 @@ Contract: spec cluster.md, "A mutation must not block forever"; fuse.md, "Waitin
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
 
 from pmxcfs.delivery import Change
-from pmxcfs.door import Door
+from pmxcfs.door import Door, YieldingAtDoor
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
-from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write, to_bytes
+from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.outbox import Outbox, Posting, Sendable
-from pmxcfs.replica import Replica, Yielding
+from pmxcfs.replica import Replica
+from pmxcfs.text import to_bytes
 from pmxcfs.tickets import Ticket, patience_for
 
 _log = logging.getLogger("pmxcfs.dcdb")
@@ -30,13 +29,6 @@ MAX_MESSAGE = (1 << 20) - 1024
 _AROUND_DATA = 16 + 8 + 20 + 1  # bytes of header, counter and lengths, and the NUL behind the path
 DELIVERY_PATIENCE = 10.0  # seconds from sending to delivery
 STOP_PATIENCE = 1.0  # seconds that all changes together may wait once the daemon stops
-
-
-class YieldingAtDoor(Yielding, Protocol):
-    """The same for a thread that may be the last that reads requests."""
-
-    def waiting_at_door(self) -> AbstractContextManager[Door]:
-        """As ``waiting``; the block must leave the door before it waits for anything else."""
 
 
 class ClusterIssuer:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from pmxcfs.errors import NameTooLong, NoSpace, NotFound, TooBig
 from pmxcfs.members import Members, Peer
-from pmxcfs.messages import SetKey, to_bytes
+from pmxcfs.messages import SetKey
 from pmxcfs.metrics import PREFIX, Metrics
+from pmxcfs.text import to_bytes
 
 MAX_KEY = 255  # bytes
 MAX_VALUE = 32768  # bytes

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from pmxcfs.clusterlog import printable
+from pmxcfs.text import escape
 
 DOMAINS = frozenset(["main", "dcdb", "status", "database", "quorum", "confdb", "ipcs", "fuse"])
 SYSTEM_LOG = "/dev/log"
@@ -148,11 +148,6 @@ def domain_of(logger: str) -> str:
 def line_of(domain: str, level: str, text: str) -> str:
     """Return one line of the log."""
     return f"pmxcfs[{os.getpid()}]: [{domain}] {level}: {escape(text)}"[:MAX_LINE]
-
-
-def escape(text: str) -> str:
-    """Return *text* as printable ASCII, in the way of the cluster log; quotes stay as they are."""
-    return '"'.join(printable(part) for part in text.split('"'))
 
 
 def texts_of(record: logging.LogRecord) -> Iterator[str]:

@@ -8,12 +8,12 @@ Contract: spec cluster.md, "A mutation must not block forever".
 """
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from pmxcfs._cpg import encode
+from pmxcfs.deadlines import Moment
 from pmxcfs.dfsm import Dfsm
 from pmxcfs.effects import Mode
 from pmxcfs.errors import Busy, ClusterError, Interrupted, Invalid, PmxcfsError, TryAgain
@@ -22,6 +22,8 @@ from pmxcfs.messages import Body, Group, Message, Normal, SyncStart
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a send is tried again, doubling
 PATIENCE = 10.0  # seconds of trying to send one change
 _NEVER = float("inf")
+
+Clock = Callable[[], Moment]
 
 
 class Source(Protocol):
@@ -49,7 +51,7 @@ class Mailer:
         dfsm: Dfsm,
         source: Source,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock,
     ) -> None:
         self.sent_bytes = 0  # by this process
         self.retry_at = _NEVER  # monotonic second to call ``send`` again, though all is quiet
@@ -88,7 +90,7 @@ class Mailer:
 
     def send(self, mcast: Callable[[bytes], None]) -> None:
         """Send what there is, until corosync has no room any more. Raises ClusterError."""
-        if self._pause and self._clock() < self.retry_at:
+        if self._pause and self._clock().monotonic < self.retry_at:
             return
         try:
             while self._queue:
@@ -97,7 +99,7 @@ class Mailer:
                 pass
         except TryAgain:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            self.retry_at = self._clock() + self._pause
+            self.retry_at = self._clock().monotonic + self._pause
         else:
             self._end_pause()
 
@@ -118,17 +120,17 @@ class Mailer:
     def _send_change(self, mcast: Callable[[bytes], None]) -> bool:
         """Send the next change of this node's; return whether there was one."""
         now = self._clock()
-        body = self._source.take(now=now)
+        body = self._source.take(now=now.monotonic)
         if body is None:
             self._trying_since = None
             return False
-        message = self._dfsm.number(body, int(time.time()))
+        message = self._dfsm.number(body, now.wall)
         try:
             self._mcast(mcast, encode(message, group=self._group))
         except (ValueError, OverflowError) as error:
             self._source.refused(Invalid(f"no message can say it: {error}"))
         except TryAgain as error:
-            self._put_back(now, error)
+            self._put_back(now.monotonic, error)
             raise
         except ClusterError:
             self._source.not_sent()

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pmxcfs.errors import NoSpace
-from pmxcfs.messages import ClusterConfig, Member, to_bytes
+from pmxcfs.messages import ClusterConfig, Member
+from pmxcfs.text import to_bytes
 
 MAX_STRANGERS = 64  # nodes that may be heard before their entry in the configuration is
 MAX_KEYS_SIZE = 4 << 20  # bytes that the keys of one node may take; usual are some 10 KiB

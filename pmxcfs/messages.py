@@ -18,16 +18,6 @@ PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "deb
 MAX_TIME = (1 << 32) - 1  # the last second that an mtime can hold
 
 
-def to_text(raw: bytes) -> str:
-    """Decode a name or path; bytes that are not UTF-8 become lone surrogates."""
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def to_bytes(text: str) -> bytes:
-    """Encode a name or path, the inverse of ``to_text``."""
-    return text.encode("utf-8", "surrogateescape")
-
-
 class EntryType(IntEnum):
     """What an entry is, in the numbers of the database (those of dirent's d_type)."""
 

@@ -23,7 +23,6 @@ from pmxcfs.database import Database, Loaded
 from pmxcfs.delivery import apply
 from pmxcfs.errors import Exists, NoSpace, StoreError, TooBig, Unsupported
 from pmxcfs.guests import Guests
-from pmxcfs.log import escape
 from pmxcfs.messages import (
     MAX_ENTRIES,
     MAX_FILE_SIZE,
@@ -33,10 +32,9 @@ from pmxcfs.messages import (
     Mkdir,
     Mutation,
     Write,
-    to_bytes,
-    to_text,
 )
 from pmxcfs.modes import mode_of
+from pmxcfs.text import escape, to_bytes, to_text
 
 # What a mounted file system has in its root without storing it; a copy of one has them, too.
 FIXED_LINKS = frozenset(["local", "qemu-server", "openvz", "lxc"])

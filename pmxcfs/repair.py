@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count
 from typing import Any, NamedTuple
 
-from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record, to_text
+from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record
+from pmxcfs.text import to_text
 
 VERSION_NAME = b"__version__"  # the name of the row that holds the tree's version, inode 0
 FRESH_VERSION = 1  # the version of a tree that nothing was done to

@@ -39,25 +39,3 @@ cdef class Replica:
     cdef object _cope(self, error)
     cdef object _take_back(self, error)
     cdef object _announce(self, list done)
-
-
-cdef class LocalIssuer:
-    cdef Replica _replica
-    cdef object _clock
-    cdef object _yielding
-    cdef list _queue
-    cdef _Gate _gate
-
-    cpdef Change submit(self, mutation)
-    cpdef Change carry_out(self, Ticket ticket)
-    cpdef Change wait(self, Ticket ticket, double seconds)
-    cpdef Change create(self, mutation)
-    cpdef object save(self)
-    cdef object _wait_at_gate(self, Ticket ticket)
-    cdef object _deliver_queue(self, Ticket ticket)
-
-
-cdef class _Gate:
-    cdef readonly bint is_closed
-    cdef bint _is_refusing
-    cdef object _changed

@@ -17,11 +17,12 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.clusterlog import SHOWN, render
 from pmxcfs.errors import Invalid, NotFound, NotPermitted, UnknownRequest
 from pmxcfs.guests import Guests
-from pmxcfs.messages import LogEntry, SetKey, to_text
+from pmxcfs.messages import LogEntry, SetKey
 from pmxcfs.modes import is_private_path
 from pmxcfs.properties import Properties
 from pmxcfs.status import Status
 from pmxcfs.statusfiles import StatusFile
+from pmxcfs.text import to_text
 
 NAME_FIELD = 256  # bytes of a name with its NUL and what fills it up
 MAX_PRIORITY = 7  # syslog's

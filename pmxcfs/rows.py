@@ -6,8 +6,9 @@
 from collections.abc import Iterator
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.messages import EntryType, Record, to_bytes
+from pmxcfs.messages import EntryType, Record
 from pmxcfs.repair import VERSION_NAME, Row
+from pmxcfs.text import to_bytes
 
 _FILE = int(EntryType.FILE)
 _MAX_SIGNED = (1 << 63) - 1

@@ -15,11 +15,15 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from pmxcfs import clusterlog
-from pmxcfs.effects import Deliver
+from pmxcfs._cpg import Cpg
+from pmxcfs.cluster import Connect, Content, GroupThread
+from pmxcfs.effects import Deliver, Merge
 from pmxcfs.errors import PmxcfsError
-from pmxcfs.messages import Body, LogEntry, Member, SetKey
+from pmxcfs.mailer import Source
+from pmxcfs.messages import Body, Group, LogEntry, Member, SetKey
 from pmxcfs.ring import in_order
 from pmxcfs.status import Status
 
@@ -148,3 +152,23 @@ class StatusContent:
 
     def on_left(self) -> None:
         """Nobody waits for status messages; the next round sends all keys again."""
+
+
+class Merged(Content, Protocol):
+    """A content that all members' copies are joined to."""
+
+    def merge(self, states: Mapping[Member, bytes]) -> None:
+        """Join what all members have."""
+
+
+class StatusGroup(GroupThread):
+    """This node in the group of keys and cluster log."""
+
+    def __init__(self, content: Merged, source: Source, *, connect: Connect = Cpg) -> None:
+        log = logging.getLogger("pmxcfs.status")
+        super().__init__(Group.STATUS, content, source, log=log, connect=connect)
+        self._status = content
+        self._carriers |= {Merge: self._merge}
+
+    def _merge(self, effect: Merge) -> None:
+        self._status.merge(effect.states)

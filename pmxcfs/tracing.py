@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from pmxcfs._core import Entry
 from pmxcfs.filesystem import OpenFile
-from pmxcfs.messages import to_text
 from pmxcfs.nodes import ROOT
 from pmxcfs.statusfiles import Link, Snapshot, Switch
+from pmxcfs.text import to_text
 
 PRIVATE = "(private)"
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})

@@ -15,11 +15,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import NamedTuple, Protocol
 
-from pmxcfs.effects import Commit, Deliver, SendUpdates
+from pmxcfs._cpg import Cpg
+from pmxcfs.cluster import Connect, Content, GroupThread
+from pmxcfs.effects import Commit, Deliver, SendUpdates, TakeChecksum
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
 from pmxcfs.index import records_needed
+from pmxcfs.mailer import Clock, Source
 from pmxcfs.messages import (
     Body,
+    Group,
     LogEntry,
     Member,
     Normal,
@@ -27,6 +31,8 @@ from pmxcfs.messages import (
     SetKey,
     Unlock,
     UnlockRequest,
+    Update,
+    UpdateComplete,
 )
 from pmxcfs.outbox import Outbox, Posting
 from pmxcfs.replica import Replica
@@ -224,3 +230,54 @@ class TreeContent:
             unlock = Unlock(request.path, request.checksum)
             with suppress(NoQuorum):  # then whoever wants the lock asks again
                 self._outbox.put(Posting(Ticket(unlock), [unlock]))
+
+
+class Replicated(Content, Protocol):
+    """A content of which one member's copy wins."""
+
+    def updates(self, effect: SendUpdates) -> Sequence[Record]:
+        """Return the records that the other members need."""
+
+    def commit(self, effect: Commit) -> None:
+        """Become what the leader has. Raises PmxcfsError; nothing has changed then."""
+
+    def checksum(self) -> bytes:
+        """Return the checksum that verifications compare (32 bytes)."""
+
+
+class TreeGroup(GroupThread):
+    """This node in the group of the tree."""
+
+    def __init__(
+        self,
+        content: Replicated,
+        source: Source,
+        *,
+        connect: Connect = Cpg,
+        clock: Clock | None = None,
+    ) -> None:
+        log = logging.getLogger("pmxcfs.dcdb")
+        super().__init__(Group.TREE, content, source, log=log, connect=connect, clock=clock)
+        self._tree = content
+        self._carriers |= {
+            SendUpdates: self._send_updates,
+            Commit: self._commit,
+            TakeChecksum: self._take_checksum,
+        }
+
+    def _send_updates(self, effect: SendUpdates) -> None:
+        for record in self._tree.updates(effect):
+            self._mailer.put(Update(effect.time, effect.epoch, record))
+        self._mailer.put(UpdateComplete(effect.time, effect.epoch))
+
+    def _commit(self, effect: Commit) -> None:
+        try:
+            self._tree.commit(effect)
+        except PmxcfsError as error:
+            self._log.error("the tree of member %s was not taken: %s", effect.leader, error)
+            self._carry_out(self.dfsm.on_committed(ok=False))
+        else:
+            self._carry_out(self.dfsm.on_committed(ok=True))
+
+    def _take_checksum(self, effect: TakeChecksum) -> None:
+        self._carry_out(self.dfsm.on_checksum(self._tree.checksum(), at=self._clock()))

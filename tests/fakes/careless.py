@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pmxcfs import adoption, cli, daemon, database, fuse, replica
+from pmxcfs import adoption, cli, daemon, database, replica, session
 from pmxcfs._core import Tree
 from pmxcfs._sqlite import Statement, Writer
 from pmxcfs.adoption import Adoption
@@ -29,7 +29,7 @@ def reply_before_commit() -> None:
     def save_later(replica: Replica) -> None:
         while True:
             time.sleep(DELAY)
-            with fuse.LOCK:
+            with session.LOCK:
                 replica.save()
 
     class Careless(Replica):

@@ -30,9 +30,8 @@ from pmxcfs.messages import (
     Verify,
     VerifyRequest,
     Write,
-    to_bytes,
-    to_text,
 )
+from pmxcfs.text import to_bytes, to_text
 
 HEADER = "<HHIII"  # type, subtype, protocol version, time, reserved
 CHANGE = "<IIIII"  # size, offset, path length, to length, flags

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pmxcfs.cluster import StatusGroup, TreeGroup
 from pmxcfs.deadlines import Deadlines
 from pmxcfs.effects import Commit, Deliver, SendUpdates
 from pmxcfs.errors import PmxcfsError
@@ -21,6 +20,8 @@ from pmxcfs.messages import (
     State,
     SyncStart,
 )
+from pmxcfs.statusgroup import StatusGroup
+from pmxcfs.treegroup import TreeGroup
 from tests.fakes.corosync import World
 
 OTHER = Member(2, 200)

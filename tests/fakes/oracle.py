@@ -12,17 +12,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pmxcfs.messages import (
-    Create,
-    Delete,
-    Mkdir,
-    Mtime,
-    Mutation,
-    Rename,
-    Unlock,
-    Write,
-    to_bytes,
-)
+from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Unlock, Write
+from pmxcfs.text import to_bytes
 
 MIB = 1 << 20
 GUEST = re.compile(

@@ -43,8 +43,8 @@ from pmxcfs.messages import (
     UnlockRequest,
     Update,
     UpdateComplete,
-    to_bytes,
 )
+from pmxcfs.text import to_bytes
 from tests.fakes.bus import Bus, Delivery, Departure, Foreign, Port, Quorum, View
 
 

@@ -25,8 +25,8 @@ from pmxcfs.messages import (
     Verify,
     VerifyRequest,
     Write,
-    to_text,
 )
+from pmxcfs.text import to_text
 
 _EPOCH = Epoch(7, 1_795_367_932, 1, 300)
 _FILE = Record(26, 5, 27, 1, 1_795_367_941, EntryType.FILE, b"\xffx.cfg", b"content")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pmxcfs.database import inspect
-from pmxcfs.messages import to_bytes
+from pmxcfs.text import to_bytes
 from tests.harness import Daemon
 
 

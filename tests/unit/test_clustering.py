@@ -2,7 +2,6 @@
 
 import contextlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -28,9 +27,9 @@ class World:
         clustering = Clustering(
             self.replica,
             Outbox(is_quorate=lambda: True),
-            SimpleNamespace(lock_has_expired=None),  # type: ignore[arg-type]
             Status("node1", guests, start_time=0),
             lock=contextlib.nullcontext(),
+            lock_has_expired=lambda path, checksum: False,
             host_file=directory / "corosync.conf",
             on_quorum=lambda quorate: None,
         )

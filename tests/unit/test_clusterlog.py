@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmxcfs import clusterlog, ring
-from pmxcfs.clusterlog import INFO, SHOWN, ClusterLog, digest, json_text, printable
+from pmxcfs.clusterlog import INFO, SHOWN, ClusterLog, digest, json_text
 from pmxcfs.messages import MAX_TIME, LogEntry
+from pmxcfs.text import printable
 
 
 def compose(log: ClusterLog, text: str = "text", **changes: Any) -> LogEntry:

@@ -24,9 +24,8 @@ from pmxcfs.messages import (
     Rename,
     Unlock,
     Write,
-    to_bytes,
-    to_text,
 )
+from pmxcfs.text import to_bytes, to_text
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "delivery.jsonl"
 

@@ -10,8 +10,9 @@ from pmxcfs._core import Tree
 from pmxcfs.delivery import Change
 from pmxcfs.errors import StoreError
 from pmxcfs.guests import Guests
+from pmxcfs.localissuer import LocalIssuer
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
-from pmxcfs.replica import MUCH, LocalIssuer, Replica
+from pmxcfs.replica import MUCH, Replica
 from tests.fakes.yielding import Yielding
 
 PATIENCE = 10.0  # seconds

@@ -63,7 +63,7 @@ class World:
         self.dfsm = Dfsm(Group.TREE)
         self.dfsm.join(ME)
         self.members(ME)
-        self.mailer = Mailer(Group.TREE, self.dfsm, self.source, clock=lambda: self.now)
+        self.mailer = Mailer(Group.TREE, self.dfsm, self.source, clock=lambda: Moment(0, self.now))
 
     def members(self, *members: Member) -> None:
         self.dfsm.on_membership(members, joined=(), at=Moment(0, self.now))

@@ -12,15 +12,12 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pmxcfs import cluster, mailer
 from pmxcfs._core import Tree
 from pmxcfs._cpg import decode
-from pmxcfs.cluster import TreeGroup
 from pmxcfs.database import Database
 from pmxcfs.deadlines import Deadlines, Moment
 from pmxcfs.errors import PmxcfsError
@@ -37,7 +34,7 @@ from pmxcfs.messages import (
 )
 from pmxcfs.outbox import Outbox
 from pmxcfs.replica import Policy, Replica
-from pmxcfs.treegroup import Postings, TreeContent
+from pmxcfs.treegroup import Postings, TreeContent, TreeGroup
 from tests.fakes.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
 from tests.fakes.store import stored
 
@@ -160,9 +157,6 @@ class Quorate:
 @pytest.fixture(params=[1, 2, 3])
 def player(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Player]:
     player = Player(request.param)
-    clock = SimpleNamespace(time=lambda: player.now().wall, monotonic=time.monotonic)
-    monkeypatch.setattr(cluster, "_now", player.now)
-    monkeypatch.setattr(mailer, "time", clock)
     monkeypatch.setattr(os, "getpid", lambda: PID)
     yield player
     os.close(player.fileno())
@@ -193,7 +187,7 @@ def test_it_sends_the_same_bytes_and_ends_with_the_same_database(
             quorum=Quorate(),
             lock_has_expired=lambda path, checksum: False,
         )
-        player.thread = TreeGroup(content, player, connect=lambda sink: player)
+        player.thread = TreeGroup(content, player, connect=lambda sink: player, clock=player.now)
         player.thread.dfsm.deadlines = NEVER
         player.thread.start()
         try:

@@ -10,8 +10,9 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Exists, NotEmpty, NotFound, Stale, StoreError
 from pmxcfs.guests import Guests
+from pmxcfs.localissuer import LocalIssuer
 from pmxcfs.messages import Create, Delete, EntryType, Kind, Mkdir, Mtime, Mutation, Rename, Write
-from pmxcfs.replica import LocalIssuer, Replica
+from pmxcfs.replica import Replica
 from pmxcfs.tickets import Ticket
 
 GUEST = "nodes/a/lxc/100.conf"

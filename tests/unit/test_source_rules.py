@@ -12,7 +12,7 @@ PACKAGE = ROOT / "pmxcfs"
 
 # A module imports only from lines above its own. The numbers are those of docs/architecture.md.
 LAYERS = (
-    (0, "errors messages settings _content _notify _wal"),
+    (0, "errors text messages settings _content _notify _wal"),
     (0, "_core _cserror _qb"),
     (0, "_cpg _corosync _exchange _sqlite _qbclient"),
     (1, "ring members metrics index roundrobin"),
@@ -27,14 +27,18 @@ LAYERS = (
     (2, "dfsm"),
     (3, "forks"),
     (3, "replica filesystem statusfiles"),
+    (3, "localissuer"),
     (3, "outbox requests"),
+    (4, "notifier"),
     (4, "alarm nodes invalidation control log process address publisher watchdog"),
     (4, "checkpointer workers"),
     (4, "mailer tracing"),
-    (4, "corosync hostconf cluster issuer treegroup statusgroup ipc rrd"),
+    (4, "corosync hostconf cluster issuer ipc rrd"),
+    (4, "treegroup statusgroup"),
     (4, "clustering service client"),
     (4, "condition"),
     (4, "fuse"),
+    (4, "session"),
     (5, "daemon offline inquiry"),
     (5, "cli"),
     (5, "__main__"),
@@ -42,7 +46,7 @@ LAYERS = (
 # The modules that may know each of these.
 OWNERS = {
     "sqlite3": ("database", "connections", "failures"),
-    "llfuse": ("fuse",),
+    "llfuse": ("fuse", "session"),
     "rrdtool": ("rrd",),
 }
 TIME_AND_CHANCE = frozenset(["time", "datetime", "random", "secrets", "uuid"])
