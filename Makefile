@@ -8,9 +8,12 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-EXTENSIONS := $(subst /,.,$(basename $(wildcard pmxcfs/*.pyx)))
-TYPED := $(filter $(wildcard pmxcfs/*.py),$(patsubst %.pxd,%.py,$(wildcard pmxcfs/*.pxd)))
-EXTENSION_SOURCES := setup.py $(TYPED) $(wildcard pmxcfs/*.pyx pmxcfs/*.pxd pmxcfs/*.h)
+# Files of the package with the suffix $(1): it has folders, but no folders in these.
+package = $(wildcard pmxcfs/*.$(1) pmxcfs/*/*.$(1))
+EXTENSIONS := $(subst /,.,$(basename $(call package,pyx)))
+TYPED := $(filter $(call package,py),$(patsubst %.pxd,%.py,$(call package,pxd)))
+EXTENSION_SOURCES := setup.py $(TYPED) $(call package,pyx) $(call package,pxd)
+SHARED_OBJECTS = find pmxcfs -name '*.so'
 
 # The .venv, and the headers that the extensions include.
 PACKAGES := python3-venv python3-dev
@@ -101,18 +104,21 @@ SOURCES += bench debian docs pmxcfs stubs tests
 
 # The sources in a directory of their own, for builds that must not replace the usual one.
 copy = rm -rf build/$(1) && mkdir -p build/$(1) && \
-  cp -r $(SOURCES) build/$(1)/ && rm -rf build/$(1)/pmxcfs/*.so build/$(1)/bench/results && \
+  cp -r $(SOURCES) build/$(1)/ && find build/$(1)/pmxcfs -name '*.so' -delete && rm -rf build/$(1)/bench/results && \
   find build/$(1) -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: debug
 debug: deps build/debug.stamp ## the same with assertions, without optimization, annotated
 
 # Both variants end in the same place. `install` replaces a file that a running daemon has mapped
-# instead of writing into it. Cython does not notice changed directives, so setup.py starts it anew.
+# instead of writing into it; an extension whose source has another name by now would hide a module.
+# Cython does not notice changed directives, so setup.py starts it anew.
 build/%.stamp: $(EXTENSION_SOURCES) .venv/.installed
 	$(if $(filter setup.py,$?)$(VARIABLES),rm -rf build/cython)
 	$(VARIABLES) $(BIN)/python setup.py -q build_ext --build-temp build/$* --build-lib build/$*
-	install -t pmxcfs build/$*/pmxcfs/*.so
+	for object in $$($(SHARED_OBJECTS); cd build/$* && $(SHARED_OBJECTS)); do \
+	  source=$${object%%.*}; [ -e $$source.pyx ] || [ -e $$source.pxd ] || rm -f $$object build/$*/$$object; done
+	cd build/$* && $(SHARED_OBJECTS) -exec install {} $(CURDIR)/{} ';'
 	rm -f build/*.stamp
 	touch $@
 build/debug.stamp: VARIABLES = PMXCFS_DEBUG=1
@@ -244,5 +250,6 @@ bench-compare: build ## how the ratios of the last two runs of bench differ
 clean: ## remove all that was generated, the database of `make run` included
 	@if grep -q " $(CURDIR)/run/pve " /proc/mounts; then echo "run/pve is mounted" >&2; exit 1; fi
 	rm -rf .venv build run bench/results .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache \
-	  .ruff_cache *.egg-info pmxcfs/*.so
+	  .ruff_cache *.egg-info
+	$(SHARED_OBJECTS) -delete
 	find pmxcfs tests bench -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """Builds the C extensions; everything else about the package is in pyproject.toml.
 
-Each ``pmxcfs/*.pyx`` becomes one extension, and so does each ``pmxcfs/*.py`` with a ``.pxd`` beside
-it, which gives the types of what runs for every change. Environment variables change the build:
+Each ``.pyx`` below ``pmxcfs`` becomes one extension, and so does each ``.py`` with a ``.pxd``
+beside it, which gives the types of what runs for every change. Environment variables change the build:
 
 PMXCFS_DEBUG=1     no optimization, debug symbols, C assertions, annotated HTML in build/cython
 PMXCFS_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer; run with libasan preloaded
@@ -73,15 +73,15 @@ def linker_flags(module: str) -> list[str]:
 def sources() -> list[Path]:
     """Return what is compiled."""
     package = Path("pmxcfs")
-    typed = [path.with_suffix(".py") for path in package.glob("*.pxd")]
-    return sorted([*package.glob("*.pyx"), *[path for path in typed if path.exists()]])
+    typed = [path.with_suffix(".py") for path in package.rglob("*.pxd")]
+    return sorted([*package.rglob("*.pyx"), *[path for path in typed if path.exists()]])
 
 
 def extension(source: Path) -> Extension:
-    """Describe the extension made from one .pyx file."""
+    """Describe the extension made from one source; its module's name is its path."""
     tracing: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
     return Extension(
-        f"pmxcfs.{source.stem}",
+        ".".join(source.with_suffix("").parts),
         [str(source)],
         extra_compile_args=compiler_flags(),
         extra_link_args=linker_flags(source.stem),

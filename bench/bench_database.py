@@ -11,7 +11,7 @@ from bench.goals import Goal
 from bench.populate import saved_tree
 from bench.report import Report
 from bench.turns import Benchmark, by_turns
-from pmxcfs.checkpointer import Checkpointer
+from pmxcfs.storage.checkpointer import Checkpointer
 
 WITHIN = 1.5  # times bare SQLite, both rows of a mutation included: our own limit
 

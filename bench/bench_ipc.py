@@ -12,8 +12,8 @@ from bench.goals import Goal
 from bench.populate import write_database
 from bench.report import Report
 from bench.servers import ECHO_SOURCE, Server, echo_server, ipc_name, on_all_cpus, pmxcfs_server
-from pmxcfs._qbclient import Client
-from pmxcfs.requests import Number
+from pmxcfs.ipc._qbclient import Client
+from pmxcfs.ipc.requests import Number
 from tests.clients.serving import CClient, compile_client
 from tests.clients.traffic import p99, users
 

@@ -12,8 +12,8 @@ from bench.populate import add_file
 from bench.report import Report
 from bench.turns import Benchmark, by_turns
 from pmxcfs._core import Tree
-from pmxcfs.adoption import plan, record_of
 from pmxcfs.messages import EntryType, Record
+from pmxcfs.tree.adoption import plan, record_of
 from tests.fakes.oracle import Node, Oracle, Stamped
 
 INDEX_GOAL = Goal(1 / 20)  # only what changed is hashed

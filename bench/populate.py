@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bench.data import File
 from pmxcfs._core import Entry, Tree
-from pmxcfs.database import Database
 from pmxcfs.messages import EntryType
+from pmxcfs.storage.database import Database
 
 
 @contextlib.contextmanager

@@ -2,6 +2,6 @@
 
 import sys
 
-from pmxcfs.cli import main
+from pmxcfs.cli.main import main
 
 sys.exit(main())

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmxcfs._core import Tree
-from pmxcfs.database import Database
-from pmxcfs.guests import Guests
-from pmxcfs.ipc import IpcServer
+from pmxcfs.ipc.guest_properties import Properties
+from pmxcfs.ipc.requests import Requests
+from pmxcfs.ipc.server import IpcServer
 from pmxcfs.messages import ClusterConfig, ClusterNode, Member, SetKey
-from pmxcfs.properties import Properties
-from pmxcfs.requests import Requests
-from pmxcfs.status import Status
-from pmxcfs.statusfiles import status_files
+from pmxcfs.status.counters import Status
+from pmxcfs.status.files import status_files
+from pmxcfs.storage.database import Database
+from pmxcfs.tree.guests import Guests
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 SOURCE = Path(__file__).parent / "client.c"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.ipc import Gate
-from pmxcfs.requests import Caller, Requests
+from pmxcfs.ipc.requests import Caller, Requests
+from pmxcfs.ipc.server import Gate
 from tests.clients.serving import GROUP, CClient, recorded_requests, served
 from tests.conftest import ExpectLog
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pmxcfs import rrd
-from pmxcfs.client import Daemon as Client
 from pmxcfs.errors import IpcError
+from pmxcfs.ipc.client import Daemon as Client
+from pmxcfs.rrd import writer as rrd
 from tests.clients.serving import CClient
 from tests.clients.test_rrd import RrdCached, metric
 from tests.clients.traffic import p99, users

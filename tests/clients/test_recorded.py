@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pmxcfs._qbclient import Client
-from pmxcfs.clusterlog import json_text
 from pmxcfs.errors import IpcError
+from pmxcfs.ipc._qbclient import Client
 from pmxcfs.messages import LogEntry, SetKey
+from pmxcfs.status.cluster_log import json_text
 from tests.clients.serving import CClient, Recorded, recorded_requests, recordings, served
 
 COUNTERS = frozenset(["version", "clinfo", "vmlist", "starttime"])

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import rrd
-from pmxcfs.roundrobin import GUEST, NODE, STORAGE, Format, update_of
-from pmxcfs.rrd import Recorder, make_file
+from pmxcfs.rrd import writer as rrd
+from pmxcfs.rrd.schema import GUEST, NODE, STORAGE, Format, update_of
+from pmxcfs.rrd.writer import Recorder, make_file
 from tests.conftest import ExpectLog
 
 PATIENCE = 20.0  # seconds

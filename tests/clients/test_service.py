@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from pmxcfs._qb import Server
-from pmxcfs._qbclient import REQUEST_HEADER, RESPONSE_HEADER, Client
 from pmxcfs.errors import IpcError, StartError
-from pmxcfs.ipc import SHARED_MEMORY, IpcServer, remove_leftovers
+from pmxcfs.ipc._qb import Server
+from pmxcfs.ipc._qbclient import REQUEST_HEADER, RESPONSE_HEADER, Client
+from pmxcfs.ipc.server import SHARED_MEMORY, IpcServer, remove_leftovers
 from tests.clients.serving import GROUP, CClient, recorded_requests, served
 
 BUFFER = 1 << 20

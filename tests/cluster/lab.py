@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from pmxcfs._core import Tree
-from pmxcfs.database import Database
+from pmxcfs.storage.database import Database
 from tests.cluster.network import Network
 from tests.cluster.node import Node
 from tests.cluster.services import Corosync, Daemon, Service

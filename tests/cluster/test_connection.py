@@ -264,7 +264,7 @@ def test_two_threads_can_connect_at_once() -> None:
 
 DROPPED = f"""
 from pmxcfs._cpg import Cpg
-from pmxcfs._corosync import Cmap, Quorum
+from pmxcfs.cluster._corosync import Cmap, Quorum
 
 cpg = Cpg(object())
 cpg.connect()

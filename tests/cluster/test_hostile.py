@@ -33,7 +33,7 @@ from pmxcfs.messages import (
     VerifyRequest,
     Write,
 )
-from pmxcfs.ring import SIZE, Ring
+from pmxcfs.status.log_ring import SIZE, Ring
 from tests.cluster.intruder import Intruder, intruding
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster

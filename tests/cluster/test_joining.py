@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import offline
 from pmxcfs._core import Tree
-from pmxcfs.database import inspect
+from pmxcfs.cli import offline
+from pmxcfs.storage.database import inspect
 from tests.cluster.lab import Member, corosync_conf
 from tests.cluster.together import Cluster
 

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 import pytest
 
-from pmxcfs.corosync import ConfigWatch, QuorumWatch
-from pmxcfs.hostconf import HostConfig
+from pmxcfs.cluster.corosync_conf import HostConfig
+from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
 from pmxcfs.messages import ClusterConfig, ClusterNode
 from tests.cluster.single import Corosync, configuration, own_network, start, started
 

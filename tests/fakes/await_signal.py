@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from pmxcfs.process import SignalWaiter, name_process
+from pmxcfs.host.process import SignalWaiter, name_process
 
 name_process("waiting")
 waiter = SignalWaiter()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pmxcfs.errors import StartError
-from pmxcfs.process import daemonize
+from pmxcfs.host.process import daemonize
 
 
 def body(ready: Callable[[], None]) -> int:

@@ -7,8 +7,8 @@ Once it is committed the number goes to standard output.
 import sys
 from pathlib import Path
 
-from pmxcfs import database
-from pmxcfs.checkpointer import Checkpointer
+from pmxcfs.storage import database
+from pmxcfs.storage.checkpointer import Checkpointer
 from tests.fakes.store import Store
 
 

@@ -9,14 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pmxcfs import adoption, cli, daemon, database, replica, session
 from pmxcfs._core import Tree
-from pmxcfs._sqlite import Statement, Writer
-from pmxcfs.adoption import Adoption
-from pmxcfs.database import Database
+from pmxcfs.cli import main as cli
+from pmxcfs.daemon import daemon
+from pmxcfs.fuse import session
 from pmxcfs.messages import EntryType, Record
-from pmxcfs.replica import Replica
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica import replica
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage import database
+from pmxcfs.storage._sqlite import Statement, Writer
+from pmxcfs.storage.database import Database
+from pmxcfs.tree import adoption
+from pmxcfs.tree.adoption import Adoption
 
 DELAY = 0.005  # seconds by which a commit comes too late
 PAUSE = 0.001  # seconds between the pieces of a transaction

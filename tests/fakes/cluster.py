@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from pmxcfs.deadlines import Deadlines, Moment
+from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.messages import Group, Member
 from tests.fakes.bus import Bus, Cut, Departure, all_received
 from tests.fakes.peer import Peer, StatusContent, TreeContent

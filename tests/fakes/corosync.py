@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pmxcfs._cpg import decode, encode
-from pmxcfs.cluster import GroupThread
+from pmxcfs.cluster.group import GroupThread
 from pmxcfs.errors import ClusterError, Disconnected, TryAgain
 from pmxcfs.messages import Group, Member, Message
 

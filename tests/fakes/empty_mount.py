@@ -5,7 +5,7 @@ import threading
 
 import llfuse
 
-from pmxcfs.process import SignalWaiter, end_llfuse_main
+from pmxcfs.host.process import SignalWaiter, end_llfuse_main
 
 
 def main(mountpoint: str, workers: int) -> None:

@@ -4,8 +4,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pmxcfs.deadlines import Deadlines
-from pmxcfs.effects import Commit, Deliver, SendUpdates
+from pmxcfs.cluster.status_group import StatusGroup
+from pmxcfs.cluster.tree_group import TreeGroup
+from pmxcfs.dfsm.effects import Commit, Deliver, SendUpdates
+from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.messages import (
     Body,
@@ -20,8 +22,6 @@ from pmxcfs.messages import (
     State,
     SyncStart,
 )
-from pmxcfs.statusgroup import StatusGroup
-from pmxcfs.treegroup import TreeGroup
 from tests.fakes.corosync import World
 
 OTHER = Member(2, 200)

@@ -3,13 +3,13 @@
 import struct
 from collections.abc import Iterable
 
-from pmxcfs.deadlines import Moment
-from pmxcfs.dfsm import Dfsm
-from pmxcfs.effects import (
+from pmxcfs.dfsm.effects import (
     Effect,
     Log,
     Mode,
 )
+from pmxcfs.dfsm.machine import Dfsm
+from pmxcfs.dfsm.timeouts import Moment
 from pmxcfs.messages import (
     Epoch,
     Group,

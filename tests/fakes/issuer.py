@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from pmxcfs._core import Tree
-from pmxcfs.delivery import Change, apply
 from pmxcfs.errors import PmxcfsError, StoreError
-from pmxcfs.guests import Guests
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree.apply import Change, apply
+from pmxcfs.tree.guests import Guests
 
 
 class FakeIssuer:

@@ -7,11 +7,8 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from pmxcfs import delivery
 from pmxcfs._core import Entry, Tree
-from pmxcfs.deadlines import Deadlines, Moment
-from pmxcfs.dfsm import Dfsm
-from pmxcfs.effects import (
+from pmxcfs.dfsm.effects import (
     Commit,
     Deliver,
     Effect,
@@ -26,9 +23,9 @@ from pmxcfs.effects import (
     SendUpdates,
     TakeChecksum,
 )
+from pmxcfs.dfsm.machine import Dfsm
+from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.errors import PmxcfsError
-from pmxcfs.guests import Guests
-from pmxcfs.index import parse, records_needed
 from pmxcfs.messages import (
     Body,
     Epoch,
@@ -45,6 +42,9 @@ from pmxcfs.messages import (
     UpdateComplete,
 )
 from pmxcfs.text import to_bytes
+from pmxcfs.tree import apply as delivery
+from pmxcfs.tree.guests import Guests
+from pmxcfs.tree.index import parse, records_needed
 from tests.fakes.bus import Bus, Delivery, Departure, Foreign, Port, Quorum, View
 
 

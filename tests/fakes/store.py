@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pmxcfs import database
 from pmxcfs._core import Tree
-from pmxcfs._sqlite import Statement, Writer
-from pmxcfs.database import Database, inspect
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
+from pmxcfs.storage import database
+from pmxcfs.storage._sqlite import Statement, Writer
+from pmxcfs.storage.database import Database, inspect
 
 BY = {"writer": 3, "mtime": 1234}
 T = TypeVar("T")

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from pmxcfs import index
 from pmxcfs._core import Entry, Tree
-from pmxcfs.adoption import Adoption, plan, record_of
 from pmxcfs.messages import EntryType, Record
+from pmxcfs.tree import index
+from pmxcfs.tree.adoption import Adoption, plan, record_of
 
 ROOT = Record(0, 0, 50, 1, 1000, EntryType.DIRECTORY, b"", None)
 

@@ -4,8 +4,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from pmxcfs.door import Door
 from pmxcfs.errors import Busy
+from pmxcfs.replica.waiting import Door
 
 PATIENCE = 10.0  # seconds
 NO_DOOR = Door(-1, lambda: None, is_kept=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pmxcfs.database import inspect
+from pmxcfs.storage.database import inspect
 from pmxcfs.text import to_bytes
 from tests.harness import Daemon
 

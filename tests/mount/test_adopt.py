@@ -22,13 +22,13 @@ from typing import NamedTuple
 
 import pytest
 
-from pmxcfs import index
 from pmxcfs._core import Entry, Tree
-from pmxcfs.database import Database, inspect
-from pmxcfs.guests import Guests
 from pmxcfs.messages import EntryType, Record
-from pmxcfs.modes import mode_of
-from pmxcfs.replica import Replica
+from pmxcfs.replica.replica import Replica
+from pmxcfs.storage.database import Database, inspect
+from pmxcfs.tree import index
+from pmxcfs.tree.guests import Guests
+from pmxcfs.tree.modes import mode_of
 from tests.fakes.trees import ROOT, directory, file, made_a_tree, records_of, tree_of
 from tests.harness import Daemon, mounted, wait_for
 from tests.mount.ledger import GRACE, Ledger

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.database import inspect
+from pmxcfs.storage.database import inspect
 from tests.harness import GRACE, Daemon, is_mount, mounted, wait_for
 
 pytestmark = pytest.mark.needs_fuse

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pmxcfs.database import PAGE_SIZE
+from pmxcfs.storage.database import PAGE_SIZE
 from tests.harness import Daemon, mounted
 
 VECTORS = Path(__file__).parent.parent / "vectors"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.host.process import STOP_SIGNALS
 from pmxcfs.messages import MAX_FILE_SIZE
-from pmxcfs.process import STOP_SIGNALS
 from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
 
 STOP_DEADLINE = 3.0  # seconds, of the contract
@@ -148,7 +148,7 @@ def test_each_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path) ->
 def test_signals_that_were_blocked_before_do_not_keep_it_from_ending(tmp_path: Path) -> None:
     blocking = (
         "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
-        "from pmxcfs.cli import main; sys.exit(main())"
+        "from pmxcfs.cli.main import main; sys.exit(main())"
     )
     with mounted(tmp_path, program=("-c", blocking)) as daemon:
         daemon.stop(grace=STOP_DEADLINE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.process import STOP_SIGNALS
+from pmxcfs.host.process import STOP_SIGNALS
 from tests.harness import detach, is_mount
 
 PROGRAM = Path(__file__).parents[1] / "fakes" / "empty_mount.py"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.tickets import SHORT_PATIENCE
-from pmxcfs.workers import RESERVED_WORKERS
+from pmxcfs.fuse.workers import RESERVED_WORKERS
+from pmxcfs.replica.tickets import SHORT_PATIENCE
 from tests.harness import Daemon, mounted, wait_for
 from tests.mount.observed import status
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pmxcfs
-from pmxcfs.cli import build_creator_parser, build_parser
+from pmxcfs.cli.main import build_creator_parser, build_parser
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"

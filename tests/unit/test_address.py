@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pmxcfs import address
-from pmxcfs.address import AddressLookup, resolve
+from pmxcfs.host import address
+from pmxcfs.host.address import AddressLookup, resolve
 
 DEADLINE = 30.0  # seconds
 Answer = list[str] | OSError

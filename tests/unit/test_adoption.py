@@ -2,12 +2,12 @@
 
 import pytest
 
-from pmxcfs import index
 from pmxcfs._core import Entry, Tree
-from pmxcfs.adoption import Reload, plan, record_of
 from pmxcfs.errors import BadMessage, NotFound
 from pmxcfs.messages import EntryType, Record, Write
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree import index
+from pmxcfs.tree.adoption import Reload, plan, record_of
 from tests.fakes.trees import (
     ROOT,
     at,

@@ -14,13 +14,13 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmxcfs import index
 from pmxcfs._core import Entry, Tree
-from pmxcfs.adoption import Reload
-from pmxcfs.database import Database
-from pmxcfs.guests import Guests
 from pmxcfs.messages import EntryType, Record
-from pmxcfs.replica import Replica
+from pmxcfs.replica.replica import Replica
+from pmxcfs.storage.database import Database
+from pmxcfs.tree import index
+from pmxcfs.tree.adoption import Reload
+from pmxcfs.tree.guests import Guests
 from tests.fakes.oracle import Layer, is_private
 from tests.fakes.store import query
 from tests.fakes.trees import ROOT, found, made_a_tree, records_of, tree_of

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import index
 from pmxcfs._core import Tree
-from pmxcfs.adoption import Reload
-from pmxcfs.database import CHECKPOINT_AFTER, Database, inspect
 from pmxcfs.errors import BadMessage, StoreError
-from pmxcfs.guests import Guests
 from pmxcfs.messages import Create, Mkdir, Write
-from pmxcfs.replica import Policy, Replica
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica.replica import Policy, Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage.database import CHECKPOINT_AFTER, Database, inspect
+from pmxcfs.tree import index
+from pmxcfs.tree.adoption import Reload
+from pmxcfs.tree.guests import Guests
 from tests.conftest import ExpectLog
 from tests.fakes.store import Faults, contents_of, faulty_connections, query, stored
 from tests.fakes.trees import ROOT, at, directory, file, records_of, tree_of

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pmxcfs.alarm import Alarm
-from pmxcfs.door import Door
+from pmxcfs.cluster.poller import Alarm
+from pmxcfs.replica.waiting import Door
 
 PATIENCE = 5.0  # seconds
 BRIEF = 0.02  # seconds that nothing must happen in

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import pmxcfs
-from pmxcfs import cli, daemon, offline
+from pmxcfs.cli import main as cli
+from pmxcfs.cli import offline
+from pmxcfs.daemon import daemon
 from pmxcfs.errors import StartError
 from pmxcfs.settings import Settings
 

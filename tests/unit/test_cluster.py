@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from pmxcfs.cluster import JOIN_PAUSE, LEAVE_PATIENCE, MANY_ON_THE_WAY
-from pmxcfs.deadlines import Deadlines
-from pmxcfs.door import Door
-from pmxcfs.effects import Mode
+from pmxcfs.cluster.group import JOIN_PAUSE, LEAVE_PATIENCE, MANY_ON_THE_WAY
+from pmxcfs.dfsm.effects import Mode
+from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import ClusterError, StoreError, TryAgain
 from pmxcfs.messages import (
     Create,
@@ -28,6 +27,7 @@ from pmxcfs.messages import (
     Verify,
     VerifyRequest,
 )
+from pmxcfs.replica.waiting import Door
 from tests.fakes.corosync import NO_ROOM, PATIENCE
 from tests.fakes.group import OTHER, RECORD, REJOIN, Node, changes, index
 from tests.fakes.yielding import NO_DOOR

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.clustering import COROSYNC_CONF, Clustering
-from pmxcfs.guests import Guests
+from pmxcfs.cluster.membership import COROSYNC_CONF, Clustering
 from pmxcfs.messages import Create, Member, Mutation, Rename, Write
-from pmxcfs.outbox import Outbox
-from pmxcfs.replica import Replica
-from pmxcfs.status import Status
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica.outbox import Outbox
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.status.counters import Status
+from pmxcfs.tree.guests import Guests
 from tests.unit.test_treegroup import FakeDatabase
 
 ME = Member(1, 100)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmxcfs import clusterlog, ring
-from pmxcfs.clusterlog import INFO, SHOWN, ClusterLog, digest, json_text
 from pmxcfs.messages import MAX_TIME, LogEntry
+from pmxcfs.status import cluster_log as clusterlog
+from pmxcfs.status import log_ring as ring
+from pmxcfs.status.cluster_log import INFO, SHOWN, ClusterLog, digest, json_text
 from pmxcfs.text import printable
 
 

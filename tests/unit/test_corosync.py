@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pmxcfs import corosync
-from pmxcfs.corosync import QuorumWatch, config_of
+from pmxcfs.cluster import watchers as corosync
+from pmxcfs.cluster.watchers import QuorumWatch, config_of
 from pmxcfs.errors import Disconnected
 from pmxcfs.messages import ClusterConfig, ClusterNode
 

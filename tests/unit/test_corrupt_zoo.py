@@ -17,9 +17,9 @@ from typing import NamedTuple
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.database import PAGE_SIZE, Database
 from pmxcfs.errors import PmxcfsError, StoreError
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
+from pmxcfs.storage.database import PAGE_SIZE, Database
 from tests.conftest import ExpectLog
 from tests.fakes.store import Contents, contents_of
 

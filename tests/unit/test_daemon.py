@@ -2,7 +2,7 @@
 
 import pytest
 
-from pmxcfs.daemon import workers_for
+from pmxcfs.daemon.daemon import workers_for
 from pmxcfs.settings import Settings
 from tests.conftest import ExpectLog
 

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import database as module
 from pmxcfs._core import Entry, Tree
-from pmxcfs.checkpointer import Checkpointer
-from pmxcfs.creation import making
-from pmxcfs.database import Database
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
+from pmxcfs.storage import database as module
+from pmxcfs.storage.checkpointer import Checkpointer
+from pmxcfs.storage.create import making
+from pmxcfs.storage.database import Database
 from tests.fakes.store import BY, Store, faulty_connections, query, stored
 
 ROOT = Path(__file__).parents[2]

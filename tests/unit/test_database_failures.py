@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.database import Database
 from pmxcfs.errors import StoreError
+from pmxcfs.storage.database import Database
 from tests.conftest import ExpectLog
 from tests.fakes.store import BY, Faults, Store, faulty_connections, query, stored
 

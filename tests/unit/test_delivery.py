@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from pmxcfs import delivery
 from pmxcfs._core import Tree
-from pmxcfs.delivery import Change, HalfRenamed
 from pmxcfs.errors import Denied, Exists, Invalid, NotEmpty, NotFound, PmxcfsError, Stale, TooBig
-from pmxcfs.guests import GuestPath, Guests
 from pmxcfs.messages import (
     MAX_FILE_SIZE,
     Create,
@@ -26,6 +23,9 @@ from pmxcfs.messages import (
     Write,
 )
 from pmxcfs.text import to_bytes, to_text
+from pmxcfs.tree import apply as delivery
+from pmxcfs.tree.apply import Change, HalfRenamed
+from pmxcfs.tree.guests import GuestPath, Guests
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "delivery.jsonl"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pmxcfs.effects import (
+from pmxcfs.dfsm.effects import (
     Commit,
     Deliver,
     Enter,
@@ -14,9 +14,9 @@ from pmxcfs.effects import (
     SendState,
     SendUpdates,
 )
-from pmxcfs.election import Election, elect
+from pmxcfs.dfsm.election import Election, elect
+from pmxcfs.dfsm.message_queue import Letter, Letters
 from pmxcfs.errors import Busy
-from pmxcfs.letters import Letter, Letters
 from pmxcfs.messages import (
     Epoch,
     Group,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pmxcfs.deadlines import Deadlines
-from pmxcfs.effects import (
+from pmxcfs.dfsm.effects import (
     Enter,
     Leave,
     Log,
@@ -12,6 +11,7 @@ from pmxcfs.effects import (
     Send,
     TakeChecksum,
 )
+from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.messages import (
     Epoch,
     Group,

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Denied, NotFound, StoreError
 from pmxcfs.messages import Delete, Rename, Write
-from pmxcfs.tickets import Ticket, patience_for
+from pmxcfs.replica.tickets import Ticket, patience_for
+from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
 from tests.unit.test_filesystem import World
 

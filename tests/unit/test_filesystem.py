@@ -21,8 +21,6 @@ from pmxcfs.errors import (
     StoreError,
     TooBig,
 )
-from pmxcfs.filesystem import PUBLISH_AFTER_NS, FileSystem, OpenFile
-from pmxcfs.locks import LockTable
 from pmxcfs.messages import (
     MAX_ENTRIES,
     MAX_FILE_SIZE,
@@ -36,6 +34,8 @@ from pmxcfs.messages import (
     Rename,
     Write,
 )
+from pmxcfs.tree.locks import LockTable
+from pmxcfs.vfs.filesystem import PUBLISH_AFTER_NS, FileSystem, OpenFile
 from tests.conftest import ExpectLog
 from tests.fakes.issuer import FakeIssuer
 

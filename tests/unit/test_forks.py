@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import index, offline
 from pmxcfs._core import Tree
-from pmxcfs.database import Database
+from pmxcfs.cli import offline
 from pmxcfs.errors import StoreError
-from pmxcfs.guests import Guests
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Write
-from pmxcfs.replica import Policy, Replica
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica.replica import Policy, Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage.database import Database
+from pmxcfs.tree import index
+from pmxcfs.tree.guests import Guests
 from tests.conftest import ExpectLog
 from tests.fakes.store import contents_of, faulty_connections, stored
 from tests.fakes.trees import ROOT, directory, file, records_of, tree_of

@@ -3,8 +3,8 @@
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.guests import GuestPath, Guests, parse_guest_path
 from pmxcfs.messages import Record
+from pmxcfs.tree.guests import GuestPath, Guests, parse_guest_path
 
 VM = GuestPath(100, "a", "qemu")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.cluster.corosync_conf import HostConfig, refusal, replace, version_of
 from pmxcfs.errors import Disconnected
-from pmxcfs.hostconf import HostConfig, refusal, replace, version_of
 
 PATIENCE = 30.0
 

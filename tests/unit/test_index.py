@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import index
 from pmxcfs._core import Tree
-from pmxcfs.adoption import record_of
-from pmxcfs.database import inspect
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import EntryType
+from pmxcfs.storage.database import inspect
+from pmxcfs.tree import index
+from pmxcfs.tree.adoption import record_of
 from tests.fakes.store import BY
 
 VECTORS = Path(__file__).parents[1] / "vectors"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pmxcfs import inquiry
-from pmxcfs.condition import REMEMBERED, Troubles
+from pmxcfs.cli import query as inquiry
+from pmxcfs.daemon.report import REMEMBERED, Troubles
 
 CONDITION: dict[str, Any] = {
     "running": True,

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import pytest
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.delivery import Change
 from pmxcfs.errors import StoreError
-from pmxcfs.invalidation import KernelCache
+from pmxcfs.fuse.kernel_cache import KernelCache
+from pmxcfs.fuse.notifier import AGAIN_AFTER, Invalidator, Name, Sender
 from pmxcfs.messages import EntryType, Kind
-from pmxcfs.notifier import AGAIN_AFTER, Invalidator, Name, Sender
+from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
 
 PATIENCE = 30.0  # seconds
@@ -227,7 +227,7 @@ def test_what_is_sent_once_more_needs_no_thread_of_its_own(invalidator: Invalida
 def test_closing_sends_nothing_more_and_waits_for_nobody(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pmxcfs.notifier.AGAIN_AFTER", PATIENCE)
+    monkeypatch.setattr("pmxcfs.fuse.notifier.AGAIN_AFTER", PATIENCE)
     invalidator = Invalidator(Sender(kernel.inode, kernel.entry), entry_threads=THREADS)
     invalidator.start()
     with kernel.locked(1):

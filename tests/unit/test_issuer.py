@@ -9,15 +9,15 @@ from typing import cast
 
 import pytest
 
-from pmxcfs import issuer as module
 from pmxcfs._core import Entry, Tree
-from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, StoreError
-from pmxcfs.issuer import MAX_MESSAGE, ClusterIssuer, split
 from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
-from pmxcfs.outbox import Outbox, Posting
-from pmxcfs.replica import Replica
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica import cluster_issuer as module
+from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, ClusterIssuer, split
+from pmxcfs.replica.outbox import Outbox, Posting
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree.apply import Change
 from tests.fakes.yielding import Yielding
 
 PATIENCE = 30.0  # seconds for what must happen

@@ -3,10 +3,10 @@
 import pytest
 
 from pmxcfs.errors import NameTooLong, NoSpace, NotFound, TooBig
-from pmxcfs.kvstore import MAX_KEY, MAX_VALUE, KeyValueStore
-from pmxcfs.members import MAX_KEYS_SIZE, MAX_STRANGERS, Members
 from pmxcfs.messages import SetKey
-from pmxcfs.metrics import Metrics
+from pmxcfs.status.kvstore import MAX_KEY, MAX_VALUE, KeyValueStore
+from pmxcfs.status.members import MAX_KEYS_SIZE, MAX_STRANGERS, Members
+from pmxcfs.status.metrics import Metrics
 from tests.unit.test_members import config
 
 METRIC = "rrd/pve2-node/b"

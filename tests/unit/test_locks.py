@@ -3,8 +3,8 @@
 import pytest
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.locks import LIFETIME, LockTable, is_below_locks
 from pmxcfs.messages import EntryType
+from pmxcfs.tree.locks import LIFETIME, LockTable, is_below_locks
 
 PATH = "priv/lock/ha"
 ONE, OTHER = b"1" * 32, b"2" * 32

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import log
+from pmxcfs.host import log
 
 FUSE = logging.getLogger("pmxcfs.fuse")
 PREFIX = f"pmxcfs[{os.getpid()}]: "

@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.delivery import Change
 from pmxcfs.errors import StoreError
-from pmxcfs.guests import Guests
-from pmxcfs.localissuer import LocalIssuer
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
-from pmxcfs.replica import MUCH, Replica
+from pmxcfs.replica.local_issuer import LocalIssuer
+from pmxcfs.replica.replica import MUCH, Replica
+from pmxcfs.tree.apply import Change
+from pmxcfs.tree.guests import Guests
 from tests.fakes.yielding import Yielding
 
 PATIENCE = 10.0  # seconds

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from pmxcfs._cpg import decode
-from pmxcfs.deadlines import Moment
-from pmxcfs.dfsm import Dfsm
-from pmxcfs.effects import Mode
+from pmxcfs.cluster.sender import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, Mailer
+from pmxcfs.dfsm.effects import Mode
+from pmxcfs.dfsm.machine import Dfsm
+from pmxcfs.dfsm.timeouts import Moment
 from pmxcfs.errors import Busy, Disconnected, Interrupted, Invalid, PmxcfsError, TryAgain
-from pmxcfs.mailer import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, Mailer
 from pmxcfs.messages import (
     Body,
     Create,

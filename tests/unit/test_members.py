@@ -3,8 +3,8 @@
 import pytest
 
 from pmxcfs.errors import NoSpace
-from pmxcfs.members import KEY_OVERHEAD, MAX_KEYS_SIZE, MAX_STRANGERS, Keys, Members, Peer
 from pmxcfs.messages import ClusterConfig, ClusterNode, Member
+from pmxcfs.status.members import KEY_OVERHEAD, MAX_KEYS_SIZE, MAX_STRANGERS, Keys, Members, Peer
 
 
 def config(*names: str, version: int = 1, first: int = 1) -> ClusterConfig:

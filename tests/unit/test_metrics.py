@@ -2,7 +2,7 @@
 
 import pytest
 
-from pmxcfs.metrics import MAX_AGE, MAX_METRICS, MAX_REFUSED, MAX_VALUE, Metrics
+from pmxcfs.status.metrics import MAX_AGE, MAX_METRICS, MAX_REFUSED, MAX_VALUE, Metrics
 
 
 @pytest.fixture

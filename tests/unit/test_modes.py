@@ -6,7 +6,7 @@ import pytest
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.messages import EntryType
-from pmxcfs.modes import changes_mode, is_private_path, is_script, mode_of, without_quorum
+from pmxcfs.tree.modes import changes_mode, is_private_path, is_script, mode_of, without_quorum
 
 
 def entry_at(path: str, kind: EntryType) -> Entry:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pmxcfs import nodes as module
 from pmxcfs._core import Tree
+from pmxcfs.fuse import node_ids as module
+from pmxcfs.fuse.node_ids import ROOT, Nodes
 from pmxcfs.messages import EntryType
-from pmxcfs.nodes import ROOT, Nodes
 
 
 def test_a_name_is_absent_for_the_kernel_once_it_was_told_so() -> None:

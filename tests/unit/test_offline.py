@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import offline
 from pmxcfs._core import Tree
-from pmxcfs.database import Database, inspect
+from pmxcfs.cli import offline
 from pmxcfs.errors import Exists, NoSpace, PmxcfsError, StoreError, TooBig, Unsupported
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
+from pmxcfs.storage.database import Database, inspect
 from tests.fakes.store import Contents, Store, contents_of, faulty_connections, query
 
 VECTORS = Path(__file__).parents[1] / "vectors"

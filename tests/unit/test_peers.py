@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import pytest
 
-from pmxcfs import index
 from pmxcfs._core import Tree
-from pmxcfs.database import Database
 from pmxcfs.errors import Denied, NotFound, Stale, StoreError, TooBig
-from pmxcfs.guests import Guests
-from pmxcfs.locks import LockTable
 from pmxcfs.messages import MAX_FILE_SIZE, Create, Delete, Mkdir, Mutation, Record, Unlock, Write
-from pmxcfs.replica import Policy, Replica
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica.replica import Policy, Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage.database import Database
+from pmxcfs.tree import index
+from pmxcfs.tree.guests import Guests
+from pmxcfs.tree.locks import LockTable
 from tests.conftest import ExpectLog
 from tests.fakes.order import CONFIGURATION, events_of
 from tests.fakes.store import Faults, faulty_connections, query, stored

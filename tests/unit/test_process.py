@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import process
 from pmxcfs.errors import StartError
+from pmxcfs.host import process
 from pmxcfs.settings import Settings
 
 FAKES = Path(__file__).parents[1] / "fakes"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmxcfs import properties
 from pmxcfs._core import Tree
-from pmxcfs.delivery import apply
-from pmxcfs.guests import Guests, parse_guest_path
+from pmxcfs.ipc import guest_properties as properties
+from pmxcfs.ipc.guest_properties import Properties, find_property, own_part
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename, Write
-from pmxcfs.properties import Properties, find_property, own_part
+from pmxcfs.tree.apply import apply
+from pmxcfs.tree.guests import Guests, parse_guest_path
 
 HOME = "nodes/n1/qemu-server"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pmxcfs.publisher import Publisher
+from pmxcfs.vfs.publisher import Publisher
 from tests.conftest import ExpectLog
 
 PATIENCE = 30.0  # seconds

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmxcfs.deadlines import Deadlines
+from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.messages import Body, Create, Delete, Group, Member, Mkdir, SetKey, Write
 from tests.fakes.bus import all_received
 from tests.fakes.cluster import Cluster

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 
 from pmxcfs._cpg import decode
-from pmxcfs.deadlines import Deadlines, Moment
-from pmxcfs.dfsm import Dfsm
-from pmxcfs.effects import (
+from pmxcfs.dfsm.effects import (
     Commit,
     Deliver,
     Effect,
@@ -20,6 +18,8 @@ from pmxcfs.effects import (
     SendUpdates,
     TakeChecksum,
 )
+from pmxcfs.dfsm.machine import Dfsm
+from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.messages import (
     Create,
     Group,

@@ -18,10 +18,9 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs._cpg import decode
-from pmxcfs.database import Database
-from pmxcfs.deadlines import Deadlines, Moment
+from pmxcfs.cluster.tree_group import Postings, TreeContent, TreeGroup
+from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.errors import PmxcfsError
-from pmxcfs.guests import Guests
 from pmxcfs.messages import (
     Body,
     Group,
@@ -32,9 +31,10 @@ from pmxcfs.messages import (
     Update,
     VerifyRequest,
 )
-from pmxcfs.outbox import Outbox
-from pmxcfs.replica import Policy, Replica
-from pmxcfs.treegroup import Postings, TreeContent, TreeGroup
+from pmxcfs.replica.outbox import Outbox
+from pmxcfs.replica.replica import Policy, Replica
+from pmxcfs.storage.database import Database
+from pmxcfs.tree.guests import Guests
 from tests.fakes.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
 from tests.fakes.store import stored
 

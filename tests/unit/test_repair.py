@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmxcfs._core import Tree
-from pmxcfs.guests import vmid_of
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record
-from pmxcfs.repair import MAX_NAME, Repaired, Row, repair
+from pmxcfs.storage.repair import MAX_NAME, Repaired, Row, repair
+from pmxcfs.tree.guests import vmid_of
 
 FILE, DIRECTORY = int(EntryType.FILE), int(EntryType.DIRECTORY)
 LAST = (1 << 63) - 1

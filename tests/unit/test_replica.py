@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from pmxcfs import tickets
 from pmxcfs._core import Entry, Tree
-from pmxcfs.delivery import Change
 from pmxcfs.errors import Busy, Exists, NotEmpty, NotFound, Stale, StoreError
-from pmxcfs.guests import Guests
-from pmxcfs.localissuer import LocalIssuer
 from pmxcfs.messages import Create, Delete, EntryType, Kind, Mkdir, Mtime, Mutation, Rename, Write
-from pmxcfs.replica import Replica
-from pmxcfs.tickets import Ticket
+from pmxcfs.replica import tickets
+from pmxcfs.replica.local_issuer import LocalIssuer
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree.apply import Change
+from pmxcfs.tree.guests import Guests
 
 GUEST = "nodes/a/lxc/100.conf"
 

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmxcfs import requests
 from pmxcfs._core import Tree
-from pmxcfs.delivery import apply
 from pmxcfs.errors import PmxcfsError
-from pmxcfs.guests import Guests
+from pmxcfs.ipc import requests
+from pmxcfs.ipc.guest_properties import Properties
+from pmxcfs.ipc.requests import TABLE, Caller, Number, Requests
 from pmxcfs.messages import Create, LogEntry, Mkdir, SetKey, Write
-from pmxcfs.properties import Properties
-from pmxcfs.requests import TABLE, Caller, Number, Requests
-from pmxcfs.status import Status
-from pmxcfs.statusfiles import status_files
+from pmxcfs.status.counters import Status
+from pmxcfs.status.files import status_files
+from pmxcfs.tree.apply import apply
+from pmxcfs.tree.guests import Guests
 
 ROOT = Caller(100, may_write=True)
 READER = Caller(200, may_write=False)

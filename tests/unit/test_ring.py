@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pmxcfs import ring
-from pmxcfs.clusterlog import ClusterLog
 from pmxcfs.messages import LogEntry
-from pmxcfs.ring import MAX_ENTRY, SIZE, Ring, in_order, merged, occupied_size, walk
+from pmxcfs.status import log_ring as ring
+from pmxcfs.status.cluster_log import ClusterLog
+from pmxcfs.status.log_ring import MAX_ENTRY, SIZE, Ring, in_order, merged, occupied_size, walk
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 STATES = sorted(VECTORS.glob("clusterlog_state_*.bin.gz"))

@@ -3,7 +3,7 @@
 import pytest
 
 from pmxcfs.errors import Invalid
-from pmxcfs.roundrobin import GUEST, NODE, STORAGE, Format, definition, update_of
+from pmxcfs.rrd.schema import GUEST, NODE, STORAGE, Format, definition, update_of
 
 
 def numbers(count: int) -> list[str]:

@@ -10,54 +10,33 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pmxcfs"
 
-# A module imports only from lines above its own. The numbers are those of docs/architecture.md.
-LAYERS = (
-    (0, "errors text messages settings _content _notify _wal"),
-    (0, "_core _cserror _qb"),
-    (0, "_cpg _corosync _exchange _sqlite _qbclient"),
-    (1, "ring members metrics index roundrobin"),
-    (1, "guests locks clusterlog kvstore repair modes"),
-    (1, "adoption status rows properties"),
-    (2, "privatefiles failures health divergence"),
-    (2, "soundness"),
-    (2, "connections"),
-    (2, "delivery database"),
-    (2, "creation tickets door"),
-    (2, "effects deadlines election letters"),
-    (2, "dfsm"),
-    (3, "forks"),
-    (3, "replica filesystem statusfiles"),
-    (3, "localissuer"),
-    (3, "outbox requests"),
-    (4, "notifier"),
-    (4, "alarm nodes invalidation control log process address publisher watchdog"),
-    (4, "checkpointer workers"),
-    (4, "mailer tracing"),
-    (4, "corosync hostconf cluster issuer ipc rrd"),
-    (4, "treegroup statusgroup"),
-    (4, "clustering service client"),
-    (4, "condition"),
-    (4, "fuse"),
-    (4, "session"),
-    (5, "daemon offline inquiry"),
-    (5, "cli"),
-    (5, "__main__"),
+# A module imports from its own folder, in which there are no circles, or from folders of lines
+# above; folders of one line are strangers to one another. "" is what stands in pmxcfs itself.
+LINES = (
+    "",
+    "host tree",
+    "dfsm storage status",
+    "replica",
+    "vfs",
+    "cluster fuse ipc rrd",
+    "daemon",
+    "cli",
 )
-# The modules that may know each of these.
-OWNERS = {
-    "sqlite3": ("database", "connections", "failures"),
-    "llfuse": ("fuse", "session"),
-    "rrdtool": ("rrd",),
-}
-TIME_AND_CHANCE = frozenset(["time", "datetime", "random", "secrets", "uuid"])
-FIRST_LAYER_WITH_TIME = 4
-FIRST_LAYER_WITH_THREADS_OR_FILES = 2
-THREADS_AND_FILES = frozenset(["threading", "os", "socket", "pathlib", "subprocess", "fcntl"])
+START = "__main__"  # what `python -m pmxcfs` runs stands above all lines, though it is in none
+# What all nodes must compute alike: given the same input, at any time and on any machine.
+PURE = ("tree", "dfsm", "status")
+CLOCKS = ("time", "datetime", "random", "secrets", "uuid")
+THREADS_AND_FILES = ("threading", "os", "socket", "pathlib", "subprocess", "fcntl")
+NOT_PURE = frozenset([*CLOCKS, *THREADS_AND_FILES])
+# The folders that may know each of these.
+OWNERS = {"sqlite3": "storage", "llfuse": "fuse", "rrdtool": "rrd"}
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 80
 
-CYTHON_IMPORT = re.compile(r"^from pmxcfs\.(\w+) c?import|^c?import pmxcfs\.(\w+)", re.MULTILINE)
+CYTHON_IMPORT = re.compile(
+    r"^from (pmxcfs[\w.]*) c?import (\w+)|^c?import (pmxcfs[\w.]*)", re.MULTILINE
+)
 # A C function: what stands before its name, the name, and what stands behind its parameters.
 C_FUNCTION = re.compile(
     r"^[ ]*c(?:p)?def[ ]+(?!class\b|extern\b|struct\b|enum\b|packed\b)"
@@ -72,7 +51,27 @@ PYTHON_TYPES = frozenset(["object", "bytes", "bytearray", "str", "list", "dict",
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.iterdir() if path.suffix in (".py", ".pyx"))
+    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".pyx"))
+
+
+def packages() -> list[Path]:
+    return sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+
+
+def dotted(path: Path) -> str:
+    """Return the name by which a module is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def folder_of(module: str) -> str:
+    """Return the folder of a dotted name, "" for what stands in pmxcfs itself."""
+    return module.split(".")[1] if module.count(".") == 2 else ""
+
+
+def line_of(folder: str) -> int:
+    """Return the line that a folder stands on."""
+    (found,) = [number for number, names in enumerate(LINES) if folder in names.split(" ")]
+    return found
 
 
 def python_files() -> list[Path]:
@@ -81,7 +80,7 @@ def python_files() -> list[Path]:
 
 
 def sources() -> list[Path]:
-    return python_files() + sorted(PACKAGE.glob("*.pyx"))
+    return python_files() + sorted(PACKAGE.rglob("*.pyx"))
 
 
 def name_of(path: Path) -> str:
@@ -99,57 +98,89 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def imports_of_cython(text: str) -> Iterator[str]:
+    for package, name, module in CYTHON_IMPORT.findall(text):
+        yield from (package, f"{package}.{name}") if package else (module,)
+
+
 def own_imports(path: Path) -> set[str]:
-    """Return the modules of ours that a module imports."""
-    if path.suffix == ".pyx":
-        parts = [part for part in (path, path.with_suffix(".pxd")) if part.exists()]
-        found = [pair for part in parts for pair in CYTHON_IMPORT.findall(part.read_text())]
-        return {first or second for first, second in found} - {path.stem}
-    ours = {module.stem for module in modules()} - {"__init__"}
-    dotted = [name.split(".") for name in imports_of(ast.parse(path.read_text()))]
-    return {parts[1] for parts in dotted if parts[0] == "pmxcfs" and len(parts) > 1} & ours
+    """Return the modules of ours that a module imports, dotted; those that its types need, too."""
+    types = path.with_suffix(".pxd")
+    found = set(imports_of_cython(types.read_text())) if types.exists() else set()
+    text = path.read_text()
+    found |= set(imports_of_cython(text) if path.suffix == ".pyx" else imports_of(ast.parse(text)))
+    return found & {dotted(module) for module in modules()} - {dotted(path)}
 
 
-def position(module: str) -> int:
-    """Return the line of the table that a module stands on."""
-    (found,) = [line for line, (_, names) in enumerate(LAYERS) if module in names.split()]
-    return found
+def is_allowed(importer: str, imported: str) -> bool:
+    """Tell whether the table lets one module import another."""
+    if importer == f"pmxcfs.{START}":
+        return True
+    if imported == f"pmxcfs.{START}":
+        return False
+    source, target = folder_of(importer), folder_of(imported)
+    return source == target or line_of(target) < line_of(source)
 
 
-def layer(module: str) -> int:
-    return LAYERS[position(module)][0]
+def test_the_rule_for_imports_refuses_what_it_should() -> None:
+    assert is_allowed("pmxcfs.vfs.filesystem", "pmxcfs.tree.guests")
+    assert is_allowed("pmxcfs.tree.apply", "pmxcfs.errors")
+    assert not is_allowed("pmxcfs.errors", "pmxcfs.tree.apply")
+    assert not is_allowed("pmxcfs.storage.database", "pmxcfs.dfsm.machine")  # of one line
+    assert not is_allowed("pmxcfs.tree.apply", "pmxcfs.storage.database")
 
 
-def test_the_table_has_exactly_the_modules_there_are() -> None:
-    listed = [name for _, names in LAYERS for name in names.split()]
-    assert sorted(listed) == sorted({path.stem for path in modules()} - {"__init__"})
+def test_the_table_has_exactly_the_folders_there_are() -> None:
+    listed = [folder for line in LINES for folder in line.split(" ")]
+    there = [str(package.relative_to(PACKAGE)).replace(".", "") for package in packages()]
+    assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_imports_point_down(path: Path) -> None:
-    if path.stem == "__init__":
-        assert not own_imports(path)
-        return
-    upward = {name for name in own_imports(path) if position(name) >= position(path.stem)}
-    assert not upward
+def test_imports_point_up_the_table(path: Path) -> None:
+    assert not [name for name in own_imports(path) if not is_allowed(dotted(path), name)]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=name_of)
+@pytest.mark.parametrize("package", packages(), ids=name_of)
+def test_no_folder_has_a_circle_of_imports(package: Path) -> None:
+    inside = [path for path in modules() if path.parent == package]
+    waiting = {dotted(path): own_imports(path) for path in inside}
+    while waiting:
+        free = [name for name, needed in waiting.items() if not needed & waiting.keys()]
+        assert free, f"these import one another: {sorted(waiting)}"
+        for name in free:
+            del waiting[name]
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_an_underscore_module_is_private_to_its_folder(path: Path) -> None:
+    """Those in pmxcfs itself are for all: the user has fixed their place."""
+    private = [name for name in own_imports(path) if "._" in name and folder_of(name)]
+    assert not [name for name in private if folder_of(name) != folder_of(dotted(path))]
+
+
+@pytest.mark.parametrize("package", packages(), ids=name_of)
+def test_a_folder_is_introduced_by_one_docstring_and_nothing_else(package: Path) -> None:
+    body = ast.parse((package / "__init__.py").read_text()).body
+    rest = [ast.unparse(node) for node in body[1:]]
+    assert ast.get_docstring(ast.Module(body=body, type_ignores=[]))
+    assert not [line for line in rest if not line.startswith("__version__ = ")]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
 def test_foreign_modules_have_few_owners(path: Path) -> None:
     imported = {name.partition(".")[0] for name in imports_of(ast.parse(path.read_text()))}
-    owned = {name for name in imported if path.stem not in OWNERS.get(name, (path.stem,))}
-    assert not owned
+    folder = folder_of(dotted(path))
+    assert not {name for name in imported if OWNERS.get(name, folder) != folder}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=name_of)
-def test_lower_layers_do_without_clocks_threads_and_files(path: Path) -> None:
-    if path.stem == "__init__":
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_pure_folders_do_without_clocks_threads_and_files(path: Path) -> None:
+    if folder_of(dotted(path)) not in PURE:
         return
-    imported = {name.partition(".")[0] for name in imports_of(ast.parse(path.read_text()))}
-    if layer(path.stem) < FIRST_LAYER_WITH_TIME:
-        assert not imported & TIME_AND_CHANCE
-    if layer(path.stem) < FIRST_LAYER_WITH_THREADS_OR_FILES and path.stem != "settings":
-        assert not imported & THREADS_AND_FILES
+    text = path.read_text()
+    imported = imports_of_cython(text) if path.suffix == ".pyx" else imports_of(ast.parse(text))
+    assert not {name.partition(".")[0] for name in imported} & NOT_PURE
 
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
@@ -172,7 +203,7 @@ def node_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.pyx")), ids=name_of)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.pyx")), ids=name_of)
 def test_no_cython_function_is_longer_than_a_screen(path: Path) -> None:
     text = path.read_text()
     heads = list(CYTHON_FUNCTION.finditer(text))
@@ -192,7 +223,7 @@ def test_imports_name_what_they_take(path: Path) -> None:
 
 
 def c_functions() -> list[tuple[str, re.Match[str]]]:
-    files = sorted([*PACKAGE.glob("*.pyx"), *PACKAGE.glob("*.pxd")])
+    files = sorted([*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd")])
     return [(path.name, match) for path in files for match in functions_in(path.read_text())]
 
 
@@ -248,7 +279,7 @@ def test_the_rule_for_c_functions_sees_what_it_should() -> None:
 
 def compiled_python() -> list[Path]:
     """Return the Python modules that are compiled, by the types in the .pxd beside them."""
-    return sorted(p for pxd in PACKAGE.glob("*.pxd") if (p := pxd.with_suffix(".py")).exists())
+    return sorted(p for pxd in PACKAGE.rglob("*.pxd") if (p := pxd.with_suffix(".py")).exists())
 
 
 @pytest.mark.parametrize("path", compiled_python(), ids=name_of)

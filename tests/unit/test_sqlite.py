@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs import connections
 from pmxcfs._core import Tree
-from pmxcfs._sqlite import SqliteError, Writer
-from pmxcfs.database import Database
 from pmxcfs.errors import StoreError
+from pmxcfs.storage import connect as connections
+from pmxcfs.storage._sqlite import SqliteError, Writer
+from pmxcfs.storage.database import Database
 from tests.fakes.store import Store, stored
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.guests import GuestPath, Guests
-from pmxcfs.status import WATCHED, Status
+from pmxcfs.status.counters import WATCHED, Status
+from pmxcfs.tree.guests import GuestPath, Guests
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 GUEST = "nodes/a/lxc/100.conf"

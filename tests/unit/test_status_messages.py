@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
-from pmxcfs import ring
 from pmxcfs._cpg import decode, encode
-from pmxcfs.clusterlog import ClusterLog
 from pmxcfs.errors import NotFound
-from pmxcfs.guests import Guests
 from pmxcfs.messages import Group, LogEntry, Message, Normal, SetKey, State
-from pmxcfs.status import Status
+from pmxcfs.status import log_ring as ring
+from pmxcfs.status.cluster_log import ClusterLog
+from pmxcfs.status.counters import Status
+from pmxcfs.tree.guests import Guests
 from tests.unit.test_members import config
 
 VECTORS = Path(__file__).parent.parent / "vectors"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.errors import Failed
-from pmxcfs.guests import GuestPath, Guests
 from pmxcfs.messages import ClusterConfig, ClusterNode, Member, SetKey
-from pmxcfs.status import WATCHED, Status
-from pmxcfs.statusfiles import Switch, links, status_files
+from pmxcfs.status.counters import WATCHED, Status
+from pmxcfs.status.files import Switch, links, status_files
+from pmxcfs.tree.guests import GuestPath, Guests
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 

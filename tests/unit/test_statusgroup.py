@@ -4,15 +4,15 @@ import threading
 
 import pytest
 
-from pmxcfs import statusgroup as module
-from pmxcfs.clusterlog import ClusterLog
-from pmxcfs.effects import Deliver
+from pmxcfs.cluster import status_group as module
+from pmxcfs.cluster.status_group import StatusContent, StatusSource
+from pmxcfs.dfsm.effects import Deliver
 from pmxcfs.errors import Busy
-from pmxcfs.guests import Guests
 from pmxcfs.messages import Body, LogEntry, Member, Normal, SetKey
-from pmxcfs.ring import in_order
-from pmxcfs.status import Status
-from pmxcfs.statusgroup import StatusContent, StatusSource
+from pmxcfs.status.cluster_log import ClusterLog
+from pmxcfs.status.counters import Status
+from pmxcfs.status.log_ring import in_order
+from pmxcfs.tree.guests import Guests
 from tests.unit.test_members import config
 
 ME, PEER = Member(1, 100), Member(2, 200)

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from pmxcfs.messages import Mkdir
-from pmxcfs.tickets import Signal, Ticket
+from pmxcfs.replica.tickets import Signal, Ticket
 
 PATIENCE = 5.0  # seconds
 

@@ -16,12 +16,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from pmxcfs import delivery
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import PmxcfsError
-from pmxcfs.guests import GUEST_TYPES, Guests
 from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Record, Rename, Unlock, Write
 from pmxcfs.text import to_bytes
+from pmxcfs.tree import apply as delivery
+from pmxcfs.tree.guests import GUEST_TYPES, Guests
 from tests.fakes.oracle import Layer, Node, Oracle, Refused, is_private
 
 SKELETON = ("nodes", "nodes/a", "nodes/a/lxc", "nodes/a/qemu-server", "priv", "priv/lock", "d")

@@ -8,10 +8,9 @@ from typing import cast
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.delivery import Change
-from pmxcfs.effects import Commit, Deliver
+from pmxcfs.cluster.tree_group import Postings, TreeContent, TreeSource
+from pmxcfs.dfsm.effects import Commit, Deliver
 from pmxcfs.errors import Busy, Exists, Failed, StoreError
-from pmxcfs.guests import Guests
 from pmxcfs.messages import (
     Body,
     Create,
@@ -25,10 +24,11 @@ from pmxcfs.messages import (
     UnlockRequest,
     Write,
 )
-from pmxcfs.outbox import Outbox, Posting, Sendable
-from pmxcfs.replica import Replica
-from pmxcfs.tickets import Ticket
-from pmxcfs.treegroup import Postings, TreeContent, TreeSource
+from pmxcfs.replica.outbox import Outbox, Posting, Sendable
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree.apply import Change
+from pmxcfs.tree.guests import Guests
 
 ME, PEER, LOWEST = Member(2, 200), Member(3, 300), Member(1, 100)
 LOCK = "priv/lock/a"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.connections import WRITING, connect, settings
-from pmxcfs.database import LOG_LIMIT, Database
+from pmxcfs.storage.connect import WRITING, connect, settings
+from pmxcfs.storage.database import LOG_LIMIT, Database
 from tests.fakes.store import Store, stored
 
 FRAMES = 4  # of a database's last transaction in the log, at least

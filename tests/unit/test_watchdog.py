@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from pmxcfs.watchdog import Watchdog
+from pmxcfs.host.watchdog import Watchdog
 
 DEADLINE = 30.0  # seconds
 TIMEOUT = 0.02  # seconds, so that beats come fast

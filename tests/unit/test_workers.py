@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from pmxcfs import workers as module
 from pmxcfs.errors import Busy, StoreError
-from pmxcfs.process import NICE
-from pmxcfs.workers import RESERVED_WORKERS, Workers
+from pmxcfs.fuse import workers as module
+from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
+from pmxcfs.host.process import NICE
 
 PATIENCE = 10.0  # seconds
 

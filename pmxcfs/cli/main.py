@@ -1,0 +1,359 @@
+"""The command line: from arguments to ``Settings`` for the daemon, or to an offline command.
+
+Nothing here opens a file. The modules that do the work are imported when their command runs, so
+``--help`` and ``--version`` need no extension. Failures are one line on stderr and exit status 1;
+wrong usage is exit status 2.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pmxcfs
+from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.messages import PRIORITIES
+from pmxcfs.settings import DATABASE_NAME, Settings
+
+INTERRUPTED = 130  # exit status, as of a shell's command that SIGINT ended
+MAX_SERVICE_NAME = 100  # bytes; the address of a socket has 107
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon, or the command that the arguments name; return the exit status."""
+    return run(build_parser(), argv)
+
+
+def main_create_database(argv: Sequence[str] | None = None) -> int:
+    """Run ``create_pmxcfs_db``; return the exit status."""
+    return run(build_creator_parser(), argv)
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parse *argv*, call what it asks for, and translate failures for a person at a shell."""
+    arguments = parser.parse_args(argv)
+    action: Callable[[argparse.Namespace], int] = arguments.action
+    try:
+        return action(arguments)
+    except (PmxcfsError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``pmxcfs``."""
+    parser = argparse.ArgumentParser(
+        prog="pmxcfs",
+        description="Mount the Proxmox VE cluster file system, or work on its database offline.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(action=run_daemon, json=False)
+    parser.add_argument("--version", action="version", version=f"pmxcfs {pmxcfs.__version__}")
+    add_mode_options(parser)
+    add_place_options(parser)
+    add_cluster_options(parser)
+    add_client_options(parser)
+    add_commands(parser)
+    return parser
+
+
+def build_creator_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``create_pmxcfs_db``."""
+    parser = argparse.ArgumentParser(
+        prog="create_pmxcfs_db",
+        description="Make a database FILE that holds the files and directories of DIR.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(action=import_directory)
+    parser.add_argument("directory", metavar="DIR", type=absolute_path)
+    parser.add_argument("file", metavar="FILE", type=absolute_path)
+    return parser
+
+
+def add_mode_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the daemon runs."""
+    group = parser.add_argument_group("how to run")
+    group.add_argument("-d", "--debug", action="store_true", help="log every request")
+    group.add_argument(
+        "-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr"
+    )
+    group.add_argument(
+        "-l", "--local", action="store_true", help="ignore corosync.conf, be quorate alone"
+    )
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="threads that answer the kernel (default: 3 in local mode, 16 in a cluster)",
+    )
+    group.add_argument(
+        "--test-control",
+        action="store_true",
+        help="open RUNDIR/control.sock, by which tests change quorum and inject messages",
+    )
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the daemon keeps things and what it is called."""
+    group = parser.add_argument_group("where")
+    add_path(group, "--mountpoint", Settings.mountpoint, "where to mount")
+    add_path(group, "--statedir", Settings.statedir, "the database and the lock file")
+    add_path(group, "--rundir", Settings.rundir, "sockets")
+    group.add_argument(
+        "--pidfile",
+        type=absolute_path,
+        metavar="FILE",
+        help=f"default: {Settings.pidfile}, or pmxcfs.pid in a RUNDIR that is given",
+    )
+    group.add_argument(
+        "--nodename",
+        type=node_name,
+        metavar="NAME",
+        help="up to the first dot (default: the host name)",
+    )
+    group.add_argument(
+        "--group",
+        default=Settings.group,
+        metavar="NAME",
+        help="the group of every file (default: %(default)s)",
+    )
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option that local mode accepts and has no use for."""
+    group = parser.add_argument_group("cluster, without effect in local mode")
+    add_path(group, "--corosync-conf", Settings.corosync_conf, "the host's configuration", "FILE")
+
+
+def add_client_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what other daemons of this node have to do with us."""
+    group = parser.add_argument_group("local clients")
+    group.add_argument(
+        "--ipc-name",
+        type=service_name,
+        default=Settings.ipc_name,
+        metavar="NAME",
+        help="the name that they connect to (default: %(default)s)",
+    )
+    add_path(group, "--rrddir", Settings.rrddir, "round-robin databases")
+    add_path(group, "--rrdcached-socket", Settings.rrdcached_socket, "rrdcached's socket", "PATH")
+
+
+def add_path(
+    group: argparse._ArgumentGroup, option: str, default: Path, meaning: str, metavar: str = "DIR"
+) -> None:
+    """Add an option whose value is a path."""
+    group.add_argument(
+        option,
+        type=absolute_path,
+        default=default,
+        metavar=metavar,
+        help=f"{meaning} (default: %(default)s)",
+    )
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the commands: some ask a running daemon, the others need none."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(
+        name: str, action: Callable[[argparse.Namespace], int], summary: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command.set_defaults(action=action)
+        return command
+
+    status = add("status", show_status, "tell how the daemon is; exit status 1 degraded, 2 absent")
+    add_client_arguments(status)
+    ask = add("ipc", ask_daemon, "ask the daemon what Proxmox VE's tools ask it")
+    add_client_arguments(ask)
+    add_questions(ask)
+    fsck = add("fsck", check_database, "check a database that nothing has open, or repair it")
+    fsck.add_argument("--repair", action="store_true", help="write the repairs (default: report)")
+    add_database(fsck)
+    add_database(add("dump", dump_database, "print the database's entries"))
+    export = add("export", export_database, "copy the database's files into a directory")
+    export.add_argument("directory", metavar="DIR", type=absolute_path)
+    add_database(export)
+    importer = add("import", import_directory, "make a database of the files in a directory")
+    importer.add_argument("directory", metavar="DIR", type=absolute_path)
+    add_database(importer)
+
+
+def add_client_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what all commands that ask the daemon have."""
+    # Defaults here would override what stands before a command, or before its question.
+    command.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+    )
+    command.add_argument(
+        "--ipc-name",
+        type=service_name,
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=f"the daemon's name for local clients (default: {Settings.ipc_name})",
+    )
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Add what the daemon can be asked."""
+    questions = parser.add_subparsers(
+        dest="question", title="questions", metavar="QUESTION", required=True
+    )
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        question = questions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_client_arguments(question)
+        return question
+
+    add("version", "the counters of what has changed")
+    add("members", "the nodes of the cluster")
+    add("guests", "the guests, and where they are")
+    add("config", "a file's content").add_argument("path", metavar="PATH")
+    get = add("get", "the value of a key of a node")
+    get.add_argument("key", metavar="KEY")
+    get.add_argument("--node", metavar="NAME", default="", help="default: this one")
+    put = add("set", "set a key of this node; an empty value removes it")
+    put.add_argument("key", metavar="KEY")
+    put.add_argument("value", metavar="VALUE", help="- for standard input")
+    write = add("log", "put an entry into the cluster log")
+    write.add_argument("message", metavar="MESSAGE")
+    write.add_argument("--user", metavar="NAME", default="root@pam", help="default: %(default)s")
+    write.add_argument("--tag", metavar="NAME", default="pmxcfs", help="default: %(default)s")
+    write.add_argument(
+        "--priority", metavar="LEVEL", choices=PRIORITIES, default="info", help="as of syslog"
+    )
+    read = add("clusterlog", "the newest entries of the cluster log")
+    read.add_argument("-n", dest="most", type=positive, default=50, metavar="N", help="default: 50")
+    read.add_argument("--user", metavar="NAME", default="", help="only entries of this user")
+    add("rrd", "the latest metrics")
+    find = add("property", "properties of guests")
+    find.add_argument("names", metavar="NAME", nargs="+", type=property_name)
+    find.add_argument("--vmid", type=positive, default=0, metavar="N", help="default: all guests")
+
+
+def add_database(command: argparse.ArgumentParser) -> None:
+    """Add the two ways to say which database a command works on."""
+    command.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=absolute_path,
+        help="the database (default: config.db in STATEDIR)",
+    )
+    command.add_argument(
+        "--statedir",
+        metavar="DIR",
+        type=absolute_path,
+        # A default here would override a --statedir that stands before the command.
+        default=argparse.SUPPRESS,
+        help=f"default: {Settings.statedir}",
+    )
+
+
+def absolute_path(text: str) -> Path:
+    """Return a path that still means the same after chdir("/"), without looking at the disk."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(os.path.abspath(text))
+
+
+def node_name(text: str) -> str:
+    """Return a node's name without its domain."""
+    name = text.partition(".")[0]
+    if not name or "/" in name:
+        raise argparse.ArgumentTypeError(f"not a node name: {text!r}")
+    return name
+
+
+def service_name(text: str) -> str:
+    """Return a name that clients can connect to: libqb makes an address and file names of it."""
+    if not text or "/" in text or len(os.fsencode(text)) > MAX_SERVICE_NAME:
+        raise argparse.ArgumentTypeError(f"not a name for local clients: {text!r}")
+    return text
+
+
+def positive(text: str) -> int:
+    """Return a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"not a number of at least 1: {text!r}")
+    return int(text)
+
+
+def property_name(text: str) -> str:
+    """Return the name of a property, which starts with a lower-case letter."""
+    if not "a" <= text[:1] <= "z":
+        raise argparse.ArgumentTypeError(f"not the name of a property: {text!r}")
+    return text
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """Return the daemon's settings, with the defaults that depend on other arguments."""
+    given = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
+    given["nodename"] = arguments.nodename or os.uname().nodename.partition(".")[0]
+    if not given["nodename"]:
+        raise StartError("this host has no name: set one, or name the node with --nodename")
+    if not arguments.pidfile:
+        is_default = arguments.rundir == Settings.rundir
+        given["pidfile"] = Settings.pidfile if is_default else arguments.rundir / "pmxcfs.pid"
+    return Settings(**given)
+
+
+def run_daemon(arguments: argparse.Namespace) -> int:
+    """Run the daemon until it is told to stop."""
+    from pmxcfs.daemon import daemon
+
+    return daemon.run(settings_from(arguments))
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Run ``status``."""
+    from pmxcfs.cli import query as inquiry
+
+    return inquiry.show_status(arguments)
+
+
+def ask_daemon(arguments: argparse.Namespace) -> int:
+    """Run ``ipc``."""
+    from pmxcfs.cli import query as inquiry
+
+    return inquiry.ask(arguments.question, arguments)
+
+
+def database_of(arguments: argparse.Namespace) -> Path:
+    """Return the database that an offline command works on."""
+    file: Path = arguments.file or arguments.statedir / DATABASE_NAME
+    return file
+
+
+def check_database(arguments: argparse.Namespace) -> int:
+    """Run ``fsck``."""
+    from pmxcfs.cli import offline
+
+    return offline.fsck(database_of(arguments), repair=arguments.repair)
+
+
+def dump_database(arguments: argparse.Namespace) -> int:
+    """Run ``dump``."""
+    from pmxcfs.cli import offline
+
+    return offline.dump(database_of(arguments))
+
+
+def export_database(arguments: argparse.Namespace) -> int:
+    """Run ``export``."""
+    from pmxcfs.cli import offline
+
+    return offline.export(database_of(arguments), arguments.directory)
+
+
+def import_directory(arguments: argparse.Namespace) -> int:
+    """Run ``import`` or ``create_pmxcfs_db``."""
+    from pmxcfs.cli import offline
+
+    return offline.import_(arguments.directory, database_of(arguments))

@@ -1,0 +1,279 @@
+"""The commands that ask a running daemon: ``pmxcfs ipc`` and ``pmxcfs status``.
+
+What comes from the daemon is JSON; with ``--json`` it is printed as it is, else for a person.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pmxcfs.errors import IpcError
+from pmxcfs.ipc.client import Daemon, NotRunning
+from pmxcfs.messages import PRIORITIES
+
+HEALTHY, DEGRADED, NOT_RUNNING = 0, 1, 2  # exit statuses of ``status``
+STATUS_TIMEOUT_MS = 3000
+
+Printer = Callable[[bytes], Iterator[str]]
+
+
+def ask(question: str, arguments: argparse.Namespace) -> int:
+    """Run one of QUESTIONS for ``pmxcfs ipc``. Raises IpcError."""
+    with Daemon(arguments.ipc_name) as daemon:
+        return QUESTIONS[question](daemon, arguments)
+
+
+def _show(content: bytes, printer: Printer, arguments: argparse.Namespace) -> int:
+    """Print JSON as it came, or as *printer* makes it readable."""
+    if arguments.json:
+        sys.stdout.buffer.write(content)
+    else:
+        print("\n".join(printer(content)))
+    return 0
+
+
+def _show_raw(content: bytes, arguments: argparse.Namespace) -> int:
+    """Print bytes; as a JSON string if that is asked for."""
+    if arguments.json:
+        print(json.dumps(content.decode("utf-8", "replace")))
+    else:
+        sys.stdout.buffer.write(content)
+        if sys.stdout.isatty() and not content.endswith(b"\n"):
+            print()
+    return 0
+
+
+# The questions
+
+
+def version(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print the counters."""
+    return _show(daemon.version(), _version_lines, arguments)
+
+
+def members(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print the nodes."""
+    return _show(daemon.members(), _member_lines, arguments)
+
+
+def guests(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print the guests."""
+    return _show(daemon.guests(), _guest_lines, arguments)
+
+
+def cluster_log(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print the cluster log."""
+    content = daemon.cluster_log(most=arguments.most, user=arguments.user)
+    return _show(content, _log_lines, arguments)
+
+
+def properties(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print properties of guests."""
+    content = daemon.properties(arguments.names, vmid=arguments.vmid)
+    return _show(content, _property_lines, arguments)
+
+
+def metrics(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print the latest metrics."""
+    return _show_raw(daemon.metrics(), arguments)
+
+
+def config(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print a file."""
+    return _show_raw(daemon.config(arguments.path), arguments)
+
+
+def get_key(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Print the value of a key."""
+    return _show_raw(daemon.get_key(arguments.key, node=arguments.node), arguments)
+
+
+def set_key(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Set a key."""
+    value = sys.stdin.buffer.read() if arguments.value == "-" else os.fsencode(arguments.value)
+    daemon.set_key(arguments.key, value)
+    return 0
+
+
+def log(daemon: Daemon, arguments: argparse.Namespace) -> int:
+    """Add to the cluster log."""
+    daemon.log(
+        arguments.message,
+        ident=arguments.user,
+        tag=arguments.tag,
+        priority=PRIORITIES.index(arguments.priority),
+    )
+    return 0
+
+
+QUESTIONS: Mapping[str, Callable[[Daemon, argparse.Namespace], int]] = {
+    "version": version,
+    "members": members,
+    "guests": guests,
+    "config": config,
+    "get": get_key,
+    "set": set_key,
+    "log": log,
+    "clusterlog": cluster_log,
+    "rrd": metrics,
+    "property": properties,
+}
+
+
+# For a person
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def _version_lines(content: bytes) -> Iterator[str]:
+    told = json.loads(content)
+    keys = told.pop("kvstore")
+    rows = [(name, str(count)) for name, count in told.items()]
+    rows += [
+        (f"{node}: {key}", str(count)) for node, own in keys.items() for key, count in own.items()
+    ]
+    return _table(rows)
+
+
+def _member_lines(content: bytes) -> Iterator[str]:
+    told = json.loads(content)
+    if "cluster" not in told:
+        return iter([f"{told['nodename']} is in no cluster"])
+    rows = [("NODE", "ID", "STATE", "ADDRESS")]
+    rows += [
+        (name, str(node["id"]), "online" if node["online"] else "offline", node.get("ip", ""))
+        for name, node in told["nodelist"].items()
+    ]
+    return _table(rows)
+
+
+def _guest_lines(content: bytes) -> Iterator[str]:
+    found = json.loads(content).get("ids", {})
+    if not found:
+        return iter(["there are no guests"])
+    rows = [("VMID", "TYPE", "NODE", "VERSION")]
+    rows += [
+        (vmid, guest["type"], guest["node"], str(guest["version"]))
+        for vmid, guest in sorted(found.items(), key=lambda pair: int(pair[0]))
+    ]
+    return _table(rows)
+
+
+def _log_lines(content: bytes) -> Iterator[str]:
+    for entry in reversed(json.loads(content)["data"]):
+        yield (
+            f"{_stamp(entry['time'])} {entry['node']} {entry['tag']}[{entry['pid']}] "
+            f"{_priority(entry['pri'])} {entry['user']}: {entry['msg']}"
+        )
+
+
+def _priority(number: int) -> str:
+    """Return the name of a priority; another node may have sent one that has none."""
+    return PRIORITIES[number] if number < len(PRIORITIES) else str(number)
+
+
+def _property_lines(content: bytes) -> Iterator[str]:
+    for vmid, found in json.loads(content).items():
+        for name, value in found.items():
+            yield f"{vmid} {name}: {value}"
+
+
+def _stamp(seconds: int) -> str:
+    return time.strftime("%F %T", time.localtime(seconds))
+
+
+# pmxcfs status
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Print how the daemon is; return HEALTHY, DEGRADED or NOT_RUNNING."""
+    try:
+        with Daemon(arguments.ipc_name, timeout_ms=STATUS_TIMEOUT_MS) as daemon:
+            condition = json.loads(daemon.condition())
+    except IpcError as error:
+        is_absent = isinstance(error, NotRunning)
+        condition = {"running": not is_absent, "problems": [str(error)]}
+    else:
+        condition = {"running": True, **condition}
+    if arguments.json:
+        print(json.dumps(condition, indent=2))
+    else:
+        print("\n".join(_status_lines(condition)))
+    if not condition["running"]:
+        return NOT_RUNNING
+    return DEGRADED if condition["problems"] else HEALTHY
+
+
+def _status_lines(condition: Mapping[str, Any]) -> Iterator[str]:
+    state = "healthy"
+    if condition["problems"]:
+        state = "degraded" if condition["running"] else "not running"
+    for label, values in (("state", [state, *condition["problems"]]), *_details(condition)):
+        for number, value in enumerate(values):
+            yield f"{label if number == 0 else '':9} {value}".rstrip()
+
+
+def _details(condition: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    if "node" not in condition:  # nobody answered
+        return
+    running = _span(time.time() - condition["started"])
+    yield (
+        "node",
+        [
+            f"{condition['node']}, pmxcfs {condition['version']}, pid {condition['pid']}, "
+            f"for {running}"
+        ],
+    )
+    yield "quorum", ["yes" if condition["quorate"] else "no"]
+    yield "members", _members_of(condition["members"])
+    cluster = condition["cluster"]
+    yield "sync", [cluster["mode"] if cluster else "alone, in no cluster"]
+    database, content = condition["database"], condition["content"]
+    yield (
+        "database",
+        [
+            f"{database['path']}, {_size(database['bytes'])}, version {database['version']}",
+            f"{_size(content['bytes'])} of {_size(content['most_bytes'])} content, "
+            f"{content['entries']} of {content['most_entries']} files and directories",
+        ],
+    )
+    yield "locks", [f"{path} for {_span(age)}" for path, age in condition["locks"].items()]
+    waiting = condition["metrics_waiting"]
+    yield "clients", [f"{condition['clients']} connected, {waiting} metrics wait to be written"]
+    yield "errors", [_trouble(trouble) for trouble in condition["troubles"]]
+
+
+def _members_of(told: Mapping[str, Any]) -> list[str]:
+    if "nodelist" not in told:
+        return [told["nodename"]]
+    return [
+        f"{name} {node.get('ip', '(address unknown)')} {'online' if node['online'] else 'offline'}"
+        for name, node in told["nodelist"].items()
+    ]
+
+
+def _trouble(trouble: Mapping[str, Any]) -> str:
+    return f"{_stamp(trouble['time'])} [{trouble['domain']}] {trouble['level']}: {trouble['text']}"
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _size(count: int) -> str:
+    for unit, length in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return f"{count} bytes"

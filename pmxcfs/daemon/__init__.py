@@ -1,0 +1,1 @@
+"""The parts joined to one running node: order of start and stop, status report, test control."""

@@ -1,0 +1,124 @@
+"""How the daemon is, for ``pmxcfs status``: plain data, and what is wrong in words.
+
+Whatever is listed as a problem makes the node *degraded*. Called with the tree's lock held; nothing
+here waits for anything.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import pmxcfs
+from pmxcfs._core import Tree
+from pmxcfs.daemon.local_clients import Service
+from pmxcfs.dfsm.effects import Mode
+from pmxcfs.host.log import domain_of, texts_of
+from pmxcfs.messages import MAX_ENTRIES, MAX_TOTAL_SIZE
+from pmxcfs.replica.replica import Replica
+from pmxcfs.settings import Settings
+from pmxcfs.status.files import StatusFile
+from pmxcfs.tree.locks import LockTable
+from pmxcfs.vfs.filesystem import FileSystem
+
+REMEMBERED = 10  # warnings and errors
+NEARLY_FULL = 0.9  # of a limit
+
+
+class Troubles(logging.Handler):
+    """Remembers the latest warnings and errors of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._latest: deque[Mapping[str, object]] = deque(maxlen=REMEMBERED)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Remember the first line of a record."""
+        self._latest.append(
+            {
+                "time": int(record.created),
+                "level": record.levelname.lower(),
+                "domain": domain_of(record.name),
+                "text": next(texts_of(record)),
+            }
+        )
+
+    def latest(self) -> list[Mapping[str, object]]:
+        """Return them, the oldest first."""
+        return list(self._latest)
+
+
+class Parts(NamedTuple):
+    """Who is asked."""
+
+    settings: Settings
+    tree: Tree
+    replica: Replica
+    files: FileSystem
+    locks: LockTable
+    members: StatusFile
+    service: Service
+    cluster: Callable[[], Mapping[str, object]] | None  # None: no cluster
+    troubles: Troubles
+    start_time: int  # seconds since 1970
+
+
+def describe(parts: Parts) -> Mapping[str, object]:
+    """Return the condition; its keys are those of ``pmxcfs status --json``."""
+    cluster = parts.cluster() if parts.cluster else None
+    return {
+        "version": pmxcfs.__version__,
+        "node": parts.settings.nodename,
+        "pid": os.getpid(),
+        "started": parts.start_time,
+        "problems": list(_problems(parts, cluster)),
+        "quorate": parts.files.quorate,
+        "members": json.loads(parts.members.content),
+        "cluster": cluster,
+        "database": {
+            "path": str(parts.settings.database),
+            "bytes": _size_of(parts),
+            "version": parts.tree.version,
+        },
+        "content": {
+            "bytes": parts.tree.content_bytes,
+            "most_bytes": MAX_TOTAL_SIZE,
+            "entries": parts.tree.entry_count,
+            "most_entries": MAX_ENTRIES,
+        },
+        "locks": {path: round(age, 1) for path, age in parts.locks.ages(time.monotonic()).items()},
+        "clients": parts.service.ipc.connections,
+        "metrics_waiting": parts.service.recorder.waiting,
+        "troubles": parts.troubles.latest(),
+    }
+
+
+def _problems(parts: Parts, cluster: Mapping[str, object] | None) -> list[str]:
+    found = []
+    if not parts.files.quorate:
+        found.append("this node has no quorum: nothing can be changed")
+    if cluster and cluster["mode"] != Mode.SYNCED.value:
+        found.append(f"not in sync with the other nodes: {cluster['mode']}")
+    if parts.replica.is_degraded:
+        found.append("the database can't be written; see the errors")
+    if parts.service.recorder.trouble:
+        found.append(f"metrics: {parts.service.recorder.trouble}")
+    if parts.tree.content_bytes > NEARLY_FULL * MAX_TOTAL_SIZE:
+        found.append("the limit of content is nearly reached")
+    if parts.tree.entry_count > NEARLY_FULL * MAX_ENTRIES:
+        found.append("the limit of files and directories is nearly reached")
+    return found
+
+
+def _size_of(parts: Parts) -> int:
+    """Return the bytes of the database and of the log beside it."""
+    path = parts.settings.database
+    total = 0
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total

@@ -1,0 +1,34 @@
+# cython: language_level=3
+# The types of handlers.py, which runs for every request.
+from pmxcfs._core cimport Entry
+from pmxcfs.vfs.filesystem cimport FileSystem
+from pmxcfs.fuse.node_ids cimport Nodes
+
+
+cdef class Handlers:
+    cdef public bint is_tracing
+    cdef readonly Nodes nodes
+    cdef FileSystem _files
+    cdef dict _status_files
+    cdef dict _fixed
+    cdef object _start_ns
+    cdef object _now_ns
+    cdef readonly object _workers
+    cdef dict _handles
+    cdef dict _directories
+    cdef dict _recent_listings
+    cdef object _last_handle
+    cdef object _absent
+
+    cdef object _special(self, parent, str name)
+    cdef Entry _directory(self, node)
+    cdef list _listing(self, Entry directory)
+    cdef Entry _find(self, parent, str name)
+    cdef object _answer(self, found)
+    cdef object _attributes(self, found)
+    cdef object _entry_attributes(self, Entry entry)
+    cdef object _new_attributes(self, node, mode, size, time_ns)
+    cdef object _dirent(self, Entry entry)
+    cdef object _special_dirent(self, str name)
+    cdef object _new_handle(self, handle)
+    cdef object _open(self, Entry entry, flags, has_created)

@@ -1,0 +1,494 @@
+"""The FUSE edge: requests of the kernel in, calls of ``FileSystem`` out, and errors as errnos.
+
+The only module that knows llfuse, its lock, and the kernel's node ids. Ids are the daemon's own: 1
+for the root, then a counter that is never reused. A handler decides nothing; whatever goes wrong
+in it leaves as a FUSEError, because anything else would end the main loop and with it the mount.
+
+Threads: llfuse's workers, each handler under llfuse's lock, which is the tree's lock. Other threads
+take it by ``LOCK``. Contract: spec fuse.md.
+"""
+
+import errno
+import functools
+import logging
+import stat
+import time
+from collections.abc import Callable, Sequence
+from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC
+from typing import TypeAlias, TypeVar
+
+import llfuse
+
+from pmxcfs._core import Entry
+from pmxcfs.errors import (
+    Denied,
+    Exists,
+    Failed,
+    NotFound,
+    NotPermitted,
+    PmxcfsError,
+    Stale,
+    Unsupported,
+)
+from pmxcfs.fuse.node_ids import ROOT, Node, Nodes
+from pmxcfs.fuse.request_log import PRIVATE, subject_of
+from pmxcfs.fuse.workers import Workers
+from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
+from pmxcfs.status.files import Link, Snapshot, StatusFile, Switch
+from pmxcfs.text import to_bytes, to_text
+from pmxcfs.tree import modes
+from pmxcfs.vfs.filesystem import FileSystem, OpenFile
+
+_log = logging.getLogger("pmxcfs.fuse")
+
+_NS = 10**9  # in a second; a Python integer, where one of C would overflow
+FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
+BLOCK = 4096  # bytes, as statfs counts
+SNAPSHOT_FRESH_NS = 1_000_000_000  # a snapshot that a look-up made so lately may be opened
+MAX_LISTED_NAME = 1024  # bytes; for a longer one, from a peer, the kernel fails the whole listing
+LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
+RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
+
+
+Handle = OpenFile | Switch | Snapshot
+# Name, what it is, where the next is. A string, as Cython 0.29 can't subscript a class.
+Listing: TypeAlias = "list[tuple[bytes, llfuse.EntryAttributes, int]]"
+
+
+class OpenDirectory:
+    """An open directory, and what it held when it was last read from the beginning."""
+
+    __slots__ = ("entry", "listing")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.listing: Listing | None = None
+
+
+_Answer = TypeVar("_Answer")
+
+
+def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
+    """Let nothing but FUSEError out of a handler, and log the request in debug mode."""
+
+    @functools.wraps(function)
+    def guarded(self: "Handlers", *arguments: object) -> _Answer:
+        try:
+            if self.is_tracing:
+                return _traced(self, function, arguments)
+            return function(self, *arguments)
+        except PmxcfsError as error:
+            raise llfuse.FUSEError(error.errno) from None
+        except BaseException:  # noqa: BLE001, as the mount must outlive any bug
+            _log.exception("%s failed, which is a bug", function.__name__)
+            raise llfuse.FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+def _traced(
+    handlers: "Handlers", function: Callable[..., _Answer], arguments: tuple[object, ...]
+) -> _Answer:
+    """Log a request, how it went and how long it took."""
+    outcome, start_ns = "EIO", time.perf_counter_ns()
+    subject = handlers.subject(function.__name__, arguments)
+    try:
+        answer = function(handlers, *arguments)
+        outcome = "ok"
+        return answer
+    except PmxcfsError as error:
+        outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
+        raise
+    finally:
+        elapsed = (time.perf_counter_ns() - start_ns) // 1000
+        if subject == PRIVATE:
+            outcome = outcome.partition(":")[0]
+        _log.debug("%s %s -> %s (%d us)", function.__name__, subject, outcome, elapsed)
+
+
+class Handlers:
+    """What the kernel can ask for."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        *,
+        status_files: dict[str, StatusFile],
+        fixed: Sequence[Link | Switch],
+        start_time: int,
+        monotonic_ns: Callable[[], int],
+        workers: Workers,
+    ) -> None:
+        self.is_tracing = False
+        self.nodes = Nodes(files.root)
+        self._files = files
+        self._status_files = status_files
+        self._fixed = {item.name: item for item in fixed}
+        self._start_ns = start_time * _NS
+        self._now_ns = monotonic_ns
+        self._workers = workers
+        self._handles: dict[int, Handle] = {}
+        self._directories: dict[int, OpenDirectory] = {}  # by handle
+        self._recent_listings: dict[int, tuple[int, Listing]] = {}  # by node; (version, listing)
+        self._last_handle = 0
+        self._absent = llfuse.EntryAttributes()  # st_ino 0: a negative entry
+        self._absent.entry_timeout = FOREVER
+
+    # Looking
+
+    def _special(self, parent: int, name: str) -> Link | Switch | Snapshot | None:
+        if parent != ROOT:
+            return None
+        if name in self._status_files:
+            return self._status_files[name].snapshot(self._now_ns())
+        return self._fixed.get(name)
+
+    def _directory(self, node: int) -> Entry:
+        found = self.nodes[node]
+        if not isinstance(found, Entry):
+            raise NotFound(f"node {node} is not a directory")
+        return found
+
+    def _find(self, parent: int, name: str) -> Entry:
+        """Return the entry that is to be changed."""
+        if self._special(parent, name) is not None:
+            raise Denied(f"{name} can't be changed")
+        found = self._directory(parent).child(name)
+        if found is None:
+            raise NotFound(f"there is no {name} any more")
+        return found
+
+    @_handler
+    def lookup(self, parent: int, raw_name: bytes, context: object) -> llfuse.EntryAttributes:
+        name = to_text(raw_name)
+        found = self._special(parent, name) or self._directory(parent).child(name)
+        if found is None:
+            self.nodes.note_absent(parent, raw_name)
+            return self._absent
+        return self._answer(found)
+
+    def _answer(self, found: Node) -> llfuse.EntryAttributes:
+        """Tell the kernel of *found*, which it will then hold a reference to."""
+        self.nodes.reference(found)
+        return self._attributes(found)
+
+    def forget(self, forgotten: list[tuple[int, int]]) -> None:
+        """Never answered, so nothing may go wrong."""
+        for node, count in forgotten:
+            self.nodes.forget(node, count)
+
+    @_handler
+    def getattr(self, node: int, context: object) -> llfuse.EntryAttributes:
+        return self._attributes(self.nodes[node])
+
+    def _attributes(self, found: Node) -> llfuse.EntryAttributes:
+        if isinstance(found, Entry):
+            return self._entry_attributes(found)
+        if isinstance(found, Link):
+            mode = stat.S_IFLNK | 0o755
+            mode = mode if self._files.quorate else modes.without_quorum(mode)
+            return self._new_attributes(found.node, mode, len(found.target), self._start_ns)
+        if isinstance(found, Switch):
+            mode = stat.S_IFREG | 0o640
+            result = self._new_attributes(found.node, mode, len(found.content), self._start_ns)
+            result.attr_timeout = 0
+        else:
+            mode = stat.S_IFREG | 0o440
+            result = self._new_attributes(found.node, mode, len(found.content), self._start_ns)
+            result.entry_timeout = 0
+        return result
+
+    def _entry_attributes(self, entry: Entry) -> llfuse.EntryAttributes:
+        mode = modes.mode_of(entry, quorate=self._files.quorate)
+        time_ns = self._start_ns if entry.node == ROOT else _NS * entry.mtime
+        result = self._new_attributes(entry.node, mode, entry.visible_size, time_ns)
+        if entry.is_directory:
+            result.st_nlink = 2
+        if entry.has_draft:
+            result.attr_timeout = 0  # the time changes again when it is published
+        return result
+
+    def _new_attributes(
+        self, node: int, mode: int, size: int, time_ns: int
+    ) -> llfuse.EntryAttributes:
+        result = llfuse.EntryAttributes()
+        result.st_ino = node
+        result.st_mode = mode
+        result.st_gid = self._files.group
+        result.st_size = size
+        result.st_blocks = (size + 511) // 512
+        result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = time_ns
+        result.entry_timeout = result.attr_timeout = FOREVER
+        return result
+
+    @_handler
+    def readlink(self, node: int, context: object) -> bytes:
+        found = self.nodes[node]
+        if not isinstance(found, Link):
+            raise NotFound(f"node {node} is not a link")
+        return found.target
+
+    @_handler
+    def statfs(self, context: object) -> llfuse.StatvfsData:
+        used = self._files.usage()
+        result = llfuse.StatvfsData()
+        result.f_bsize = result.f_frsize = BLOCK
+        result.f_blocks = MAX_TOTAL_SIZE // BLOCK
+        free = max(0, result.f_blocks - (used.content_bytes + BLOCK - 1) // BLOCK)
+        result.f_bfree = result.f_bavail = free
+        result.f_files = MAX_ENTRIES
+        result.f_ffree = result.f_favail = max(0, MAX_ENTRIES - used.entries)
+        result.f_namemax = MAX_NEW_NAME + 1
+        return result
+
+    # Listing
+
+    @_handler
+    def opendir(self, node: int, context: object) -> int:
+        self._last_handle += 1
+        self._directories[self._last_handle] = OpenDirectory(self._directory(node))
+        return self._last_handle
+
+    def _listing(self, directory: Entry) -> Listing:
+        version, listing = self._recent_listings.get(directory.node, (None, []))
+        if directory.node == ROOT or version != directory.listing_version:
+            listing = self._list(directory)
+            if len(self._recent_listings) >= RECENT_LISTINGS:
+                self._recent_listings.clear()
+            self._recent_listings[directory.node] = (directory.listing_version, listing)
+        return listing
+
+    def _list(self, directory: Entry) -> Listing:
+        above = directory.parent or directory
+        found = [(b".", self._dirent(directory)), (b"..", self._dirent(above))]
+        hidden: set[str] = set()
+        if directory.node == ROOT:
+            hidden = self._status_files.keys() | self._fixed.keys()
+            found += [(name.encode(), self._special_dirent(name)) for name in hidden]
+        found += [
+            (to_bytes(child.name), self._dirent(child))
+            for child in directory.children()
+            if child.name not in hidden
+        ]
+        listable = [pair for pair in found if len(pair[0]) <= MAX_LISTED_NAME]
+        return [
+            (name, attributes, position)
+            for position, (name, attributes) in enumerate(listable, start=1)
+        ]
+
+    def _dirent(self, entry: Entry) -> llfuse.EntryAttributes:
+        result = llfuse.EntryAttributes()
+        result.st_ino = self.nodes.number(entry)
+        if entry.is_directory:
+            result.st_mode = stat.S_IFDIR
+        return result
+
+    def _special_dirent(self, name: str) -> llfuse.EntryAttributes:
+        result = llfuse.EntryAttributes()
+        special = self._special(ROOT, name)
+        assert special is not None, "all names come from the tables of special files"
+        result.st_ino = self.nodes.number(special)
+        if isinstance(special, Link):
+            result.st_mode = stat.S_IFLNK
+        return result
+
+    @_handler
+    def readdir(self, handle: int, offset: int) -> Listing:
+        """Return what follows the *offset* first names; reading from 0 lists the directory anew."""
+        opened = self._directories[handle]
+        if offset == 0 or opened.listing is None:
+            opened.listing = self._listing(opened.entry)
+        return opened.listing[offset : offset + LISTED_AT_ONCE]
+
+    @_handler
+    def releasedir(self, handle: int) -> None:
+        self._directories.pop(handle, None)
+
+    @_handler
+    def fsyncdir(self, handle: int, datasync: bool) -> None:
+        self._files.sync()
+
+    # Names
+
+    @_handler
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, context: object
+    ) -> tuple[int, llfuse.EntryAttributes]:
+        entry = self._create(parent, to_text(name), exclusive=bool(flags & O_EXCL))
+        flags = flags if entry.visible_size else flags & ~O_TRUNC
+        return self._open(entry, flags, True), self._answer(entry)
+
+    @_handler
+    def mknod(
+        self, parent: int, name: bytes, mode: int, device: int, context: object
+    ) -> llfuse.EntryAttributes:
+        if not stat.S_ISREG(mode):
+            raise Unsupported("only regular files can be made")
+        entry = self._create(parent, to_text(name), exclusive=True)
+        self._files.save_creations()
+        return self._answer(entry)
+
+    def _create(self, parent: int, name: str, *, exclusive: bool) -> Entry:
+        if self._special(parent, name) is not None:
+            raise Denied(f"{name} can't be replaced")
+        return self._files.create(self._directory(parent), name, exclusive=exclusive)
+
+    @_handler
+    def mkdir(
+        self, parent: int, raw_name: bytes, mode: int, context: object
+    ) -> llfuse.EntryAttributes:
+        name = to_text(raw_name)
+        if self._special(parent, name) is not None:
+            raise Exists(f"{name} can't be replaced")
+        return self._answer(self._files.mkdir(self._directory(parent), name))
+
+    @_handler
+    def unlink(self, parent: int, name: bytes, context: object) -> None:
+        self._files.remove(self._find(parent, to_text(name)))
+
+    @_handler
+    def rmdir(self, parent: int, name: bytes, context: object) -> None:
+        self._files.remove(self._find(parent, to_text(name)))
+
+    @_handler
+    def rename(
+        self, parent: int, raw_name: bytes, new_parent: int, raw_new_name: bytes, context: object
+    ) -> None:
+        entry, new_name = self._find(parent, to_text(raw_name)), to_text(raw_new_name)
+        if self._special(new_parent, new_name) is not None:
+            raise Denied(f"{new_name} can't be replaced")
+        self._files.rename(entry, self._directory(new_parent), new_name)
+
+    @_handler
+    def link(self, node: int, new_parent: int, new_name: bytes, context: object) -> None:
+        raise NotPermitted("there are no hard links")
+
+    # Attributes
+
+    @_handler
+    def setattr(
+        self,
+        node: int,
+        wanted: llfuse.EntryAttributes,
+        fields: llfuse.SetattrFields,
+        handle: int | None,
+        context: object,
+    ) -> llfuse.EntryAttributes:
+        found = self.nodes[node]
+        self._check_ownership(found, wanted, fields)
+        if fields.update_size:
+            self._truncate(found, wanted.st_size, handle)
+        if fields.update_mtime:
+            if not isinstance(found, Entry):
+                raise Denied("its times can't be changed")
+            self._files.utime(found, wanted.st_mtime_ns // _NS)
+        return self._attributes(found)
+
+    def _check_ownership(
+        self, found: Node, wanted: llfuse.EntryAttributes, fields: llfuse.SetattrFields
+    ) -> None:
+        if fields.update_mode:
+            is_private = isinstance(found, Entry) and found.private
+            self._files.check_mode(stat.S_IMODE(wanted.st_mode), private=is_private)
+        self._files.check_owner(
+            uid=wanted.st_uid if fields.update_uid else None,
+            gid=wanted.st_gid if fields.update_gid else None,
+        )
+
+    def _truncate(self, found: Node, size: int, handle: int | None) -> None:
+        if isinstance(found, Entry):
+            opened = None if handle is None else self._handles.get(handle)
+            self._files.truncate(
+                found, size, handle=opened if isinstance(opened, OpenFile) else None
+            )
+        elif not isinstance(found, Switch):
+            raise Failed("a status file can't be written")
+
+    # Content
+
+    def _new_handle(self, handle: Handle) -> int:
+        self._last_handle += 1
+        self._handles[self._last_handle] = handle
+        return self._last_handle
+
+    def _open(self, entry: Entry, flags: int, has_created: bool) -> int:
+        opened = self._files.open(
+            entry,
+            writing=(flags & O_ACCMODE) != O_RDONLY,
+            truncate=bool(flags & O_TRUNC),
+            append=bool(flags & O_APPEND),
+            has_created=has_created,
+        )
+        return self._new_handle(opened)
+
+    @_handler
+    def open(self, node: int, flags: int, context: object) -> int:
+        found = self.nodes[node]
+        if isinstance(found, Entry):
+            return self._open(found, flags, False)
+        if isinstance(found, Snapshot):
+            self._check_snapshot(found, truncate=bool(flags & O_TRUNC))
+        elif not isinstance(found, Switch):
+            raise NotFound(f"node {node} can't be opened")
+        return self._new_handle(found)
+
+    def _check_snapshot(self, snapshot: Snapshot, *, truncate: bool) -> None:
+        """Raise Stale for an outdated one: the kernel then looks the name up once more."""
+        if truncate:
+            raise Failed("a status file can't be written")
+        is_fresh = self._now_ns() - snapshot.made_ns < SNAPSHOT_FRESH_NS
+        if not is_fresh and not snapshot.file.is_current(snapshot):
+            raise Stale(f"{snapshot.file.name} has changed")
+
+    @_handler
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            return opened.entry.read(offset, size)
+        return opened.content[offset : offset + size]
+
+    @_handler
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            self._files.write(opened, offset, data)
+            return len(data)
+        if isinstance(opened, Switch):
+            return opened.write(data)
+        raise Failed("a status file can't be written")
+
+    @_handler
+    def flush(self, handle: int) -> None:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            self._files.flush(opened)
+
+    @_handler
+    def fsync(self, handle: int, datasync: bool) -> None:
+        opened = self._handles[handle]
+        if isinstance(opened, OpenFile):
+            self._files.fsync(opened)
+
+    @_handler
+    def release(self, handle: int) -> None:
+        opened = self._handles.pop(handle)
+        if isinstance(opened, OpenFile):
+            self._files.release(opened)
+
+    def subject(self, name: str, arguments: tuple[object, ...]) -> str:
+        """Describe what a request is about, for debug messages."""
+        return subject_of(name, arguments, nodes=self.nodes.objects, handles=self._handles)
+
+
+class Operations(Handlers, llfuse.Operations):
+    """All handlers: llfuse answers the rest, with ENOSYS."""
+
+    # Nobody waits for the answers to these two.
+
+    def release(self, handle: int) -> None:
+        super().release(handle)
+        self._workers.park()
+
+    def releasedir(self, handle: int) -> None:
+        super().releasedir(handle)
+        self._workers.park()

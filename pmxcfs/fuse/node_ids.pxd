@@ -1,0 +1,15 @@
+# cython: language_level=3
+# The types of node_ids.py, which runs for every request.
+
+
+cdef class Nodes:
+    cdef readonly dict objects
+    cdef dict _references
+    cdef object _last
+    cdef dict _absent
+    cdef Py_ssize_t _absent_count
+
+    cpdef object number(self, found)
+    cpdef object reference(self, found)
+    cpdef object forget(self, node, count)
+    cpdef object note_absent(self, parent, bytes name)

@@ -1,0 +1,123 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False
+"""libqb's IPC client, for our own commands: one request, one answer.
+
+Threads: a client is one thread's at a time; the GIL is released while it waits. Contract: spec
+ipc.md.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EFBIG, EPROTO, ETIMEDOUT, errno
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+from pmxcfs.ipc._qb cimport (
+    POLLIN, iovec, now_ms, poll, pollfd, qb_ipc_request_header, qb_ipc_response_header,
+    qb_ipcc_connect_async, qb_ipcc_connect_continue, qb_ipcc_connection_t, qb_ipcc_disconnect,
+    qb_ipcc_get_buffer_size, qb_ipcc_recv, qb_ipcc_sendv,
+)
+
+import os
+
+from pmxcfs.errors import IpcError
+
+REQUEST_HEADER = sizeof(qb_ipc_request_header)
+RESPONSE_HEADER = sizeof(qb_ipc_response_header)
+
+
+cdef object failure(str call, int code):
+    return IpcError(f"{call}: {os.strerror(code)}", code)
+
+
+cdef ssize_t send_patiently(qb_ipcc_connection_t* c, iovec* parts, int64_t until_ms) noexcept nogil:
+    """Send two parts. The server gives a request's room back only after it has answered it."""
+    cdef ssize_t result
+    while True:
+        result = qb_ipcc_sendv(c, parts, 2)
+        if result != -EAGAIN or now_ms() >= until_ms:
+            return result
+        poll(NULL, 0, 1)
+
+
+cdef class Client:
+    """A connection to a libqb service *name*; one request at a time.
+
+    Blocks up to *timeout_ms*. Raises IpcError if nobody listens, or the server refuses or hangs.
+    """
+
+    cdef qb_ipcc_connection_t* _connection
+    cdef bytearray _buffer
+
+    def __cinit__(self, str name not None, *, Py_ssize_t buffer_size=1 << 20, int timeout_ms=10000):
+        cdef bytes raw = name.encode()
+        cdef const char* c_name = raw
+        cdef pollfd waiting
+        cdef int result, fd = -1
+        with nogil:
+            self._connection = qb_ipcc_connect_async(c_name, <size_t>buffer_size, &fd)
+            result = -errno if self._connection == NULL else 0
+        if result:
+            raise failure(f"connect to {name}", -result)
+        waiting.fd, waiting.events = fd, <short>POLLIN
+        with nogil:
+            result = poll(&waiting, 1, timeout_ms)
+            # It frees the connection if it fails.
+            result = qb_ipcc_connect_continue(self._connection) if result == 1 else -ETIMEDOUT
+        if result and result != -ETIMEDOUT:
+            self._connection = NULL
+        if result:
+            raise failure(f"connect to {name}", -result)
+        self._buffer = bytearray(qb_ipcc_get_buffer_size(self._connection))
+
+    def ask(self, int32_t id, bytes payload not None, *, int32_t timeout_ms=10000):
+        """Send a request; return the content of its answer. Raises IpcError with its errno.
+
+        Without an answer the client is closed: one that came later would be taken for the next.
+        """
+        cdef qb_ipc_request_header request
+        cdef qb_ipc_response_header* response
+        cdef iovec parts[2]
+        cdef char* buffer
+        cdef size_t room
+        cdef ssize_t got
+        if self._connection == NULL:
+            raise ValueError("the client is closed")
+        buffer, room = self._buffer, <size_t>len(self._buffer)
+        if len(payload) > <Py_ssize_t>(room - sizeof(request)):
+            raise failure("request", EFBIG)
+        memset(&request, 0, sizeof(request))
+        request.id = id
+        request.size = <int32_t>(sizeof(request) + <size_t>len(payload))
+        parts[0].iov_base, parts[0].iov_len = &request, sizeof(request)
+        parts[1].iov_base, parts[1].iov_len = PyBytes_AS_STRING(payload), <size_t>len(payload)
+        with nogil:
+            got = send_patiently(self._connection, parts, now_ms() + timeout_ms)
+            if got >= 0:
+                got = qb_ipcc_recv(self._connection, buffer, room, timeout_ms)
+        if got < 0:
+            self.close()
+            raise failure("request", ETIMEDOUT if got == -EAGAIN else <int>-got)
+        response = <qb_ipc_response_header*>buffer
+        if <size_t>got < sizeof(qb_ipc_response_header) or response.size != got:
+            raise failure("answer", EPROTO)
+        if response.error:
+            raise failure("request", abs(response.error))
+        return PyBytes_FromStringAndSize(
+            buffer + sizeof(qb_ipc_response_header),
+            got - <ssize_t>sizeof(qb_ipc_response_header))
+
+    def close(self):
+        """Disconnect."""
+        if self._connection != NULL:
+            with nogil:
+                qb_ipcc_disconnect(self._connection)
+            self._connection = NULL
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __dealloc__(self):
+        if self._connection != NULL:
+            qb_ipcc_disconnect(self._connection)

@@ -1,0 +1,133 @@
+"""Asking a running daemon, as Proxmox VE's tools do: one method for each request.
+
+Content goes out and comes back as the daemon has it: JSON as bytes, keys and files as bytes.
+Contract: spec ipc.md.
+"""
+
+import errno
+import struct
+from collections.abc import Sequence
+from typing import Self
+
+from pmxcfs.errors import IpcError, NotFound
+from pmxcfs.ipc._qbclient import Client
+from pmxcfs.ipc.requests import NAME_FIELD, Number
+from pmxcfs.text import to_bytes
+
+TIMEOUT_MS = 10_000
+
+
+class NotRunning(IpcError):
+    """No daemon answers to this name."""
+
+
+class Daemon:
+    """A connection to the daemon *name*. Each method raises IpcError with the daemon's errno."""
+
+    def __init__(self, name: str, *, timeout_ms: int = TIMEOUT_MS) -> None:
+        self._timeout_ms = timeout_ms
+        try:
+            self._client = Client(name, timeout_ms=timeout_ms)
+        except IpcError as error:
+            raise _explained(name, error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.close()
+
+    def _ask(self, number: Number, payload: bytes = b"") -> bytes:
+        return self._client.ask(number, payload, timeout_ms=self._timeout_ms)
+
+    def version(self) -> bytes:
+        """Return ``.version``."""
+        return self._ask(Number.GET_FS_VERSION)
+
+    def members(self) -> bytes:
+        """Return ``.members``."""
+        return self._ask(Number.GET_CLUSTER_INFO)
+
+    def guests(self) -> bytes:
+        """Return ``.vmlist``."""
+        return self._ask(Number.GET_GUEST_LIST)
+
+    def metrics(self) -> bytes:
+        """Return ``.rrd``."""
+        return self._ask(Number.GET_RRD_DUMP).rstrip(b"\0")
+
+    def condition(self) -> bytes:
+        """Return how the daemon is; see ``condition``."""
+        return self._ask(Number.GET_CONDITION)
+
+    def config(self, path: str) -> bytes:
+        """Return the published content of a file."""
+        return self._ask(Number.GET_CONFIG, _text(path))
+
+    def get_key(self, key: str, *, node: str = "") -> bytes:
+        """Return the value of a node's key; this node's by default."""
+        return self._ask(Number.GET_STATUS, _name(key) + _name(node))
+
+    def set_key(self, key: str, value: bytes) -> None:
+        """Set a key of this node's; an empty value removes it."""
+        self._ask(Number.SET_STATUS, _name(key) + value)
+
+    def log(self, message: str, *, ident: str, tag: str, priority: int) -> None:
+        """Put an entry into the cluster log."""
+        names = _text(ident), _text(tag)
+        head = _packed("<BBB", priority, *map(len, names), what="user, tag or priority")
+        self._ask(Number.LOG_CLUSTER_MSG, head + b"".join(names) + _text(message))
+
+    def cluster_log(self, *, most: int = 0, user: str = "") -> bytes:
+        """Return the newest entries of the cluster log; 0 for the usual number."""
+        head = _packed("<I12x", most, what="the number of entries")
+        return self._ask(Number.GET_CLUSTER_LOG, head + _text(user))
+
+    def properties(self, names: Sequence[str], *, vmid: int = 0) -> bytes:
+        """Return properties of one guest, or of all with vmid 0."""
+        head = _packed("<IB", vmid, len(names), what="the vmid, or how many names there are,")
+        return self._ask(Number.GET_GUEST_CONFIG_PROPERTIES, head + b"".join(map(_text, names)))
+
+    def has_token(self, token: str) -> bool:
+        """Tell whether the file of API tokens has this line."""
+        try:
+            self._ask(Number.VERIFY_TOKEN, _text(token))
+        except IpcError as error:
+            if error.errno != NotFound.errno:
+                raise
+            return False
+        return True
+
+
+def _packed(layout: str, *numbers: int, what: str) -> bytes:
+    """Pack numbers that somebody may have typed. Raises IpcError if one has no room."""
+    try:
+        return struct.pack(layout, *numbers)
+    except struct.error:
+        raise IpcError(f"{what} is out of range", errno.EINVAL) from None
+
+
+def _text(text: str) -> bytes:
+    return to_bytes(text) + b"\0"
+
+
+def _name(name: str) -> bytes:
+    raw = to_bytes(name)
+    if len(raw) >= NAME_FIELD:
+        raise IpcError(f"a name has at most {NAME_FIELD - 1} bytes", errno.ENAMETOOLONG)
+    return raw.ljust(NAME_FIELD, b"\0")
+
+
+def _explained(name: str, error: IpcError) -> IpcError:
+    match error.errno:
+        case errno.ECONNREFUSED | errno.ENOENT:
+            return NotRunning(f"no pmxcfs answers as {name!r}: is it running?", error.errno)
+        case errno.EACCES:
+            return IpcError("only root and the daemon's group may ask it", error.errno)
+        case errno.ETIMEDOUT:
+            return IpcError(f"the pmxcfs that listens as {name!r} does not answer", error.errno)
+    return error

@@ -1,0 +1,288 @@
+"""What local clients can ask for, and the answers: one table, one function for each request.
+
+Bytes in, bytes out: a request comes without its header, and whatever is wrong with it is a
+``PmxcfsError`` with the errno that the client gets. Knows nothing of libqb. A function that is not
+marked runs with the tree's lock held. Contract: spec ipc.md.
+"""
+
+import hmac
+import json
+import struct
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from enum import IntEnum
+from typing import NamedTuple
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.errors import Invalid, NotFound, NotPermitted, UnknownRequest
+from pmxcfs.ipc.guest_properties import Properties
+from pmxcfs.messages import LogEntry, SetKey
+from pmxcfs.status.cluster_log import SHOWN, render
+from pmxcfs.status.counters import Status
+from pmxcfs.status.files import StatusFile
+from pmxcfs.text import to_text
+from pmxcfs.tree.guests import Guests
+from pmxcfs.tree.modes import is_private_path
+
+NAME_FIELD = 256  # bytes of a name with its NUL and what fills it up
+MAX_PRIORITY = 7  # syslog's
+FIRST_VMID = 100
+TOKENS = "priv/token.cfg"
+
+_U32 = struct.Struct("<I")
+_LOG_QUERY = struct.Struct("<I12x")  # how many entries at most; reserved
+_LENGTHS = struct.Struct("<BBB")  # priority; lengths of ident and tag
+
+
+class Number(IntEnum):
+    """The numbers of the requests. Ours are far away from those that Proxmox VE may yet give."""
+
+    GET_FS_VERSION = 1
+    GET_CLUSTER_INFO = 2
+    GET_GUEST_LIST = 3
+    SET_STATUS = 4
+    GET_STATUS = 5
+    GET_CONFIG = 6
+    LOG_CLUSTER_MSG = 7
+    GET_CLUSTER_LOG = 8
+    GET_RRD_DUMP = 10
+    GET_GUEST_CONFIG_PROPERTY = 11
+    VERIFY_TOKEN = 12
+    GET_GUEST_CONFIG_PROPERTIES = 13
+    GET_CONDITION = 0x706D7801  # our own: what ``pmxcfs status`` shows
+
+
+class Caller(NamedTuple):
+    """Who is at the other end of a connection."""
+
+    pid: int
+    may_write: bool  # and read private files
+
+
+class _Entry(NamedTuple):
+    answer: Callable[["Requests", Caller, bytes], bytes]
+    is_privileged: bool = False  # only for those who may write
+    needs_lock: bool = True
+
+
+def text_of(raw: bytes, *, what: str) -> str:
+    """Return the text before the NUL that *raw* ends with. Raises Invalid if it does not."""
+    if not raw.endswith(b"\0"):
+        raise Invalid(f"{what} does not end with NUL")
+    return to_text(raw.partition(b"\0")[0])
+
+
+def name_of(field: bytes, *, what: str) -> str:
+    """Return the text in a field of NAME_FIELD bytes. Raises Invalid for another size."""
+    if len(field) != NAME_FIELD or b"\0" not in field:
+        raise Invalid(f"{what} is not a name of less than {NAME_FIELD} bytes")
+    return to_text(field.partition(b"\0")[0])
+
+
+def split_vmid(payload: bytes) -> tuple[int, bytes]:
+    """Return the vmid and what follows it. Raises Invalid for numbers that no guest can have."""
+    if len(payload) < _U32.size:
+        raise Invalid("there is no vmid")
+    (vmid,) = _U32.unpack_from(payload)
+    if 0 < vmid < FIRST_VMID:
+        raise Invalid(f"vmid {vmid} is below {FIRST_VMID}")
+    return vmid, payload[_U32.size :]
+
+
+def names_of(payload: bytes) -> list[str]:
+    """Return as many names as the first byte says. Raises Invalid if there are others."""
+    names = payload[1:].split(b"\0")
+    if not payload or names.pop() or len(names) != payload[0] or not names:
+        raise Invalid("there are not as many names as announced")
+    if not all(b"a" <= name[:1] <= b"z" for name in names):
+        raise Invalid("a name does not start with a lower-case letter")
+    return [to_text(name) for name in names]
+
+
+class Requests:
+    """Answers requests from the parts of the daemon that know."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        guests: Guests,
+        status: Status,
+        files: Mapping[str, StatusFile],
+        properties: Properties,
+        *,
+        lock: AbstractContextManager[object],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        give_way: Callable[[], None],
+    ) -> None:
+        # What this node did and others have to be told; the cluster sets it.
+        self.publish: Callable[[SetKey | LogEntry], None] = lambda _change: None
+        # What ``pmxcfs status`` shows; called with the lock held.
+        self.condition: Callable[[], Mapping[str, object]] = dict
+        self._tree = tree
+        self._guests = guests
+        self._status = status
+        self._files = files
+        self._properties = properties
+        self._lock = lock
+        self._clock = clock  # seconds since 1970
+        self._monotonic = monotonic  # seconds
+        self._give_way = give_way  # lets others run; called without the lock
+        self._metrics = b""  # the content of .rrd that _dump was made of
+        self._dump = b"\0"
+
+    def answer(self, caller: Caller, number: int, payload: bytes) -> bytes:
+        """Return the answer. Takes the lock; raises PmxcfsError."""
+        entry = TABLE.get(number)
+        if entry is None:
+            raise UnknownRequest(f"there is no request {number}")
+        if entry.is_privileged and not caller.may_write:
+            raise NotPermitted("this client may only read")
+        if not entry.needs_lock:
+            return entry.answer(self, caller, payload)
+        with self._lock:
+            return entry.answer(self, caller, payload)
+
+    def get_version(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return ``.version``."""
+        return self._file(".version", payload)
+
+    def get_members(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return ``.members``."""
+        return self._file(".members", payload)
+
+    def get_guests(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return ``.vmlist``."""
+        return self._file(".vmlist", payload)
+
+    def get_metrics(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return ``.rrd`` and a NUL."""
+        content = self._file(".rrd", payload)
+        if content is not self._metrics:
+            self._metrics, self._dump = content, content + b"\0"
+        return self._dump
+
+    def _file(self, name: str, payload: bytes) -> bytes:
+        if payload:
+            raise Invalid("this request has no content")
+        return self._files[name].content
+
+    def get_condition(self, _caller: Caller, _payload: bytes) -> bytes:
+        """Return how the daemon is, as JSON."""
+        return json.dumps(self.condition()).encode("ascii")
+
+    def set_key(self, _caller: Caller, payload: bytes) -> bytes:
+        """Set a key of this node's."""
+        key = name_of(payload[:NAME_FIELD], what="the key")
+        if not key:
+            raise Invalid("the key is empty")
+        value = payload[NAME_FIELD:]
+        self._status.keys.set(key, value, now=self._monotonic())
+        self.publish(SetKey(key, value))
+        return b""
+
+    def get_key(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return the value of a node's key."""
+        key = name_of(payload[:NAME_FIELD], what="the key")
+        node = name_of(payload[NAME_FIELD:], what="the node")
+        return self._status.keys.get(key, node)
+
+    def get_config(self, caller: Caller, payload: bytes) -> bytes:
+        """Return the published content of a file."""
+        path = "/".join(filter(None, text_of(payload, what="the path").split("/")))
+        if is_private_path(path) and not caller.may_write:
+            raise NotPermitted("this client may not read private files")
+        return self._file_at(path).content
+
+    def _file_at(self, path: str) -> Entry:
+        entry = self._tree.find(path)
+        if entry is None or entry.is_directory:
+            raise NotFound(f"there is no file {path}")
+        return entry
+
+    def add_to_log(self, caller: Caller, payload: bytes) -> bytes:
+        """Put an entry into the cluster log."""
+        if len(payload) < _LENGTHS.size:
+            raise Invalid("there are no lengths")
+        priority, ident_size, tag_size = _LENGTHS.unpack_from(payload)
+        texts = payload[_LENGTHS.size :]
+        ident = text_of(texts[:ident_size], what="the ident")
+        tag = text_of(texts[ident_size:][:tag_size], what="the tag")
+        message = text_of(texts[ident_size + tag_size :], what="the message")
+        if priority <= MAX_PRIORITY:
+            entry = self._status.log.compose(
+                message,
+                ident=ident,
+                tag=tag,
+                priority=priority,
+                pid=caller.pid,
+                time=int(self._clock()),
+            )
+            self._status.log.insert(entry)
+            self.publish(entry)
+        return b""
+
+    def get_log(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return the newest entries of the cluster log. Not with the lock: there may be 2,000."""
+        if len(payload) < _LOG_QUERY.size:
+            raise Invalid("there is no number of entries")
+        (most,) = _LOG_QUERY.unpack_from(payload)
+        user = text_of(payload[_LOG_QUERY.size :], what="the user")
+        with self._lock:
+            entries = self._status.log.snapshot()
+        return render(entries, most=most or SHOWN, user=user).encode("ascii")
+
+    def verify_token(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return nothing if the file of tokens has this line. Takes the same time for any token."""
+        token, rest = payload[:-1], payload[-1:]
+        if rest != b"\0" or not token or b"\0" in token or b"\n" in token:
+            raise Invalid("not one line with NUL")
+        lines = self._file_at(TOKENS).content.split(b"\n")
+        if not sum(hmac.compare_digest(line, token) for line in lines):
+            raise NotFound("there is no such token")
+        return b""
+
+    def get_property(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return one property of one or all guests."""
+        vmid, rest = split_vmid(payload)
+        return self._find_properties(vmid, rest, lambda raw: [_property(raw)])
+
+    def get_properties(self, _caller: Caller, payload: bytes) -> bytes:
+        """Return several properties of one or all guests."""
+        vmid, rest = split_vmid(payload)
+        return self._find_properties(vmid, rest, names_of)
+
+    def _find_properties(
+        self, vmid: int, payload: bytes, parse: Callable[[bytes], list[str]]
+    ) -> bytes:
+        if vmid == 0:
+            return self._properties.of_all(parse(payload), give_way=self._give_way)
+        with self._lock:
+            guest = self._guests.get(vmid)
+            if guest is None:
+                raise NotFound(f"there is no guest {vmid}")
+            return self._properties.of_guest(guest, parse(payload))
+
+
+def _property(payload: bytes) -> str:
+    name = text_of(payload, what="the property")
+    if not name:
+        raise Invalid("the property is empty")
+    return name
+
+
+TABLE: Mapping[int, _Entry] = {
+    Number.GET_FS_VERSION: _Entry(Requests.get_version),
+    Number.GET_CLUSTER_INFO: _Entry(Requests.get_members),
+    Number.GET_GUEST_LIST: _Entry(Requests.get_guests),
+    Number.SET_STATUS: _Entry(Requests.set_key, is_privileged=True),
+    Number.GET_STATUS: _Entry(Requests.get_key),
+    Number.GET_CONFIG: _Entry(Requests.get_config),
+    Number.LOG_CLUSTER_MSG: _Entry(Requests.add_to_log, is_privileged=True),
+    Number.GET_CLUSTER_LOG: _Entry(Requests.get_log, needs_lock=False),
+    Number.GET_RRD_DUMP: _Entry(Requests.get_metrics),
+    Number.GET_GUEST_CONFIG_PROPERTY: _Entry(Requests.get_property, needs_lock=False),
+    Number.VERIFY_TOKEN: _Entry(Requests.verify_token),
+    Number.GET_GUEST_CONFIG_PROPERTIES: _Entry(Requests.get_properties, needs_lock=False),
+    Number.GET_CONDITION: _Entry(Requests.get_condition, is_privileged=True),
+}

@@ -1,0 +1,27 @@
+# cython: language_level=3
+# The types of local_issuer.py, which runs for every change.
+from pmxcfs.tree.apply cimport Change
+from pmxcfs.replica.replica cimport Replica
+from pmxcfs.replica.tickets cimport Ticket
+
+
+cdef class LocalIssuer:
+    cdef Replica _replica
+    cdef object _clock
+    cdef object _yielding
+    cdef list _queue
+    cdef _Gate _gate
+
+    cpdef Change submit(self, mutation)
+    cpdef Change carry_out(self, Ticket ticket)
+    cpdef Change wait(self, Ticket ticket, double seconds)
+    cpdef Change create(self, mutation)
+    cpdef object save(self)
+    cdef object _wait_at_gate(self, Ticket ticket)
+    cdef object _deliver_queue(self, Ticket ticket)
+
+
+cdef class _Gate:
+    cdef readonly bint is_closed
+    cdef bint _is_refusing
+    cdef object _changed

@@ -1,0 +1,41 @@
+# cython: language_level=3
+# The types of replica.py, which runs for every change.
+cimport cython
+
+from pmxcfs._core cimport Tree
+from pmxcfs.tree.apply cimport Change
+from pmxcfs.tree.guests cimport Guests
+from pmxcfs.replica.tickets cimport Ticket
+
+
+cdef class Replica:
+    cdef readonly Tree tree
+    cdef readonly Guests guests
+    cdef public object policy
+    cdef public bint is_shared
+    cdef public list listeners
+    cdef public list undo_listeners
+    cdef public list reload_listeners
+    cdef readonly unsigned long long transactions
+    cdef public object yielding
+    cdef object _saving
+    cdef object _database
+    cdef object _alone_since
+
+    cpdef object deliver(self, tickets)
+    cpdef object defer(self, Ticket ticket)
+    cpdef object await_save(self)
+    cpdef object save(self)
+
+    @cython.locals(ticket=Ticket, done=list)
+    cdef list _apply(self, tickets)
+
+    @cython.locals(ticket=Ticket)
+    cdef bint _save(self, tickets) except -1
+    cdef object _write(self)
+    cdef object _save_all(self)
+    cdef object _save_long(self)
+    cdef object _note_agreement(self)
+    cdef object _cope(self, error)
+    cdef object _take_back(self, error)
+    cdef object _announce(self, list done)

@@ -1,0 +1,32 @@
+# cython: language_level=3
+# The types of tickets.py: every change is one.
+from libc.stdint cimport uint32_t
+
+from pmxcfs._core cimport Entry, Tree
+from pmxcfs.tree.apply cimport Change
+
+
+cdef class Signal:
+    cdef bint _is_given
+    cdef object _lock
+
+    cpdef object give(self)
+    cpdef bint wait(self, double seconds) except -1
+
+
+cdef class Ticket:
+    cdef public object mutation
+    cdef public uint32_t writer
+    cdef public uint32_t mtime
+    cdef public bint foreign
+    cdef readonly double patience
+    cdef readonly bint for_another
+    cdef public bint is_done
+    cdef public Change change
+    cdef public object error
+    cdef Entry _target
+    cdef Signal _done
+
+    cpdef object aimed(self, Tree tree)
+    cpdef object finish(self, object error=*)
+    cpdef Change result(self)

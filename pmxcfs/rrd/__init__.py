@@ -1,0 +1,1 @@
+"""The edge to rrdtool and rrdcached: metrics that clients set become round-robin databases."""

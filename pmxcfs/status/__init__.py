@@ -1,0 +1,4 @@
+"""What nodes tell one another beside the tree, and the dot files that show it.
+
+Pure: times are given by the caller. Knows nothing of how messages travel.
+"""

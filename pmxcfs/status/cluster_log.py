@@ -1,0 +1,224 @@
+"""The cluster log: what the nodes' management daemons told everybody, newest first.
+
+Text is made printable ASCII before it is stored, in a form that goes into JSON as it is; what other
+nodes store is not always, so it is looked at again on the way out. Used with the tree's lock held,
+except ``merge``, ``ring.in_order`` and what reads a snapshot. Contract: spec status.md, "Cluster
+log".
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from pmxcfs.messages import MAX_TIME, LogEntry
+from pmxcfs.status.log_ring import (
+    MAX_ENTRY,
+    MAX_NAME,
+    Ring,
+    fits,
+    in_order,
+    merged,
+    nominal_size,
+    walk,
+)
+from pmxcfs.text import printable, printable_character, to_bytes
+
+SHOWN = 50  # entries in the ``.clusterlog`` file
+INFO = 6  # syslog priority
+MAX_SENDERS = 4096  # nodes whose newest entry is remembered; a full ring has fewer entries
+
+MAX_TEXT = 4 * MAX_ENTRY  # characters of a message that are looked at; some leave nothing behind
+NONE = (-1, 0)  # older than every (time, uid)
+
+_log = logging.getLogger("pmxcfs.status")
+
+# A backslash in stored text begins one of these, or stands for itself; a surrogate has its pair.
+_ESCAPE = (
+    r'\\(?:["\\/bfnrt]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}'
+    r"|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+_UNIT = re.compile(f"{_ESCAPE}|.", re.DOTALL)
+_NOT_JSON = re.compile(rf'({_ESCAPE})|[\\"]|[^ -~]')
+
+
+def digest(name: bytes) -> int:
+    """Return the 64-bit FNV-1a hash of *name* and a NUL."""
+    value = 0xCBF29CE484222325
+    for byte in name:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+
+
+def json_text(stored: bytes) -> str:
+    """Return text that a node stored as the inside of a JSON string, whatever it is."""
+    text = stored.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return _NOT_JSON.sub(_mend, text)
+
+
+def _mend(match: re.Match[str]) -> str:
+    found = match[0]
+    if match[1]:
+        return found
+    return "\\\\" if found == "\\" else printable_character(found)
+
+
+def _cut(text: str, most: int) -> bytes:
+    """Return printable *text* as at most *most* bytes that don't end inside an escape."""
+    if len(text) > most:
+        size = 0
+        for unit in _UNIT.finditer(text):
+            if unit.end() > most:
+                break
+            size = unit.end()
+        text = text[:size]
+    return text.encode("ascii")
+
+
+def _to_json(entry: LogEntry) -> str:
+    return (
+        f'{{"uid": {entry.uid}, "time": {entry.time}, "pri": {entry.priority}, '
+        f'"tag": "{json_text(entry.tag)}", "pid": {entry.pid}, '
+        f'"node": "{json_text(entry.node)}", "user": "{json_text(entry.ident)}", '
+        f'"msg": "{json_text(entry.message)}"}}'
+    )
+
+
+def render(entries: Iterable[LogEntry], *, most: int = SHOWN, user: str = "") -> str:
+    """Return the first *most* entries, of *user* if one is named, as ``.clusterlog``."""
+    wanted = digest(to_bytes(user)) if user else None
+    chosen = (entry for entry in entries if wanted in (None, entry.ident_digest))
+    lines = ",\n".join(map(_to_json, islice(chosen, most)))
+    return f'{{\n"data": [\n{lines}\n]\n}}\n'
+
+
+class Merged(NamedTuple):
+    """The log of a whole cluster, ready to be adopted."""
+
+    ring: Ring
+    newest: dict[int, tuple[int, int]]  # node digest -> (time, uid) of its newest entry
+
+
+def merge(states: Iterable[bytes]) -> Merged:
+    """Join the rings that the members sent, which may hold anything.
+
+    This is the slow part of a synchronization and needs no lock.
+    """
+    entries = merged(states)
+    return Merged(Ring.of(entries), _newest(entries))
+
+
+def _newest(entries: Iterable[LogEntry]) -> dict[int, tuple[int, int]]:
+    newest: dict[int, tuple[int, int]] = {}
+    for entry in entries:
+        stamp = (entry.time, entry.uid)
+        newest[entry.node_digest] = max(stamp, newest.get(entry.node_digest, stamp))
+    return newest
+
+
+class ClusterLog:
+    """The log as this node knows it."""
+
+    def __init__(self, node: str) -> None:
+        self.revision = 0  # changes whenever the content does
+        self._node = _cut(printable(node), MAX_NAME)
+        self._digest = digest(to_bytes(node))
+        self._uid = 0  # of our latest entry
+        self._ring = Ring()
+        self._newest: dict[int, tuple[int, int]] = {}  # node digest -> (time, uid)
+        self._shared = NONE  # (time, uid) of our newest entry that others got in a state
+
+    def begin(self, *, pid: int, time: int) -> None:
+        """Put in the entry that the log of a new process has."""
+        self.insert(
+            self.compose(
+                "starting cluster log",
+                ident="root",
+                tag="cluster",
+                priority=INFO,
+                pid=pid,
+                time=time,
+            )
+        )
+
+    def __iter__(self) -> Iterator[LogEntry]:
+        """Yield the entries, newest first."""
+        return iter(self._ring)
+
+    def compose(
+        self, text: str, *, ident: str, tag: str, priority: int, pid: int, time: int
+    ) -> LogEntry:
+        """Make an entry of this node's; it is in the log only once it is inserted.
+
+        Everyone drops an entry that is not newer than its node's last one, so ours never are older,
+        also when the clock was set back or the daemon started twice in a second.
+        """
+        self._uid += 1
+        last_time, last_uid = self._newest.get(self._digest, NONE)
+        entry = LogEntry(
+            self._uid,
+            min(max(time, last_time + (self._uid <= last_uid)), MAX_TIME),
+            self._digest,
+            digest(to_bytes(ident)),
+            pid,
+            priority,
+            self._node,
+            _cut(printable(ident), MAX_NAME),
+            _cut(printable(tag), MAX_NAME),
+            b"",
+        )
+        room = MAX_ENTRY - nominal_size(entry)
+        return entry._replace(message=_cut(printable(text[:MAX_TEXT]), room))
+
+    def insert(self, entry: LogEntry) -> bool:
+        """Put *entry* in as the newest; return False if it is known already, or can't be stored."""
+        if not fits(entry):
+            _log.warning("dropped a log entry of %d bytes", nominal_size(entry))
+            return False
+        stamp = (entry.time, entry.uid)
+        if stamp <= self._newest.get(entry.node_digest, NONE):
+            return False
+        self._ring.append(entry)
+        self._newest[entry.node_digest] = stamp
+        if len(self._newest) > MAX_SENDERS:
+            self._newest = _newest(self._ring)
+        self.revision += 1
+        return True
+
+    def share(self) -> bytes:
+        """Return the ring as it is, for the others.
+
+        What a STATE message carries is ``ring.in_order`` of it, which needs no lock.
+        """
+        self._shared = self._newest.get(self._digest, NONE)
+        return bytes(self._ring)
+
+    def state(self) -> bytes:
+        """Return the payload of this node's STATE message."""
+        return in_order(self.share())
+
+    def adopt(self, cluster: Merged) -> None:
+        """Let *cluster* be the log from now on; ours that are newer than our state follow it."""
+        known = max(self._shared, cluster.newest.get(self._digest, NONE))
+        missing = [
+            entry
+            for entry in self
+            if entry.node_digest == self._digest and (entry.time, entry.uid) > known
+        ]
+        self._ring, self._newest = cluster
+        self.revision += 1
+        for entry in reversed(missing):
+            self.insert(entry)
+
+    def merge(self, states: Iterable[bytes]) -> None:
+        """Adopt what the members sent."""
+        self.adopt(merge(states))
+
+    def snapshot(self) -> Iterator[LogEntry]:
+        """Return the entries as they are now, newest first; reading them needs no lock."""
+        return walk(bytes(self._ring))
+
+    def render(self, *, most: int = SHOWN, user: str = "") -> str:
+        """Return the newest *most* entries, of *user* if one is named, as ``.clusterlog``."""
+        return render(self, most=most, user=user)

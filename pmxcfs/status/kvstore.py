@@ -1,0 +1,98 @@
+"""The key/value store: what every node tells about itself, in RAM only.
+
+A key that a client or another node sets goes to one of three places: ``nodeip`` is the node's
+address in ``.members``, ``rrd/…`` goes to the metrics, and all others are kept with a version for
+``.version``. Used with the tree's lock held. Contract: spec status.md, "Key/value store".
+"""
+
+import logging
+from collections.abc import Mapping
+
+from pmxcfs.errors import NameTooLong, NoSpace, NotFound, TooBig
+from pmxcfs.messages import SetKey
+from pmxcfs.status.members import Members, Peer
+from pmxcfs.status.metrics import PREFIX, Metrics
+from pmxcfs.text import to_bytes
+
+MAX_KEY = 255  # bytes
+MAX_VALUE = 32768  # bytes
+ADDRESS = "nodeip"
+MAX_ADDRESS = 255  # bytes, without NUL
+
+_log = logging.getLogger("pmxcfs.status")
+
+
+class KeyValueStore:
+    """The keys of all nodes."""
+
+    def __init__(self, members: Members, metrics: Metrics) -> None:
+        self.revision = 0  # changes whenever a version does
+        self._members = members
+        self._metrics = metrics
+
+    def set(self, key: str, value: bytes, *, now: float) -> None:
+        """Set a key of this node's; an empty value removes it. *now* is monotonic, in seconds.
+
+        The others are to be told after it. Raises TooBig, NameTooLong, and NoSpace if the keys
+        would take too much in all.
+        """
+        if len(to_bytes(key)) > MAX_KEY:
+            raise NameTooLong(f"a key has at most {MAX_KEY} bytes")
+        if len(value) > MAX_VALUE:
+            raise TooBig(f"a value has at most {MAX_VALUE} bytes")
+        self._set(self._members.own, key, value, now=now)
+
+    def receive(self, nodeid: int, change: SetKey, *, now: float) -> None:
+        """Take what another node set; our own messages say nothing new and are ignored."""
+        peer = self._members.sender(nodeid)
+        if peer is None:
+            _log.warning("dropped a key of node %d, which is not in the configuration", nodeid)
+        elif len(change.value) > MAX_VALUE:
+            _log.warning("dropped a value of node %d: %d bytes", nodeid, len(change.value))
+        elif peer is not self._members.own:
+            try:
+                self._set(peer, change.key, change.value, now=now)
+            except NoSpace as error:
+                _log.warning("dropped a key of node %d: %s", nodeid, error)
+
+    def _set(self, peer: Peer, key: str, value: bytes, *, now: float) -> None:
+        if key.startswith(PREFIX):
+            self._metrics.set(key.removeprefix(PREFIX), value, now=now)
+        elif key == ADDRESS:
+            self._set_address(peer, value)
+        elif value:
+            peer.keys.put(key, value)
+            self.revision += 1
+        elif peer.keys.remove(key):
+            self.revision += 1
+
+    def _set_address(self, peer: Peer, value: bytes) -> None:
+        text, terminator, _ = value.partition(b"\0")
+        address = text.decode("ascii", "surrogateescape")  # not printable if it is not ASCII
+        if terminator and 0 < len(text) <= MAX_ADDRESS and address.isprintable():
+            self._members.set_address(peer, address)
+        else:
+            _log.warning("the address of node %s is not a text with NUL", peer.name or "unknown")
+
+    def get(self, key: str, node: str = "") -> bytes:
+        """Return the value of a key of *node*, this one if it is empty. Raises NotFound."""
+        peer = self._members.named(node or self._members.own.name)
+        if peer is None or key not in peer.keys.values:
+            raise NotFound(f"no key {key} of node {node}")
+        return peer.keys.values[key].content
+
+    def own_messages(self) -> list[SetKey]:
+        """Return what the others are told once this node is in sync with them."""
+        own = self._members.own
+        messages = [SetKey(key, value.content) for key, value in own.keys.values.items()]
+        if own.address:
+            messages.append(SetKey(ADDRESS, own.address.encode("ascii") + b"\0"))
+        return messages
+
+    def versions(self) -> Mapping[str, Mapping[str, int]]:
+        """Return node -> key -> version; this node is always there."""
+        return {
+            peer.name: {key: value.version for key, value in peer.keys.values.items()}
+            for peer in self._members
+            if peer.keys.is_used or peer is self._members.own
+        }

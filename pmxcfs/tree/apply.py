@@ -1,0 +1,298 @@
+"""Applying a delivered mutation to the tree: the same everywhere, by the letter of cluster.md.
+
+``apply`` is a pure function of tree, guest registry and message. It refuses exactly what
+"Delivery to the tree" refuses, in that order, because trees drift apart otherwise: no clock, no
+limit of this node and no rule for issuers belongs here. A refusal changes nothing (``HalfRenamed``
+apart). Threads: the caller holds the tree's lock.
+"""
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.errors import (
+    Denied,
+    Exists,
+    Invalid,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    Stale,
+    TooBig,
+)
+from pmxcfs.messages import (
+    MAX_FILE_SIZE,
+    Create,
+    Delete,
+    EntryType,
+    Kind,
+    Mkdir,
+    Mtime,
+    Mutation,
+    Rename,
+    Unlock,
+    Write,
+)
+from pmxcfs.tree.guests import GuestPath, Guests, parse_guest_path
+
+_DOTS = (".", "..")
+
+
+class Change:
+    """What a mutation did."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        path: str,
+        entry: Entry,
+        source: str = "",
+        replaced: Entry | None = None,
+        *,
+        left: Entry | None = None,
+        has_new_time: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.path = path  # where the entry is now; of DELETE and UNLOCK where it was
+        self.entry = entry
+        self.source = source  # RENAME: the path before
+        self.replaced = replaced  # RENAME: what stood at the path
+        self.left = left  # RENAME, DELETE, UNLOCK: the directory that the entry was in
+        self.has_new_time = has_new_time  # RENAME: the mtime is another one, too
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Change) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        return f"Change{self._fields()}"
+
+    def _fields(self) -> tuple[object, ...]:
+        where = self.path, self.entry, self.source, self.replaced, self.left
+        return self.kind, *where, self.has_new_time
+
+
+class HalfRenamed(NotEmpty):
+    """A directory with entries was not renamed, but what stood at the target is gone.
+
+    *change* is that removal, a DELETE without a new version.
+    """
+
+    def __init__(self, message: str, change: Change) -> None:
+        super().__init__(message)
+        self.change = change
+
+
+class _Stamp:
+    """Who changes the tree, and when by the clock of that node."""
+
+    def __init__(self, writer: int, mtime: int) -> None:
+        self.writer = writer
+        self.mtime = mtime
+
+
+def apply(tree: Tree, guests: Guests, mutation: Mutation, *, writer: int, mtime: int) -> Change:
+    """Apply one mutation that node *writer* sent at *mtime*; a refusal raises its ``errno``."""
+    stamp = _Stamp(writer, mtime)
+    if isinstance(mutation, Write):
+        return _write(tree, guests, mutation, stamp)
+    if isinstance(mutation, Create):
+        return _create(tree, guests, mutation, stamp)
+    if isinstance(mutation, Rename):
+        return _rename(tree, guests, mutation, stamp)
+    if isinstance(mutation, Delete):
+        return _delete(tree, guests, mutation, stamp)
+    if isinstance(mutation, Mkdir):
+        return _mkdir(tree, mutation, stamp)
+    if isinstance(mutation, Mtime):
+        return _touch(tree, mutation, stamp)
+    return _unlock(tree, mutation, stamp)
+
+
+def _write(tree: Tree, guests: Guests, mutation: Write, stamp: _Stamp) -> Change:
+    path = mutation.path
+    if mutation.offset + len(mutation.data) > MAX_FILE_SIZE:
+        raise TooBig(f"{path!r} would exceed {MAX_FILE_SIZE} bytes")
+    parent, name = _place_for(tree, path)
+    guest = _check_guest(guests, path)
+    entry = parent.child(name)
+    if entry is None:
+        raise NotFound(f"no file {path!r}")
+    if entry.is_directory:
+        raise NotADirectory(f"{path!r} is a directory")
+    tree.write(
+        entry,
+        mutation.offset,
+        mutation.data,
+        truncate=mutation.truncate,
+        writer=stamp.writer,
+        mtime=stamp.mtime,
+    )
+    _register(guests, guest)
+    return Change(Kind.WRITE, entry.path, entry)
+
+
+def _create(tree: Tree, guests: Guests, mutation: Create, stamp: _Stamp) -> Change:
+    path = mutation.path
+    parent, name = _place_for(tree, path)
+    guest = _check_guest(guests, path)
+    existing = parent.child(name)
+    if existing is not None and existing.is_directory:
+        raise NotADirectory(f"{path!r} is a directory")
+    if existing is not None:
+        raise Exists(f"{path!r} is there already")
+    entry = tree.create(parent, name, EntryType.FILE, writer=stamp.writer, mtime=stamp.mtime)
+    _register(guests, guest)
+    return Change(Kind.CREATE, entry.path, entry)
+
+
+def _mkdir(tree: Tree, mutation: Mkdir, stamp: _Stamp) -> Change:
+    parent, name = _place_for(tree, mutation.path)
+    if parent.child(name) is not None:
+        raise Exists(f"{mutation.path!r} is there already")
+    entry = tree.create(parent, name, EntryType.DIRECTORY, writer=stamp.writer, mtime=stamp.mtime)
+    return Change(Kind.MKDIR, entry.path, entry)
+
+
+def _delete(tree: Tree, guests: Guests, mutation: Delete, stamp: _Stamp) -> Change:
+    entry = _existing(tree, mutation.path)
+    if entry is tree.root:
+        raise Denied("the root can't be removed")
+    _check_empty(entry)
+    left = entry.parent
+    tree.remove(entry, writer=stamp.writer, mtime=stamp.mtime)
+    guest = parse_guest_path(mutation.path)
+    if guest:
+        guests.unregister(guest.vmid)
+    return Change(Kind.DELETE, entry.path, entry, left=left)
+
+
+def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Change:
+    entry = _existing(tree, mutation.path)
+    guest = None
+    if not entry.is_directory:
+        guest = _check_guest(guests, mutation.to, mutation.path)
+    elif _is_below_locks(entry.path):
+        raise Denied(f"the lock {mutation.path!r} can't be renamed")
+    parent, name = _parent_of(tree, mutation.to)
+    _check_movable(tree, entry, parent)
+    source, target = entry.path, parent.child(name)
+    if target is entry:
+        raise Invalid(f"{mutation.path!r} can't be renamed onto itself")
+    if target is not None:
+        _check_empty(target)
+    if entry.child_count:
+        raise _half_renamed(tree, mutation, target)
+    left, has_new_time = entry.parent, entry.mtime != stamp.mtime
+    replaced = tree.rename(entry, parent, name, writer=stamp.writer, mtime=stamp.mtime)
+    if not entry.is_directory:
+        _move_registration(guests, mutation.path, guest)
+    return Change(
+        Kind.RENAME, entry.path, entry, source, replaced, left=left, has_new_time=has_new_time
+    )
+
+
+def _half_renamed(tree: Tree, mutation: Rename, target: Entry | None) -> NotEmpty:
+    """Remove *target* as the original does, and return what to raise."""
+    message = f"{mutation.path!r} has entries and can't be renamed"
+    if target is None:
+        return NotEmpty(message)
+    left = target.parent
+    tree.drop(target)
+    return HalfRenamed(message, Change(Kind.DELETE, target.path, target, left=left))
+
+
+def _touch(tree: Tree, mutation: Mtime, stamp: _Stamp) -> Change:
+    parent, name = _place_for(tree, mutation.path)
+    entry = parent.child(name)
+    if entry is None:
+        raise NotFound(f"no entry {mutation.path!r}")
+    is_renewal = stamp.writer == entry.writer and mutation.mtime >= entry.mtime
+    if _is_lock(entry) and not is_renewal:
+        raise Denied(f"the lock {mutation.path!r} is not renewed by its owner")
+    tree.touch(entry, writer=stamp.writer, mtime=mutation.mtime)
+    return Change(Kind.MTIME, entry.path, entry)
+
+
+def _unlock(tree: Tree, mutation: Unlock, stamp: _Stamp) -> Change:
+    entry = _existing(tree, mutation.path)
+    if not entry.is_directory or not _is_below_locks(entry.path):
+        raise Denied(f"{mutation.path!r} is not a lock")
+    if tree.entry_checksum(entry) != mutation.checksum:
+        raise Stale(f"the lock {mutation.path!r} has changed")
+    _check_empty(entry)
+    left = entry.parent
+    tree.remove(entry, writer=stamp.writer, mtime=stamp.mtime)
+    return Change(Kind.UNLOCK, entry.path, entry, left=left)
+
+
+def _existing(tree: Tree, path: str) -> Entry:
+    entry = tree.find(path)
+    if entry is None:
+        raise NotFound(f"no entry {path!r}")
+    return entry
+
+
+def _parent_of(tree: Tree, path: str) -> tuple[Entry, str]:
+    """Return the directory that *path* is in, and its last name; the root is in none."""
+    parent, name = tree.find_parent(path)
+    if not name:
+        raise Denied("the root can't be changed")
+    if parent is None:
+        raise NotFound(f"no directory for {path!r}")
+    if not parent.is_directory:
+        raise NotADirectory(f"{path!r} is below a file")
+    return parent, name
+
+
+def _place_for(tree: Tree, path: str) -> tuple[Entry, str]:
+    """Return directory and name of what CREATE, WRITE, MKDIR or MTIME is about."""
+    parent, name = _parent_of(tree, path)
+    if name in _DOTS:
+        raise Denied(f"{path!r} is not a name for an entry")
+    return parent, name
+
+
+def _check_empty(entry: Entry) -> None:
+    if entry.child_count:
+        raise NotEmpty(f"{entry.path!r} has entries")
+
+
+def _check_movable(tree: Tree, entry: Entry, parent: Entry) -> None:
+    """Refuse what would cut *entry* off the tree; no healthy node sends such a RENAME."""
+    if entry is tree.root:
+        raise Denied("the root can't be renamed")
+    ancestor: Entry | None = parent
+    while ancestor is not None:
+        if ancestor is entry:
+            raise Invalid(f"{entry.path!r} can't be moved below itself")
+        ancestor = ancestor.parent
+
+
+def _is_below_locks(path: str) -> bool:
+    return path.startswith("priv/lock/")
+
+
+def _is_lock(entry: Entry) -> bool:
+    """Tell whether it is a directory directly below ``priv/lock``."""
+    holder = entry.parent
+    return entry.is_directory and holder is not None and holder.path == "priv/lock"
+
+
+def _check_guest(guests: Guests, path: str, source: str = "") -> GuestPath | None:
+    """Return whose configuration *path* is; refuse one whose vmid is in use elsewhere."""
+    guest = parse_guest_path(path)
+    if guest is not None and guests.conflicts(guest, source=parse_guest_path(source)):
+        raise Exists(f"{path!r}: the vmid {guest.vmid} is in use elsewhere")
+    return guest
+
+
+def _register(guests: Guests, guest: GuestPath | None) -> None:
+    if guest is not None:
+        guests.register(guest)
+
+
+def _move_registration(guests: Guests, source: str, guest: GuestPath | None) -> None:
+    before = parse_guest_path(source)
+    if before is not None:
+        guests.unregister(before.vmid)
+    _register(guests, guest)
