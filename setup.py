@@ -1,7 +1,8 @@
 """Builds the C extensions; everything else about the package is in pyproject.toml.
 
 Each ``.pyx`` below ``pmxcfs`` becomes one extension, and so does each ``.py`` with a ``.pxd``
-beside it, which gives the types of what runs for every change. Environment variables change the build:
+beside it, which gives the types of what runs for every change. Environment variables change the
+build:
 
 PMXCFS_DEBUG=1     no optimization, debug symbols, C assertions, annotated HTML in build/cython
 PMXCFS_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer; run with libasan preloaded

@@ -43,7 +43,7 @@ def bench_commit(
             data = variant(content, number // REWRITTEN)
             tree.write(entry, 0, data, truncate=True, writer=0, mtime=SOME_TIME)
             database.save(tree)
-            tree.settle()
+            tree.mark_saved()
 
         def base(number: int) -> None:
             bare.commit(1 + number % REWRITTEN, variant(content, number // REWRITTEN))

@@ -33,7 +33,7 @@ def tree() -> Tree:
     tree = Tree()
     for path, content in guest_files():
         add_file(tree, path, content, now=0)
-    tree.settle()
+    tree.mark_saved()
     return tree
 
 

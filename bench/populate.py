@@ -27,7 +27,7 @@ def saved_tree(path: Path, files: Iterator[File]) -> Iterator[tuple[Database, Tr
         for name, content in files:
             add_file(tree, name, content, now=now)
         database.save(tree)
-        tree.settle()
+        tree.mark_saved()
         yield database, tree
     finally:
         database.close()

@@ -24,6 +24,6 @@ cdef class Draft:
     cdef int truncate(self, Py_ssize_t size) except -1
     cdef object take(self)
     cdef int put_back(self) except -1
-    cdef int rebase(self, bytes content, bint hollow) except -1
+    cdef int rebase(self, bytes content, bint sparse) except -1
     cdef bint is_replacing(self) except? True
     cdef int overlay(self, bytearray written, Py_ssize_t low, Py_ssize_t high) except -1

@@ -134,10 +134,10 @@ cdef class Draft:
             self.cover(low, high)
         return 0
 
-    cdef int rebase(self, bytes content, bint hollow) except -1:
+    cdef int rebase(self, bytes content, bint sparse) except -1:
         """Take over *content* as published, under what is dirty or in flight.
 
-        *hollow* content has a size but no bytes, and a WRITE of a range would lose that size.
+        *sparse* content has a size but no bytes, and a WRITE of a range would lose that size.
         """
         cdef bytearray written
         if not self.is_replacing():
@@ -146,7 +146,7 @@ cdef class Draft:
             for low, high, _ in self.flights:
                 self.overlay(written, low, high)
             self.overlay(written, self.low, self.high)
-        if hollow and self.is_dirty():
+        if sparse and self.is_dirty():
             self.whole = True
         return 0
 

@@ -24,7 +24,7 @@ cdef class Entry:
     cdef bytes _line  # its part of the index; None until asked for, or when that changes
 
     cpdef Entry child(self, str name)
-    cdef bint is_hollow(self) noexcept
+    cdef bint is_sparse(self) noexcept
     cdef tuple state(self)
     cdef int restore(self, tuple state) except -1
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1
@@ -39,12 +39,12 @@ cdef class Tree:
     cdef bint _keep_undo
     cdef dict _table  # inode -> Entry, the root included
     cdef dict _found  # path, however spelled -> the attached Entry there
-    cdef dict _touched  # Entry -> its state at the last settle (None without undo); in that order
+    cdef dict _touched  # Entry -> its state at the last mark_saved (None without undo); in that order
     cdef dict _dirty  # Entry -> None, those with dirty bytes in the order they became so
 
     cpdef Entry find(self, str path)
     cpdef tuple find_parent(self, str path)
-    cpdef object settle(self)
+    cpdef object mark_saved(self)
     cpdef object take_unpublished(self, Entry entry)
     cpdef object put_back_unpublished(self, Entry entry, int64_t now_ns)
     cpdef object finish_unpublished(self, Entry entry)

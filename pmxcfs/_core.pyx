@@ -71,11 +71,11 @@ cdef class Entry:
 
     @property
     def content(self):
-        return bytes(self._size) if self.is_hollow() else self._data
+        return bytes(self._size) if self.is_sparse() else self._data
 
     @property
     def stored(self):
-        return None if self.type == DIRECTORY or self.is_hollow() else self._data
+        return None if self.type == DIRECTORY or self.is_sparse() else self._data
 
     @property
     def size(self):
@@ -115,7 +115,7 @@ cdef class Entry:
         cdef bytes content = self.content
         return content if start == 0 and stop >= len(content) else content[start:stop]
 
-    cdef bint is_hollow(self) noexcept:
+    cdef bint is_sparse(self) noexcept:
         return self._size > 0 and len(self._data) == 0
 
     cdef tuple state(self):
@@ -426,7 +426,7 @@ cdef class Tree:
     # Saving.
 
     def unsaved(self):
-        """Return {inode: entry to write, or None to delete} since the last settle.
+        """Return {inode: entry to write, or None to delete} since the last mark_saved.
 
         The root is not in it. What was made and removed since is a deletion of no row.
         """
@@ -441,12 +441,12 @@ cdef class Tree:
     def unsaved_bytes(self):
         return sum([(<Entry>entry)._size for entry in self._touched])
 
-    cpdef object settle(self):
+    cpdef object mark_saved(self):
         """Forget how to undo: everything so far is saved."""
         self._touched = {}
 
     def rollback(self):
-        """Go back to the last settle; return {entry: path until now} of what this touched.
+        """Go back to the last mark_saved; return {entry: path until now} of what this touched.
 
         Unpublished bytes stay, over the content that is published again.
         """
@@ -464,7 +464,7 @@ cdef class Tree:
             if state[0] is not None:
                 self.attach(entry, state[0], state[1])
             self.follow(entry)
-        self.settle()
+        self.mark_saved()
         return undone
 
     # Unpublished content.
@@ -532,7 +532,7 @@ cdef class Tree:
         if entry._draft is None:
             entry._draft = Draft.__new__(Draft)
             entry._draft.buffer.extend(entry.content)
-            entry._draft.whole = entry.is_hollow()  # see Draft.rebase
+            entry._draft.whole = entry.is_sparse()  # see Draft.rebase
         return entry._draft
 
     cdef int note_dirty(self, Entry entry, int64_t now_ns) except -1:
@@ -545,7 +545,7 @@ cdef class Tree:
     cdef int follow(self, Entry entry) except -1:
         """Adapt the draft, if there is one, to what is published now."""
         if entry._draft is not None:
-            entry._draft.rebase(entry.content, entry.is_hollow())
+            entry._draft.rebase(entry.content, entry.is_sparse())
         return self.weigh(entry)
 
     cdef int weigh(self, Entry entry) except -1:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pmxcfs.errors import IpcError
-from pmxcfs.ipc.client import Daemon, NotRunning
+from pmxcfs.ipc.client import IpcClient, NotRunning
 from pmxcfs.messages import PRIORITIES
 
 HEALTHY, DEGRADED, NOT_RUNNING = 0, 1, 2  # exit statuses of ``status``
@@ -23,8 +23,8 @@ Printer = Callable[[bytes], Iterator[str]]
 
 def ask(question: str, arguments: argparse.Namespace) -> int:
     """Run one of QUESTIONS for ``pmxcfs ipc``. Raises IpcError."""
-    with Daemon(arguments.ipc_name) as daemon:
-        return QUESTIONS[question](daemon, arguments)
+    with IpcClient(arguments.ipc_name) as client:
+        return QUESTIONS[question](client, arguments)
 
 
 def _show(content: bytes, printer: Printer, arguments: argparse.Namespace) -> int:
@@ -50,58 +50,58 @@ def _show_raw(content: bytes, arguments: argparse.Namespace) -> int:
 # The questions
 
 
-def version(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def version(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print the counters."""
-    return _show(daemon.version(), _version_lines, arguments)
+    return _show(client.version(), _version_lines, arguments)
 
 
-def members(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def members(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print the nodes."""
-    return _show(daemon.members(), _member_lines, arguments)
+    return _show(client.members(), _member_lines, arguments)
 
 
-def guests(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def guests(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print the guests."""
-    return _show(daemon.guests(), _guest_lines, arguments)
+    return _show(client.guests(), _guest_lines, arguments)
 
 
-def cluster_log(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def cluster_log(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print the cluster log."""
-    content = daemon.cluster_log(most=arguments.most, user=arguments.user)
+    content = client.cluster_log(most=arguments.most, user=arguments.user)
     return _show(content, _log_lines, arguments)
 
 
-def properties(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def properties(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print properties of guests."""
-    content = daemon.properties(arguments.names, vmid=arguments.vmid)
+    content = client.properties(arguments.names, vmid=arguments.vmid)
     return _show(content, _property_lines, arguments)
 
 
-def metrics(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def metrics(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print the latest metrics."""
-    return _show_raw(daemon.metrics(), arguments)
+    return _show_raw(client.metrics(), arguments)
 
 
-def config(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def config(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print a file."""
-    return _show_raw(daemon.config(arguments.path), arguments)
+    return _show_raw(client.config(arguments.path), arguments)
 
 
-def get_key(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def get_key(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print the value of a key."""
-    return _show_raw(daemon.get_key(arguments.key, node=arguments.node), arguments)
+    return _show_raw(client.get_key(arguments.key, node=arguments.node), arguments)
 
 
-def set_key(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def set_key(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Set a key."""
     value = sys.stdin.buffer.read() if arguments.value == "-" else os.fsencode(arguments.value)
-    daemon.set_key(arguments.key, value)
+    client.set_key(arguments.key, value)
     return 0
 
 
-def log(daemon: Daemon, arguments: argparse.Namespace) -> int:
+def log(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Add to the cluster log."""
-    daemon.log(
+    client.log(
         arguments.message,
         ident=arguments.user,
         tag=arguments.tag,
@@ -110,7 +110,7 @@ def log(daemon: Daemon, arguments: argparse.Namespace) -> int:
     return 0
 
 
-QUESTIONS: Mapping[str, Callable[[Daemon, argparse.Namespace], int]] = {
+QUESTIONS: Mapping[str, Callable[[IpcClient, argparse.Namespace], int]] = {
     "version": version,
     "members": members,
     "guests": guests,
@@ -197,47 +197,44 @@ def _stamp(seconds: int) -> str:
 def show_status(arguments: argparse.Namespace) -> int:
     """Print how the daemon is; return HEALTHY, DEGRADED or NOT_RUNNING."""
     try:
-        with Daemon(arguments.ipc_name, timeout_ms=STATUS_TIMEOUT_MS) as daemon:
-            condition = json.loads(daemon.condition())
+        with IpcClient(arguments.ipc_name, timeout_ms=STATUS_TIMEOUT_MS) as client:
+            report = json.loads(client.report())
     except IpcError as error:
         is_absent = isinstance(error, NotRunning)
-        condition = {"running": not is_absent, "problems": [str(error)]}
+        report = {"running": not is_absent, "problems": [str(error)]}
     else:
-        condition = {"running": True, **condition}
+        report = {"running": True, **report}
     if arguments.json:
-        print(json.dumps(condition, indent=2))
+        print(json.dumps(report, indent=2))
     else:
-        print("\n".join(_status_lines(condition)))
-    if not condition["running"]:
+        print("\n".join(_status_lines(report)))
+    if not report["running"]:
         return NOT_RUNNING
-    return DEGRADED if condition["problems"] else HEALTHY
+    return DEGRADED if report["problems"] else HEALTHY
 
 
-def _status_lines(condition: Mapping[str, Any]) -> Iterator[str]:
+def _status_lines(report: Mapping[str, Any]) -> Iterator[str]:
     state = "healthy"
-    if condition["problems"]:
-        state = "degraded" if condition["running"] else "not running"
-    for label, values in (("state", [state, *condition["problems"]]), *_details(condition)):
+    if report["problems"]:
+        state = "degraded" if report["running"] else "not running"
+    for label, values in (("state", [state, *report["problems"]]), *_details(report)):
         for number, value in enumerate(values):
             yield f"{label if number == 0 else '':9} {value}".rstrip()
 
 
-def _details(condition: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    if "node" not in condition:  # nobody answered
+def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    if "node" not in report:  # nobody answered
         return
-    running = _span(time.time() - condition["started"])
+    running = _span(time.time() - report["started"])
     yield (
         "node",
-        [
-            f"{condition['node']}, pmxcfs {condition['version']}, pid {condition['pid']}, "
-            f"for {running}"
-        ],
+        [f"{report['node']}, pmxcfs {report['version']}, pid {report['pid']}, for {running}"],
     )
-    yield "quorum", ["yes" if condition["quorate"] else "no"]
-    yield "members", _members_of(condition["members"])
-    cluster = condition["cluster"]
+    yield "quorum", ["yes" if report["quorate"] else "no"]
+    yield "members", _members_of(report["members"])
+    cluster = report["cluster"]
     yield "sync", [cluster["mode"] if cluster else "alone, in no cluster"]
-    database, content = condition["database"], condition["content"]
+    database, content = report["database"], report["content"]
     yield (
         "database",
         [
@@ -246,10 +243,10 @@ def _details(condition: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
             f"{content['entries']} of {content['most_entries']} files and directories",
         ],
     )
-    yield "locks", [f"{path} for {_span(age)}" for path, age in condition["locks"].items()]
-    waiting = condition["metrics_waiting"]
-    yield "clients", [f"{condition['clients']} connected, {waiting} metrics wait to be written"]
-    yield "errors", [_trouble(trouble) for trouble in condition["troubles"]]
+    yield "locks", [f"{path} for {_span(age)}" for path, age in report["locks"].items()]
+    waiting = report["metrics_waiting"]
+    yield "clients", [f"{report['clients']} connected, {waiting} metrics wait to be written"]
+    yield "errors", [_trouble(trouble) for trouble in report["troubles"]]
 
 
 def _members_of(told: Mapping[str, Any]) -> list[str]:

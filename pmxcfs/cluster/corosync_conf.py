@@ -16,7 +16,7 @@ from pmxcfs.errors import ClusterError
 from pmxcfs.host.files import sync_directory
 
 SETTLE = 1.0  # seconds between a new file and the reload
-PATIENCE = 0.5  # seconds that the end of the thread is waited for
+STOP_TIMEOUT = 0.5  # seconds that the end of the thread is waited for
 MODE = 0o644
 
 MAX_DIGITS = 20  # what corosync can hold has no more
@@ -97,7 +97,7 @@ class HostConfig:
             self._is_closing = True
             self._changed.notify()
         if self._thread.ident is not None:
-            self._thread.join(PATIENCE)
+            self._thread.join(STOP_TIMEOUT)
 
     def _run(self) -> None:
         while (taken := self._take()) is not None:

@@ -10,14 +10,14 @@ others wait for: they leave messages in a ``Source`` and have deadlines of their
 
 Changes that are delivered together reach the Content together, and share a transaction there.
 
-Threads: one per group, a daemon thread: a hanging corosync must not hold up the end. ``wake``,
-``attend``, ``stop_soon`` and ``close`` are for all others. One thread at a time acts for a group,
-whose *turn* it is: the group's own, or, while that sleeps, one that waits for a change of this
-node's. That one sends it, and takes what is delivered until its own change is, because each other
-thread that must run for a change costs more than the change does. It only goes on while this node
-is in sync; all that can take long is left to the group's own thread. So the handle has one user at
-a time, and the state machine, too. The turn comes before all other locks, the tree's included, and
-others take it only if it is free. Contract: spec cluster.md.
+Threads: one per group, a daemon thread, so that a corosync that hangs does not delay the end of the
+process. ``wake``, ``dispatch_until``, ``stop_soon`` and ``close`` may be called from any thread. A
+group's handle and state machine have one owner at a time, normally the group's thread. A request
+thread that waits for its own change takes ownership while that thread sleeps, sends the change and
+dispatches until it is delivered; that saves two thread switches a change. It goes on only while
+this node is in sync; work that can take long is left to the group's thread. The ownership lock
+comes before all other locks, the tree's included, and request threads take it only if it is free.
+Contract: spec cluster.md.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pmxcfs._cpg import Cpg, decode
-from pmxcfs.cluster.poller import Alarm
-from pmxcfs.cluster.sender import Clock, Mailer, Source
+from pmxcfs.cluster.poller import Poller
+from pmxcfs.cluster.sender import Clock, Sender, Source
 from pmxcfs.dfsm.effects import (
     Deliver,
     Effect,
@@ -53,16 +53,16 @@ from pmxcfs.errors import (
     TryAgain,
 )
 from pmxcfs.messages import Group, Member, State
-from pmxcfs.replica.waiting import Door
+from pmxcfs.replica.waiting import RequestWatch
 
 BURST = 256  # messages that are dispatched at most before something is sent, or a tick comes
 # Messages that may be on their way where another thread sends one more: libcpg blocks once
 # corosync, stopped, has left some 280 unread.
-MANY_ON_THE_WAY = 64
+MANY_IN_FLIGHT = 64
 TICK = 1.0  # seconds between two looks at the deadlines, at most
 JOIN_PAUSE = 0.1  # seconds until a join is tried again that corosync was not ready for
-LEAVE_PATIENCE = 5.0  # seconds for the others to see us leave
-STOP_PATIENCE = 0.5  # seconds for the same when the daemon ends
+LEAVE_TIMEOUT = 5.0  # seconds for the others to see us leave
+STOP_TIMEOUT = 0.5  # seconds for the same when the daemon ends
 
 
 class Content(Protocol):
@@ -124,10 +124,10 @@ class _Line(NamedTuple):
     """A connection that is joined to the group."""
 
     handle: Handle
-    alarm: Alarm
+    poller: Poller
 
 
-class _Left(Exception):
+class _Leaving(Exception):
     """We are leaving the group; *for_good* until this node is updated."""
 
     def __init__(self, *, for_good: bool) -> None:
@@ -153,12 +153,12 @@ class GroupThread:
         self._group = group
         self._content = content
         self._clock = clock or now
-        self._mailer = Mailer(group, self.dfsm, source, clock=self._clock)
+        self._sender = Sender(group, self.dfsm, source, clock=self._clock)
         self._connect = connect
         self._log = log
-        self._turn = threading.Lock()  # of whoever acts for the group
+        self._ownership = threading.Lock()  # of whoever acts for the group
         self._line: _Line | None = None  # for others to act through; None: they can't
-        self._door: Door | None = None  # of the one that does
+        self._watch: RequestWatch | None = None  # of the one that does
         self._failure: Exception | None = None  # theirs, for the group's thread to cope with
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_stopping = threading.Event()
@@ -168,7 +168,7 @@ class GroupThread:
         self._batch: list[Deliver] = []  # delivered, not applied
         self._tick_at = 0.0  # monotonic
         self._thread = threading.Thread(target=self._run, name=group.cpg_name, daemon=True)
-        self._carriers: dict[type, Callable[[Any], None]] = {
+        self._executors: dict[type, Callable[[Any], None]] = {
             Send: self._send_later,
             SendState: self._send_state,
             Enter: self._enter,
@@ -191,7 +191,7 @@ class GroupThread:
     @property
     def sent_bytes(self) -> int:
         """What this node has sent to the group since it was started."""
-        return self._mailer.sent_bytes
+        return self._sender.sent_bytes
 
     @property
     def mode(self) -> Mode:
@@ -217,19 +217,19 @@ class GroupThread:
         """Look at the source again. Never blocks; for any thread."""
         os.eventfd_write(self._wakeup, 1)
 
-    def attend(self, awaited: Awaited, seconds: float, door: Door) -> None:
+    def dispatch_until(self, awaited: Awaited, seconds: float, watch: RequestWatch) -> None:
         """Act for the group until *awaited* is done or *seconds* are over, if its thread sleeps.
 
-        Leaves the *door*, if that is kept, when somebody comes. May return sooner, and at once; the
-        thread then goes on. Not with the tree's lock held.
+        Stops the *watch* when a request comes. May return sooner, and at once; the thread then goes
+        on. Not with the tree's lock held.
         """
-        if not self._turn.acquire(blocking=False):
+        if not self._ownership.acquire(blocking=False):
             self.wake()
             return
         try:
-            is_settled = self._act_until(awaited, time.monotonic() + seconds, door)
+            is_settled = self._act_until(awaited, time.monotonic() + seconds, watch)
         finally:
-            self._turn.release()
+            self._ownership.release()
         if not is_settled:
             self.wake()
 
@@ -242,7 +242,7 @@ class GroupThread:
         """Leave the group; a corosync that hangs gets half a second. Not with the lock held."""
         self.stop_soon()
         if self._thread.ident is not None:
-            self._thread.join(STOP_PATIENCE)
+            self._thread.join(STOP_TIMEOUT)
 
     # The handle's life.
 
@@ -250,7 +250,7 @@ class GroupThread:
         while not self._is_stopping.is_set():
             try:
                 self._be_member()
-            except _Left as left:
+            except _Leaving as left:
                 if left.for_good:
                     return
             except ClusterError as error:
@@ -269,10 +269,10 @@ class GroupThread:
             self._join(handle)
             try:
                 self._serve(handle)
-            except _Left:
-                self._part(handle, LEAVE_PATIENCE)
+            except _Leaving:
+                self._part(handle, LEAVE_TIMEOUT)
                 raise
-            self._part(handle, STOP_PATIENCE)
+            self._part(handle, STOP_TIMEOUT)
 
     def _join(self, handle: Handle) -> None:
         """Join, as soon as corosync has made out who is there."""
@@ -294,7 +294,7 @@ class GroupThread:
             self.dfsm.on_disconnected()
             self._events.clear()
             self._batch.clear()
-            self._mailer.reset()
+            self._sender.reset()
             self._content.on_members((), me=self.dfsm.me)
             self._content.on_left()
 
@@ -309,9 +309,9 @@ class GroupThread:
             self._is_down = False
             self._log.info("connected to corosync again")
 
-    def _part(self, handle: Handle, patience: float) -> None:
+    def _part(self, handle: Handle, timeout: float) -> None:
         """Leave, and see that happen: until then others may take us for a member."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         me = self.dfsm.me
         try:
             handle.leave(self._group.cpg_name)
@@ -330,29 +330,29 @@ class GroupThread:
     # The loop.
 
     def _serve(self, handle: Handle) -> None:
-        with contextlib.closing(Alarm(handle.fileno(), self._wakeup)) as alarm:
-            line = _Line(handle, alarm)
+        with contextlib.closing(Poller(handle.fileno(), self._wakeup)) as poller:
+            line = _Line(handle, poller)
             try:
                 while not self._is_stopping.is_set():
-                    alarm.sleep(self._sleep())
-                    with self._turn:
+                    poller.sleep(self._sleep())
+                    with self._ownership:
                         self._line = None  # unless all goes well
                         self._raise_failure()
                         self._act(line)
                         self._line = line
             finally:
-                with self._turn:
+                with self._ownership:
                     self._line = None
 
     def _act(self, line: _Line) -> None:
         """Take what the group says by now, and send what there is to be sent."""
         count = self._dispatch(line.handle)
         if not count:
-            line.alarm.listen(0.0)  # a wake-up is settled by that, which a message need not be
+            line.poller.listen(0.0)  # a wake-up is settled by that, which a message need not be
         self._flush()
         if count < BURST:
             self._tick()
-        self._mailer.send(line.handle.mcast)
+        self._sender.send(line.handle.mcast)
 
     # The same in another thread.
 
@@ -362,17 +362,17 @@ class GroupThread:
         return (
             self.dfsm.is_synced
             and not self._is_stopping.is_set()
-            and not self._mailer.is_retrying
-            and self._mailer.on_the_way < MANY_ON_THE_WAY
+            and not self._sender.is_retrying
+            and self._sender.in_flight < MANY_IN_FLIGHT
         )
 
-    def _act_until(self, awaited: Awaited, until: float, door: Door) -> bool:
-        """Do what ``attend`` says; return whether nothing is left that the thread must do."""
+    def _act_until(self, awaited: Awaited, until: float, watch: RequestWatch) -> bool:
+        """Act as ``dispatch_until`` says; return whether the thread has nothing left to do."""
         line = self._line
         if line is None:
             return False
-        line.alarm.hush()
-        self._door = door
+        line.poller.mute()
+        self._watch = watch
         try:
             seconds = 0.0
             while self._act_quietly(line, seconds):
@@ -383,20 +383,20 @@ class GroupThread:
         except Exception as failure:  # noqa: BLE001, as the group's thread copes with all of them
             self._line, self._failure = None, failure
         finally:
-            self._door = None
-            line.alarm.end_hush()
+            self._watch = None
+            line.poller.unmute()
         return False
 
     def _act_quietly(self, line: _Line, seconds: float) -> bool:
         """Do what ``_act`` does, after some *seconds* at most; return whether all is quiet."""
-        if line.alarm.listen(seconds, self._door):
+        if line.poller.listen(seconds, self._watch):
             self._dispatch_quietly(line.handle)
             self._flush()
         if not self._is_quiet:
             return False
         self._tick()
-        self._mailer.send(line.handle.mcast)
-        return not self._mailer.is_retrying
+        self._sender.send(line.handle.mcast)
+        return not self._sender.is_retrying
 
     def _raise_failure(self) -> None:
         """Raise what went wrong there."""
@@ -407,7 +407,7 @@ class GroupThread:
     def _sleep(self) -> float:
         """Return the seconds until something is to be done without being woken."""
         now = time.monotonic()
-        until = min(self._tick_at, self._mailer.retry_at)
+        until = min(self._tick_at, self._sender.retry_at)
         return max(0.0, until - now)
 
     def _tick_interval(self) -> float:
@@ -434,7 +434,7 @@ class GroupThread:
             if not self.dfsm.is_synced or not handle.dispatch_one():
                 return
             self._take_events()
-            if not self._mailer.on_the_way:
+            if not self._sender.in_flight:
                 return
 
     def _take_events(self) -> None:
@@ -457,7 +457,7 @@ class GroupThread:
 
     def _on_bytes(self, sender: Member, data: bytes) -> list[Effect]:
         if sender == self.dfsm.me:
-            self._mailer.came_back()
+            self._sender.echoed()
         try:
             message = decode(data, group=self._group)
         except OtherProtocol as error:
@@ -471,7 +471,7 @@ class GroupThread:
     def _on_membership(self, change: _Changed) -> list[Effect]:
         self._flush()
         self._tell_of_connection()
-        self._mailer.forget_round()
+        self._sender.forget_round()
         effects = self.dfsm.on_membership(change.members, joined=change.joined, at=self._clock())
         self._content.on_members(self.dfsm.members, me=self.dfsm.me)
         return effects
@@ -484,9 +484,9 @@ class GroupThread:
                 self._batch.append(effect)
             else:
                 self._flush()
-                if self._door is not None:
-                    self._door.leave()  # it may take long, such as a checksum
-                self._carriers[type(effect)](effect)
+                if self._watch is not None:
+                    self._watch.stop()  # it may take long, such as a checksum
+                self._executors[type(effect)](effect)
 
     def _flush(self) -> None:
         """Apply what was delivered, together."""
@@ -505,16 +505,16 @@ class GroupThread:
             self._content.on_synced()
 
     def _send_later(self, effect: Send) -> None:
-        self._mailer.put(effect.message)
+        self._sender.put(effect.message)
 
     def _send_state(self, effect: SendState) -> None:
-        self._mailer.put(State(effect.time, effect.epoch, self._content.state()))
+        self._sender.put(State(effect.time, effect.epoch, self._content.state()))
 
     def _leave(self, effect: Leave) -> None:
-        raise _Left(for_good=False)
+        raise _Leaving(for_good=False)
 
     def _quit(self, effect: Quit) -> None:
-        raise _Left(for_good=True)
+        raise _Leaving(for_good=True)
 
 
 def now() -> Moment:

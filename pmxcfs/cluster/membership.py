@@ -18,7 +18,7 @@ from typing import Any
 from pmxcfs.cluster.corosync_conf import HostConfig
 from pmxcfs.cluster.group import GroupThread
 from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
-from pmxcfs.cluster.tree_group import Postings, TreeContent, TreeGroup, TreeSource
+from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup, TreeSource
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
 from pmxcfs.messages import ClusterConfig, Member, SetKey
 from pmxcfs.replica.outbox import Outbox
@@ -56,19 +56,19 @@ class Clustering:
         self._config = ConfigWatch(self._take_config)
         self._host_file = HostConfig(host_file)
         self._catching_up = _CatchUp(replica, lock)
-        postings = Postings()
+        proposals = Proposals()
         tree = TreeContent(
             replica,
             outbox,
-            postings,
+            proposals,
             lock=lock,
             quorum=self,
             lock_has_expired=lock_has_expired,
         )
         tree.on_common = self._note_common
-        self.tree = TreeGroup(tree, TreeSource(outbox, postings, lock=lock))
+        self.tree = TreeGroup(tree, TreeSource(outbox, proposals, lock=lock))
         outbox.wake = self.tree.wake
-        outbox.attend = self.tree.attend
+        outbox.dispatch_until = self.tree.dispatch_until
         self.source = StatusSource()
         self.status = StatusGroup(StatusContent(status, self.source, lock=lock), self.source)
         self.source.wake = self.status.wake

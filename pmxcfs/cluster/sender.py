@@ -20,7 +20,7 @@ from pmxcfs.errors import Busy, ClusterError, Interrupted, Invalid, PmxcfsError,
 from pmxcfs.messages import Body, Group, Message, Normal, SyncStart
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a send is tried again, doubling
-PATIENCE = 10.0  # seconds of trying to send one change
+SEND_RETRY_LIMIT = 10.0  # seconds of trying to send one change
 _NEVER = float("inf")
 
 Clock = Callable[[], Moment]
@@ -42,7 +42,7 @@ class Source(Protocol):
         """It will not be sent."""
 
 
-class Mailer:
+class Sender:
     """Sends what the rules of a group want sent, and what a source holds."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Mailer:
     ) -> None:
         self.sent_bytes = 0  # by this process
         self.retry_at = _NEVER  # monotonic second to call ``send`` again, though all is quiet
-        self.on_the_way = 0  # messages that were sent and not seen coming back, on this connection
+        self.in_flight = 0  # messages that were sent and not seen coming back, on this connection
         self._group = group
         self._dfsm = dfsm
         self._source = source
@@ -77,13 +77,13 @@ class Mailer:
         """The round is over; what changes something stays, and goes out before the next STATE."""
         self._queue = deque(one for one in self._queue if isinstance(one, Normal))
 
-    def came_back(self) -> None:
+    def echoed(self) -> None:
         """One of the messages that were sent was delivered to this node, too."""
-        self.on_the_way -= 1
+        self.in_flight -= 1
 
     def reset(self) -> None:
         """There is another connection now, or none."""
-        self.on_the_way = 0
+        self.in_flight = 0
         self._queue.clear()
         self._end_pause()
         self._trying_since = None
@@ -142,7 +142,7 @@ class Mailer:
 
     def _mcast(self, mcast: Callable[[bytes], None], data: bytes) -> None:
         mcast(data)
-        self.on_the_way += 1
+        self.in_flight += 1
         self.sent_bytes += len(data)
         self._end_pause()
 
@@ -150,7 +150,7 @@ class Mailer:
         """There was no room for a change: try again, but not for ever."""
         if self._trying_since is None:
             self._trying_since = now
-        if now - self._trying_since < PATIENCE:
+        if now - self._trying_since < SEND_RETRY_LIMIT:
             self._source.not_sent()
         else:
             self._trying_since = None

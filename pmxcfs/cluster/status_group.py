@@ -168,7 +168,7 @@ class StatusGroup(GroupThread):
         log = logging.getLogger("pmxcfs.status")
         super().__init__(Group.STATUS, content, source, log=log, connect=connect)
         self._status = content
-        self._carriers |= {Merge: self._merge}
+        self._executors |= {Merge: self._merge}
 
     def _merge(self, effect: Merge) -> None:
         self._status.merge(effect.states)

@@ -1,7 +1,7 @@
 """The tree's group: what its messages do here, and how changes of this node get into it.
 
 ``TreeContent`` applies what is delivered, ``TreeSource`` hands out what the outbox holds, and the
-two share the postings that were sent and not delivered yet.
+two share the proposals that were sent and not delivered yet.
 
 Threads: everything here is called by the one that acts for the group. It takes the tree's lock for
 what others see, and holds it during no call of libcpg. In a cluster nothing else changes what is
@@ -33,7 +33,7 @@ from pmxcfs.messages import (
     Update,
     UpdateComplete,
 )
-from pmxcfs.replica.outbox import Outbox, Posting
+from pmxcfs.replica.outbox import Outbox, Proposal
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.index import records_needed
@@ -48,21 +48,21 @@ class Quorum(Protocol):
         """Look at what waits to be told, and tell."""
 
 
-class Postings:
+class Proposals:
     """What this node sent and has not seen delivered, by serial."""
 
     def __init__(self) -> None:
-        self._sent: dict[int, Posting] = {}
+        self._sent: dict[int, Proposal] = {}
 
-    def add(self, serial: int, posting: Posting) -> None:
-        """*posting* was sent as the message *serial*, or a part of it was."""
-        self._sent[serial] = posting
+    def add(self, serial: int, proposal: Proposal) -> None:
+        """*proposal* was sent as the message *serial*, or a part of it was."""
+        self._sent[serial] = proposal
 
-    def pop(self, serial: int) -> Posting | None:
+    def pop(self, serial: int) -> Proposal | None:
         """Return whose message *serial* is; it was delivered."""
         return self._sent.pop(serial, None)
 
-    def take_all(self) -> list[Posting]:
+    def take_all(self) -> list[Proposal]:
         """Return all, which will not be delivered, as far as anybody knows."""
         sent, self._sent = self._sent, {}
         return list(dict.fromkeys(sent.values()))
@@ -72,12 +72,12 @@ class TreeSource:
     """What the outbox holds, as ``cluster.Source``."""
 
     def __init__(
-        self, outbox: Outbox, postings: Postings, *, lock: AbstractContextManager[object]
+        self, outbox: Outbox, proposals: Proposals, *, lock: AbstractContextManager[object]
     ) -> None:
         self._outbox = outbox
-        self._postings = postings
+        self._proposals = proposals
         self._lock = lock
-        self._current: Posting | None = None
+        self._current: Proposal | None = None
 
     def take(self, *, now: float) -> Body | None:
         """Return the next message's body."""
@@ -86,50 +86,50 @@ class TreeSource:
 
     def sent(self, serial: int) -> None:
         """It is on its way."""
-        posting = self._taken()
-        self._postings.add(serial, posting)
-        self._outbox.sent(posting)
+        proposal = self._taken()
+        self._proposals.add(serial, proposal)
+        self._outbox.sent(proposal)
 
     def not_sent(self) -> None:
         """It is still the next, unless who waited for it has gone meanwhile."""
-        posting = self._taken()
-        if not self._outbox.not_sent(posting):
-            self._finish(posting, Busy("corosync takes no messages, nothing was changed"))
+        proposal = self._taken()
+        if not self._outbox.not_sent(proposal):
+            self._finish(proposal, Busy("corosync takes no messages, nothing was changed"))
 
     def refused(self, error: PmxcfsError) -> None:
         """Nothing more of it will be sent."""
-        posting = self._taken()
-        self._outbox.drop(posting)
-        if posting.is_partly_sent:
+        proposal = self._taken()
+        self._outbox.drop(proposal)
+        if proposal.is_partly_sent:
             error = Failed(f"only a part of it was sent: {error}")
-        self._finish(posting, error)
+        self._finish(proposal, error)
 
-    def _finish(self, posting: Posting, error: PmxcfsError) -> None:
+    def _finish(self, proposal: Proposal, error: PmxcfsError) -> None:
         with self._lock:
-            if not posting.ticket.is_done:
-                posting.ticket.finish(error)
+            if not proposal.ticket.is_done:
+                proposal.ticket.finish(error)
 
-    def _taken(self) -> Posting:
-        posting, self._current = self._current, None
-        assert posting is not None, "what is sent was taken before"
-        return posting
+    def _taken(self) -> Proposal:
+        proposal, self._current = self._current, None
+        assert proposal is not None, "what is sent was taken before"
+        return proposal
 
 
 class _Arrival(NamedTuple):
     """A mutation to apply, and who waits for it, if that was this node."""
 
     ticket: Ticket
-    posting: Posting | None
+    proposal: Proposal | None
 
 
-def _ticket_of(sender: Member, message: Normal, posting: Posting | None) -> Ticket:
+def _ticket_of(sender: Member, message: Normal, proposal: Proposal | None) -> Ticket:
     assert not isinstance(message.body, UnlockRequest | SetKey | LogEntry), "a mutation"
     return Ticket(
         message.body,
         writer=sender.nodeid,
         mtime=message.time,
         # Who gave up waiting was told nothing of it, and so was the kernel.
-        foreign=posting is None or posting.ticket.is_done,
+        foreign=proposal is None or proposal.ticket.is_done,
     )
 
 
@@ -140,7 +140,7 @@ class TreeContent:
         self,
         replica: Replica,
         outbox: Outbox,
-        postings: Postings,
+        proposals: Proposals,
         *,
         lock: AbstractContextManager[object],
         quorum: Quorum,
@@ -150,7 +150,7 @@ class TreeContent:
         self.on_common: Callable[[Sequence[Member]], None] = lambda members: None
         self._replica = replica
         self._outbox = outbox
-        self._postings = postings
+        self._proposals = proposals
         self._lock = lock
         self._quorum = quorum
         self._lock_has_expired = lock_has_expired
@@ -188,13 +188,13 @@ class TreeContent:
     def on_left(self) -> None:
         """Whoever waits for what was sent is told that nobody knows what comes of it."""
         error = Failed("the group was left before it was delivered: its outcome is unknown")
-        lost = self._postings.take_all()
+        lost = self._proposals.take_all()
         with self._lock:
-            for posting in lost:
-                self._outbox.drop(posting)
-                if not posting.ticket.is_done:
+            for proposal in lost:
+                self._outbox.drop(proposal)
+                if not proposal.ticket.is_done:
                     _log.warning("a change was sent, and is not known to be delivered")
-                    posting.ticket.finish(error)
+                    proposal.ticket.finish(error)
 
     def deliver(self, changes: Sequence[Deliver]) -> bool:
         """Apply mutations, as many as come together in one transaction."""
@@ -203,13 +203,13 @@ class TreeContent:
         with self._lock:
             arriving: list[_Arrival] = []
             for sender, message in changes:
-                posting = self._postings.pop(message.serial) if sender == self._me else None
+                proposal = self._proposals.pop(message.serial) if sender == self._me else None
                 if isinstance(message.body, UnlockRequest):
                     self._deliver(arriving)
                     arriving = []
-                    self._on_unlock_request(message.body, posting)
+                    self._on_unlock_request(message.body, proposal)
                 else:
-                    arriving.append(_Arrival(_ticket_of(sender, message, posting), posting))
+                    arriving.append(_Arrival(_ticket_of(sender, message, proposal), proposal))
             self._deliver(arriving)
         return True
 
@@ -217,19 +217,19 @@ class TreeContent:
         if not arriving:
             return
         self._replica.deliver([ticket for ticket, _ in arriving])
-        for ticket, posting in arriving:
-            if posting is not None:
-                posting.arrived(ticket.change, ticket.error)
+        for ticket, proposal in arriving:
+            if proposal is not None:
+                proposal.arrived(ticket.change, ticket.error)
 
-    def _on_unlock_request(self, request: UnlockRequest, posting: Posting | None) -> None:
+    def _on_unlock_request(self, request: UnlockRequest, proposal: Proposal | None) -> None:
         """Remove an expired lock, as the member that decides it by its own clock."""
-        if posting is not None:
-            posting.arrived(None, None)
+        if proposal is not None:
+            proposal.arrived(None, None)
         is_lowest = self._me == min(self._members, default=None)
         if is_lowest and self._lock_has_expired(request.path, request.checksum):
             unlock = Unlock(request.path, request.checksum)
             with suppress(NoQuorum):  # then whoever wants the lock asks again
-                self._outbox.put(Posting(Ticket(unlock), [unlock]))
+                self._outbox.put(Proposal(Ticket(unlock), [unlock]))
 
 
 class Replicated(Content, Protocol):
@@ -259,7 +259,7 @@ class TreeGroup(GroupThread):
         log = logging.getLogger("pmxcfs.dcdb")
         super().__init__(Group.TREE, content, source, log=log, connect=connect, clock=clock)
         self._tree = content
-        self._carriers |= {
+        self._executors |= {
             SendUpdates: self._send_updates,
             Commit: self._commit,
             TakeChecksum: self._take_checksum,
@@ -267,8 +267,8 @@ class TreeGroup(GroupThread):
 
     def _send_updates(self, effect: SendUpdates) -> None:
         for record in self._tree.updates(effect):
-            self._mailer.put(Update(effect.time, effect.epoch, record))
-        self._mailer.put(UpdateComplete(effect.time, effect.epoch))
+            self._sender.put(Update(effect.time, effect.epoch, record))
+        self._sender.put(UpdateComplete(effect.time, effect.epoch))
 
     def _commit(self, effect: Commit) -> None:
         try:

@@ -22,7 +22,7 @@ from pmxcfs.errors import ClusterError
 from pmxcfs.messages import ClusterConfig, ClusterNode
 
 RETRY = 5.0  # seconds between attempts to connect
-PATIENCE = 0.5  # seconds that the end of a thread is waited for
+STOP_TIMEOUT = 0.5  # seconds that the end of a thread is waited for
 RELOAD = 2.0  # seconds that a configuration may be half read before it is taken as it is
 
 _NODES = "nodelist.node."
@@ -88,7 +88,7 @@ class _Watch(ABC):
         self._is_closing = True
         os.eventfd_write(self._wake, 1)
         if self._thread.ident is not None:
-            self._thread.join(PATIENCE)
+            self._thread.join(STOP_TIMEOUT)
 
     def __del__(self) -> None:
         # Not before: the thread, and whoever wakes it, may use the descriptor until nobody can.

@@ -26,7 +26,7 @@ from pmxcfs.errors import StartError, StoreError
 from pmxcfs.fuse import handlers as fuse
 from pmxcfs.fuse import session
 from pmxcfs.fuse.kernel_cache import KernelCache
-from pmxcfs.fuse.notifier import Invalidator
+from pmxcfs.fuse.notifier import Notifier
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
 from pmxcfs.host import log, process
 from pmxcfs.host.address import AddressLookup
@@ -57,7 +57,7 @@ CLUSTER_WORKERS = 16  # most of them may wait for other nodes
 MIN_ENTRY_THREADS = 2
 SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
 COLLECT_AFTER = 50_000  # new objects that may be garbage in cycles, as exceptions can be
-PATIENCE = 0.5  # seconds that a thread gets to end
+STOP_TIMEOUT = 0.5  # seconds that a thread gets to end
 
 
 def run(settings: Settings) -> int:
@@ -82,11 +82,11 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
     waiter = process.SignalWaiter()  # blocks the signals for all threads to come
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(log.start(foreground=settings.foreground, debug=settings.debug))
-        group = process.find_group(settings.group)
-        process.make_directories(settings, group=group)
+        gid = process.find_gid(settings.group)
+        process.make_directories(settings, gid=gid)
         cleanup.enter_context(process.StateLock(settings.lockfile, mountpoint=settings.mountpoint))
         process.clear_mountpoint(settings.mountpoint)
-        daemon = Daemon(settings, group=group, cleanup=cleanup)
+        daemon = Daemon(settings, gid=gid, cleanup=cleanup)
         cleanup.enter_context(process.pid_file(settings.pidfile))
         waiter.start(daemon.stop)
         cleanup.callback(waiter.close)
@@ -101,7 +101,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
 class Daemon:
     """All parts of a running node, joined. What must be undone at the end is left to *cleanup*."""
 
-    def __init__(self, settings: Settings, *, group: int, cleanup: contextlib.ExitStack) -> None:
+    def __init__(self, settings: Settings, *, gid: int, cleanup: contextlib.ExitStack) -> None:
         self._settings = settings
         self._is_stopping = False
         self._finished = threading.Event()  # llfuse.main has returned
@@ -121,7 +121,7 @@ class Daemon:
         self._issuer = self._make_issuer() if is_clustered else self._make_local_issuer()
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
-        self._make_files(group)
+        self._make_files(gid)
         self._clustering = self._make_clustering() if is_clustered else None
         self._mount(cleanup)
         self._join()
@@ -158,7 +158,7 @@ class Daemon:
             on_quorum=self._take_quorum,
         )
 
-    def _make_files(self, group: int) -> None:
+    def _make_files(self, gid: int) -> None:
         start = int(time.time())
         self._status = Status(self._settings.nodename, self._guests, start_time=start)
         self._status.log.begin(pid=os.getpid(), time=start)
@@ -166,13 +166,15 @@ class Daemon:
             self._tree,
             self._issuer,
             locks=self._locks,
-            group=group,
+            gid=gid,
             monotonic_ns=time.monotonic_ns,
         )
         self._publisher = Publisher(session.LOCK, self._files.publish_due)
-        debug = Switch(".debug", is_on=lambda: self._operations.is_tracing, turn=self._turn_debug)
+        debug = Switch(
+            ".debug", is_on=lambda: self._operations.is_logging_requests, turn=self._turn_debug
+        )
         self._shown = status_files(
-            self._status, handed=lambda: self._invalidator.handed, monotonic=time.monotonic
+            self._status, handed=lambda: self._notifier.handed, monotonic=time.monotonic
         )
         self._service = Service(
             self._tree,
@@ -180,7 +182,7 @@ class Daemon:
             self._status,
             self._shown,
             settings=self._settings,
-            group=group,
+            gid=gid,
             lock=session.LOCK,
         )
         self._operations = fuse.Operations(
@@ -191,19 +193,20 @@ class Daemon:
             monotonic_ns=time.monotonic_ns,
             workers=self._workers,
         )
-        self._operations.is_tracing = self._settings.debug
+        self._operations.is_logging_requests = self._settings.debug
 
     def _mount(self, cleanup: contextlib.ExitStack) -> None:
         self._session = session.Mount(
             self._operations, self._settings.mountpoint, workers=self._workers
         )
         cleanup.callback(self._unmount)
-        self._invalidator = Invalidator(
-            self._session.sender(), entry_threads=max(MIN_ENTRY_THREADS, self._workers.count)
+        self._notifier = Notifier(
+            self._session.notification_channel(),
+            entry_threads=max(MIN_ENTRY_THREADS, self._workers.count),
         )
-        nodes = self._operations.nodes
+        node_ids = self._operations.node_ids
         self._cache = KernelCache(
-            self._invalidator, self._tree, nodes.objects, may_be_absent=nodes.may_be_absent
+            self._notifier, self._tree, node_ids.objects, may_be_absent=node_ids.may_be_absent
         )
 
     def _unmount(self) -> None:
@@ -243,28 +246,28 @@ class Daemon:
         """Tell those who care for files that are counted, and for guests: few changes are such."""
         for path in (change.path, change.source):
             if path in self._status.counters or parse_guest_path(path) is not None:
-                ticket = self._invalidator.ticket
-                self._status.on_change(change.path, change.source, ticket=ticket)
+                sequence = self._notifier.sequence
+                self._status.on_change(change.path, change.source, sequence=sequence)
                 self._service.on_change(change, foreign=foreign)
                 break
 
     def _count_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
         """Count what others may have seen while it was being saved."""
         for entry, path in undone.items():
-            self._status.on_change(entry.path, path, ticket=self._invalidator.ticket)
+            self._status.on_change(entry.path, path, sequence=self._notifier.sequence)
 
     def _count_reload(self, reload: Reload) -> None:
-        self._status.on_reload(ticket=self._invalidator.ticket)
+        self._status.on_reload(sequence=self._notifier.sequence)
 
     def _start_threads(self, cleanup: contextlib.ExitStack) -> None:
         checkpointer = Checkpointer(self._database)
         checkpointer.start()
         cleanup.callback(checkpointer.close)
-        self._invalidator.start()
-        cleanup.callback(self._invalidator.close, PATIENCE)
+        self._notifier.start()
+        cleanup.callback(self._notifier.close, STOP_TIMEOUT)
         self._publisher.start()
         cleanup.callback(self._publish_the_rest)
-        cleanup.callback(self._publisher.close, PATIENCE)
+        cleanup.callback(self._publisher.close, STOP_TIMEOUT)
         if self._clustering is not None:
             self._start_clustering(self._clustering, cleanup)
         if not self._settings.local:
@@ -278,7 +281,7 @@ class Daemon:
                 timeout=process.watchdog_timeout(),
             )
             watchdog.start()
-            cleanup.callback(watchdog.close, PATIENCE)
+            cleanup.callback(watchdog.close, STOP_TIMEOUT)
         if self._settings.test_control:
             control = Control(self._settings.control_socket, self._commands(), lock=session.LOCK)
             control.start()
@@ -297,7 +300,7 @@ class Daemon:
             troubles=self._troubles,
             start_time=self._status.start_time,
         )
-        self._service.tell_condition(lambda: describe(parts))
+        self._service.set_report(lambda: describe(parts))
         self._service.start()
         cleanup.callback(self._service.stop)
 
@@ -372,7 +375,7 @@ class Daemon:
 
     def _turn_debug(self, on: bool) -> None:
         log.set_verbose(on)
-        self._operations.is_tracing = on
+        self._operations.is_logging_requests = on
         _log.info("debug messages are %s", "on" if on else "off")
 
     # Test control
@@ -432,7 +435,7 @@ class Daemon:
             "transactions": self._replica.transactions,
             "degraded": self._replica.is_degraded,
             "waiting": self._workers.waiting_count,
-            "handed": self._invalidator.handed == self._invalidator.ticket,
+            "handed": self._notifier.handed == self._notifier.sequence,
             "quorate": self._files.quorate,
             **(self._clustering.describe() if self._clustering is not None else {}),
         }

@@ -25,7 +25,7 @@ from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import Guests
 
 BREATH = 1e-5  # seconds by which a long answer lets others go first
-PATIENCE = 0.5  # seconds that metrics which wait get at the end
+METRICS_STOP_TIMEOUT = 0.5  # seconds that metrics which wait get at the end
 
 
 class Service:
@@ -39,7 +39,7 @@ class Service:
         files: Mapping[str, StatusFile],
         *,
         settings: Settings,
-        group: int,
+        gid: int,
         lock: AbstractContextManager[object],
     ) -> None:
         self.recorder = Recorder(settings.rrddir, settings.rrdcached_socket)
@@ -57,7 +57,7 @@ class Service:
             give_way=lambda: time.sleep(BREATH),
         )
         self.ipc = IpcServer(
-            settings.ipc_name, self._requests, group=group, flag=settings.rundir / RESTART_FLAG
+            settings.ipc_name, self._requests, gid=gid, flag=settings.rundir / RESTART_FLAG
         )
 
     def start(self) -> None:
@@ -68,15 +68,15 @@ class Service:
     def stop(self) -> None:
         """Disconnect the clients, and write what metrics there are."""
         self.ipc.close()
-        self.recorder.close(PATIENCE)
+        self.recorder.close(METRICS_STOP_TIMEOUT)
 
     def tell_cluster(self, publish: Callable[[SetKey | LogEntry], None]) -> None:
         """Have *publish* called with whatever clients set and the other nodes have to know."""
         self._requests.publish = publish
 
-    def tell_condition(self, condition: Callable[[], Mapping[str, object]]) -> None:
-        """Have *condition* called for who asks how the daemon is, with the lock held."""
-        self._requests.condition = condition
+    def set_report(self, report: Callable[[], Mapping[str, object]]) -> None:
+        """Have *report* called for who asks how the daemon is, with the lock held."""
+        self._requests.report = report
 
     # What the tree says.
 

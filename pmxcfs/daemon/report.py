@@ -68,7 +68,7 @@ class Parts(NamedTuple):
 
 
 def describe(parts: Parts) -> Mapping[str, object]:
-    """Return the condition; its keys are those of ``pmxcfs status --json``."""
+    """Return the report; its keys are those of ``pmxcfs status --json``."""
     cluster = parts.cluster() if parts.cluster else None
     return {
         "version": pmxcfs.__version__,

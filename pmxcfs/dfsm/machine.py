@@ -10,7 +10,7 @@ Modes:   LEFT -> START -> START_SYNC -> (UPDATE ->) SYNCED. A membership change 
 Rounds:  everything that one round gathers is one ``_Round``, replaced as a whole when the next one
          begins, so nothing of an old round can count in a new one.
 Queues:  a change that comes while we are not SYNCED waits, in the round's ``sync_queue`` if its
-         sender was synced already, else in ``_letters``, which outlives rounds.
+         sender was synced already, else in ``_message_queue``, which outlives rounds.
 Threads: one, which owns the group's handle.
 Promise: two nodes that see the same events in the same order end with the same content.
          tests/scenarios shows it by example, tests/unit/test_random_bus.py by brute force.
@@ -37,7 +37,7 @@ from pmxcfs.dfsm.effects import (
     TakeChecksum,
 )
 from pmxcfs.dfsm.election import elect
-from pmxcfs.dfsm.message_queue import Letter, Letters
+from pmxcfs.dfsm.message_queue import MessageQueue, QueuedChange
 from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.errors import BadMessage, Busy
 from pmxcfs.messages import (
@@ -71,7 +71,7 @@ class _Round:
     leader: Member = _NOBODY
     synced: Collection[Member] = ()  # those whose changes go before the others'
     records: list[Record] = field(default_factory=list)  # the leader's UPDATEs
-    sync_queue: list[Letter] = field(default_factory=list)
+    sync_queue: list[QueuedChange] = field(default_factory=list)
     verification: int | None = None  # the number of the one that we remember a checksum for
     requester: Member = _NOBODY
     checksum: bytes = b""  # ours, at the request's place in the order
@@ -88,7 +88,7 @@ class Dfsm:
         self.members: Sequence[Member] = ()  # in ascending order
         self._group = group
         self._round = _Round(Epoch(0, 0, 0, 0))
-        self._letters = Letters()  # the message queue
+        self._message_queue = MessageQueue()  # the message queue
         self._rounds = 0  # counts the epochs that we made
         self._serial = 0  # counts our changes
         self._verifications = 0  # counts our verify requests
@@ -225,7 +225,7 @@ class Dfsm:
 
     def _forget(self) -> None:
         """We are in no group: its queues and its members are nothing to us any more."""
-        self._letters.take_all()
+        self._message_queue.take_all()
         self._round = _Round(Epoch(0, 0, 0, 0))
         self.members = ()
 
@@ -248,8 +248,8 @@ class Dfsm:
 
     def _send_own_again(self) -> list[Effect]:
         """Members that joined lack what is queued: all drop it, and its senders send it again."""
-        own = [letter for letter in self._letters.take_all() if letter.sender == self.me]
-        return [Send(letter.message) for letter in own]
+        own = [queued for queued in self._message_queue.take_all() if queued.sender == self.me]
+        return [Send(queued.message) for queued in own]
 
     def _on_sync_start(self, sender: Member, message: SyncStart, at: Moment) -> list[Effect]:
         if self.mode is not Mode.START_SYNC or sender not in self.members:
@@ -302,13 +302,13 @@ class Dfsm:
         effects: list[Effect] = [Log(f"leader is {current.leader}")]
         effects.append(Log(f"synced members: {listed}"))
         if self.me not in current.synced:
-            current.sync_queue += self._letters.take(current.synced)
+            current.sync_queue += self._message_queue.take(current.synced)
             return [*effects, Log("waiting for the leader's updates"), self._enter(Mode.UPDATE)]
         if self.me == current.leader:
             mine = current.states[self.me]
             effects.append(SendUpdates(at.wall, current.epoch, mine, current.states))
         effects += [self._enter(Mode.SYNCED), Log("all data is up to date")]
-        return effects + self._deliver(self._letters.take(current.synced))
+        return effects + self._deliver(self._message_queue.take(current.synced))
 
     def _on_update(self, sender: Member, message: Update, at: Moment) -> list[Effect]:
         if self.mode is Mode.UPDATE and sender == self._round.leader:
@@ -330,21 +330,21 @@ class Dfsm:
     def _on_normal(self, sender: Member, message: Normal) -> list[Effect]:
         if self.mode is Mode.SYNCED:
             return [Deliver(sender, message)]
-        letter = Letter(sender, message)
+        queued = QueuedChange(sender, message)
         if self.mode is Mode.UPDATE and sender in self._round.synced:
-            self._round.sync_queue.append(letter)
+            self._round.sync_queue.append(queued)
         else:
-            self._letters.add(letter)
+            self._message_queue.add(queued)
         return []
 
     def _deliver_all(self) -> list[Effect]:
         """Empty the message queue; what processes sent that are gone is dropped, everywhere."""
-        letters = self._letters.take_all()
-        return self._deliver(letter for letter in letters if letter.sender in self.members)
+        queue = self._message_queue.take_all()
+        return self._deliver(queued for queued in queue if queued.sender in self.members)
 
     @staticmethod
-    def _deliver(letters: Iterable[Letter]) -> list[Effect]:
-        return [Deliver(letter.sender, letter.message) for letter in letters]
+    def _deliver(queue: Iterable[QueuedChange]) -> list[Effect]:
+        return [Deliver(queued.sender, queued.message) for queued in queue]
 
     # Deadlines.
 
@@ -368,7 +368,7 @@ class Dfsm:
         limits = self.deadlines
         limit = limits.updates if self.mode is Mode.UPDATE else limits.silence
         is_quiet = at.monotonic - self._heard_at >= limit
-        if not is_quiet or at.monotonic - self._gave_up_at < limits.patience:
+        if not is_quiet or at.monotonic - self._gave_up_at < limits.leave_interval:
             return []
         self._gave_up_at = at.monotonic
         return self.leave(f"nothing came for {limit:.0f} s in mode {self.mode.value}")

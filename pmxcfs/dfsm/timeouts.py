@@ -26,6 +26,6 @@ class Deadlines:
         90.0  # START_SYNC, all others: without a message of the round, leave and rejoin
     )
     updates: float = 15.0  # UPDATE: without an UPDATE for so long, leave and rejoin
-    patience: float = 60.0  # between two leaves that a deadline causes
+    leave_interval: float = 60.0  # between two leaves that a deadline causes
     rejoin: float = 5.0  # between two joins, whatever the reason; corosync needs it
     verification: float = 3600.0  # between two verifications of the tree

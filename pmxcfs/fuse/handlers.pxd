@@ -2,12 +2,12 @@
 # The types of handlers.py, which runs for every request.
 from pmxcfs._core cimport Entry
 from pmxcfs.vfs.filesystem cimport FileSystem
-from pmxcfs.fuse.node_ids cimport Nodes
+from pmxcfs.fuse.node_ids cimport NodeIds
 
 
 cdef class Handlers:
-    cdef public bint is_tracing
-    cdef readonly Nodes nodes
+    cdef public bint is_logging_requests
+    cdef readonly NodeIds node_ids
     cdef FileSystem _files
     cdef dict _status_files
     cdef dict _fixed

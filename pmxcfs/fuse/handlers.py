@@ -30,7 +30,7 @@ from pmxcfs.errors import (
     Stale,
     Unsupported,
 )
-from pmxcfs.fuse.node_ids import ROOT, Node, Nodes
+from pmxcfs.fuse.node_ids import ROOT, Node, NodeIds
 from pmxcfs.fuse.request_log import PRIVATE, subject_of
 from pmxcfs.fuse.workers import Workers
 from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
@@ -74,8 +74,8 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
     @functools.wraps(function)
     def guarded(self: "Handlers", *arguments: object) -> _Answer:
         try:
-            if self.is_tracing:
-                return _traced(self, function, arguments)
+            if self.is_logging_requests:
+                return _logged(self, function, arguments)
             return function(self, *arguments)
         except PmxcfsError as error:
             raise llfuse.FUSEError(error.errno) from None
@@ -86,7 +86,7 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
     return guarded
 
 
-def _traced(
+def _logged(
     handlers: "Handlers", function: Callable[..., _Answer], arguments: tuple[object, ...]
 ) -> _Answer:
     """Log a request, how it went and how long it took."""
@@ -119,8 +119,8 @@ class Handlers:
         monotonic_ns: Callable[[], int],
         workers: Workers,
     ) -> None:
-        self.is_tracing = False
-        self.nodes = Nodes(files.root)
+        self.is_logging_requests = False
+        self.node_ids = NodeIds(files.root)
         self._files = files
         self._status_files = status_files
         self._fixed = {item.name: item for item in fixed}
@@ -144,7 +144,7 @@ class Handlers:
         return self._fixed.get(name)
 
     def _directory(self, node: int) -> Entry:
-        found = self.nodes[node]
+        found = self.node_ids[node]
         if not isinstance(found, Entry):
             raise NotFound(f"node {node} is not a directory")
         return found
@@ -163,23 +163,23 @@ class Handlers:
         name = to_text(raw_name)
         found = self._special(parent, name) or self._directory(parent).child(name)
         if found is None:
-            self.nodes.note_absent(parent, raw_name)
+            self.node_ids.note_absent(parent, raw_name)
             return self._absent
         return self._answer(found)
 
     def _answer(self, found: Node) -> llfuse.EntryAttributes:
         """Tell the kernel of *found*, which it will then hold a reference to."""
-        self.nodes.reference(found)
+        self.node_ids.reference(found)
         return self._attributes(found)
 
     def forget(self, forgotten: list[tuple[int, int]]) -> None:
         """Never answered, so nothing may go wrong."""
         for node, count in forgotten:
-            self.nodes.forget(node, count)
+            self.node_ids.forget(node, count)
 
     @_handler
     def getattr(self, node: int, context: object) -> llfuse.EntryAttributes:
-        return self._attributes(self.nodes[node])
+        return self._attributes(self.node_ids[node])
 
     def _attributes(self, found: Node) -> llfuse.EntryAttributes:
         if isinstance(found, Entry):
@@ -214,7 +214,7 @@ class Handlers:
         result = llfuse.EntryAttributes()
         result.st_ino = node
         result.st_mode = mode
-        result.st_gid = self._files.group
+        result.st_gid = self._files.gid
         result.st_size = size
         result.st_blocks = (size + 511) // 512
         result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = time_ns
@@ -223,7 +223,7 @@ class Handlers:
 
     @_handler
     def readlink(self, node: int, context: object) -> bytes:
-        found = self.nodes[node]
+        found = self.node_ids[node]
         if not isinstance(found, Link):
             raise NotFound(f"node {node} is not a link")
         return found.target
@@ -278,7 +278,7 @@ class Handlers:
 
     def _dirent(self, entry: Entry) -> llfuse.EntryAttributes:
         result = llfuse.EntryAttributes()
-        result.st_ino = self.nodes.number(entry)
+        result.st_ino = self.node_ids.number(entry)
         if entry.is_directory:
             result.st_mode = stat.S_IFDIR
         return result
@@ -287,7 +287,7 @@ class Handlers:
         result = llfuse.EntryAttributes()
         special = self._special(ROOT, name)
         assert special is not None, "all names come from the tables of special files"
-        result.st_ino = self.nodes.number(special)
+        result.st_ino = self.node_ids.number(special)
         if isinstance(special, Link):
             result.st_mode = stat.S_IFLNK
         return result
@@ -374,7 +374,7 @@ class Handlers:
         handle: int | None,
         context: object,
     ) -> llfuse.EntryAttributes:
-        found = self.nodes[node]
+        found = self.node_ids[node]
         self._check_ownership(found, wanted, fields)
         if fields.update_size:
             self._truncate(found, wanted.st_size, handle)
@@ -423,7 +423,7 @@ class Handlers:
 
     @_handler
     def open(self, node: int, flags: int, context: object) -> int:
-        found = self.nodes[node]
+        found = self.node_ids[node]
         if isinstance(found, Entry):
             return self._open(found, flags, False)
         if isinstance(found, Snapshot):
@@ -477,7 +477,7 @@ class Handlers:
 
     def subject(self, name: str, arguments: tuple[object, ...]) -> str:
         """Describe what a request is about, for debug messages."""
-        return subject_of(name, arguments, nodes=self.nodes.objects, handles=self._handles)
+        return subject_of(name, arguments, nodes=self.node_ids.objects, handles=self._handles)
 
 
 class Operations(Handlers, llfuse.Operations):

@@ -5,7 +5,7 @@ from pmxcfs.tree.apply cimport Change
 
 
 cdef class KernelCache:
-    cdef object _invalidator
+    cdef object _notifier
     cdef Tree _tree
     cdef object _known
     cdef object _may_be_absent

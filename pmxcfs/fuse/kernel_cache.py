@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.fuse.notifier import Invalidator, Name
+from pmxcfs.fuse.notifier import Name, Notifier
 from pmxcfs.messages import Kind
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Reload
@@ -26,13 +26,13 @@ class KernelCache:
 
     def __init__(
         self,
-        invalidator: Invalidator,
+        notifier: Notifier,
         tree: Tree,
         known: Mapping[int, object],
         *,
         may_be_absent: Callable[[int, bytes], bool],
     ) -> None:
-        self._invalidator = invalidator
+        self._notifier = notifier
         self._tree = tree
         self._known = known  # node ids that the kernel holds references to
         self._may_be_absent = may_be_absent  # a directory's node id, a name
@@ -42,7 +42,7 @@ class KernelCache:
         if foreign or change.kind is Kind.UNLOCK:
             self._on_foreign(change)
         elif change.source and changes_mode(change.source, change.path):
-            self._invalidator.attributes([change.entry.node])
+            self._notifier.attributes([change.entry.node])
         elif change.has_new_time:  # the kernel knows that the ctime is, but of nothing else
             self._forget_inode(change.entry, pages=False)
 
@@ -63,7 +63,7 @@ class KernelCache:
 
     def on_quorum(self) -> None:
         """Notify that every mode has changed."""
-        self._invalidator.attributes(list(self._known))
+        self._notifier.attributes(list(self._known))
 
     def on_reload(self, reload: Reload) -> None:
         """Notify of everything that differs in another node's tree."""
@@ -75,9 +75,9 @@ class KernelCache:
 
     def _on_foreign(self, change: Change) -> None:
         # By the directories themselves: where they are now may be the work of later changes.
-        if change.left is not None:
+        if change.source_directory is not None:
             name = (change.source or change.path).rpartition("/")[2]
-            self._forget_place(change.left, name, before=change.entry)
+            self._forget_place(change.source_directory, name, before=change.entry)
         if (
             change.kind in (Kind.CREATE, Kind.MKDIR, Kind.RENAME)
             and change.entry.parent is not None
@@ -94,7 +94,7 @@ class KernelCache:
 
     def _forget_inode(self, entry: Entry, *, pages: bool) -> None:
         if entry.node in self._known:
-            self._invalidator.inode(entry.node, pages=pages)
+            self._notifier.inode(entry.node, pages=pages)
 
     def _forget_place(self, directory: Entry, name: str, *, before: Entry | None) -> None:
         """Notify that something else stands there than *before*, or than nothing."""
@@ -104,10 +104,10 @@ class KernelCache:
 
     def _forget_name(self, directory: Entry, name: str) -> None:
         if directory.node in self._known:
-            self._invalidator.entry(Name(directory.node, to_bytes(name)))
+            self._notifier.entry(Name(directory.node, to_bytes(name)))
 
     def _look_up_again(self, entry: Entry, *, pages: bool) -> None:
         parent = entry.parent
         if entry.node in self._known and parent is not None and parent.node in self._known:
             name = Name(parent.node, to_bytes(entry.name))
-            self._invalidator.entry(name, inode=entry.node, pages=pages)
+            self._notifier.entry(name, inode=entry.node, pages=pages)

@@ -2,7 +2,7 @@
 # The types of node_ids.py, which runs for every request.
 
 
-cdef class Nodes:
+cdef class NodeIds:
     cdef readonly dict objects
     cdef dict _references
     cdef object _last

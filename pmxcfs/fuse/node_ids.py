@@ -17,7 +17,7 @@ Node = Entry | Link | Switch | Snapshot
 MOST_ABSENT = 1 << 16
 
 
-class Nodes:
+class NodeIds:
     """The kernel's node ids, and what it has been told of names."""
 
     def __init__(self, root: Entry) -> None:

@@ -38,7 +38,7 @@ class _Queued:
         self.inodes: dict[int, bool] = {}  # node ids to be notified afterwards -> pages too
 
 
-class Sender:
+class NotificationChannel:
     """How a notification gets to the kernel; both may block, and raise OSError when it is gone."""
 
     def __init__(
@@ -48,11 +48,11 @@ class Sender:
         self.entry = entry  # (parent's node id, name, only look it up again)
 
 
-class Invalidator:
+class Notifier:
     """Unbounded, coalescing queues of notifications and the threads that send them."""
 
-    def __init__(self, sender: Sender, *, entry_threads: int) -> None:
-        self._sender = sender
+    def __init__(self, channel: NotificationChannel, *, entry_threads: int) -> None:
+        self._channel = channel
         self._lock = threading.Lock()
         # One thread is woken for each thing to do: waking all costs more than the notifications.
         self._has_inode = threading.Condition(self._lock)
@@ -62,7 +62,7 @@ class Invalidator:
         self._ready: OrderedDict[int, None] = OrderedDict()  # of these, not being worked on
         # Notifications are numbered as they are queued; this is the last one's number, which
         # ``handed`` must reach before all that is queued now has been handed over.
-        self.ticket = 0
+        self.sequence = 0
         self._outstanding: OrderedDict[int, None] = OrderedDict()  # not yet handed over; ascending
         self._is_closed = False
         self._again: deque[tuple[float, list[int]]] = deque()  # monotonic second, attributes of
@@ -80,7 +80,7 @@ class Invalidator:
     def handed(self) -> int:
         """All notifications up to this number have been handed to the kernel."""
         with self._lock:
-            return next(iter(self._outstanding), self.ticket + 1) - 1
+            return next(iter(self._outstanding), self.sequence + 1) - 1
 
     def inode(self, node: int, *, pages: bool) -> None:
         """Queue: forget the attributes of *node*, and with *pages* its content."""
@@ -112,14 +112,14 @@ class Invalidator:
         for node in nodes:
             self._queue_inode(node, pages=False)
 
-    def close(self, patience: float) -> None:
-        """Stop the threads; those that the kernel blocks get *patience* seconds in all."""
+    def close(self, timeout: float) -> None:
+        """Stop the threads; those that the kernel blocks get *timeout* seconds in all."""
         with self._lock:
             self._is_closed = True
             self._has_inode.notify_all()
             self._has_directory.notify_all()
         for thread in self._threads:
-            thread.join(patience / len(self._threads))
+            thread.join(timeout / len(self._threads))
 
     def _queue_inode(self, node: int, *, pages: bool) -> None:
         number, known_pages = self._inodes.get(node) or (self._next_number(), False)
@@ -127,13 +127,13 @@ class Invalidator:
         self._has_inode.notify()
 
     def _next_number(self) -> int:
-        self.ticket += 1
-        self._outstanding[self.ticket] = None
-        return self.ticket
+        self.sequence += 1
+        self._outstanding[self.sequence] = None
+        return self.sequence
 
     def _send_inodes(self) -> None:
         for node, (number, pages) in iter(self._next_inode, None):
-            self._try(self._sender.inode, node, pages)
+            self._try(self._channel.inode, node, pages)
             with self._lock:
                 del self._outstanding[number]
 
@@ -161,7 +161,7 @@ class Invalidator:
         for parent in iter(self._next_directory, None):
             with self._lock:
                 name, queued = self._directories[parent].popitem(last=False)
-            self._try(self._sender.entry, parent, name, queued.is_kept)
+            self._try(self._channel.entry, parent, name, queued.is_kept)
             with self._lock:
                 self._finish_entry(parent, queued)
 

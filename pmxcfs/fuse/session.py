@@ -16,7 +16,7 @@ import llfuse
 from pmxcfs.errors import StartError
 from pmxcfs.fuse._notify import invalidate_entry, invalidate_inode
 from pmxcfs.fuse.handlers import Operations
-from pmxcfs.fuse.notifier import Sender
+from pmxcfs.fuse.notifier import NotificationChannel
 from pmxcfs.fuse.workers import Workers
 
 LOCK = llfuse.lock
@@ -51,10 +51,10 @@ class Mount:
         workers.is_over = self._is_over
         workers.descriptor = self._descriptor
 
-    def sender(self) -> Sender:
+    def notification_channel(self) -> NotificationChannel:
         """Return the way to send notifications to the kernel."""
         descriptor = self._descriptor
-        return Sender(
+        return NotificationChannel(
             inode=lambda node, pages: invalidate_inode(descriptor, node, pages=pages),
             entry=lambda parent, name, kept: invalidate_entry(
                 descriptor, parent, name, expire=kept

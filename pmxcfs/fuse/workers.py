@@ -3,7 +3,7 @@
 Each that reads requests makes every request dearer, because the next one goes to another thread,
 on another processor as like as not. With only one, everybody waits while that one waits for a
 device or another node. So all but one are parked, and the moment the last that reads begins to
-wait, it calls one back, or keeps the door and calls when a request has come. A worker parks inside
+wait, it calls one back, or keeps the watch and calls when a request has come. A worker parks inside
 its RELEASE handler, whose answer nobody waits for.
 
 Threads: everything here needs the tree's lock, and gives it back while it waits.
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from pmxcfs.errors import Busy
 from pmxcfs.host.process import let_others_go_first
-from pmxcfs.replica.waiting import Door
+from pmxcfs.replica.waiting import RequestWatch
 
 RESERVED_WORKERS = 4  # that never wait for other nodes, so that reads go on
 LOOK_AFTER = 1.0  # seconds until a parked worker looks whether the mount is still there
@@ -58,36 +58,36 @@ class Workers:
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
         """Give the lock back until the block ends, to wait for a device or for another worker."""
-        with self._released_at_door() as door:
-            door.leave()
+        with self._released_with_watch() as watch:
+            watch.stop()
             yield
 
     @contextlib.contextmanager
-    def _released_at_door(self) -> Iterator[Door]:
+    def _released_with_watch(self) -> Iterator[RequestWatch]:
         self._away += 1
-        door = Door(self.descriptor, self._call, is_kept=self._readers < 1)
+        watch = RequestWatch(self.descriptor, self._call, is_active=self._readers < 1)
         try:
             with self._lock_released:
-                yield door
+                yield watch
         finally:
             self._away -= 1
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Do the same to wait for other nodes; raise Busy if too many do that already."""
-        with self.waiting_at_door() as door:
-            door.leave()
+        with self.waiting_with_watch() as watch:
+            watch.stop()
             yield
 
     @contextlib.contextmanager
-    def waiting_at_door(self) -> Iterator[Door]:
-        """Do the same, but call nobody: the block leaves the door before it waits elsewhere."""
+    def waiting_with_watch(self) -> Iterator[RequestWatch]:
+        """Do the same, but call nobody: the block leaves the watch before it waits elsewhere."""
         if self.waiting_count >= self._most_waiting:
             raise Busy(f"{self.waiting_count} changes are waiting already")
         self.waiting_count += 1
         try:
-            with self._released_at_door() as door:
-                yield door
+            with self._released_with_watch() as watch:
+                yield watch
         finally:
             self.waiting_count -= 1
 

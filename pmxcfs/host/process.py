@@ -30,7 +30,7 @@ NUDGE_INTERVAL = 0.02  # seconds between two signals to a thread that has to lea
 
 UMASK = 0o027
 DIRECTORY_MODE = 0o750
-LOCK_PATIENCE = 10.0  # seconds that a daemon which is stopping may still hold the lock
+LOCK_TIMEOUT = 10.0  # seconds that a daemon which is stopping may still hold the lock
 NICE = 15  # of threads that others precede; beside one of those they get a thirtieth
 LOCK_INTERVAL = 0.1  # seconds between attempts
 
@@ -84,7 +84,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 8 * MAX_FILE_SIZE)
 
 
-def find_group(name: str) -> int:
+def find_gid(name: str) -> int:
     """Return the gid of the group that owns every file."""
     try:
         return grp.getgrnam(name).gr_gid
@@ -95,11 +95,11 @@ def find_group(name: str) -> int:
         ) from None
 
 
-def make_directories(settings: Settings, *, group: int) -> None:
+def make_directories(settings: Settings, *, gid: int) -> None:
     """Make the state and run directories; nothing that is made from now on is for others."""
     os.umask(UMASK)
     _make_directory(settings.statedir)
-    _make_directory(settings.rundir, gid=group)
+    _make_directory(settings.rundir, gid=gid)
 
 
 def _make_directory(path: Path, *, gid: int = -1) -> None:
@@ -118,10 +118,10 @@ def _make_directory(path: Path, *, gid: int = -1) -> None:
 class StateLock:
     """The lock on a state directory, which one daemon at a time may use."""
 
-    def __init__(self, path: Path, *, mountpoint: Path, patience: float = LOCK_PATIENCE) -> None:
+    def __init__(self, path: Path, *, mountpoint: Path, timeout: float = LOCK_TIMEOUT) -> None:
         self._path = path
         self._mountpoint = mountpoint  # where a holder that was killed may be stuck
-        self._patience = patience  # seconds
+        self._timeout = timeout  # seconds
         self._descriptor = -1
 
     def __enter__(self) -> Self:
@@ -141,7 +141,7 @@ class StateLock:
     def _take(self, descriptor: int) -> None:
         if _has_dying_holder(descriptor):
             self._free_holder()
-        if not _flock(descriptor, self._patience):
+        if not _flock(descriptor, self._timeout):
             holder = _holder(descriptor) or "unknown"
             raise StartError(f"{self._path.parent} is in use by the daemon with pid {holder}")
         os.ftruncate(descriptor, 0)
@@ -183,9 +183,9 @@ def _is_dying(pid: str) -> bool:
     return pid.isdecimal() and status.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
-def _flock(descriptor: int, patience: float) -> bool:
-    """Take the lock within *patience* seconds, or until a signal to stop, which is blocked."""
-    deadline = time.monotonic() + patience
+def _flock(descriptor: int, timeout: float) -> bool:
+    """Take the lock within *timeout* seconds, or until a signal to stop, which is blocked."""
+    deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

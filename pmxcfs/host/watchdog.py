@@ -47,10 +47,10 @@ class Watchdog:
         """Start the thread."""
         self._thread.start()
 
-    def close(self, patience: float) -> None:
-        """Stop the thread, which gets *patience* seconds. Must not hold the lock."""
+    def close(self, timeout: float) -> None:
+        """Stop the thread, which gets *timeout* seconds. Must not hold the lock."""
         self._closing.set()
-        self._thread.join(patience)
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._closing.is_set():

@@ -42,7 +42,7 @@ cdef enum:
     MOST_CONNECTIONS = 512  # each has some 3 MiB of shared memory and a descriptor
     KEPT_FOR_ROOT = 64  # of them, so that no other user can lock the system's own tools out
     MOST_STRANGERS = 64  # that have connected and not said who they are
-    PATIENCE_MS = 2000  # that a stranger has for it
+    HANDSHAKE_TIMEOUT_MS = 2000  # that a stranger has for it
     STRANGER_CHECK_MS = 500  # between looks at strangers' time
     LARGEST_BUFFER = 8 << 20  # bytes that a client may want for a message
     # Each connection has a buffer in malloc's heap, which would stay as large as it ever was.
@@ -124,7 +124,7 @@ cdef int32_t on_dispatch_add(qb_loop_priority p, int32_t fd, int32_t events, voi
     watch.is_client = data == here().admitted
     watch.empty = 0
     if data != here().service and data != here().admitted:
-        watch.expires_ms = now_ms() + PATIENCE_MS
+        watch.expires_ms = now_ms() + HANDSHAKE_TIMEOUT_MS
         here().strangers += 1
     return control(EPOLL_CTL_ADD, fd, events)
 

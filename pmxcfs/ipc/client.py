@@ -21,7 +21,7 @@ class NotRunning(IpcError):
     """No daemon answers to this name."""
 
 
-class Daemon:
+class IpcClient:
     """A connection to the daemon *name*. Each method raises IpcError with the daemon's errno."""
 
     def __init__(self, name: str, *, timeout_ms: int = TIMEOUT_MS) -> None:
@@ -60,9 +60,9 @@ class Daemon:
         """Return ``.rrd``."""
         return self._ask(Number.GET_RRD_DUMP).rstrip(b"\0")
 
-    def condition(self) -> bytes:
-        """Return how the daemon is; see ``condition``."""
-        return self._ask(Number.GET_CONDITION)
+    def report(self) -> bytes:
+        """Return how the daemon is; see ``report``."""
+        return self._ask(Number.GET_REPORT)
 
     def config(self, path: str) -> bytes:
         """Return the published content of a file."""

@@ -49,7 +49,7 @@ class Number(IntEnum):
     GET_GUEST_CONFIG_PROPERTY = 11
     VERIFY_TOKEN = 12
     GET_GUEST_CONFIG_PROPERTIES = 13
-    GET_CONDITION = 0x706D7801  # our own: what ``pmxcfs status`` shows
+    GET_REPORT = 0x706D7801  # our own: what ``pmxcfs status`` shows
 
 
 class Caller(NamedTuple):
@@ -118,7 +118,7 @@ class Requests:
         # What this node did and others have to be told; the cluster sets it.
         self.publish: Callable[[SetKey | LogEntry], None] = lambda _change: None
         # What ``pmxcfs status`` shows; called with the lock held.
-        self.condition: Callable[[], Mapping[str, object]] = dict
+        self.report: Callable[[], Mapping[str, object]] = dict
         self._tree = tree
         self._guests = guests
         self._status = status
@@ -167,9 +167,9 @@ class Requests:
             raise Invalid("this request has no content")
         return self._files[name].content
 
-    def get_condition(self, _caller: Caller, _payload: bytes) -> bytes:
+    def get_report(self, _caller: Caller, _payload: bytes) -> bytes:
         """Return how the daemon is, as JSON."""
-        return json.dumps(self.condition()).encode("ascii")
+        return json.dumps(self.report()).encode("ascii")
 
     def set_key(self, _caller: Caller, payload: bytes) -> bytes:
         """Set a key of this node's."""
@@ -284,5 +284,5 @@ TABLE: Mapping[int, _Entry] = {
     Number.GET_GUEST_CONFIG_PROPERTY: _Entry(Requests.get_property, needs_lock=False),
     Number.VERIFY_TOKEN: _Entry(Requests.verify_token),
     Number.GET_GUEST_CONFIG_PROPERTIES: _Entry(Requests.get_properties, needs_lock=False),
-    Number.GET_CONDITION: _Entry(Requests.get_condition, is_privileged=True),
+    Number.GET_REPORT: _Entry(Requests.get_report, is_privileged=True),
 }

@@ -28,8 +28,8 @@ _log = logging.getLogger("pmxcfs.ipcs")
 class Gate:
     """Decides who may connect."""
 
-    def __init__(self, *, group: int) -> None:
-        self._group = group  # whose processes may read
+    def __init__(self, *, gid: int) -> None:
+        self._gid = gid  # whose processes may read
         self._silent_until = 0.0
         self._unlogged = 0
 
@@ -37,7 +37,7 @@ class Gate:
         """Return who that is, or an errno. Only the primary group counts: libqb knows no other."""
         if (uid, gid) == (0, 0):
             return Caller(pid, may_write=True)
-        if gid == self._group:
+        if gid == self._gid:
             return Caller(pid, may_write=False)
         self._log_refusal(uid, gid, pid)
         return errno.EACCES
@@ -58,10 +58,10 @@ class IpcServer:
     *flag* is a file that is there while the daemon is between two runs.
     """
 
-    def __init__(self, name: str, requests: Requests, *, group: int, flag: Path) -> None:
+    def __init__(self, name: str, requests: Requests, *, gid: int, flag: Path) -> None:
         self._name = name
         self._requests = requests
-        self._group = group
+        self._gid = gid
         self._flag = flag
         self._server: Server | None = None
         self._thread = threading.Thread(target=self._serve, name="ipc", daemon=True)
@@ -69,7 +69,7 @@ class IpcServer:
     def start(self) -> None:
         """Start answering. Raises StartError. Not before the last fork: libqb keeps the pid."""
         remove_leftovers(self._name)
-        gate = Gate(group=self._group)
+        gate = Gate(gid=self._gid)
         try:
             self._server = Server(self._name, admit=gate.admit, answer=self._answer)
         except IpcError as error:
@@ -83,7 +83,7 @@ class IpcServer:
         if self._server is None:
             return
         with contextlib.suppress(OSError):  # a run directory that is gone must not stop the stop
-            make_flag(self._flag, group=self._group)
+            make_flag(self._flag, gid=self._gid)
         self._server.stop()
         self._thread.join()
         self._server.close()
@@ -107,7 +107,7 @@ class IpcServer:
 
     def _answer(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
         if _log.isEnabledFor(logging.DEBUG):
-            return self._answer_traced(caller, number, payload)
+            return self._answer_logged(caller, number, payload)
         return self._outcome(caller, number, payload)
 
     def _outcome(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
@@ -120,7 +120,7 @@ class IpcServer:
             _log.exception("request %d failed, which is a bug", number)
             return errno.EIO
 
-    def _answer_traced(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
+    def _answer_logged(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
         start_ns = time.perf_counter_ns()
         outcome = self._outcome(caller, number, payload)
         what = errno.errorcode.get(outcome, "?") if isinstance(outcome, int) else "ok"
@@ -143,10 +143,10 @@ def _explain(name: str, error: IpcError) -> str:
     return f"can't answer local clients as {name!r}: {error}"
 
 
-def make_flag(path: Path, *, group: int) -> None:
+def make_flag(path: Path, *, gid: int) -> None:
     """Make an empty file that the group can read."""
     path.touch(mode=0o640)
-    os.chown(path, -1, group)
+    os.chown(path, -1, gid)
 
 
 def remove_leftovers(name: str, *, below: Path = SHARED_MEMORY) -> None:

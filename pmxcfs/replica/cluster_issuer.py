@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
 from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write
-from pmxcfs.replica.outbox import Outbox, Posting, Sendable
+from pmxcfs.replica.outbox import Outbox, Proposal, Sendable
 from pmxcfs.replica.replica import Replica
-from pmxcfs.replica.tickets import Ticket, patience_for
-from pmxcfs.replica.waiting import Door, YieldingAtDoor
+from pmxcfs.replica.tickets import Ticket, timeout_for
+from pmxcfs.replica.waiting import RequestWatch, WatchfulYielding
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.apply import Change
 
@@ -27,19 +27,19 @@ _log = logging.getLogger("pmxcfs.dcdb")
 # Bytes that corosync sends in one piece (cpg_max_atomic_msgsize_get).
 MAX_MESSAGE = (1 << 20) - 1024
 _AROUND_DATA = 16 + 8 + 20 + 1  # bytes of header, counter and lengths, and the NUL behind the path
-DELIVERY_PATIENCE = 10.0  # seconds from sending to delivery
-STOP_PATIENCE = 1.0  # seconds that all changes together may wait once the daemon stops
+DELIVERY_TIMEOUT = 10.0  # seconds from sending to delivery
+STOP_TIMEOUT = 1.0  # seconds that all changes together may wait once the daemon stops
 
 
 class ClusterIssuer:
     """Carries out mutations by sending them to all members, this node included."""
 
-    def __init__(self, replica: Replica, outbox: Outbox, *, yielding: YieldingAtDoor) -> None:
+    def __init__(self, replica: Replica, outbox: Outbox, *, yielding: WatchfulYielding) -> None:
         self._replica = replica
         self._outbox = outbox
         self._yielding = yielding
         self._stops_at = float("inf")  # monotonic; nothing waits any longer than that
-        self._waiting: dict[Posting, None] = {}  # whose caller waits, in order
+        self._waiting: dict[Proposal, None] = {}  # whose caller waits, in order
 
     def submit(self, mutation: Mutation) -> Change:
         """Have *mutation* applied everywhere; return what changed."""
@@ -51,7 +51,7 @@ class ClusterIssuer:
 
     def carry_out(self, ticket: Ticket) -> Change:
         """Do the same with a ticket that others can wait for."""
-        return self._post(ticket, split(ticket.aimed(self._replica.tree)))
+        return self._post(ticket, split(ticket.with_current_path(self._replica.tree)))
 
     def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
         """Ask the member with the lowest node id to remove a lock; return as delivered."""
@@ -86,71 +86,71 @@ class ClusterIssuer:
 
     def on_quorum_lost(self) -> None:
         """Refuse what has not been sent: it will not be."""
-        for posting in self._outbox.clear():
-            if posting.sent_at:
-                posting.ticket.finish(_unknown("the quorum was lost meanwhile"))
+        for proposal in self._outbox.clear():
+            if proposal.sent_at:
+                proposal.ticket.finish(_unknown("the quorum was lost meanwhile"))
             else:
-                posting.ticket.finish(NoQuorum("the quorum was lost, nothing was changed"))
+                proposal.ticket.finish(NoQuorum("the quorum was lost, nothing was changed"))
         self._outbox.wake()  # and who acts for the group, and waits
 
     def refuse(self) -> None:
         """The daemon stops: what is not sent yet gets Busy, and new changes little time."""
-        self._stops_at = min(self._stops_at, time.monotonic() + STOP_PATIENCE)
-        for posting in list(self._waiting):
-            if self._outbox.withdraw(posting):
-                posting.ticket.finish(Busy("the daemon is stopping, nothing was changed"))
+        self._stops_at = min(self._stops_at, time.monotonic() + STOP_TIMEOUT)
+        for proposal in list(self._waiting):
+            if self._outbox.withdraw(proposal):
+                proposal.ticket.finish(Busy("the daemon is stopping, nothing was changed"))
         self._outbox.hold(on=False)
 
     def abandon(self) -> None:
         """Give up what is not delivered by now; what was sent lately gets the rest of its time."""
-        for posting in list(self._waiting):
-            done = posting.ticket.done()
+        for proposal in list(self._waiting):
+            done = proposal.ticket.done()
             with self._yielding.released():
                 done.wait(max(0.0, self._stops_at - time.monotonic()))
-            if not posting.ticket.is_done:
-                posting.ticket.finish(self._give_up(posting, "the daemon is stopping"))
+            if not proposal.ticket.is_done:
+                proposal.ticket.finish(self._give_up(proposal, "the daemon is stopping"))
                 self._outbox.wake()
 
     def _post(self, ticket: Ticket, bodies: Sequence[Sendable]) -> Change:
-        posting = Posting(ticket, bodies)
+        proposal = Proposal(ticket, bodies)
         ticket.done()  # made while the lock is held
-        self._waiting[posting] = None
+        self._waiting[proposal] = None
         try:
             self._replica.check_writable()
-            with self._yielding.waiting_at_door() as door:
-                failure = self._await(posting, door)
+            with self._yielding.waiting_with_watch() as watch:
+                failure = self._await(proposal, watch)
         except PmxcfsError as error:
             failure = error
         finally:
-            del self._waiting[posting]
+            del self._waiting[proposal]
         if not ticket.is_done:
             ticket.finish(failure)
         return ticket.result()
 
-    def _await(self, posting: Posting, door: Door) -> PmxcfsError | None:
-        """Have *posting* sent, and wait as long as it may take; return why it failed, if it did so
+    def _await(self, proposal: Proposal, watch: RequestWatch) -> PmxcfsError | None:
+        """Have *proposal* sent, and wait as long as it may take; return why it failed, if it did so
         here.
         """
-        patience = self._limited(patience_for(posting.ticket))
-        until = time.monotonic() + patience
-        self._outbox.carry(posting, patience, door)
-        if posting.ticket.is_done:
+        timeout = self._limited(timeout_for(proposal.ticket))
+        until = time.monotonic() + timeout
+        self._outbox.send_and_wait(proposal, timeout, watch)
+        if proposal.ticket.is_done:
             return None
-        door.leave()
-        done = posting.ticket.done()
+        watch.stop()
+        done = proposal.ticket.done()
         if done.wait(max(0.0, until - time.monotonic())):
             return None
-        if self._outbox.withdraw(posting):
+        if self._outbox.withdraw(proposal):
             return Busy("the cluster is not in sync yet, nothing was changed")
         # It was sent, or is being sent, or its end is on its way.
-        left = (posting.sent_at or time.monotonic()) + DELIVERY_PATIENCE - time.monotonic()
+        left = (proposal.sent_at or time.monotonic()) + DELIVERY_TIMEOUT - time.monotonic()
         if done.wait(self._limited(left)):
             return None
-        return self._give_up(posting, "it was not delivered in time")
+        return self._give_up(proposal, "it was not delivered in time")
 
-    def _give_up(self, posting: Posting, reason: str) -> PmxcfsError:
-        """Send nothing more of *posting*; return what to tell of it."""
-        self._outbox.drop(posting)
+    def _give_up(self, proposal: Proposal, reason: str) -> PmxcfsError:
+        """Send nothing more of *proposal*; return what to tell of it."""
+        self._outbox.drop(proposal)
         _log.error("a change was sent but not delivered in time: its outcome is unknown")
         return _unknown(reason)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pmxcfs.errors import Busy
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.replica import Replica
-from pmxcfs.replica.tickets import Ticket, patience_for
+from pmxcfs.replica.tickets import Ticket, timeout_for
 from pmxcfs.replica.waiting import Yielding
 from pmxcfs.tree.apply import Change
 
@@ -62,7 +62,7 @@ class LocalIssuer:
     def _wait_at_gate(self, ticket: Ticket) -> None:
         try:
             with self._yielding.waiting():
-                self._gate.wait(patience_for(ticket))
+                self._gate.wait(timeout_for(ticket))
         except Busy as error:
             ticket.finish(error)
             raise
@@ -133,9 +133,9 @@ class _Gate:
             self._is_refusing = True
             self._changed.notify_all()
 
-    def wait(self, patience: float) -> None:
-        """Return once the gate is open; raise Busy after *patience* seconds or when refusing."""
+    def wait(self, timeout: float) -> None:
+        """Return once the gate is open; raise Busy after *timeout* seconds or when refusing."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.is_closed or self._is_refusing, patience)
+            self._changed.wait_for(lambda: not self.is_closed or self._is_refusing, timeout)
             if self.is_closed:
                 raise Busy("the file system is being held, nothing was changed")

@@ -1,14 +1,14 @@
 """This node's changes on their way to the cluster: queued, and sent in order by another thread.
 
-A ``Posting`` is what one caller wants: a ticket, and the messages that carry it. Whoever posts one
+A ``Proposal`` is what one caller wants: a ticket, and the messages that carry it. Whoever posts one
 can withdraw it for as long as nothing of it was sent; after that only its delivery, the loss of the
 group, or that the caller gives it up ends it.
 
 Nothing is queued without quorum: ``put`` and ``next`` look, so a change can't slip in while the
 quorum is being lost.
 
-Threads: the outbox is for any thread, and only ``carry`` blocks. Tickets are finished with the
-tree's lock held. Contract: spec cluster.md, "A mutation must not block forever".
+Threads: the outbox is for any thread, and only ``send_and_wait`` blocks. Tickets are finished with
+the tree's lock held. Contract: spec cluster.md, "A mutation must not block forever".
 """
 
 import threading
@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from pmxcfs.errors import NoQuorum, PmxcfsError
 from pmxcfs.messages import Mutation, UnlockRequest
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.replica.waiting import Door
+from pmxcfs.replica.waiting import RequestWatch
 from pmxcfs.tree.apply import Change
 
 Sendable = Mutation | UnlockRequest
-Attend = Callable[[Ticket, float, Door], None]  # for some seconds at most
+DispatchUntil = Callable[[Ticket, float, RequestWatch], None]  # for some seconds at most
 
 
-class Posting:
+class Proposal:
     """One ticket and the messages that carry it, which go out back to back."""
 
     __slots__ = ("_count", "_outstanding", "is_wanted", "sent_at", "ticket", "unsent")
@@ -55,86 +55,86 @@ class Posting:
 
 
 class Outbox:
-    """Postings in the order in which they are to be sent."""
+    """Proposals in the order in which they are to be sent."""
 
     def __init__(self, *, is_quorate: Callable[[], bool]) -> None:
         self.is_held = False  # by a test: nothing is sent
         self.wake: Callable[[], None] = lambda: None  # the group's thread, once there is one
         # Do what that would, at once and for as long as a ticket is not done, or some seconds.
-        self.attend: Attend = lambda ticket, seconds, door: self.wake()
+        self.dispatch_until: DispatchUntil = lambda ticket, seconds, watch: self.wake()
         self._is_quorate = is_quorate
         self._lock = threading.Lock()
-        self._postings: deque[Posting] = deque()
+        self._proposals: deque[Proposal] = deque()
 
-    def put(self, posting: Posting) -> None:
-        """Queue *posting*. Raises NoQuorum."""
-        self._queue(posting)
+    def put(self, proposal: Proposal) -> None:
+        """Queue *proposal*. Raises NoQuorum."""
+        self._queue(proposal)
         self.wake()
 
-    def carry(self, posting: Posting, seconds: float, door: Door) -> None:
-        """Queue *posting*, and wait for it if that helps, some *seconds* at most, at the *door*.
+    def send_and_wait(self, proposal: Proposal, seconds: float, watch: RequestWatch) -> None:
+        """Queue *proposal*, and wait for it if that helps, some *seconds* at most, at the *watch*.
 
         Raises NoQuorum. Not with the tree's lock held.
         """
-        self._queue(posting)
-        self.attend(posting.ticket, seconds, door)
+        self._queue(proposal)
+        self.dispatch_until(proposal.ticket, seconds, watch)
 
-    def _queue(self, posting: Posting) -> None:
+    def _queue(self, proposal: Proposal) -> None:
         with self._lock:
             if not self._is_quorate():
                 raise NoQuorum("no quorum, nothing may change")
-            self._postings.append(posting)
+            self._proposals.append(proposal)
 
-    def withdraw(self, posting: Posting) -> bool:
-        """Take *posting* back; tell whether that was possible: nothing of it was sent.
+    def withdraw(self, proposal: Proposal) -> bool:
+        """Take *proposal* back; tell whether that was possible: nothing of it was sent.
 
         One that is being sent right now is taken back by ``not_sent``, if it comes to that.
         """
         with self._lock:
-            posting.is_wanted = False
-            return not posting.sent_at and self._remove(posting)
+            proposal.is_wanted = False
+            return not proposal.sent_at and self._remove(proposal)
 
-    def next(self, *, now: float) -> Posting | None:
+    def next(self, *, now: float) -> Proposal | None:
         """Begin to send the next message; return whose it is, None if none may be sent.
 
         For whoever acts for the group, and then calls ``sent`` or ``not_sent``.
         """
-        if not self._postings:
+        if not self._proposals:
             return None  # without the lock: ``put`` comes before the look that it asks for
         with self._lock:
-            if not self._postings or self.is_held or not self._is_quorate():
+            if not self._proposals or self.is_held or not self._is_quorate():
                 return None
-            posting = self._postings[0]
-            posting.sent_at = posting.sent_at or now
-            return posting
+            proposal = self._proposals[0]
+            proposal.sent_at = proposal.sent_at or now
+            return proposal
 
-    def not_sent(self, posting: Posting) -> bool:
+    def not_sent(self, proposal: Proposal) -> bool:
         """There was no room for it; tell whether it is still to be sent."""
         with self._lock:
-            if posting.is_partly_sent:
-                return posting in self._postings
-            posting.sent_at = 0.0
-            if not posting.is_wanted:
-                self._remove(posting)
-            return posting in self._postings
+            if proposal.is_partly_sent:
+                return proposal in self._proposals
+            proposal.sent_at = 0.0
+            if not proposal.is_wanted:
+                self._remove(proposal)
+            return proposal in self._proposals
 
-    def sent(self, posting: Posting) -> None:
-        """The next message of *posting* was sent."""
+    def sent(self, proposal: Proposal) -> None:
+        """The next message of *proposal* was sent."""
         with self._lock:
-            posting.unsent.popleft()
-            if not posting.unsent:
-                self._remove(posting)
+            proposal.unsent.popleft()
+            if not proposal.unsent:
+                self._remove(proposal)
 
-    def drop(self, posting: Posting) -> None:
-        """Send nothing more of *posting*."""
+    def drop(self, proposal: Proposal) -> None:
+        """Send nothing more of *proposal*."""
         with self._lock:
-            self._remove(posting)
+            self._remove(proposal)
 
-    def clear(self) -> list[Posting]:
+    def clear(self) -> list[Proposal]:
         """Send nothing more of what waits; return it, in order."""
         with self._lock:
-            cleared = list(self._postings)
-            self._postings.clear()
+            cleared = list(self._proposals)
+            self._proposals.clear()
             return cleared
 
     def hold(self, *, on: bool) -> None:
@@ -142,9 +142,9 @@ class Outbox:
         self.is_held = on
         self.wake()
 
-    def _remove(self, posting: Posting) -> bool:
+    def _remove(self, proposal: Proposal) -> bool:
         """Take it out of the queue; tell whether it was there. Needs the lock."""
-        if posting not in self._postings:
+        if proposal not in self._proposals:
             return False
-        self._postings.remove(posting)
+        self._proposals.remove(proposal)
         return True

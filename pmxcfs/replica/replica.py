@@ -41,7 +41,7 @@ from pmxcfs.tree.guests import Guests
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-MUCH = 64 << 10  # bytes whose saving takes so long, some 0.3 ms, that others go on meanwhile
+LARGE_SAVE = 64 << 10  # bytes whose saving takes so long, some 0.3 ms, that others go on meanwhile
 
 
 class Policy(Enum):
@@ -193,7 +193,7 @@ class Replica:
         self.guests.rebuild(self.tree)
         self._alone_since = None
         if is_saved:
-            self.tree.settle()
+            self.tree.mark_saved()
         elif not self.is_degraded:  # a timer has brought the file to the tree that is gone now
             self.catch_up()
         for listener in self.reload_listeners:
@@ -264,7 +264,7 @@ class Replica:
         done = []
         for ticket in tickets:
             try:
-                mutation = ticket.aimed(self.tree)
+                mutation = ticket.with_current_path(self.tree)
                 ticket.change = apply(
                     self.tree, self.guests, mutation, writer=ticket.writer, mtime=ticket.mtime
                 )
@@ -302,11 +302,11 @@ class Replica:
     def _save_all(self) -> None:
         if self._alone_since is not None and self._database.diverged_at is None:
             self._database.diverge(self._alone_since)
-        is_much = self.tree.unsaved_bytes > MUCH
-        if is_much or not self._database.save(self.tree, patient=False):
+        is_large = self.tree.unsaved_bytes > LARGE_SAVE
+        if is_large or not self._database.save(self.tree, patient=False):
             self._save_long()
-        self.tree.settle()
-        self.guests.settle()
+        self.tree.mark_saved()
+        self.guests.mark_saved()
         self.transactions += 1
         self._note_agreement()
 

@@ -19,7 +19,7 @@ cdef class Ticket:
     cdef public uint32_t writer
     cdef public uint32_t mtime
     cdef public bint foreign
-    cdef readonly double patience
+    cdef readonly double timeout
     cdef readonly bint for_another
     cdef public bint is_done
     cdef public Change change
@@ -27,6 +27,6 @@ cdef class Ticket:
     cdef Entry _target
     cdef Signal _done
 
-    cpdef object aimed(self, Tree tree)
+    cpdef object with_current_path(self, Tree tree)
     cpdef object finish(self, object error=*)
     cpdef Change result(self)

@@ -10,8 +10,8 @@ from pmxcfs.errors import NotFound, PmxcfsError, Stale
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
 from pmxcfs.tree.apply import Change
 
-SHORT_PATIENCE = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
-LONG_PATIENCE = 10.0  # seconds for all others
+NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
+CONTENT_TIMEOUT = 10.0  # seconds for all others
 
 
 class Signal:
@@ -40,7 +40,7 @@ class Ticket:
     """One mutation on its way: what to apply in whose name, and what came of it.
 
     With a *target* the mutation is for that entry, whatever its path is when its turn comes. It
-    may wait for *patience* seconds before it is carried out, at most; 0 stands for what is usual.
+    may wait for *timeout* seconds before it is carried out, at most; 0 stands for what is usual.
     What is done *for_another* has to be done all the same if there was no room for it now.
     """
 
@@ -52,14 +52,14 @@ class Ticket:
         mtime: int = 0,
         foreign: bool = False,
         target: Entry | None = None,
-        patience: float = 0.0,
+        timeout: float = 0.0,
         for_another: bool = False,
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # node id
         self.mtime = mtime  # the issuer's clock, seconds
         self.foreign = foreign
-        self.patience = patience
+        self.timeout = timeout
         self.for_another = for_another
         self.is_done = False
         self.change: Change | None = None
@@ -67,7 +67,7 @@ class Ticket:
         self._target = target
         self._done: Signal | None = None  # made only when somebody waits
 
-    def aimed(self, tree: Tree) -> Mutation:
+    def with_current_path(self, tree: Tree) -> Mutation:
         """Return the mutation with its target's present path.
 
         Raises NotFound if the target was removed, Stale if another entry has its name.
@@ -104,9 +104,9 @@ class Ticket:
         return self.change
 
 
-def patience_for(ticket: Ticket) -> float:
+def timeout_for(ticket: Ticket) -> float:
     """Return the seconds that a ticket may wait, at most, before it is carried out."""
-    if ticket.patience:
-        return ticket.patience
+    if ticket.timeout:
+        return ticket.timeout
     of_name = isinstance(ticket.mutation, Mkdir | Create | Delete | Rename)
-    return SHORT_PATIENCE if of_name else LONG_PATIENCE
+    return NAME_TIMEOUT if of_name else CONTENT_TIMEOUT

@@ -1,8 +1,8 @@
-"""The door that the kernel's requests come through, for the one who waits while nobody is there.
+"""The watch that the kernel's requests come through, for the one who waits while nobody is there.
 
 A worker that begins to wait for other nodes, and is the last that reads requests, could call
 another one to read them. But mostly none comes before it is done, and the other one would run for
-nothing, on the time that this one needs. So it *keeps* the door: it watches that beside what it
+nothing, on the time that this one needs. So it *keeps* the watch: it watches that beside what it
 waits for, and calls the other one when a request has come. Contract: spec fuse.md, "Waiting".
 """
 
@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 
-class Door:
+class RequestWatch:
     """Not kept if somebody reads. *call* has another worker read; it is for any thread."""
 
-    __slots__ = ("_call", "_descriptor", "is_kept")
+    __slots__ = ("_call", "_descriptor", "is_active")
 
-    def __init__(self, descriptor: int, call: Callable[[], None], *, is_kept: bool) -> None:
-        self.is_kept = is_kept
+    def __init__(self, descriptor: int, call: Callable[[], None], *, is_active: bool) -> None:
+        self.is_active = is_active
         self._descriptor = descriptor
         self._call = call
 
@@ -25,10 +25,10 @@ class Door:
         """Return what can be read when a request has come."""
         return self._descriptor
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Keep it no longer, because a request has come, or because it can't be watched now."""
-        if self.is_kept:
-            self.is_kept = False
+        if self.is_active:
+            self.is_active = False
             self._call()
 
 
@@ -48,8 +48,8 @@ class Yielding(Protocol):
         """Give the lock back until the block ends; raise Busy if too many wait already."""
 
 
-class YieldingAtDoor(Yielding, Protocol):
+class WatchfulYielding(Yielding, Protocol):
     """The same for a thread that may be the last that reads requests."""
 
-    def waiting_at_door(self) -> AbstractContextManager[Door]:
-        """As ``waiting``; the block must leave the door before it waits for anything else."""
+    def waiting_with_watch(self) -> AbstractContextManager[RequestWatch]:
+        """As ``waiting``; the block must leave the watch before it waits for anything else."""

@@ -140,11 +140,11 @@ class Recorder:
         """Start writing."""
         self._thread.start()
 
-    def close(self, patience: float) -> None:
-        """Stop; what waits gets *patience* seconds."""
+    def close(self, timeout: float) -> None:
+        """Stop; what waits gets *timeout* seconds."""
         self._closing.set()
         self._wanted.set()
-        self._thread.join(patience)
+        self._thread.join(timeout)
 
     @property
     def waiting(self) -> int:

@@ -16,7 +16,7 @@ from pmxcfs.messages import MAX_TIME, LogEntry
 from pmxcfs.status.log_ring import (
     MAX_ENTRY,
     MAX_NAME,
-    Ring,
+    LogRing,
     fits,
     in_order,
     merged,
@@ -96,7 +96,7 @@ def render(entries: Iterable[LogEntry], *, most: int = SHOWN, user: str = "") ->
 class Merged(NamedTuple):
     """The log of a whole cluster, ready to be adopted."""
 
-    ring: Ring
+    ring: LogRing
     newest: dict[int, tuple[int, int]]  # node digest -> (time, uid) of its newest entry
 
 
@@ -106,7 +106,7 @@ def merge(states: Iterable[bytes]) -> Merged:
     This is the slow part of a synchronization and needs no lock.
     """
     entries = merged(states)
-    return Merged(Ring.of(entries), _newest(entries))
+    return Merged(LogRing.of(entries), _newest(entries))
 
 
 def _newest(entries: Iterable[LogEntry]) -> dict[int, tuple[int, int]]:
@@ -125,7 +125,7 @@ class ClusterLog:
         self._node = _cut(printable(node), MAX_NAME)
         self._digest = digest(to_bytes(node))
         self._uid = 0  # of our latest entry
-        self._ring = Ring()
+        self._ring = LogRing()
         self._newest: dict[int, tuple[int, int]] = {}  # node digest -> (time, uid)
         self._shared = NONE  # (time, uid) of our newest entry that others got in a state
 

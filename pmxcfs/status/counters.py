@@ -2,7 +2,7 @@
 
 A change is counted only when its kernel invalidation has been handed over, or a client could see
 the new counter, read the old content from the kernel's cache, and keep it under the new version.
-So ``on_change`` only notes the change with a ticket, and ``absorb`` counts what is due. Used with
+So ``on_change`` only notes the change with a sequence, and ``absorb`` counts what is due. Used with
 the tree's lock held.
 
 What the status group keeps is in ``members``, ``keys``, ``metrics`` and ``log``.
@@ -70,7 +70,7 @@ WATCHED = (
 class _Noted(NamedTuple):
     """A change that waits to be counted."""
 
-    ticket: int  # count it once the kernel has been handed this much
+    sequence: int  # count it once the kernel has been handed this much
     watched: tuple[str, ...]  # paths whose counters go up
     guests: tuple[tuple[int, GuestPath | None], ...]  # vmid -> where it is now
     is_reload: bool = False  # there are no other guests
@@ -93,31 +93,31 @@ class Status:
         self._guests = guests
         self._guest_version = 0  # one counter for all guests, never restarted
         self._noted: deque[_Noted] = deque()
-        self.on_reload(ticket=0)
+        self.on_reload(sequence=0)
         self.absorb(0)
 
-    def on_reload(self, *, ticket: int) -> None:
+    def on_reload(self, *, sequence: int) -> None:
         """Note that any entry may have changed: everything is counted up, and only once."""
         self._noted.clear()
         guests = tuple([(guest.vmid, guest) for guest in self._guests])
-        self._noted.append(_Noted(ticket, tuple(self.counters), guests, is_reload=True))
+        self._noted.append(_Noted(sequence, tuple(self.counters), guests, is_reload=True))
 
-    def on_change(self, *paths: str, ticket: int) -> None:
+    def on_change(self, *paths: str, sequence: int) -> None:
         """Note a change of what stands, or stood, at *paths*; the first is where it ended."""
         for path in paths:  # nearly all changes are of nothing that is counted
             if path in self.counters or parse_guest_path(path) is not None:
-                self._note(paths, ticket)
+                self._note(paths, sequence)
                 break
 
-    def _note(self, paths: Sequence[str], ticket: int) -> None:
+    def _note(self, paths: Sequence[str], sequence: int) -> None:
         watched = tuple([path for path in paths if path in self.counters])
         vmids = {guest.vmid for guest in map(parse_guest_path, paths) if guest is not None}
         guests = tuple([(vmid, self._guests.get(vmid)) for vmid in vmids])
-        self._noted.append(_Noted(ticket, watched, guests))
+        self._noted.append(_Noted(sequence, watched, guests))
 
     def absorb(self, handed: int) -> None:
-        """Count the changes whose ticket is at most *handed*."""
-        while self._noted and self._noted[0].ticket <= handed:
+        """Count the changes whose sequence is at most *handed*."""
+        while self._noted and self._noted[0].sequence <= handed:
             self._count(self._noted.popleft())
 
     def _count(self, noted: _Noted) -> None:

@@ -50,7 +50,7 @@ def fits(entry: LogEntry) -> bool:
     return names <= MAX_NAME and nominal_size(entry) <= MAX_ENTRY
 
 
-class Ring:
+class LogRing:
     """A ring that was written here."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Ring:
         _START.pack_into(self._raw, 0, SIZE, 0)
 
     @classmethod
-    def of(cls, entries: Iterable[LogEntry]) -> "Ring":
+    def of(cls, entries: Iterable[LogEntry]) -> "LogRing":
         """Make a ring of *entries*, oldest first."""
         ring = cls()
         for entry in entries:
@@ -146,7 +146,7 @@ def _unpack(raw: bytes | bytearray, offset: int, *, limit: int) -> tuple[LogEntr
 
 def in_order(raw: bytes | bytearray) -> bytes:
     """Return the ring with its entries in order, oldest first: the payload of a STATE message."""
-    return bytes(Ring.of(sorted(walk(raw), key=order)))
+    return bytes(LogRing.of(sorted(walk(raw), key=order)))
 
 
 def merged(rings: Iterable[bytes]) -> list[LogEntry]:

@@ -40,28 +40,28 @@ def highest_version(Tree tree not None, set besides not None):
     return highest
 
 
-def made_of(list records not None, set hollow not None):
+def made_of(list records not None, set sparse not None):
     """Return a new entry for each record, in no tree yet.
 
-    Those with an inode in *hollow* get the size of their data without the data.
+    Those with an inode in *sparse* get the size of their data without the data.
     """
     cdef list entries = []
     cdef Entry entry
     for record in records:
         entry = new_entry(record.inode, record.type)
         entry.name = to_text(record.name)
-        refill(entry, record, hollow)
+        refill(entry, record, sparse)
         entries.append(entry)
     return entries
 
 
 def exchange(Tree tree not None, list leaving not None, list arriving not None,
-             list staying not None, set hollow not None):
+             list staying not None, set sparse not None):
     """Let entries go, come and change, each noted as unsaved.
 
     *leaving* entries are detached and keep content and draft. *arriving* are pairs (a new entry,
     its directory's inode), directories before what they contain. *staying* are pairs (entry, its
-    new record), at the same path, drafts rebased. Inodes in *hollow* are as in ``made_of``.
+    new record), at the same path, drafts rebased. Inodes in *sparse* are as in ``made_of``.
     """
     cdef Entry entry
     for entry in leaving:
@@ -72,19 +72,19 @@ def exchange(Tree tree not None, list leaving not None, list arriving not None,
     for entry, record in staying:
         tree.touched(entry)
         tree.content_bytes -= entry._size
-        refill(entry, record, hollow)
+        refill(entry, record, sparse)
         tree.content_bytes += entry._size
         if entry.inode != 0 and entry.parent.inode != record.parent:
             relink(tree, entry, tree._table[record.parent])
         tree.follow(entry)
 
 
-cdef int refill(Entry entry, record, set hollow) except -1:
+cdef int refill(Entry entry, record, set sparse) except -1:
     """Give *entry* the stamp and content of a record."""
     entry.stamp(record.version, record.writer, record.mtime)
     entry._data = record.data or b""
     entry._size = len(entry._data)
-    if entry.inode in hollow:
+    if entry.inode in sparse:
         entry._data = b""
     return 0
 

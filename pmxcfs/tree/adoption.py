@@ -39,12 +39,12 @@ class Adoption:
     """A checked way from a tree to another node's. Made by ``plan``, gone by ``apply``."""
 
     def __init__(
-        self, tree: Tree, written: dict[int, Record], deleted: list[Entry], *, hollow: set[int]
+        self, tree: Tree, written: dict[int, Record], deleted: list[Entry], *, sparse: set[int]
     ) -> None:
         self.written = written  # inode -> what differs from ours, the root's included
         self.deleted = deleted  # entries of ours that the leader lacks
         self._tree = tree
-        self._hollow = hollow  # of the written: have a size, but no bytes are known
+        self._sparse = sparse  # of the written: have a size, but no bytes are known
         self._deleted = {entry.inode for entry in deleted}
         self._paths = {ROOT: ""}  # inode -> where it will be
         # The swap: what goes, what comes into which directory, what is kept and changes to what.
@@ -75,7 +75,7 @@ class Adoption:
     def stored(self, inode: int) -> Record:
         """Return what was written for *inode* as the database keeps it."""
         record = self.written[inode]
-        return record._replace(data=None) if inode in self._hollow else record
+        return record._replace(data=None) if inode in self._sparse else record
 
     def apply(self) -> Reload:
         """Swap the entries and tell what that changed. All that could fail has been checked."""
@@ -84,7 +84,7 @@ class Adoption:
             notes.note_name(entry)
         for entry, record in self._staying:
             notes.note_change(entry, record)
-        exchange(self._tree, self._leaving, self._arriving, self._staying, self._hollow)
+        exchange(self._tree, self._leaving, self._arriving, self._staying, self._sparse)
         for entry in chain((entry for entry, _ in self._arriving), notes.relinked):
             notes.note_name(entry)
         return notes.reload()
@@ -96,11 +96,11 @@ class Adoption:
         replaced = [entry for entry in self.overwritten() if entry.inode not in kept]
         moved = self._find_moved(replaced)
         self._leaving = [*self.deleted, *replaced, *moved]
-        self._hollow |= {entry.inode for entry in moved if _is_hollow(entry)}
+        self._sparse |= {entry.inode for entry in moved if _is_sparse(entry)}
         records = [record for inode, record in self.written.items() if inode not in kept]
         records += map(record_of, moved)
         records.sort(key=lambda record: self._path(record.inode))
-        entries = made_of(records, self._hollow)
+        entries = made_of(records, self._sparse)
         parents = [record.parent for record in records]
         self._arriving = list(zip(entries, parents, strict=True))
 
@@ -221,13 +221,13 @@ def plan(tree: Tree, leader: bytes, records: Iterable[Record]) -> Adoption:
     Raises BadMessage; nothing is changed.
     """
     header, digests = index.parse(leader)
-    sent, hollow = _check_sent(records, digests)
+    sent, sparse = _check_sent(records, digests)
     changed = differing(tree, digests)
     unsent = [inode for inode in changed if inode not in sent]
     if unsent:
         raise BadMessage(f"{len(unsent)} entries were not sent, the first is {unsent[0]}")
     written = {inode: sent[inode] for inode in changed}
-    adoption = Adoption(tree, written, lacking(tree, digests), hollow=hollow & written.keys())
+    adoption = Adoption(tree, written, lacking(tree, digests), sparse=sparse & written.keys())
     root = adoption.root
     if header != index.Header(root.version, root.mtime, root.writer):
         raise BadMessage("the leader's index contradicts its root")
@@ -253,13 +253,13 @@ def record_of(entry: Entry) -> Record:
 def _check_sent(
     records: Iterable[Record], digests: dict[int, bytes]
 ) -> tuple[dict[int, Record], set[int]]:
-    """Return by inode the records that are those of the index, and which of them are hollow.
+    """Return by inode the records that are those of the index, and which of them are sparse.
 
     A record can't say that nothing but the size is known of a file; zeros stand for it, and only
     the digest tells.
     """
     sent: dict[int, Record] = {}
-    hollow: set[int] = set()
+    sparse: set[int] = set()
     for record in records:
         inode, digest = record.inode, digests.get(record.inode)
         if digest is None or inode in sent:
@@ -268,12 +268,12 @@ def _check_sent(
             if (
                 not record.data
                 or any(record.data)
-                or index.digest_of(record, hollow=True) != digest
+                or index.digest_of(record, sparse=True) != digest
             ):
                 raise BadMessage(f"entry {inode} is not the one in the leader's index")
-            hollow.add(inode)
+            sparse.add(inode)
         sent[inode] = record
-    return sent, hollow
+    return sent, sparse
 
 
 def _check_record(record: Record) -> None:
@@ -290,7 +290,7 @@ def _check_record(record: Record) -> None:
         raise BadMessage(f"the name of entry {record.inode} is none")
 
 
-def _is_hollow(entry: Entry) -> bool:
+def _is_sparse(entry: Entry) -> bool:
     return entry.size > 0 and entry.stored is None
 
 

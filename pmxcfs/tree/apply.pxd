@@ -12,7 +12,7 @@ cdef class Change:
     cdef readonly Entry entry
     cdef readonly str source
     cdef readonly Entry replaced
-    cdef readonly Entry left
+    cdef readonly Entry source_directory
     cdef readonly bint has_new_time
 
 

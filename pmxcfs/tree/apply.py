@@ -46,7 +46,7 @@ class Change:
         source: str = "",
         replaced: Entry | None = None,
         *,
-        left: Entry | None = None,
+        source_directory: Entry | None = None,
         has_new_time: bool = False,
     ) -> None:
         self.kind = kind
@@ -54,7 +54,9 @@ class Change:
         self.entry = entry
         self.source = source  # RENAME: the path before
         self.replaced = replaced  # RENAME: what stood at the path
-        self.left = left  # RENAME, DELETE, UNLOCK: the directory that the entry was in
+        self.source_directory = (
+            source_directory  # RENAME, DELETE, UNLOCK: the directory that the entry was in
+        )
         self.has_new_time = has_new_time  # RENAME: the mtime is another one, too
 
     def __eq__(self, other: object) -> bool:
@@ -67,7 +69,7 @@ class Change:
         return f"Change{self._fields()}"
 
     def _fields(self) -> tuple[object, ...]:
-        where = self.path, self.entry, self.source, self.replaced, self.left
+        where = self.path, self.entry, self.source, self.replaced, self.source_directory
         return self.kind, *where, self.has_new_time
 
 
@@ -158,12 +160,12 @@ def _delete(tree: Tree, guests: Guests, mutation: Delete, stamp: _Stamp) -> Chan
     if entry is tree.root:
         raise Denied("the root can't be removed")
     _check_empty(entry)
-    left = entry.parent
+    source_directory = entry.parent
     tree.remove(entry, writer=stamp.writer, mtime=stamp.mtime)
     guest = parse_guest_path(mutation.path)
     if guest:
         guests.unregister(guest.vmid)
-    return Change(Kind.DELETE, entry.path, entry, left=left)
+    return Change(Kind.DELETE, entry.path, entry, source_directory=source_directory)
 
 
 def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Change:
@@ -182,12 +184,18 @@ def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Chan
         _check_empty(target)
     if entry.child_count:
         raise _half_renamed(tree, mutation, target)
-    left, has_new_time = entry.parent, entry.mtime != stamp.mtime
+    source_directory, has_new_time = entry.parent, entry.mtime != stamp.mtime
     replaced = tree.rename(entry, parent, name, writer=stamp.writer, mtime=stamp.mtime)
     if not entry.is_directory:
         _move_registration(guests, mutation.path, guest)
     return Change(
-        Kind.RENAME, entry.path, entry, source, replaced, left=left, has_new_time=has_new_time
+        Kind.RENAME,
+        entry.path,
+        entry,
+        source,
+        replaced,
+        source_directory=source_directory,
+        has_new_time=has_new_time,
     )
 
 
@@ -196,9 +204,11 @@ def _half_renamed(tree: Tree, mutation: Rename, target: Entry | None) -> NotEmpt
     message = f"{mutation.path!r} has entries and can't be renamed"
     if target is None:
         return NotEmpty(message)
-    left = target.parent
+    source_directory = target.parent
     tree.drop(target)
-    return HalfRenamed(message, Change(Kind.DELETE, target.path, target, left=left))
+    return HalfRenamed(
+        message, Change(Kind.DELETE, target.path, target, source_directory=source_directory)
+    )
 
 
 def _touch(tree: Tree, mutation: Mtime, stamp: _Stamp) -> Change:
@@ -220,9 +230,9 @@ def _unlock(tree: Tree, mutation: Unlock, stamp: _Stamp) -> Change:
     if tree.entry_checksum(entry) != mutation.checksum:
         raise Stale(f"the lock {mutation.path!r} has changed")
     _check_empty(entry)
-    left = entry.parent
+    source_directory = entry.parent
     tree.remove(entry, writer=stamp.writer, mtime=stamp.mtime)
-    return Change(Kind.UNLOCK, entry.path, entry, left=left)
+    return Change(Kind.UNLOCK, entry.path, entry, source_directory=source_directory)
 
 
 def _existing(tree: Tree, path: str) -> Entry:

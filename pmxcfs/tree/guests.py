@@ -60,7 +60,7 @@ class Guests:
 
     def __init__(self) -> None:
         self._places: dict[int, GuestPath] = {}
-        self._before: dict[int, GuestPath | None] = {}  # what changed since the last settle
+        self._before: dict[int, GuestPath | None] = {}  # what changed since the last mark_saved
 
     def __len__(self) -> int:
         return len(self._places)
@@ -103,13 +103,13 @@ class Guests:
                 versions[guest.vmid] = version
                 self._places[guest.vmid] = guest
 
-    def settle(self) -> None:
+    def mark_saved(self) -> None:
         """Forget how to undo: everything so far is saved."""
         if self._before:
             self._before = {}
 
     def rollback(self) -> None:
-        """Go back to the last settle."""
+        """Go back to the last mark_saved."""
         for vmid, place in self._before.items():
             if place is None:
                 self._places.pop(vmid, None)

@@ -76,10 +76,10 @@ def records_needed(leader: bytes, others: Iterable[bytes]) -> list[int]:
     ]
 
 
-def digest_of(record: Record, *, hollow: bool = False) -> bytes:
-    """Return what the index has for a record; a *hollow* file has a size, but nothing is hashed."""
+def digest_of(record: Record, *, sparse: bool = False) -> bytes:
+    """Return what the index has for a record; a *sparse* file has a size, but nothing is hashed."""
     data = record.data or b""
     meta = _META.pack(
         record.version, record.writer, record.mtime, len(data), record.type, record.parent
     )
-    return hashlib.sha256(meta + record.name + (b"" if hollow else data)).digest()
+    return hashlib.sha256(meta + record.name + (b"" if sparse else data)).digest()

@@ -21,7 +21,7 @@ cdef class OpenFile:
 cdef class FileSystem:
     cdef public bint quorate
     cdef public object publish_after_ns
-    cdef readonly object group
+    cdef readonly object gid
     cdef Tree _tree
     cdef object _issuer
     cdef object _locks

@@ -48,7 +48,7 @@ from pmxcfs.messages import (
     Rename,
     Write,
 )
-from pmxcfs.replica.tickets import LONG_PATIENCE, SHORT_PATIENCE, Ticket
+from pmxcfs.replica.tickets import CONTENT_TIMEOUT, NAME_TIMEOUT, Ticket
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
@@ -116,12 +116,12 @@ class FileSystem:
         issuer: Issuer,
         *,
         locks: LockTable,
-        group: int,
+        gid: int,
         monotonic_ns: Callable[[], int],
     ) -> None:
         self.quorate = True
         self.publish_after_ns = PUBLISH_AFTER_NS
-        self.group = group  # gid of everything
+        self.gid = gid  # gid of everything
         self._tree = tree
         self._issuer = issuer
         self._locks = locks
@@ -194,13 +194,13 @@ class FileSystem:
             _check_empty(replaced)
         if entry.is_directory:
             _refuse_guest_name(target)
-        until_ns = self._now_ns() + int(SHORT_PATIENCE * 1e9)  # for both together
+        until_ns = self._now_ns() + int(NAME_TIMEOUT * 1e9)  # for both together
         self._publish_for_another(entry, until_ns)
         self.save_creations()  # or a failure would undo it under a name that the kernel never knew
         source = _path(entry)
         if target == source or target.startswith(f"{source}/"):
             raise NotFound(f"{source} was moved there meanwhile")  # the original would crash on it
-        self._issuer.carry_out(Ticket(Rename(source, target), patience=self._left(until_ns)))
+        self._issuer.carry_out(Ticket(Rename(source, target), timeout=self._remaining(until_ns)))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
@@ -225,7 +225,7 @@ class FileSystem:
         _check_current(entry)
         if not 0 <= seconds <= MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
-        self._publish_for_another(entry, self._now_ns() + int(LONG_PATIENCE * 1e9))
+        self._publish_for_another(entry, self._now_ns() + int(CONTENT_TIMEOUT * 1e9))
         path = _path(entry)
         if seconds == 0 and is_below_locks(entry):
             checksum = self._tree.entry_checksum(entry)
@@ -246,7 +246,7 @@ class FileSystem:
 
     def check_owner(self, *, uid: int | None, gid: int | None) -> None:
         """Raise NotPermitted unless *uid* and *gid* are those of everything, or None."""
-        if uid not in (None, OWNER) or gid not in (None, self.group):
+        if uid not in (None, OWNER) or gid not in (None, self.gid):
             raise NotPermitted("owner and group can't be changed")
 
     # Content
@@ -302,7 +302,7 @@ class FileSystem:
         """
         if handle is None:
             _check_current(entry)
-            self._await_flight(entry, LONG_PATIENCE)  # while a refusal still changes nothing
+            self._await_flight(entry, CONTENT_TIMEOUT)  # while a refusal still changes nothing
         else:
             self._check_unbroken(handle)
         self._need_quorum()
@@ -336,7 +336,7 @@ class FileSystem:
         Raises why something it wrote was dropped, also if that happened behind its back.
         """
         if handle.flight is not None:
-            self._await_flight(handle.entry, LONG_PATIENCE)  # which may give the bytes back
+            self._await_flight(handle.entry, CONTENT_TIMEOUT)  # which may give the bytes back
         try:
             if handle.has_written:
                 self.publish(handle.entry)
@@ -344,7 +344,7 @@ class FileSystem:
             flight, handle.flight = handle.flight, None
             # The first failure is the cause of later ones, so it is the one to be told.
             if flight is not None and not handle.entry.is_orphan:
-                self._issuer.wait(flight, LONG_PATIENCE)
+                self._issuer.wait(flight, CONTENT_TIMEOUT)
         if handle.has_created:
             handle.has_created = False
             self.save_creations()
@@ -383,19 +383,19 @@ class FileSystem:
 
     def publish(self, entry: Entry) -> None:
         """Make the unpublished bytes of *entry* one change. Raises why they were dropped."""
-        self._await_flight(entry, LONG_PATIENCE)
+        self._await_flight(entry, CONTENT_TIMEOUT)
         if entry.has_unpublished:
             self._publish(entry, Ticket(_NOTHING, target=entry))
 
     def _publish_for_another(self, entry: Entry, until_ns: int) -> None:
         """Do the same ahead of what somebody else wants; if they only have to wait, they stay."""
-        self._await_flight(entry, self._left(until_ns))
+        self._await_flight(entry, self._remaining(until_ns))
         if entry.has_unpublished:
-            patience = self._left(until_ns)
-            flight = Ticket(_NOTHING, target=entry, patience=patience, for_another=True)
+            timeout = self._remaining(until_ns)
+            flight = Ticket(_NOTHING, target=entry, timeout=timeout, for_another=True)
             self._publish(entry, flight)
 
-    def _left(self, until_ns: int) -> float:
+    def _remaining(self, until_ns: int) -> float:
         """Return the seconds until then, at least a little."""
         return max((until_ns - self._now_ns()) / 1e9, AT_LEAST)
 

@@ -35,11 +35,11 @@ class Publisher:
             self._is_armed = True
             self._wanted.set()
 
-    def close(self, patience: float) -> None:
-        """Stop the thread, which gets *patience* seconds. Must not hold the lock."""
+    def close(self, timeout: float) -> None:
+        """Stop the thread, which gets *timeout* seconds. Must not hold the lock."""
         self._closing.set()
         self._wanted.set()
-        self._thread.join(patience)
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._closing.is_set():

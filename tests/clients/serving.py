@@ -101,7 +101,7 @@ def _fill(status: Status) -> None:
 @contextlib.contextmanager
 def served(requests: Requests, workdir: Path, *, name: str) -> Iterator[IpcServer]:
     """Answer local clients by *requests*."""
-    server = IpcServer(name, requests, group=GROUP, flag=workdir / "flag")
+    server = IpcServer(name, requests, gid=GROUP, flag=workdir / "flag")
     server.start()
     try:
         yield server

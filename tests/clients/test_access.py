@@ -109,7 +109,7 @@ def test_refusals_do_not_fill_the_log(
     expect_log("refused a connection of uid 1, gid 2, pid 3")
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    gate = Gate(group=GROUP)
+    gate = Gate(gid=GROUP)
     assert [gate.admit(1, 2, 3) for _ in range(100)] == [errno.EACCES] * 100
     now = 200.0
     assert gate.admit(1, 2, 3) == errno.EACCES
@@ -120,7 +120,7 @@ def test_refusals_do_not_fill_the_log(
 
 
 def test_the_gate_knows_who_may_write() -> None:
-    gate = Gate(group=GROUP)
+    gate = Gate(gid=GROUP)
     assert gate.admit(0, 0, 7) == Caller(7, may_write=True)
     assert gate.admit(0, GROUP, 7) == Caller(7, may_write=False)
     assert gate.admit(1000, GROUP, 7) == Caller(7, may_write=False)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pmxcfs.errors import IpcError
-from pmxcfs.ipc.client import Daemon as Client
+from pmxcfs.ipc.client import IpcClient as Client
 from pmxcfs.rrd import writer as rrd
 from tests.clients.serving import CClient
 from tests.clients.test_rrd import RrdCached, metric

@@ -158,9 +158,7 @@ def test_a_name_is_had_once(service: str, tmp_path: Path) -> None:
     with serving(service, echo):
         with pytest.raises(IpcError):
             Server(service, admit=lambda *who: who, answer=echo)
-        second = IpcServer(
-            service, recorded_requests(tmp_path), group=GROUP, flag=tmp_path / "flag"
-        )
+        second = IpcServer(service, recorded_requests(tmp_path), gid=GROUP, flag=tmp_path / "flag")
         with pytest.raises(StartError, match="--ipc-name"):
             second.start()
         second.close()

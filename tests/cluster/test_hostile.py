@@ -33,7 +33,7 @@ from pmxcfs.messages import (
     VerifyRequest,
     Write,
 )
-from pmxcfs.status.log_ring import SIZE, Ring
+from pmxcfs.status.log_ring import SIZE, LogRing
 from tests.cluster.intruder import Intruder, intruding
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
@@ -352,7 +352,7 @@ def test_hostile_keys_and_log_entries_leave_the_status_readable(
 
 
 def ring(*entries: LogEntry, newest: int | None = None) -> bytes:
-    raw = bytearray(bytes(Ring.of(entries)))
+    raw = bytearray(bytes(LogRing.of(entries)))
     if newest is not None:
         raw[4:8] = struct.pack("<I", newest)
     return bytes(raw)

@@ -67,9 +67,8 @@ def test_the_cluster_log_is_the_same_everywhere(cluster: Cluster) -> None:
 
 def test_metrics_of_one_node_are_written_by_all(cluster: Cluster) -> None:
     first = cluster.nodes[0]
-    script = (
-        f"import sys; from pmxcfs.ipc.client import Daemon; Daemon('pve2').set_key(*{metric()!r})"
-    )
+    call = f"IpcClient('pve2').set_key(*{metric()!r})"
+    script = f"from pmxcfs.ipc.client import IpcClient; {call}"
     first.run(sys.executable, "-c", script)
     file = "/var/lib/rrdcached/db/pve-storage-9.0/n/s"
 

@@ -107,7 +107,7 @@ DEADLINES: dict[str, Any] = {
     "restarts": [5.0, 10.0, 20.0, 40.0, 60.0],
     "silence": 90.0,
     "updates": 15.0,
-    "patience": 60.0,
+    "leave_interval": 60.0,
     "rejoin": 5.0,
     "verification": 3600.0,
 }

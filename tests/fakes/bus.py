@@ -61,7 +61,7 @@ Cut = Callable[[int, int], int]  # from the lowest and highest possible place to
 
 
 class _Ring:
-    """Nodes in reach of one another."""
+    """NodeIds in reach of one another."""
 
     def __init__(self, nodes: Collection[int], members: Iterable[Member]) -> None:
         self.nodes = frozenset(nodes)

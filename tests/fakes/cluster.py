@@ -11,7 +11,7 @@ START = 1_800_000_000  # the wall clock when a cluster begins
 
 
 class Cluster:
-    """Nodes 1 to *size*, at first all in reach of one another and none running."""
+    """NodeIds 1 to *size*, at first all in reach of one another and none running."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class FakeIssuer:
         self.on_submit()
         if self.failure is not None:
             raise self.failure
-        mutation = ticket.aimed(self.tree)
+        mutation = ticket.with_current_path(self.tree)
         change = self.deliver(mutation, writer=0)
         self.issued.append(mutation)
         ticket.change = change

@@ -65,7 +65,7 @@ class Node:
     is_orphan: bool = False
 
     @property
-    def is_hollow(self) -> bool:
+    def is_sparse(self) -> bool:
         """Whether only a size is known."""
         return len(self.published.data) < self.published.size
 
@@ -110,7 +110,7 @@ class Oracle:
         self.root = Node(0, is_directory=True, published=Stamped(1, 0, 0, b"", 0))
         self.nodes: dict[str, Node] = {"": self.root}
         self.guests: dict[str, str] = {}  # vmid -> "NODE/DIRECTORY"
-        self.settle()
+        self.mark_saved()
 
     # Looking.
 
@@ -234,7 +234,7 @@ class Oracle:
         content = content[:end] if cut else content
         size = offset if not old and not data else len(content)
         node.published = node.published._replace(data=content, size=size)
-        if node.is_hollow and node.dirty:
+        if node.is_sparse and node.dirty:
             node.dirty = Layer(0, node.visible, whole=True)
 
     def _delete(self, path: str, writer: int, mtime: int) -> None:
@@ -288,7 +288,7 @@ class Oracle:
 
     # Saving.
 
-    def settle(self) -> None:
+    def mark_saved(self) -> None:
         """Remember this state for a rollback."""
         self._saved = [(path, node, node.published) for path, node in self.nodes.items()]
         self._saved_guests = dict(self.guests)
@@ -301,7 +301,7 @@ class Oracle:
         self.nodes = {path: node for path, node, _ in self._saved}
         for _, node, published in self._saved:
             node.published = published
-            if node.is_hollow and node.dirty:
+            if node.is_sparse and node.dirty:
                 node.dirty = Layer(0, node.visible, whole=True)
         self.guests = dict(self._saved_guests)
         self._born = []
@@ -329,7 +329,7 @@ class Oracle:
         if node.dirty is not None:
             low = min(low, node.dirty.offset)
             high = max(high, node.dirty.offset + len(node.dirty.data))
-        if (node.dirty and node.dirty.whole) or (is_first and node.is_hollow):
+        if (node.dirty and node.dirty.whole) or (is_first and node.is_sparse):
             node.dirty = Layer(0, after, whole=True)
         else:
             node.dirty = Layer(low, after[low:high], whole=False)
@@ -345,7 +345,7 @@ class Oracle:
     def finish_unpublished(self, node: Node) -> None:
         """Forget the oldest WRITE under way: its bytes are published."""
         del node.in_flight[:1]
-        if node.dirty and node.is_hollow:
+        if node.dirty and node.is_sparse:
             node.dirty = Layer(0, node.visible, whole=True)
 
     def discard_unpublished(self, node: Node) -> None:

@@ -44,7 +44,7 @@ class Store:
         except StoreError:
             self.tree.rollback()
             raise
-        self.tree.settle()
+        self.tree.mark_saved()
 
     def put(self, name: str, data: bytes) -> None:
         """Make or replace a file of the root."""

@@ -5,10 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 from pmxcfs.errors import Busy
-from pmxcfs.replica.waiting import Door
+from pmxcfs.replica.waiting import RequestWatch
 
 PATIENCE = 10.0  # seconds
-NO_DOOR = Door(-1, lambda: None, is_kept=False)
+NO_WATCH = RequestWatch(-1, lambda: None, is_active=False)
 
 
 class Yielding:
@@ -38,17 +38,17 @@ class Yielding:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        with self.waiting_at_door():
+        with self.waiting_with_watch():
             yield
 
     @contextlib.contextmanager
-    def waiting_at_door(self) -> Iterator[Door]:
+    def waiting_with_watch(self) -> Iterator[RequestWatch]:
         if self.count >= self.room:
             raise Busy("full")
         self.count += 1
         try:
             with self.released():
-                yield NO_DOOR
+                yield NO_WATCH
         finally:
             self.count -= 1
 

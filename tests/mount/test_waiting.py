@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.fuse.workers import RESERVED_WORKERS
-from pmxcfs.replica.tickets import SHORT_PATIENCE
+from pmxcfs.replica.tickets import NAME_TIMEOUT
 from tests.harness import Daemon, mounted, wait_for
 from tests.mount.observed import status
 
@@ -224,7 +224,7 @@ def test_a_change_of_a_name_waits_two_seconds(mount: Daemon) -> None:
             ]
             assert [change.end() for change in changes] == [errno.EBUSY] * 3
         for change in changes:
-            assert SHORT_PATIENCE <= change.seconds < SLACK * SHORT_PATIENCE
+            assert NAME_TIMEOUT <= change.seconds < SLACK * NAME_TIMEOUT
     assert (mount.path / "f").read_text() == "x"
     assert (mount.path / "written").read_text() == "mine"
 

@@ -167,7 +167,7 @@ def test_a_whole_tree_and_back() -> None:
     records = [directory(2, "d"), directory(3, "e", parent=2), file(4, "f", b"x", parent=3)]
     tree = tree_of(root=ROOT._replace(version=1))
     become(tree, tree_of(*records))
-    tree.settle()
+    tree.mark_saved()
     become(tree, tree_of(root=NEWER))
     assert tree.unsaved() == {2: None, 3: None, 4: None}
 
@@ -208,7 +208,7 @@ def test_the_draft_of_an_entry_that_is_gone_is_not_published_into_another() -> N
     assert entry.read(0, 99) == b"abcmine"
     assert at(tree, "d/f").read(0, 99) == b"other"
     with pytest.raises(NotFound):
-        Ticket(Write("f", 3, b"mine", truncate=False), target=entry).aimed(tree)
+        Ticket(Write("f", 3, b"mine", truncate=False), target=entry).with_current_path(tree)
     tree.discard_unpublished(entry)
     assert tree.unpublished_growth == 0
 
@@ -228,9 +228,9 @@ def test_a_size_without_bytes_is_adopted_as_such() -> None:
 
 
 def test_a_size_without_bytes_moves_with_its_directory() -> None:
-    hollow = file(4, "f", parent=3)
-    tree = tree_of(directory(3, "d"), hollow)
-    leader = tree_of(directory(3, "e"), hollow, root=NEWER)
+    sparse = file(4, "f", parent=3)
+    tree = tree_of(directory(3, "d"), sparse)
+    leader = tree_of(directory(3, "e"), sparse, root=NEWER)
     for each in (tree, leader):
         each.write(found(each, 4), 9, b"", truncate=False, writer=1, mtime=7)
     ours, theirs = found(tree, 4), found(leader, 4)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from pmxcfs.cluster.group import JOIN_PAUSE, LEAVE_PATIENCE, MANY_ON_THE_WAY
+from pmxcfs.cluster.group import JOIN_PAUSE, LEAVE_TIMEOUT, MANY_IN_FLIGHT
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import ClusterError, StoreError, TryAgain
@@ -27,10 +27,10 @@ from pmxcfs.messages import (
     Verify,
     VerifyRequest,
 )
-from pmxcfs.replica.waiting import Door
+from pmxcfs.replica.waiting import RequestWatch
 from tests.fakes.corosync import NO_ROOM, PATIENCE
 from tests.fakes.group import OTHER, RECORD, REJOIN, Node, changes, index
-from tests.fakes.yielding import NO_DOOR
+from tests.fakes.yielding import NO_WATCH
 
 LOWER = Member(0, 50)
 DOWN = ClusterError("cpg_initialize", 2, "corosync is not there")
@@ -79,7 +79,7 @@ def test_a_stop_does_not_wait_for_a_goodbye_that_does_not_come(node: Node) -> No
     node.world.says_goodbye = False
     before = time.monotonic()
     node.thread.close()
-    assert time.monotonic() - before < LEAVE_PATIENCE
+    assert time.monotonic() - before < LEAVE_TIMEOUT
 
 
 @pytest.mark.expect_log("corosync is not there")
@@ -229,10 +229,12 @@ class Own:
         raise AssertionError("nobody finishes it but delivery")
 
 
-def attend(node: Node, name: str = "mine", *, door: Door = NO_DOOR) -> threading.Thread:
+def dispatch_until(
+    node: Node, name: str = "mine", *, watch: RequestWatch = NO_WATCH
+) -> threading.Thread:
     """Have a thread send a change and wait for it."""
     own = Own(node, name)
-    thread = threading.Thread(target=node.thread.attend, args=(own, PATIENCE, door))
+    thread = threading.Thread(target=node.thread.dispatch_until, args=(own, PATIENCE, watch))
     thread.start()
     return thread
 
@@ -243,14 +245,14 @@ def until_on_its_way(node: Node) -> None:
 
 def test_who_waits_sends_and_takes_what_is_delivered(node: Node) -> None:
     node.start()
-    node.thread.attend(Own(node, "mine"), PATIENCE, NO_DOOR)
+    node.thread.dispatch_until(Own(node, "mine"), PATIENCE, NO_WATCH)
     assert node.content.delivered == [Mkdir("mine")]
     assert node.content.threads == [threading.get_ident()]
 
 
 def test_the_thread_goes_on_where_who_waited_stops(node: Node) -> None:
     node.start()
-    node.thread.attend(Own(node, "mine"), PATIENCE, NO_DOOR)
+    node.thread.dispatch_until(Own(node, "mine"), PATIENCE, NO_WATCH)
     node.world.deliver(OTHER, *changes(1))
     node.world.wait_until(lambda: len(node.content.delivered) == 2)
     assert node.content.threads[1] != threading.get_ident()
@@ -260,7 +262,7 @@ def test_who_waits_in_vain_gives_up(node: Node) -> None:
     node.start()
     node.world.echoes = False
     started = time.monotonic()
-    node.thread.attend(Own(node, "mine"), 0.05, NO_DOOR)
+    node.thread.dispatch_until(Own(node, "mine"), 0.05, NO_WATCH)
     assert 0.05 <= time.monotonic() - started < PATIENCE
     assert node.source.sent_count == 1
 
@@ -268,10 +270,10 @@ def test_who_waits_in_vain_gives_up(node: Node) -> None:
 def test_one_that_waits_is_enough(node: Node) -> None:
     node.start()
     node.world.echoes = False
-    first = attend(node, "first")
+    first = dispatch_until(node, "first")
     until_on_its_way(node)
     # Returns at once, and the first one sends it.
-    node.thread.attend(Own(node, "second"), PATIENCE, NO_DOOR)
+    node.thread.dispatch_until(Own(node, "second"), PATIENCE, NO_WATCH)
     node.world.wait_until(lambda: node.source.sent_count == 2)
     bodies = [m.body for m in node.world.messages if isinstance(m, Normal)]
     assert bodies == [Mkdir("first"), Mkdir("second")]
@@ -284,7 +286,7 @@ def test_one_that_waits_is_enough(node: Node) -> None:
 def test_the_thread_copes_with_what_fails_for_who_waits(node: Node) -> None:
     node.start()
     node.content.crash = RuntimeError("a bug")
-    node.thread.attend(Own(node, "mine"), PATIENCE, NO_DOOR)
+    node.thread.dispatch_until(Own(node, "mine"), PATIENCE, NO_WATCH)
     node.until_synced(2)
     assert node.content.left == 1
 
@@ -293,7 +295,7 @@ def test_the_thread_copes_with_what_fails_for_who_waits(node: Node) -> None:
 def test_a_connection_that_is_lost_meanwhile_is_made_again(node: Node) -> None:
     node.start()
     node.world.echoes = False
-    waiting = attend(node)
+    waiting = dispatch_until(node)
     until_on_its_way(node)
     node.world.handle.break_off()
     waiting.join(PATIENCE)
@@ -304,7 +306,7 @@ def test_a_connection_that_is_lost_meanwhile_is_made_again(node: Node) -> None:
 def test_a_round_is_left_to_the_thread(node: Node) -> None:
     node.start()
     node.world.echoes = False
-    waiting = attend(node)
+    waiting = dispatch_until(node)
     until_on_its_way(node)
     node.world.echoes = True
     node.meet(OTHER)
@@ -312,12 +314,14 @@ def test_a_round_is_left_to_the_thread(node: Node) -> None:
     assert not waiting.is_alive()
 
 
-def test_who_has_to_compute_a_checksum_leaves_the_door(node: Node) -> None:
+def test_a_thread_that_computes_a_checksum_stops_watching(node: Node) -> None:
     node.start()
     node.world.echoes = False
     called = threading.Event()
     with open(os.eventfd(0), "rb") as requests:
-        waiting = attend(node, door=Door(requests.fileno(), called.set, is_kept=True))
+        waiting = dispatch_until(
+            node, watch=RequestWatch(requests.fileno(), called.set, is_active=True)
+        )
         until_on_its_way(node)
         assert not called.is_set()
         node.world.deliver(node.world.me, VerifyRequest(0, node.thread.dfsm.epoch, 1))
@@ -330,7 +334,7 @@ def test_who_has_to_compute_a_checksum_leaves_the_door(node: Node) -> None:
 def test_a_stop_ends_the_wait(node: Node) -> None:
     node.start()
     node.world.echoes = False
-    waiting = attend(node)
+    waiting = dispatch_until(node)
     until_on_its_way(node)
     node.thread.close()
     waiting.join(PATIENCE)
@@ -340,11 +344,11 @@ def test_a_stop_ends_the_wait(node: Node) -> None:
 def test_with_much_on_the_way_the_thread_sends(node: Node) -> None:
     node.start()
     node.world.echoes = False
-    node.source.bodies = [Mkdir(f"{number}") for number in range(MANY_ON_THE_WAY)]
+    node.source.bodies = [Mkdir(f"{number}") for number in range(MANY_IN_FLIGHT)]
     node.thread.wake()
-    node.world.wait_until(lambda: node.source.sent_count == MANY_ON_THE_WAY)
-    node.thread.attend(Own(node, "one more"), PATIENCE, NO_DOOR)
-    node.world.wait_until(lambda: node.source.sent_count == MANY_ON_THE_WAY + 1)
+    node.world.wait_until(lambda: node.source.sent_count == MANY_IN_FLIGHT)
+    node.thread.dispatch_until(Own(node, "one more"), PATIENCE, NO_WATCH)
+    node.world.wait_until(lambda: node.source.sent_count == MANY_IN_FLIGHT + 1)
 
 
 # Rounds.

@@ -446,7 +446,7 @@ def make_large(path: Path) -> None:
             size = 9000 if number % 40 == 0 else 100
             tree.write(entry, 0, bytes(size), truncate=True, writer=0, mtime=1)
         database.save(tree)
-        tree.settle()
+        tree.mark_saved()
         for entry in tree.root.children()[::7]:
             tree.remove(entry, writer=0, mtime=1)
         database.save(tree)

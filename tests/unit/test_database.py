@@ -201,7 +201,7 @@ def test_a_save_waits_for_another_process_only_if_it_is_patient(store: Store) ->
             other.execute("UPDATE tree SET mtime = 99 WHERE inode = 0")
             other.execute("COMMIT")
             assert save.result()
-    store.tree.settle()
+    store.tree.mark_saved()
     assert query(store.path, "SELECT data FROM tree WHERE name = 'f'") == [(b"content",)]
     assert store.database.save(store.tree, patient=False)
 

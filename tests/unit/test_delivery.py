@@ -113,14 +113,16 @@ def test_a_change_tells_what_happened_where(node: Node) -> None:
     assert node.apply(Write("d/f", 0, b"x", truncate=False)) == Change(Kind.WRITE, "d/f", file)
     other = node.apply(Create("g")).entry
     moved = node.apply(Rename("d/f", "/g"))
-    assert moved == Change(Kind.RENAME, "g", file, "d/f", other, left=made.entry)
+    assert moved == Change(Kind.RENAME, "g", file, "d/f", other, source_directory=made.entry)
     assert node.apply(Mtime("g", 7)) == Change(Kind.MTIME, "g", file)
     assert node.apply(Rename("g", "h"), mtime=7) == Change(
-        Kind.RENAME, "h", file, "g", left=node.tree.root
+        Kind.RENAME, "h", file, "g", source_directory=node.tree.root
     )
     again = node.apply(Rename("h", "g"), mtime=8)
     assert again.has_new_time
-    assert node.apply(Delete("g")) == Change(Kind.DELETE, "g", file, left=node.tree.root)
+    assert node.apply(Delete("g")) == Change(
+        Kind.DELETE, "g", file, source_directory=node.tree.root
+    )
     assert not file.is_attached
     assert not other.is_attached
 
@@ -137,7 +139,7 @@ def test_half_a_rename_removes_the_target_without_a_new_version(node: Node) -> N
     assert target is not None
     with pytest.raises(HalfRenamed) as caught:
         node.apply(Rename("d", "g"))
-    assert caught.value.change == Change(Kind.DELETE, "g", target, left=node.tree.root)
+    assert caught.value.change == Change(Kind.DELETE, "g", target, source_directory=node.tree.root)
     assert node.tree.find("g") is None
     assert node.tree.version == 4
     assert node.tree.unsaved()[target.inode] is None
@@ -175,7 +177,7 @@ def test_a_rename_that_nobody_may_send_is_refused(
 
 def test_a_refusal_touches_nothing(node: Node) -> None:
     node.apply(Mkdir("d"))
-    node.tree.settle()
+    node.tree.mark_saved()
     for mutation in (Mkdir("d"), Create("x/y"), Delete("x"), Write("x", 0, b"", truncate=True)):
         with pytest.raises(PmxcfsError):
             node.apply(mutation)
@@ -196,7 +198,9 @@ def test_unlock_with_the_right_checksum_removes_the_lock(node: Node) -> None:
     entry = node.apply(*LOCK).entry
     checksum = node.tree.entry_checksum(entry)
     removed = node.apply(Unlock("priv/lock/a", checksum))
-    assert removed == Change(Kind.UNLOCK, "priv/lock/a", entry, left=node.tree.find("priv/lock"))
+    assert removed == Change(
+        Kind.UNLOCK, "priv/lock/a", entry, source_directory=node.tree.find("priv/lock")
+    )
     assert node.tree.find("priv/lock/a") is None
     assert node.tree.version == 5
 

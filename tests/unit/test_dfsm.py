@@ -15,7 +15,7 @@ from pmxcfs.dfsm.effects import (
     SendUpdates,
 )
 from pmxcfs.dfsm.election import Election, elect
-from pmxcfs.dfsm.message_queue import Letter, Letters
+from pmxcfs.dfsm.message_queue import MessageQueue, QueuedChange
 from pmxcfs.errors import Busy
 from pmxcfs.messages import (
     Epoch,
@@ -370,13 +370,13 @@ def test_in_sync_changes_are_delivered_at_once_whoever_sent_them() -> None:
 
 
 def test_the_message_queue_is_in_the_order_of_serials_and_then_of_arrival() -> None:
-    letters = Letters()
-    arrived = [Letter(s, change(n)) for s, n in ((ONE, 2), (TWO, 1), (THREE, 2), (ONE, 1))]
-    for letter in arrived:
-        letters.add(letter)
-    assert letters.take([TWO]) == [arrived[1]]
-    assert letters.take_all() == [arrived[3], arrived[0], arrived[2]]
-    assert len(letters) == 0
+    queue = MessageQueue()
+    arrived = [QueuedChange(s, change(n)) for s, n in ((ONE, 2), (TWO, 1), (THREE, 2), (ONE, 1))]
+    for queued in arrived:
+        queue.add(queued)
+    assert queue.take([TWO]) == [arrived[1]]
+    assert queue.take_all() == [arrived[3], arrived[0], arrived[2]]
+    assert len(queue) == 0
 
 
 def test_what_processes_sent_that_are_gone_is_dropped_at_delivery() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pmxcfs.errors import Busy, Denied, NotFound, StoreError
 from pmxcfs.messages import Delete, Rename, Write
-from pmxcfs.replica.tickets import Ticket, patience_for
+from pmxcfs.replica.tickets import Ticket, timeout_for
 from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
 from tests.unit.test_filesystem import World
@@ -264,14 +264,14 @@ def test_a_rename_and_what_it_publishes_first_have_two_seconds_together(
     """The kernel lets nobody into the directory meanwhile."""
     entry = world.make("f")
     world.files.write(world.open(entry), 0, b"mine")
-    patiences: list[float] = []
+    timeouts: list[float] = []
     carry_out = world.issuer.carry_out
 
     def slowly(ticket: Ticket) -> Change:
-        patiences.append(patience_for(ticket))
+        timeouts.append(timeout_for(ticket))
         world.now_ns += 1_500_000_000
         return carry_out(ticket)
 
     monkeypatch.setattr(world.issuer, "carry_out", slowly)
     world.files.rename(entry, world.tree.root, "g")
-    assert patiences == [2.0, 0.5]
+    assert timeouts == [2.0, 0.5]

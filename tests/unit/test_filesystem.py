@@ -54,7 +54,7 @@ class World:
             self.tree,
             self.issuer,
             locks=self.locks,
-            group=GROUP,
+            gid=GROUP,
             monotonic_ns=lambda: self.now_ns,
         )
         self.displaced: list[Entry] = []
@@ -70,7 +70,7 @@ class World:
         entry = self.tree.create(parent, name, kind, writer=0, mtime=1)
         if not directory:
             self.tree.write(entry, 0, content, truncate=True, writer=0, mtime=1)
-        self.tree.settle()
+        self.tree.mark_saved()
         return entry
 
     def open(self, entry: Entry, *, truncate: bool = False) -> OpenFile:
@@ -428,7 +428,7 @@ def test_the_tree_holds_262144_entries(world: World) -> None:
     )
     issuer = FakeIssuer(tree)
     files = FileSystem(
-        tree, issuer, locks=LockTable(), group=GROUP, monotonic_ns=lambda: world.now_ns
+        tree, issuer, locks=LockTable(), gid=GROUP, monotonic_ns=lambda: world.now_ns
     )
     assert files.usage().entries == MAX_ENTRIES
     attempts: list[Callable[[], object]] = [

@@ -10,7 +10,7 @@ import pytest
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.fuse.kernel_cache import KernelCache
-from pmxcfs.fuse.notifier import AGAIN_AFTER, Invalidator, Name, Sender
+from pmxcfs.fuse.notifier import AGAIN_AFTER, Name, NotificationChannel, Notifier
 from pmxcfs.messages import EntryType, Kind
 from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
@@ -79,16 +79,16 @@ def kernel() -> Kernel:
 
 
 @pytest.fixture
-def invalidator(kernel: Kernel) -> Iterator[Invalidator]:
-    running = Invalidator(Sender(kernel.inode, kernel.entry), entry_threads=THREADS)
+def notifier(kernel: Kernel) -> Iterator[Notifier]:
+    running = Notifier(NotificationChannel(kernel.inode, kernel.entry), entry_threads=THREADS)
     yield running
     running.close(PATIENCE)
 
 
-def wait_until_handed(kernel: Kernel, invalidator: Invalidator) -> None:
+def wait_until_handed(kernel: Kernel, notifier: Notifier) -> None:
     """Wait until everything has been handed over."""
     deadline = time.monotonic() + PATIENCE
-    while invalidator.handed != invalidator.ticket:
+    while notifier.handed != notifier.sequence:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -96,44 +96,42 @@ def wait_until_handed(kernel: Kernel, invalidator: Invalidator) -> None:
 # The queues
 
 
-def test_after_an_entry_its_inode_is_sent(kernel: Kernel, invalidator: Invalidator) -> None:
-    invalidator.entry(Name(1, b"f"), inode=7, pages=True)
-    invalidator.start()
+def test_after_an_entry_its_inode_is_sent(kernel: Kernel, notifier: Notifier) -> None:
+    notifier.entry(Name(1, b"f"), inode=7, pages=True)
+    notifier.start()
     kernel.wait_for(lambda: len(kernel.sent) == 2)
     assert kernel.sent == [("entry", 1, b"f", True), ("inode", 7, True)]
 
 
 def test_a_name_that_is_something_else_is_forgotten_for_good(
-    kernel: Kernel, invalidator: Invalidator
+    kernel: Kernel, notifier: Notifier
 ) -> None:
-    invalidator.entry(Name(1, b"f"))
-    invalidator.start()
+    notifier.entry(Name(1, b"f"))
+    notifier.start()
     kernel.wait_for(lambda: len(kernel.sent) == 1)
     assert kernel.sent == [("entry", 1, b"f", False)]
 
 
 def test_inodes_are_sent_though_every_entry_thread_is_blocked(
-    kernel: Kernel, invalidator: Invalidator
+    kernel: Kernel, notifier: Notifier
 ) -> None:
-    invalidator.start()
+    notifier.start()
     with kernel.locked(1, 2):
-        invalidator.entry(Name(1, b"f"), inode=7)
-        invalidator.entry(Name(2, b"f"))
+        notifier.entry(Name(1, b"f"), inode=7)
+        notifier.entry(Name(2, b"f"))
         kernel.wait_for(lambda: len(kernel.blocked) == 2)
-        invalidator.inode(8, pages=True)
+        notifier.inode(8, pages=True)
         kernel.wait_for(lambda: kernel.sent == [("inode", 8, True)])
     kernel.wait_for(lambda: ("inode", 7, False) in kernel.sent)
 
 
-def test_one_busy_directory_hides_nothing_elsewhere(
-    kernel: Kernel, invalidator: Invalidator
-) -> None:
-    invalidator.start()
+def test_one_busy_directory_hides_nothing_elsewhere(kernel: Kernel, notifier: Notifier) -> None:
+    notifier.start()
     with kernel.locked(1):
         for number in range(50):
-            invalidator.entry(Name(1, b"%d" % number))
+            notifier.entry(Name(1, b"%d" % number))
         for directory in range(2, 52):
-            invalidator.entry(Name(directory, b"f"))
+            notifier.entry(Name(directory, b"f"))
         kernel.wait_for(lambda: len(kernel.sent) == 50)
         assert {sent[1] for sent in kernel.sent} == set(range(2, 52))
         assert len(kernel.blocked) == 1
@@ -141,86 +139,86 @@ def test_one_busy_directory_hides_nothing_elsewhere(
     assert [sent[2] for sent in kernel.sent[50:]] == [b"%d" % number for number in range(50)]
 
 
-def test_what_is_queued_twice_is_sent_once(kernel: Kernel, invalidator: Invalidator) -> None:
-    invalidator.inode(7, pages=False)
-    invalidator.inode(8, pages=False)
-    invalidator.inode(7, pages=True)
-    invalidator.start()
+def test_what_is_queued_twice_is_sent_once(kernel: Kernel, notifier: Notifier) -> None:
+    notifier.inode(7, pages=False)
+    notifier.inode(8, pages=False)
+    notifier.inode(7, pages=True)
+    notifier.start()
     kernel.wait_for(lambda: len(kernel.sent) == 2)
     assert kernel.sent == [("inode", 7, True), ("inode", 8, False)]
 
 
 def test_a_name_that_was_replaced_and_written_is_forgotten_for_good(
-    kernel: Kernel, invalidator: Invalidator
+    kernel: Kernel, notifier: Notifier
 ) -> None:
-    invalidator.entry(Name(1, b"f"), inode=7)
-    invalidator.entry(Name(1, b"f"))
-    invalidator.entry(Name(1, b"f"), inode=8, pages=True)
-    invalidator.entry(Name(1, b"f"), inode=8)
-    invalidator.start()
+    notifier.entry(Name(1, b"f"), inode=7)
+    notifier.entry(Name(1, b"f"))
+    notifier.entry(Name(1, b"f"), inode=8, pages=True)
+    notifier.entry(Name(1, b"f"), inode=8)
+    notifier.start()
     kernel.wait_for(lambda: len(kernel.sent) == 3)
     assert kernel.sent == [("entry", 1, b"f", False), ("inode", 7, False), ("inode", 8, True)]
 
 
 def test_what_changes_while_it_is_being_sent_is_sent_again(
-    kernel: Kernel, invalidator: Invalidator
+    kernel: Kernel, notifier: Notifier
 ) -> None:
-    invalidator.start()
+    notifier.start()
     with kernel.locked(1):
-        invalidator.entry(Name(1, b"f"))
+        notifier.entry(Name(1, b"f"))
         kernel.wait_for(lambda: len(kernel.blocked) == 1)
-        invalidator.entry(Name(1, b"f"))
-        invalidator.entry(Name(1, b"f"))
+        notifier.entry(Name(1, b"f"))
+        notifier.entry(Name(1, b"f"))
     kernel.wait_for(lambda: len(kernel.sent) == 2)
-    wait_until_handed(kernel, invalidator)
+    wait_until_handed(kernel, notifier)
     assert kernel.sent == [("entry", 1, b"f", False)] * 2
 
 
-def test_a_ticket_is_reached_when_all_before_it_is_handed_over(
-    kernel: Kernel, invalidator: Invalidator
+def test_a_sequence_is_reached_when_all_before_it_is_handed_over(
+    kernel: Kernel, notifier: Notifier
 ) -> None:
-    assert (invalidator.ticket, invalidator.handed) == (0, 0)
-    invalidator.inode(7, pages=True)
-    first = invalidator.ticket
-    assert invalidator.handed < first
-    invalidator.start()
-    wait_until_handed(kernel, invalidator)
+    assert (notifier.sequence, notifier.handed) == (0, 0)
+    notifier.inode(7, pages=True)
+    first = notifier.sequence
+    assert notifier.handed < first
+    notifier.start()
+    wait_until_handed(kernel, notifier)
     with kernel.locked(1):
-        invalidator.entry(Name(1, b"f"), inode=7)
-        blocked = invalidator.ticket
-        invalidator.inode(8, pages=True)
-        later = invalidator.ticket
+        notifier.entry(Name(1, b"f"), inode=7)
+        blocked = notifier.sequence
+        notifier.inode(8, pages=True)
+        later = notifier.sequence
         kernel.wait_for(lambda: ("inode", 8, True) in kernel.sent)
-        assert first <= invalidator.handed < blocked < later
-    wait_until_handed(kernel, invalidator)
-    assert invalidator.handed >= later
+        assert first <= notifier.handed < blocked < later
+    wait_until_handed(kernel, notifier)
+    assert notifier.handed >= later
 
 
-def test_a_ticket_covers_what_was_merged_into_something_earlier(
-    kernel: Kernel, invalidator: Invalidator
+def test_a_sequence_covers_what_was_merged_into_something_earlier(
+    kernel: Kernel, notifier: Notifier
 ) -> None:
-    invalidator.inode(7, pages=False)
-    invalidator.inode(7, pages=True)
-    ticket = invalidator.ticket
-    invalidator.start()
+    notifier.inode(7, pages=False)
+    notifier.inode(7, pages=True)
+    sequence = notifier.sequence
+    notifier.start()
     kernel.wait_for(lambda: kernel.sent == [("inode", 7, True)])
-    wait_until_handed(kernel, invalidator)
-    assert invalidator.handed >= ticket
+    wait_until_handed(kernel, notifier)
+    assert notifier.handed >= sequence
 
 
-def test_attributes_are_sent_once_more(kernel: Kernel, invalidator: Invalidator) -> None:
-    invalidator.start()
+def test_attributes_are_sent_once_more(kernel: Kernel, notifier: Notifier) -> None:
+    notifier.start()
     begin = time.monotonic()
-    invalidator.attributes([7, 8])
+    notifier.attributes([7, 8])
     both = [("inode", 7, False), ("inode", 8, False)]
     kernel.wait_for(lambda: kernel.sent_since(begin + AGAIN_AFTER) == both)
 
 
-def test_what_is_sent_once_more_needs_no_thread_of_its_own(invalidator: Invalidator) -> None:
-    invalidator.start()
+def test_what_is_sent_once_more_needs_no_thread_of_its_own(notifier: Notifier) -> None:
+    notifier.start()
     before = threading.active_count()
     for node in range(2, 100):
-        invalidator.attributes([node])
+        notifier.attributes([node])
     assert threading.active_count() == before
 
 
@@ -228,38 +226,38 @@ def test_closing_sends_nothing_more_and_waits_for_nobody(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pmxcfs.fuse.notifier.AGAIN_AFTER", PATIENCE)
-    invalidator = Invalidator(Sender(kernel.inode, kernel.entry), entry_threads=THREADS)
-    invalidator.start()
+    notifier = Notifier(NotificationChannel(kernel.inode, kernel.entry), entry_threads=THREADS)
+    notifier.start()
     with kernel.locked(1):
-        invalidator.entry(Name(1, b"f"), inode=7)
+        notifier.entry(Name(1, b"f"), inode=7)
         kernel.wait_for(lambda: len(kernel.blocked) == 1)
-        invalidator.attributes([9])
+        notifier.attributes([9])
         kernel.wait_for(lambda: kernel.sent == [("inode", 9, False)])
         begin = time.monotonic()
-        invalidator.close(0.1)
+        notifier.close(0.1)
         assert time.monotonic() - begin < PATIENCE
-        invalidator.inode(8, pages=True)
+        notifier.inode(8, pages=True)
         assert kernel.sent == [("inode", 9, False)]
-    invalidator.close(PATIENCE)
+    notifier.close(PATIENCE)
     assert kernel.sent == [("inode", 9, False), ("entry", 1, b"f", True)]
 
 
 def test_a_kernel_that_refuses_is_a_warning(
-    kernel: Kernel, invalidator: Invalidator, expect_log: ExpectLog
+    kernel: Kernel, notifier: Notifier, expect_log: ExpectLog
 ) -> None:
     expect_log("the kernel could not be told of a change: .*no such device")
     kernel.failure = OSError(19, "no such device")
-    invalidator.start()
-    invalidator.inode(7, pages=True)
-    invalidator.entry(Name(1, b"f"))
-    wait_until_handed(kernel, invalidator)
+    notifier.start()
+    notifier.inode(7, pages=True)
+    notifier.entry(Name(1, b"f"))
+    wait_until_handed(kernel, notifier)
     assert len(kernel.sent) == 2
 
 
 # Which notifications a change needs
 
 
-class Recorder(Invalidator):
+class Recorder(Notifier):
     """Notes what is queued."""
 
     def __init__(self) -> None:
@@ -341,7 +339,7 @@ def test_what_comes_concerns_its_name(world: World, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", [Kind.DELETE, Kind.UNLOCK])
 def test_what_goes_concerns_its_name(world: World, kind: Kind) -> None:
     world.tree.remove(world.file, writer=9, mtime=1)
-    gone = Change(kind, "f", world.file, left=world.root)
+    gone = Change(kind, "f", world.file, source_directory=world.root)
     assert world.tell(gone) == [("entry", 1, b"f", 0, False)]
 
 
@@ -350,8 +348,8 @@ def test_what_left_a_directory_that_was_renamed_since_concerns_it(world: World) 
     directory = world.make(world.root, "d", directory=True)
     world.tree.rename(directory, world.root, "e", writer=9, mtime=1)
     for change in (
-        Change(Kind.DELETE, "d/f", world.file, left=directory),
-        Change(Kind.RENAME, "f", world.file, "d/f", left=directory),
+        Change(Kind.DELETE, "d/f", world.file, source_directory=directory),
+        Change(Kind.RENAME, "f", world.file, "d/f", source_directory=directory),
     ):
         assert ("entry", directory.node, b"f", 0, False) in world.tell(change)
 
@@ -367,7 +365,7 @@ def test_a_name_that_the_kernel_was_told_absent_is_forgotten(world: World, kind:
 def test_what_goes_unknown_may_have_been_told_absent(world: World) -> None:
     new = world.make(world.root, "new", known=False)
     world.tree.remove(new, writer=9, mtime=1)
-    gone = Change(Kind.DELETE, "new", new, left=world.root)
+    gone = Change(Kind.DELETE, "new", new, source_directory=world.root)
     assert world.tell(gone) == []
     world.absent.add((1, b"new"))
     assert world.tell(gone) == [("entry", 1, b"new", 0, False)]
@@ -377,7 +375,9 @@ def test_a_foreign_rename_concerns_both_names_and_the_mode(world: World) -> None
     world.absent.add((world.priv.node, b"g"))
     world.tree.rename(world.file, world.priv, "g", writer=9, mtime=1)
     priv, node = world.priv.node, world.file.node
-    assert world.tell(Change(Kind.RENAME, "priv/g", world.file, "f", left=world.root)) == [
+    assert world.tell(
+        Change(Kind.RENAME, "priv/g", world.file, "f", source_directory=world.root)
+    ) == [
         ("entry", 1, b"f", 0, False),
         ("entry", priv, b"g", 0, False),
         ("inode", node, False),
@@ -396,7 +396,7 @@ def test_what_the_kernel_does_not_know_needs_nothing(world: World) -> None:
     inside = world.make(world.unknown, "f", known=False)
     for kind in (Kind.CREATE, Kind.WRITE):
         assert world.tell(Change(kind, "unknown/f", inside)) == []
-    gone = Change(Kind.DELETE, "unknown/f", inside, left=world.unknown)
+    gone = Change(Kind.DELETE, "unknown/f", inside, source_directory=world.unknown)
     assert world.tell(gone) == []
 
 
@@ -424,7 +424,7 @@ def test_a_rename_here_concerns_the_time_if_it_changes(world: World) -> None:
 
 def test_a_lock_that_is_removed_here_is_gone_without_the_kernels_doing(world: World) -> None:
     world.absent.add((world.priv.node, b"lock"))
-    lock = Change(Kind.UNLOCK, "priv/lock", world.file, left=world.priv)
+    lock = Change(Kind.UNLOCK, "priv/lock", world.file, source_directory=world.priv)
     assert world.tell(lock, foreign=False) == [("entry", world.priv.node, b"lock", 0, False)]
 
 
@@ -440,7 +440,7 @@ def test_the_quorum_concerns_every_mode(world: World) -> None:
 
 def test_what_was_taken_back_may_have_been_seen(world: World) -> None:
     moved = world.make(world.root, "moved")
-    world.tree.settle()
+    world.tree.mark_saved()
     world.make(world.root, "new")
     world.tree.write(world.file, 0, b"x", truncate=True, writer=1, mtime=1)
     world.tree.rename(moved, world.root, "other", writer=1, mtime=1)

@@ -14,7 +14,7 @@ from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, StoreErro
 from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica import cluster_issuer as module
 from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, ClusterIssuer, split
-from pmxcfs.replica.outbox import Outbox, Posting
+from pmxcfs.replica.outbox import Outbox, Proposal
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
@@ -66,24 +66,24 @@ class World:
     def mkdir(self, path: str = "a") -> Future[Change]:
         return self.begin(lambda: self.issuer.submit(Mkdir(path)))
 
-    def send(self, *, now: float = 0.0) -> Posting:
+    def send(self, *, now: float = 0.0) -> Proposal:
         """Send the next message."""
-        posting = self.outbox.next(now=now or time.monotonic())
-        assert posting is not None
-        self.outbox.sent(posting)
-        return posting
+        proposal = self.outbox.next(now=now or time.monotonic())
+        assert proposal is not None
+        self.outbox.sent(proposal)
+        return proposal
 
-    def arrive(self, posting: Posting, error: PmxcfsError | None = None) -> None:
+    def arrive(self, proposal: Proposal, error: PmxcfsError | None = None) -> None:
         change = None if error else Change(Kind.MKDIR, "a", cast(Entry, None))
         with self.lock:
-            posting.arrived(change, error)
+            proposal.arrived(change, error)
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(module, "patience_for", lambda ticket: LONG)
-    monkeypatch.setattr(module, "DELIVERY_PATIENCE", LONG)
-    monkeypatch.setattr(module, "STOP_PATIENCE", LONG)
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: LONG)
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT", LONG)
+    monkeypatch.setattr(module, "STOP_TIMEOUT", LONG)
     made = World()
     yield made
     made.pool.shutdown()
@@ -92,10 +92,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def test_a_change_is_answered_when_it_comes_back(world: World) -> None:
     future = world.mkdir()
-    posting = world.send()
+    proposal = world.send()
     assert not future.done()
-    world.arrive(posting)
-    assert future.result(PATIENCE) is posting.ticket.change
+    world.arrive(proposal)
+    assert future.result(PATIENCE) is proposal.ticket.change
     assert world.outbox.next(now=1.0) is None
 
 
@@ -110,7 +110,7 @@ def test_what_is_not_sent_in_time_is_taken_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: dict[Mutation, float] = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
-    monkeypatch.setattr(module, "patience_for", lambda ticket: limits[ticket.mutation])
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: limits[ticket.mutation])
     for mutation, limit in limits.items():
         start = time.monotonic()
         future = world.begin(functools.partial(world.issuer.submit, mutation))
@@ -124,31 +124,31 @@ def test_what_is_not_sent_in_time_is_taken_back(
 def test_what_is_not_delivered_in_time_is_unknown(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "patience_for", lambda ticket: ENOUGH)
-    monkeypatch.setattr(module, "DELIVERY_PATIENCE", BRIEF)
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT", BRIEF)
     start = time.monotonic()
     future = world.mkdir()
-    posting = world.send()
+    proposal = world.send()
     with pytest.raises(Failed, match="nobody knows"):
         future.result(PATIENCE)
     assert time.monotonic() - start >= BRIEF
-    world.arrive(posting)  # later, nobody minds
-    assert posting.ticket.error is not None
+    world.arrive(proposal)  # later, nobody minds
+    assert proposal.ticket.error is not None
 
 
 def test_what_is_given_up_while_it_is_being_sent_is_not_sent_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no room for it, though it looked as if it were on its way."""
-    monkeypatch.setattr(module, "patience_for", lambda ticket: ENOUGH)
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
     future = world.mkdir()
-    posting = world.outbox.next(now=time.monotonic())
-    assert posting is not None
-    while posting.is_wanted:  # until its caller has looked
+    proposal = world.outbox.next(now=time.monotonic())
+    assert proposal is not None
+    while proposal.is_wanted:  # until its caller has looked
         threading.Event().wait(0.005)
-    assert not world.outbox.not_sent(posting)
+    assert not world.outbox.not_sent(proposal)
     with world.lock:
-        posting.ticket.finish(Busy("no room"))
+        proposal.ticket.finish(Busy("no room"))
     with pytest.raises(Busy, match="no room"):
         future.result(PATIENCE)
     assert world.outbox.next(now=1.0) is None
@@ -206,7 +206,7 @@ def test_when_too_many_wait_the_next_one_is_refused_and_not_sent(world: World) -
 def test_a_stop_refuses_what_is_unsent_and_soon_gives_up_the_rest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STOP_PATIENCE", BRIEF)
+    monkeypatch.setattr(module, "STOP_TIMEOUT", BRIEF)
     sent = world.mkdir("sent")
     world.send()
     unsent = world.begin(lambda: world.issuer.submit(Mtime("unsent", 1)))
@@ -227,26 +227,26 @@ def test_a_stop_refuses_what_is_unsent_and_soon_gives_up_the_rest(
 
 def test_a_stop_lets_through_what_comes_back_at_once(world: World) -> None:
     future = world.mkdir()
-    posting = world.send()
+    proposal = world.send()
     with world.lock:
         world.issuer.refuse()
-    world.arrive(posting)
+    world.arrive(proposal)
     with world.lock:
         world.issuer.abandon()
-    assert future.result(PATIENCE) is posting.ticket.change
+    assert future.result(PATIENCE) is proposal.ticket.change
 
 
 def test_a_lock_is_asked_for_and_then_touched(world: World) -> None:
     future = world.begin(
         lambda: world.issuer.expire_lock("priv/lock/a", bytes(32), has_expired=False)
     )
-    posting = world.send()
+    proposal = world.send()
     second = world.send()
-    assert posting is second
+    assert proposal is second
     assert world.outbox.next(now=1.0) is None
-    world.arrive(posting)
+    world.arrive(proposal)
     assert not future.done()
-    world.arrive(posting, Exists("as delivered"))
+    world.arrive(proposal, Exists("as delivered"))
     with pytest.raises(Exists):
         future.result(PATIENCE)
 
@@ -254,14 +254,14 @@ def test_a_lock_is_asked_for_and_then_touched(world: World) -> None:
 def test_who_waits_for_another_s_ticket_gets_its_result(world: World) -> None:
     ticket = Ticket(Mkdir("a"))
     first = world.begin(lambda: world.issuer.carry_out(ticket))
-    posting = world.send()
+    proposal = world.send()
 
     def wait() -> Change:
         with world.lock:
             return world.issuer.wait(ticket, PATIENCE)
 
     second = world.pool.submit(wait)
-    world.arrive(posting)
+    world.arrive(proposal)
     assert first.result(PATIENCE) is second.result(PATIENCE)
 
 
@@ -274,11 +274,11 @@ def two_parts() -> Write:
 
 def test_the_second_part_comes_directly_behind_the_first(world: World) -> None:
     future, other = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
-    posting = world.send()
-    assert world.send() is posting
+    proposal = world.send()
+    assert world.send() is proposal
     third = world.send()
-    assert third is not posting
-    for each in (posting, posting, third):
+    assert third is not proposal
+    for each in (proposal, proposal, third):
         world.arrive(each)
     assert future.result(PATIENCE)
     assert other.result(PATIENCE)
@@ -286,14 +286,14 @@ def test_the_second_part_comes_directly_behind_the_first(world: World) -> None:
 
 def test_a_write_of_which_a_part_was_sent_can_t_be_taken_back(world: World) -> None:
     future = world.begin(lambda: world.issuer.submit(two_parts()))
-    posting = world.send()
-    world.arrive(posting)
-    assert posting.is_partly_sent
-    assert not world.outbox.withdraw(posting)
-    assert world.outbox.next(now=1.0) is posting
-    assert world.outbox.not_sent(posting), "the rest is tried again, whoever waits"
+    proposal = world.send()
+    world.arrive(proposal)
+    assert proposal.is_partly_sent
+    assert not world.outbox.withdraw(proposal)
+    assert world.outbox.next(now=1.0) is proposal
+    assert world.outbox.not_sent(proposal), "the rest is tried again, whoever waits"
     world.send()
-    world.arrive(posting)
+    world.arrive(proposal)
     assert future.result(PATIENCE)
 
 
@@ -301,8 +301,8 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_taken_back(world: World) -> N
 def test_the_rest_of_a_write_that_was_given_up_is_never_sent(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "patience_for", lambda ticket: ENOUGH)
-    monkeypatch.setattr(module, "DELIVERY_PATIENCE", BRIEF)
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT", BRIEF)
     future = world.begin(lambda: world.issuer.submit(two_parts()))
     world.send()
     with pytest.raises(Failed):
@@ -330,9 +330,9 @@ def test_a_write_that_just_fits_is_one_message() -> None:
 
 
 def test_an_unlock_request_is_no_mutation_of_the_tree() -> None:
-    posting = Posting(Ticket(Mtime("a", 0)), [UnlockRequest("a", bytes(32)), Mtime("a", 0)])
-    posting.arrived(None, None)
-    assert not posting.ticket.is_done
+    proposal = Proposal(Ticket(Mtime("a", 0)), [UnlockRequest("a", bytes(32)), Mtime("a", 0)])
+    proposal.arrived(None, None)
+    assert not proposal.ticket.is_done
     change = Change(Kind.MTIME, "a", cast(Entry, None))
-    posting.arrived(change, None)
-    assert posting.ticket.result() is change
+    proposal.arrived(change, None)
+    assert proposal.ticket.result() is change

@@ -10,13 +10,13 @@ from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
 from pmxcfs.replica.local_issuer import LocalIssuer
-from pmxcfs.replica.replica import MUCH, Replica
+from pmxcfs.replica.replica import LARGE_SAVE, Replica
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import Guests
 from tests.fakes.yielding import Yielding
 
 PATIENCE = 10.0  # seconds
-LARGE = Write("file", 0, bytes(MUCH + 1), truncate=True)
+LARGE = Write("file", 0, bytes(LARGE_SAVE + 1), truncate=True)
 
 
 class SlowDatabase:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from pmxcfs._cpg import decode
-from pmxcfs.cluster.sender import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, Mailer
+from pmxcfs.cluster.sender import FIRST_PAUSE, LONGEST_PAUSE, SEND_RETRY_LIMIT, Sender
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.machine import Dfsm
 from pmxcfs.dfsm.timeouts import Moment
@@ -53,7 +53,7 @@ class FakeSource:
 
 
 class World:
-    """A mailer, a clock that the test moves, and a corosync that takes or refuses."""
+    """A sender, a clock that the test moves, and a corosync that takes or refuses."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -63,7 +63,7 @@ class World:
         self.dfsm = Dfsm(Group.TREE)
         self.dfsm.join(ME)
         self.members(ME)
-        self.mailer = Mailer(Group.TREE, self.dfsm, self.source, clock=lambda: Moment(0, self.now))
+        self.sender = Sender(Group.TREE, self.dfsm, self.source, clock=lambda: Moment(0, self.now))
 
     def members(self, *members: Member) -> None:
         self.dfsm.on_membership(members, joined=(), at=Moment(0, self.now))
@@ -78,7 +78,7 @@ class World:
         self.sent.append(decode(data, group=Group.TREE))
 
     def send(self) -> None:
-        self.mailer.send(self.mcast)
+        self.sender.send(self.mcast)
 
     def bodies(self) -> list[Body]:
         return [message.body for message in self.sent if isinstance(message, Normal)]
@@ -95,12 +95,12 @@ def no_room() -> PmxcfsError:
 
 def test_what_the_rules_want_goes_before_changes(world: World) -> None:
     world.source.bodies = [Mkdir("a"), Mkdir("b")]
-    world.mailer.put(ROUND)
+    world.sender.put(ROUND)
     world.send()
     assert world.sent == [ROUND, *world.sent[1:]]
     assert world.bodies() == [Mkdir("a"), Mkdir("b")]
     assert [note[2] for note in world.source.notes if isinstance(note, tuple)] == [1, 2]
-    assert world.mailer.sent_bytes > 3 * 16
+    assert world.sender.sent_bytes > 3 * 16
 
 
 def test_a_change_waits_for_the_end_of_the_round(world: World) -> None:
@@ -108,7 +108,7 @@ def test_a_change_waits_for_the_end_of_the_round(world: World) -> None:
     world.members(ME, OTHER)
     world.send()
     assert not world.sent
-    world.mailer.put(ROUND)
+    world.sender.put(ROUND)
     world.send()
     assert world.sent == [ROUND]
     world.members(ME)
@@ -122,16 +122,16 @@ def test_pauses_double_up_to_a_limit_and_end_with_success(world: World) -> None:
     pauses = []
     for _ in range(9):
         world.send()
-        pauses.append(world.mailer.retry_at - world.now)
+        pauses.append(world.sender.retry_at - world.now)
         world.send()  # too early: nothing is tried
-        world.now = world.mailer.retry_at
+        world.now = world.sender.retry_at
     assert world.source.notes == ["not sent"] * 9
     expected = [min(FIRST_PAUSE * 2**n, LONGEST_PAUSE) for n in range(9)]
     assert pauses == pytest.approx(expected)
     world.failure = None
     world.send()
     assert world.bodies() == [Mkdir("a")]
-    assert world.mailer.retry_at == float("inf")
+    assert world.sender.retry_at == float("inf")
 
 
 def test_a_change_is_tried_for_ten_seconds_and_the_next_one_too(world: World) -> None:
@@ -140,24 +140,24 @@ def test_a_change_is_tried_for_ten_seconds_and_the_next_one_too(world: World) ->
     start = world.now
     while ("refused", Mkdir("a"), Busy) not in world.source.notes:
         world.send()
-        world.now = world.mailer.retry_at
-    assert PATIENCE <= world.now - start < PATIENCE + 3 * LONGEST_PAUSE
+        world.now = world.sender.retry_at
+    assert SEND_RETRY_LIMIT <= world.now - start < SEND_RETRY_LIMIT + 3 * LONGEST_PAUSE
     second = world.now
     while world.source.bodies:
         world.send()
-        world.now = world.mailer.retry_at
+        world.now = world.sender.retry_at
     assert world.source.notes[-1] == ("refused", Mkdir("b"), Busy)
-    assert PATIENCE <= world.now - second < PATIENCE + 3 * LONGEST_PAUSE
+    assert SEND_RETRY_LIMIT <= world.now - second < SEND_RETRY_LIMIT + 3 * LONGEST_PAUSE
 
 
 def test_a_message_of_the_rules_is_tried_for_ever(world: World) -> None:
-    world.mailer.put(ROUND)
+    world.sender.put(ROUND)
     world.failure = no_room
     world.send()
-    world.now += 1000 * PATIENCE
+    world.now += 1000 * SEND_RETRY_LIMIT
     world.send()
     world.failure = None
-    world.now = world.mailer.retry_at
+    world.now = world.sender.retry_at
     world.send()
     assert world.sent == [ROUND]
 
@@ -166,24 +166,24 @@ def test_a_round_is_not_begun_again_once_it_got_on(world: World) -> None:
     """A member of the existing implementation that awaits updates would leave the group on it."""
     start, again = SyncStart(0, EPOCH), SyncStart(0, EPOCH._replace(number=2))
     world.members(ME, OTHER)
-    world.mailer.put(start)
+    world.sender.put(start)
     world.send()
     assert world.sent == [start]
-    world.mailer.put(again)
+    world.sender.put(again)
     world.failure = no_room
     world.send()
     world.hear(ME, start, State(0, EPOCH, index(1)))
     world.hear(OTHER, State(0, EPOCH, index(2)))
     assert world.dfsm.mode is Mode.UPDATE
     world.failure = None
-    world.now = world.mailer.retry_at
+    world.now = world.sender.retry_at
     world.send()
     assert world.sent == [start]
 
 
 def test_an_interrupted_message_is_dropped(world: World) -> None:
     """Its round is over, and the next one makes a new one."""
-    world.mailer.put(ROUND)
+    world.sender.put(ROUND)
     world.failure = lambda: Interrupted("cpg_mcast_joined", 4, "interrupt")
     world.send()
     world.failure = None
@@ -193,9 +193,9 @@ def test_an_interrupted_message_is_dropped(world: World) -> None:
 
 def test_a_new_membership_drops_the_round_and_keeps_changes(world: World) -> None:
     change = Normal(7, 3, Create("queued"))
-    world.mailer.put(change)
-    world.mailer.put(ROUND)
-    world.mailer.forget_round()
+    world.sender.put(change)
+    world.sender.put(ROUND)
+    world.sender.forget_round()
     world.send()
     assert world.sent == [change]
 
@@ -214,7 +214,7 @@ def test_a_lost_connection_leaves_the_change_for_the_next_one(world: World) -> N
     with pytest.raises(Disconnected):
         world.send()
     assert world.source.notes == ["not sent"]
-    world.mailer.reset()
+    world.sender.reset()
     world.failure = None
     world.send()
     assert world.bodies() == [Mkdir("a")]

@@ -4,12 +4,12 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs.fuse import node_ids as module
-from pmxcfs.fuse.node_ids import ROOT, Nodes
+from pmxcfs.fuse.node_ids import ROOT, NodeIds
 from pmxcfs.messages import EntryType
 
 
 def test_a_name_is_absent_for_the_kernel_once_it_was_told_so() -> None:
-    nodes = Nodes(Tree().root)
+    nodes = NodeIds(Tree().root)
     assert not nodes.may_be_absent(ROOT, b"a")
     nodes.note_absent(ROOT, b"a")
     assert nodes.may_be_absent(ROOT, b"a")
@@ -19,7 +19,7 @@ def test_a_name_is_absent_for_the_kernel_once_it_was_told_so() -> None:
 
 def test_a_directory_that_was_forgotten_has_no_names() -> None:
     tree = Tree()
-    nodes = Nodes(tree.root)
+    nodes = NodeIds(tree.root)
     directory = tree.create(tree.root, "d", EntryType.DIRECTORY, writer=1, mtime=1)
     number = nodes.reference(directory)
     nodes.note_absent(number, b"a")
@@ -29,7 +29,7 @@ def test_a_directory_that_was_forgotten_has_no_names() -> None:
 
 def test_beyond_the_limit_a_directory_may_lack_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_ABSENT", 2)
-    nodes = Nodes(Tree().root)
+    nodes = NodeIds(Tree().root)
     for name in (b"a", b"b", b"c"):
         nodes.note_absent(ROOT, name)
     assert nodes.may_be_absent(ROOT, b"never asked for")

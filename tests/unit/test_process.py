@@ -32,17 +32,17 @@ def umask() -> Iterator[int]:
 
 
 def test_the_group_is_looked_up_by_name() -> None:
-    assert process.find_group("root") == grp.getgrnam("root").gr_gid
+    assert process.find_gid("root") == grp.getgrnam("root").gr_gid
 
 
 def test_a_missing_group_says_what_to_do() -> None:
     with pytest.raises(StartError, match=r"no group 'no-such': create it .* or .* --group"):
-        process.find_group("no-such")
+        process.find_gid("no-such")
 
 
 def test_directories_are_made_for_the_group_alone(tmp_path: Path, umask: int) -> None:
     settings = Settings(nodename="n", statedir=tmp_path / "deep" / "state", rundir=tmp_path / "run")
-    process.make_directories(settings, group=os.getgid())
+    process.make_directories(settings, gid=os.getgid())
     for path in (settings.statedir, settings.rundir):
         assert path.stat().st_mode & 0o7777 == 0o750
     (settings.rundir / "file").touch()
@@ -52,7 +52,7 @@ def test_directories_are_made_for_the_group_alone(tmp_path: Path, umask: int) ->
 def test_directories_that_exist_are_left_alone(tmp_path: Path, umask: int) -> None:
     tmp_path.chmod(0o705)
     process.make_directories(
-        Settings(nodename="n", statedir=tmp_path, rundir=tmp_path), group=os.getgid()
+        Settings(nodename="n", statedir=tmp_path, rundir=tmp_path), gid=os.getgid()
     )
     assert tmp_path.stat().st_mode & 0o7777 == 0o705
 
@@ -63,7 +63,7 @@ def test_a_file_in_place_of_a_directory(tmp_path: Path, umask: int) -> None:
     for path in (file, file / "below"):
         with pytest.raises(StartError, match=re.escape(str(path))):
             process.make_directories(
-                Settings(nodename="n", statedir=path, rundir=tmp_path), group=os.getgid()
+                Settings(nodename="n", statedir=path, rundir=tmp_path), gid=os.getgid()
             )
 
 
@@ -71,7 +71,7 @@ def test_a_directory_that_can_not_be_made(tmp_path: Path, umask: int) -> None:
     impossible = Path("/proc/pmxcfs")
     with pytest.raises(StartError, match=f"can't make directory {impossible}"):
         process.make_directories(
-            Settings(nodename="n", statedir=tmp_path, rundir=impossible), group=os.getgid()
+            Settings(nodename="n", statedir=tmp_path, rundir=impossible), gid=os.getgid()
         )
 
 
@@ -80,10 +80,10 @@ def test_the_second_daemon_learns_who_was_first(tmp_path: Path) -> None:
     with (
         process.StateLock(lockfile, mountpoint=NO_MOUNT),
         pytest.raises(StartError, match=rf"{tmp_path} is in use .* pid {os.getpid()}$"),
-        process.StateLock(lockfile, mountpoint=NO_MOUNT, patience=0),
+        process.StateLock(lockfile, mountpoint=NO_MOUNT, timeout=0),
     ):
         pass
-    with process.StateLock(lockfile, mountpoint=NO_MOUNT, patience=0):
+    with process.StateLock(lockfile, mountpoint=NO_MOUNT, timeout=0):
         assert lockfile.read_text() == f"{os.getpid()}\n"
 
 
@@ -97,7 +97,7 @@ def test_the_lock_is_waited_for(tmp_path: Path) -> None:
 
 
 def take_and_release(path: Path) -> None:
-    with process.StateLock(path, mountpoint=NO_MOUNT, patience=DEADLINE):
+    with process.StateLock(path, mountpoint=NO_MOUNT, timeout=DEADLINE):
         pass
 
 
@@ -108,7 +108,7 @@ def test_a_signal_ends_the_wait_for_the_lock(tmp_path: Path) -> None:
         with (
             process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT),
             pytest.raises(StartError, match="told to stop"),
-            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, patience=DEADLINE),
+            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, timeout=DEADLINE),
         ):
             pass
     finally:
@@ -127,7 +127,7 @@ def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
     monkeypatch.setattr(process, "_is_dying", is_dying)
     first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
     first.__enter__()
-    with process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, patience=0):
+    with process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, timeout=0):
         pass  # a warning would fail the test
 
 

@@ -20,7 +20,12 @@ from tests.fakes.cluster import Cluster
 from tests.fakes.peer import Peer, TreeContent, Wish
 
 DEADLINES = Deadlines(
-    restarts=(3.0, 6.0), silence=12.0, updates=5.0, patience=8.0, rejoin=2.0, verification=10.0
+    restarts=(3.0, 6.0),
+    silence=12.0,
+    updates=5.0,
+    leave_interval=8.0,
+    rejoin=2.0,
+    verification=10.0,
 )
 PATIENCE = 120  # seconds after which everything must be well again
 ACTIONS = (

@@ -18,7 +18,7 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs._cpg import decode
-from pmxcfs.cluster.tree_group import Postings, TreeContent, TreeGroup
+from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup
 from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.messages import (
@@ -134,7 +134,7 @@ class Player:
 
     def close(self) -> None: ...
 
-    # As ``mailer.Source``.
+    # As ``sender.Source``.
 
     def take(self, *, now: float) -> Body | None:
         message = self.next_to_send
@@ -182,7 +182,7 @@ def test_it_sends_the_same_bytes_and_ends_with_the_same_database(
         content = TreeContent(
             replica,
             outbox,
-            Postings(),
+            Proposals(),
             lock=lock,
             quorum=Quorate(),
             lock_has_expired=lambda path, checksum: False,

@@ -328,20 +328,20 @@ def test_too_many_do_not_wait(world: World) -> None:
 @pytest.mark.parametrize(
     ("mutation", "shortened"),
     [
-        (Mkdir("d"), "SHORT_PATIENCE"),
-        (Create("f"), "SHORT_PATIENCE"),
-        (Delete("f"), "SHORT_PATIENCE"),
-        (Rename("f", "g"), "SHORT_PATIENCE"),
-        (Write("f", 0, b"", True), "LONG_PATIENCE"),
-        (Mtime("f", 1), "LONG_PATIENCE"),
+        (Mkdir("d"), "NAME_TIMEOUT"),
+        (Create("f"), "NAME_TIMEOUT"),
+        (Delete("f"), "NAME_TIMEOUT"),
+        (Rename("f", "g"), "NAME_TIMEOUT"),
+        (Write("f", 0, b"", True), "CONTENT_TIMEOUT"),
+        (Mtime("f", 1), "CONTENT_TIMEOUT"),
     ],
 )
 def test_changes_of_names_wait_less(
     world: World, monkeypatch: pytest.MonkeyPatch, mutation: Mutation, shortened: str
 ) -> None:
-    assert (tickets.SHORT_PATIENCE, tickets.LONG_PATIENCE) == (2, 10)
-    monkeypatch.setattr(tickets, "SHORT_PATIENCE", 1000.0)
-    monkeypatch.setattr(tickets, "LONG_PATIENCE", 1000.0)
+    assert (tickets.NAME_TIMEOUT, tickets.CONTENT_TIMEOUT) == (2, 10)
+    monkeypatch.setattr(tickets, "NAME_TIMEOUT", 1000.0)
+    monkeypatch.setattr(tickets, "CONTENT_TIMEOUT", 1000.0)
     monkeypatch.setattr(tickets, shortened, 0.001)
     world.issuer.hold()
     with pytest.raises(Busy):

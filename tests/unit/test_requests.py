@@ -172,7 +172,7 @@ def test_what_readers_may(node: Node) -> None:
     node.ask(4, name("k") + b"v")
     for number, payload in allowed.items():
         assert isinstance(node.ask(number, payload, caller=READER), bytes), number
-    refused = {4: name("k") + b"v", 7: logged(), int(Number.GET_CONDITION): b""}
+    refused = {4: name("k") + b"v", 7: logged(), int(Number.GET_REPORT): b""}
     for number, payload in refused.items():
         assert node.ask(number, payload, caller=READER) == errno.EPERM, number
     assert set(allowed) | set(refused) == set(TABLE)
@@ -340,9 +340,9 @@ def test_several_properties(payload: bytes, outcome: bytes | int, node: Node) ->
     assert node.ask(13, payload) == outcome
 
 
-def test_the_condition_is_json(node: Node) -> None:
-    node.requests.condition = lambda: {"problems": ["ä"]}
-    answer = node.ask(Number.GET_CONDITION)
+def test_the_report_is_json(node: Node) -> None:
+    node.requests.report = lambda: {"problems": ["ä"]}
+    answer = node.ask(Number.GET_REPORT)
     assert isinstance(answer, bytes)
     assert json.loads(answer) == {"problems": ["ä"]}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pmxcfs.messages import LogEntry
 from pmxcfs.status import log_ring as ring
 from pmxcfs.status.cluster_log import ClusterLog
-from pmxcfs.status.log_ring import MAX_ENTRY, SIZE, Ring, in_order, merged, occupied_size, walk
+from pmxcfs.status.log_ring import MAX_ENTRY, SIZE, LogRing, in_order, merged, occupied_size, walk
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 STATES = sorted(VECTORS.glob("clusterlog_state_*.bin.gz"))
@@ -54,9 +54,9 @@ def test_recorded_rings_are_rebuilt_to_the_byte(path: Path) -> None:
     raw = gzip.decompress(path.read_bytes())
     entries = list(walk(raw))
     assert entries
-    assert bytes(Ring.of(reversed(entries))) == raw
+    assert bytes(LogRing.of(reversed(entries))) == raw
     assert in_order(raw) == raw
-    assert bytes(Ring.of(merged([raw]))) == raw
+    assert bytes(LogRing.of(merged([raw]))) == raw
 
 
 def test_the_log_of_the_recorded_cluster_comes_out_the_same() -> None:
@@ -125,7 +125,7 @@ class Model:
 @example([MAX_ENTRY] * 40, 0)
 @example([56] * 9, 40)
 def test_what_is_left_after_wrapping(sizes: list[int], filling: int) -> None:
-    model, real = Model(), Ring()
+    model, real = Model(), LogRing()
     all_sizes = [MAX_ENTRY] * filling + sizes
     for uid, size in enumerate(all_sizes, 1):
         model.append(entry(uid, size))
@@ -139,10 +139,10 @@ def test_what_is_left_after_wrapping(sizes: list[int], filling: int) -> None:
 
 def test_an_entry_may_not_end_where_the_ring_does() -> None:
     exact = [MAX_ENTRY] * 31 + [MAX_ENTRY - 8]
-    real = Ring.of(entry(uid, size) for uid, size in enumerate(exact, 1))
+    real = LogRing.of(entry(uid, size) for uid, size in enumerate(exact, 1))
     assert sum(exact) == SIZE - 8
     assert struct.unpack_from("<II", bytes(real)) == (SIZE, 8)
-    shorter = Ring.of(entry(uid, size) for uid, size in enumerate([*exact[:-1], 4080], 1))
+    shorter = LogRing.of(entry(uid, size) for uid, size in enumerate([*exact[:-1], 4080], 1))
     assert len(list(shorter)) == len(exact)
 
 
@@ -155,7 +155,7 @@ entries_strategy = st.builds(
         item._replace, node_digest=st.integers(1, 2), trailing=st.binary(min_size=4, max_size=4)
     )
 )
-rings_strategy = st.lists(st.lists(entries_strategy, max_size=30).map(Ring.of).map(bytes))
+rings_strategy = st.lists(st.lists(entries_strategy, max_size=30).map(LogRing.of).map(bytes))
 
 
 @given(rings_strategy, st.randoms())
@@ -164,7 +164,7 @@ def test_merging_depends_on_content_only(rings: list[bytes], chance: object) -> 
     shuffled = list(rings)
     chance.shuffle(shuffled)  # type: ignore[attr-defined]
     assert merged(shuffled + rings) == once
-    assert merged([bytes(Ring.of(once))]) == once
+    assert merged([bytes(LogRing.of(once))]) == once
     keys = [ring.order(item) for item in once]
     assert keys == sorted(set(keys))
 
@@ -172,17 +172,17 @@ def test_merging_depends_on_content_only(rings: list[bytes], chance: object) -> 
 def test_a_merge_takes_the_newest_until_the_ring_is_full() -> None:
     step = 3976
     items = [entry(uid, step, time=uid) for uid in range(1, 61)]
-    kept = merged([bytes(Ring.of(items[:30])), bytes(Ring.of(items[30:]))])
+    kept = merged([bytes(LogRing.of(items[:30])), bytes(LogRing.of(items[30:]))])
     room = SIZE - 8 - MAX_ENTRY
     assert kept == items[-(room // step + 1) :]
-    assert len(list(Ring.of(kept))) == len(kept)
+    assert len(list(LogRing.of(kept))) == len(kept)
 
 
 # Rings that lie
 
 
 def test_no_ring_at_all_has_no_entries() -> None:
-    whole = bytes(Ring.of([entry(1)]))
+    whole = bytes(LogRing.of([entry(1)]))
     for raw in (
         b"",
         whole[:-1],
@@ -197,7 +197,7 @@ def test_no_ring_at_all_has_no_entries() -> None:
 
 @pytest.mark.parametrize("newest", [1, 4, 7, 9, 12, SIZE - 40, SIZE, SIZE + 8, 0xFFFFFFF8])
 def test_an_entry_begins_inside_the_ring(newest: int) -> None:
-    raw = struct.pack("<II", SIZE, newest) + bytes(Ring.of([entry(1)]))[8:]
+    raw = struct.pack("<II", SIZE, newest) + bytes(LogRing.of([entry(1)]))[8:]
     assert list(walk(raw)) == []
 
 
@@ -213,7 +213,7 @@ def patched(raw: bytes, offset: int, **fields: int) -> bytes:
     return bytes(changed)
 
 
-THREE = bytes(Ring.of([entry(1), entry(2), entry(3)]))
+THREE = bytes(LogRing.of([entry(1), entry(2), entry(3)]))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_walk_ends_where_it_would_not_go_back(older: int) -> None:
 def test_a_walk_in_circles_ends() -> None:
     raw = patched(THREE, 8, older=100_000)
     high = bytearray(raw)
-    one = bytes(Ring.of([entry(9)]))[8:88]
+    one = bytes(LogRing.of([entry(9)]))[8:88]
     for offset, older in ((100_000, 100_080), (100_080, 100_000)):
         high[offset : offset + 80] = one
         struct.pack_into("<I", high, offset, older)
@@ -260,7 +260,7 @@ headers = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 11), st.integers
 def test_no_ring_is_too_broken(
     patches: list[tuple[int, bytes]], numbers: list[tuple[int, int, int]], newest: int
 ) -> None:
-    full = bytearray(bytes(Ring.of(entry(uid, 3000 + uid) for uid in range(50))))
+    full = bytearray(bytes(LogRing.of(entry(uid, 3000 + uid) for uid in range(50))))
     for number, field, value in numbers:
         offset = 8 + number * 3008
         header = list(HEADER.unpack_from(full, offset))

@@ -44,8 +44,8 @@ def test_everything_counts_one_after_the_start(status: Status) -> None:
 
 def test_a_change_counts_when_the_kernel_has_been_told(status: Status) -> None:
     revision = status.revision
-    status.on_change("storage.cfg", ticket=7)
-    status.on_change("user.cfg", ticket=9)
+    status.on_change("storage.cfg", sequence=7)
+    status.on_change("user.cfg", sequence=9)
     status.absorb(6)
     assert (status.counters["storage.cfg"], status.revision) == (1, revision)
     status.absorb(8)
@@ -56,14 +56,14 @@ def test_a_change_counts_when_the_kernel_has_been_told(status: Status) -> None:
 
 
 def test_a_change_that_needs_no_notification_counts_at_once(status: Status) -> None:
-    status.on_change("storage.cfg", ticket=0)
+    status.on_change("storage.cfg", sequence=0)
     status.absorb(0)
     assert status.counters["storage.cfg"] == 2
 
 
 def test_a_rename_counts_at_both_ends(status: Status) -> None:
-    status.on_change("storage.cfg", "storage.cfg.tmp", ticket=0)
-    status.on_change("user.cfg", "domains.cfg", ticket=0)
+    status.on_change("storage.cfg", "storage.cfg.tmp", sequence=0)
+    status.on_change("user.cfg", "domains.cfg", sequence=0)
     status.absorb(0)
     changed = {path for path, count in status.counters.items() if count == 2}
     assert changed == {"storage.cfg", "user.cfg", "domains.cfg"}
@@ -72,18 +72,18 @@ def test_a_rename_counts_at_both_ends(status: Status) -> None:
 def test_other_paths_count_nowhere(status: Status) -> None:
     revision = status.revision
     for path in ("storage.cfg.tmp", "d/storage.cfg", "priv/tfa.cfg.new", "nodes/a/lxc"):
-        status.on_change(path, ticket=0)
+        status.on_change(path, sequence=0)
     status.absorb(10)
     assert status.revision == revision
 
 
 def test_a_guest_gets_a_new_version_and_the_list_too(status: Status, guests: Guests) -> None:
-    status.on_change(GUEST, ticket=0)
+    status.on_change(GUEST, sequence=0)
     status.absorb(0)
     assert (shown(status)["version"], status.vmlist) == (2, 2)
     guests.unregister(100)
     guests.register(GuestPath(100, "b", "qemu"))
-    status.on_change("nodes/b/qemu-server/100.conf", GUEST, ticket=0)
+    status.on_change("nodes/b/qemu-server/100.conf", GUEST, sequence=0)
     status.absorb(0)
     assert shown(status) == {"node": "b", "type": "qemu", "version": 3}
     assert status.vmlist == 3
@@ -91,19 +91,19 @@ def test_a_guest_gets_a_new_version_and_the_list_too(status: Status, guests: Gue
 
 def test_a_guest_that_is_gone_leaves_the_list(status: Status, guests: Guests) -> None:
     guests.unregister(100)
-    status.on_change(GUEST, ticket=0)
+    status.on_change(GUEST, sequence=0)
     status.absorb(0)
     assert (status.guest_lines, status.vmlist) == ({}, 2)
     guests.register(GuestPath(101, "a", "lxc"))
-    status.on_change("nodes/a/lxc/101.conf", ticket=0)
+    status.on_change("nodes/a/lxc/101.conf", sequence=0)
     status.absorb(0)
     assert shown(status, 101)["version"] == 2
 
 
 def test_a_guest_is_listed_as_it_was_when_it_changed(status: Status, guests: Guests) -> None:
-    status.on_change(GUEST, ticket=5)
+    status.on_change(GUEST, sequence=5)
     guests.unregister(100)
-    status.on_change(GUEST, ticket=6)
+    status.on_change(GUEST, sequence=6)
     status.absorb(5)
     assert 100 in status.guest_lines
     status.absorb(6)
@@ -112,8 +112,8 @@ def test_a_guest_is_listed_as_it_was_when_it_changed(status: Status, guests: Gue
 
 def test_a_reload_counts_everything_once(status: Status, guests: Guests) -> None:
     guests.register(GuestPath(7, "a", "qemu"))
-    status.on_change("storage.cfg", ticket=99)
-    status.on_reload(ticket=100)
+    status.on_change("storage.cfg", sequence=99)
+    status.on_reload(sequence=100)
     status.absorb(99)
     assert set(status.counters.values()) == {1}
     status.absorb(100)

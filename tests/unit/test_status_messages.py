@@ -70,5 +70,5 @@ def test_an_entry_is_the_same_by_message_and_by_ring() -> None:
         entry = log.compose(text, ident="root@pam", tag="t", priority=3, pid=2**32 - 1, time=7)
         message = Normal(7, 1, entry)
         assert decode(encode(message, group=Group.STATUS), group=Group.STATUS) == message
-        assert list(ring.walk(bytes(ring.Ring.of([entry])))) == [entry]
+        assert list(ring.walk(bytes(ring.LogRing.of([entry])))) == [entry]
         assert len(encode(message, group=Group.STATUS)) == 24 + ring.nominal_size(entry)

@@ -47,7 +47,7 @@ def test_links_lead_to_the_nodes_own_directories() -> None:
 
 
 def test_version(source: Source) -> None:
-    source.status.on_change("user.cfg", ticket=0)
+    source.status.on_change("user.cfg", sequence=0)
     assert json.loads(source.read(".version")) == {
         "starttime": 1234,
         "clinfo": 1,
@@ -65,7 +65,7 @@ def test_guest_list(source: Source) -> None:
     assert json.loads(source.read(".vmlist")) == {"version": 1}
     for vmid in (100, 4294967295):
         source.guests.register(GuestPath(vmid, "node1", "qemu"))
-        source.status.on_change(f"nodes/node1/qemu-server/{vmid}.conf", ticket=0)
+        source.status.on_change(f"nodes/node1/qemu-server/{vmid}.conf", sequence=0)
     assert json.loads(source.read(".vmlist")) == {
         "version": 3,
         "ids": {
@@ -88,7 +88,7 @@ def test_a_snapshot_stays_and_is_reused_while_nothing_changes(source: Source) ->
     content = first.content
     assert file.snapshot(20) is first
     assert first.made_ns == 20
-    source.status.on_change("user.cfg", ticket=0)
+    source.status.on_change("user.cfg", sequence=0)
     assert not file.is_current(first)
     second = file.snapshot(30)
     assert second is not first
@@ -100,7 +100,7 @@ def test_a_snapshot_stays_and_is_reused_while_nothing_changes(source: Source) ->
 def test_a_change_is_seen_when_the_kernel_has_been_told(source: Source) -> None:
     file = source.files[".version"]
     before = file.snapshot(0)
-    source.status.on_change("user.cfg", ticket=5)
+    source.status.on_change("user.cfg", sequence=5)
     assert file.snapshot(0) is before
     source.handed = 5
     assert file.snapshot(0) is not before
@@ -233,7 +233,7 @@ def test_each_file_is_rendered_once_per_change(source: Source) -> None:
         (lambda: source.status.keys.set("nodeip", b"::1\0", now=0), {".members", ".version"}),
         (lambda: source.status.keys.set("rrd/pve2-node/a", b"1\0", now=9), {".rrd"}),
         (lambda: source.status.log.begin(pid=1, time=2), {".clusterlog"}),
-        (lambda: source.status.on_change("user.cfg", ticket=0), {".version"}),
+        (lambda: source.status.on_change("user.cfg", sequence=0), {".version"}),
         (lambda: setattr(source, "now", 301.0), {".rrd"}),
     ]
     for step, expected in steps:

@@ -31,7 +31,7 @@ def file(tree: Tree) -> Entry:
     """A file that holds ``abcdef``."""
     entry = make_file(tree, "file")
     tree.write(entry, 0, b"abcdef", truncate=False, **BY)
-    tree.settle()
+    tree.mark_saved()
     return entry
 
 
@@ -288,7 +288,7 @@ def test_what_makes_no_tree_is_refused_and_changes_nothing(
 ) -> None:
     make_file(tree, "f", make_directory(tree, "full"))
     make_directory(tree, "empty")
-    tree.settle()
+    tree.mark_saved()
     before = tree.checksum()
     with pytest.raises(ValueError, match=reason):
         attempt(tree, file)
@@ -346,7 +346,7 @@ def test_unsaved_is_what_the_database_lacks(tree: Tree, file: Entry) -> None:
     assert tree.unsaved() == {made.inode: made, gone.inode: None}
     tree.touch(file, **BY)
     assert list(tree.unsaved()) == [made.inode, gone.inode, file.inode]
-    tree.settle()
+    tree.mark_saved()
     assert tree.unsaved() == {}
     tree.remove(file, **BY)
     assert tree.unsaved() == {file.inode: None}
@@ -356,7 +356,7 @@ def test_a_rollback_restores_everything(tree: Tree, file: Entry) -> None:
     directory = make_directory(tree, "d")
     target = make_file(tree, "target", directory)
     tree.write(target, 0, b"kept", truncate=True, **BY)
-    tree.settle()
+    tree.mark_saved()
     before = (tree.checksum(), tree.index(), tree.entry_count, tree.content_bytes)
     tree.write(file, 3, b"XYZXYZ", truncate=False, **LATER)
     tree.rename(file, directory, "target", **LATER)
@@ -485,7 +485,7 @@ def test_an_entry_costs_less_than_400_bytes() -> None:
     try:
         for name in names:
             tree.create(tree.root, name, EntryType.FILE, writer=1, mtime=1_700_000_000)
-        tree.settle()
+        tree.mark_saved()
         assert tracemalloc.get_traced_memory()[0] < 400 * len(names)
     finally:
         tracemalloc.stop()

@@ -213,9 +213,9 @@ class Histories(RuleBasedStateMachine):
             else:
                 self.saved[inode] = record_of(entry)
         for keeper in (self.tree, self.guests, self.oracle):
-            keeper.settle()
+            keeper.mark_saved()
         assert set(self.saved) == {node.inode for node in self.oracle.nodes.values()} - {0}
-        if not any(node.is_hollow for node in self.oracle.nodes.values()):
+        if not any(node.is_sparse for node in self.oracle.nodes.values()):
             self.check_reload()
 
     def check_reload(self) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.cluster.tree_group import Postings, TreeContent, TreeSource
+from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeSource
 from pmxcfs.dfsm.effects import Commit, Deliver
 from pmxcfs.errors import Busy, Exists, Failed, StoreError
 from pmxcfs.messages import (
@@ -24,7 +24,7 @@ from pmxcfs.messages import (
     UnlockRequest,
     Write,
 )
-from pmxcfs.replica.outbox import Outbox, Posting, Sendable
+from pmxcfs.replica.outbox import Outbox, Proposal, Sendable
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
@@ -79,15 +79,15 @@ class World:
         self.changes: list[tuple[Change, bool]] = []
         self.lock = CheckedLock()
         self.outbox = Outbox(is_quorate=lambda: True)
-        self.postings = Postings()
+        self.proposals = Proposals()
         self.database = FakeDatabase()
         self.replica = Replica(Tree(), Guests(), self.database)  # type: ignore[arg-type]
         self.replica.listeners.append(self._on_change)
-        self.source = TreeSource(self.outbox, self.postings, lock=self.lock)
+        self.source = TreeSource(self.outbox, self.proposals, lock=self.lock)
         self.content = TreeContent(
             self.replica,
             self.outbox,
-            self.postings,
+            self.proposals,
             lock=self.lock,
             quorum=self,
             lock_has_expired=lambda path, checksum: (path, checksum) in self.expired,
@@ -103,11 +103,11 @@ class World:
         assert self.lock.is_held
         self.changes.append((change, foreign))
 
-    def post(self, *bodies: Sendable) -> Posting:
+    def post(self, *bodies: Sendable) -> Proposal:
         mutations = [body for body in bodies if not isinstance(body, UnlockRequest)]
-        posting = Posting(Ticket(mutations[0]), bodies)
-        self.outbox.put(posting)
-        return posting
+        proposal = Proposal(Ticket(mutations[0]), bodies)
+        self.outbox.put(proposal)
+        return proposal
 
     def send(self, serial: int) -> Body:
         body = self.source.take(now=1.0)
@@ -132,32 +132,32 @@ def world() -> World:
 
 
 def test_a_change_of_ours_answers_who_waits(world: World) -> None:
-    posting = world.post(Mkdir("a"))
+    proposal = world.post(Mkdir("a"))
     assert world.send(7) == Mkdir("a")
     assert world.deliver(of(ME, Mkdir("a"), serial=7))
-    change = posting.ticket.result()
+    change = proposal.ticket.result()
     assert change.path == "a"
     assert world.changes == [(change, False)]
     assert (change.entry.writer, change.entry.mtime) == (ME.nodeid, 1000)
 
 
 def test_the_same_serial_of_another_member_answers_nobody(world: World) -> None:
-    posting = world.post(Mkdir("a"))
+    proposal = world.post(Mkdir("a"))
     world.send(7)
     reborn = Member(ME.nodeid, ME.pid + 1)
     world.deliver(of(PEER, Mkdir("b"), serial=7), of(reborn, Mkdir("c"), serial=7))
-    assert not posting.ticket.is_done
+    assert not proposal.ticket.is_done
     assert [foreign for _, foreign in world.changes] == [True, True]
     world.deliver(of(ME, Mkdir("a"), serial=7))
-    assert posting.ticket.is_done
+    assert proposal.ticket.is_done
 
 
 def test_what_nobody_waits_for_any_more_counts_as_foreign(world: World) -> None:
     """The kernel was told that it failed, so it must be told that it happened."""
-    posting = world.post(Mkdir("a"))
+    proposal = world.post(Mkdir("a"))
     world.send(7)
     with world.lock:
-        posting.ticket.finish(Failed("given up"))
+        proposal.ticket.finish(Failed("given up"))
     world.deliver(of(ME, Mkdir("a"), serial=7))
     assert [foreign for _, foreign in world.changes] == [True]
 
@@ -168,11 +168,11 @@ def test_a_message_of_an_earlier_membership_is_foreign(world: World) -> None:
 
 
 def test_a_refusal_goes_to_who_waits_and_the_rest_is_applied(world: World) -> None:
-    posting = world.post(Mkdir("a"))
+    proposal = world.post(Mkdir("a"))
     world.send(1)
     world.deliver(of(PEER, Mkdir("a")), of(ME, Mkdir("a")), of(PEER, Mkdir("b")))
     with pytest.raises(Exists):
-        posting.ticket.result()
+        proposal.ticket.result()
     assert [change.path for change, _ in world.changes] == ["a", "b"]
 
 
@@ -193,35 +193,35 @@ def test_the_quorum_is_asked_for_before_the_first_change(world: World) -> None:
 
 @pytest.mark.expect_log("not known to be delivered")
 def test_without_quorum_nothing_is_applied(world: World) -> None:
-    posting = world.post(Mkdir("a"))
+    proposal = world.post(Mkdir("a"))
     world.send(1)
     world.is_quorate = False
     assert not world.deliver(of(ME, Mkdir("a")))
     assert not world.changes
-    assert not posting.ticket.is_done
+    assert not proposal.ticket.is_done
     world.content.on_left()
     with pytest.raises(Failed, match="unknown"):
-        posting.ticket.result()
+        proposal.ticket.result()
 
 
 def test_a_write_in_two_parts_is_done_with_the_second(world: World) -> None:
     parts = [Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False)]
-    posting = world.post(*parts)
+    proposal = world.post(*parts)
     assert [world.send(1), world.send(2)] == parts
     world.deliver(of(PEER, Create("f")), of(ME, parts[0], serial=1))
-    assert not posting.ticket.is_done
+    assert not proposal.ticket.is_done
     world.deliver(of(ME, parts[1], serial=2))
-    assert posting.ticket.result().entry.content == b"ab"
+    assert proposal.ticket.result().entry.content == b"ab"
 
 
 def test_the_first_error_of_two_parts_is_told(world: World) -> None:
     parts = [Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False)]
-    posting = world.post(*parts)
+    proposal = world.post(*parts)
     world.send(1)
     world.send(2)
     world.deliver(of(ME, parts[0], serial=1), of(PEER, Create("f")), of(ME, parts[1], serial=2))
     with pytest.raises(Exception, match="no file"):
-        posting.ticket.result()
+        proposal.ticket.result()
 
 
 # Leaving.
@@ -235,9 +235,9 @@ def test_the_loss_of_the_group_ends_what_was_sent_and_only_that(world: World) ->
     world.send(1)
     world.send(2)
     world.content.on_left()
-    for posting in (sent, half):
+    for proposal in (sent, half):
         with pytest.raises(Failed, match="unknown"):
-            posting.ticket.result()
+            proposal.ticket.result()
     assert not waiting.ticket.is_done
     assert world.source.take(now=1.0) == Mkdir("b")
 
@@ -246,20 +246,20 @@ def test_the_loss_of_the_group_ends_what_was_sent_and_only_that(world: World) ->
 
 
 def test_what_is_given_up_while_there_is_no_room_gets_busy(world: World) -> None:
-    posting, other = world.post(Mkdir("a")), world.post(Mkdir("b"))
+    proposal, other = world.post(Mkdir("a")), world.post(Mkdir("b"))
     assert world.source.take(now=1.0) == Mkdir("a")
-    assert not world.outbox.withdraw(posting)
+    assert not world.outbox.withdraw(proposal)
     world.source.not_sent()
     with pytest.raises(Busy):
-        posting.ticket.result()
+        proposal.ticket.result()
     assert world.send(1) == Mkdir("b")
     assert not other.ticket.is_done
 
 
 def test_what_is_withdrawn_makes_room_for_the_next_at_once(world: World) -> None:
-    posting = world.post(Mkdir("a"))
+    proposal = world.post(Mkdir("a"))
     world.post(Mkdir("b"))
-    assert world.outbox.withdraw(posting)
+    assert world.outbox.withdraw(proposal)
     assert world.source.take(now=1.0) == Mkdir("b")
 
 
@@ -301,7 +301,7 @@ def take_lock(world: World) -> bytes:
 
 
 def unsent(world: World) -> list[Sendable]:
-    return [body for posting in world.outbox.clear() for body in posting.unsent]
+    return [body for proposal in world.outbox.clear() for body in proposal.unsent]
 
 
 @pytest.mark.parametrize(
@@ -345,13 +345,13 @@ def test_a_request_is_looked_at_in_its_place_of_the_order(world: World) -> None:
 def test_a_request_of_ours_is_answered_by_the_touch_behind_it(world: World) -> None:
     checksum = take_lock(world)
     request, touch = UnlockRequest(LOCK, checksum), Mtime(LOCK, 0)
-    posting = world.post(request, touch)
+    proposal = world.post(request, touch)
     assert [world.send(1), world.send(2)] == [request, touch]
     world.deliver(of(ME, request, serial=1))
-    assert not posting.ticket.is_done
+    assert not proposal.ticket.is_done
     world.deliver(of(LOWEST, Unlock(LOCK, checksum)), of(ME, touch, serial=2))
     with pytest.raises(Exception, match="no entry"):
-        posting.ticket.result()
+        proposal.ticket.result()
     assert world.replica.tree.find(LOCK) is None
 
 

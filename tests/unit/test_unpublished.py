@@ -22,7 +22,7 @@ def file(tree: Tree) -> Entry:
     """A file that holds ``abcdef``."""
     entry = make_file(tree, "file")
     tree.write(entry, 0, b"abcdef", truncate=False, **BY)
-    tree.settle()
+    tree.mark_saved()
     return entry
 
 

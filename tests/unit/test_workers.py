@@ -103,25 +103,25 @@ def test_one_is_called_when_the_last_that_reads_waits() -> None:
                     parking.result(PATIENCE)
 
 
-def test_who_waits_at_the_door_calls_another_when_it_leaves() -> None:
+def test_a_watching_thread_calls_another_when_it_stops() -> None:
     with made(RESERVED_WORKERS + 1) as world:
         parked = [world.park() for _ in range(RESERVED_WORKERS)]
-        with world.lock, world.workers.waiting_at_door() as door:
-            assert door.is_kept
+        with world.lock, world.workers.waiting_with_watch() as watch:
+            assert watch.is_active
             assert all(map(is_parked, parked))
-            door.leave()
-            assert not door.is_kept
+            watch.stop()
+            assert not watch.is_active
             assert not is_parked(parked[-1])
-            door.leave()
+            watch.stop()
             assert all(map(is_parked, parked[:-1]))
 
 
-def test_nobody_keeps_the_door_while_another_reads() -> None:
+def test_nobody_watches_for_requests_while_another_reads() -> None:
     with made(RESERVED_WORKERS + 2) as world:
         parked = [world.park() for _ in range(RESERVED_WORKERS)]
-        with world.lock, world.workers.waiting_at_door() as door:
-            assert not door.is_kept
-            door.leave()
+        with world.lock, world.workers.waiting_with_watch() as watch:
+            assert not watch.is_active
+            watch.stop()
             assert all(map(is_parked, parked))
             with world.lock, world.workers.released():
                 assert not is_parked(parked[-1])
