@@ -215,7 +215,7 @@ build/bookworm/.made: tests/package/tree.txt | deb-packages
 
 .PHONY: scenarios-rewrite
 scenarios-rewrite: build ## write what happens into tests/scenarios; review the difference like code
-	$(BIN)/python -m tests.fakes.scenario tests/scenarios/*.txt
+	$(BIN)/python -m tests.fakes.simulation.scenario tests/scenarios/*.txt
 
 .PHONY: storm
 storm: build test-deps ## twelve minutes of faults on a cluster of three nodes

@@ -12,7 +12,7 @@ from bench.report import Report
 from bench.turns import Benchmark, by_turns
 from pmxcfs._cpg import decode, encode
 from pmxcfs.messages import Group, Message, Normal, SetKey, Write
-from tests.fakes import codec as oracle
+from tests.fakes.models import codec as oracle
 
 GOAL = Goal(1 / 2)  # twice as fast; struct, which the base is made of, is C, too
 ROUNDS, BATCH, REPEATS = 20, 4, 200

@@ -14,7 +14,7 @@ from bench.turns import Benchmark, by_turns
 from pmxcfs._core import Tree
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.tree.adoption import plan, record_of
-from tests.fakes.oracle import Node, Oracle, Stamped
+from tests.fakes.models.oracle import Node, Oracle, Stamped
 
 INDEX_GOAL = Goal(1 / 20)  # only what changed is hashed
 ADOPTION_GOAL = Goal(1 / 2)  # every digest is compared, every entry of the index looked at

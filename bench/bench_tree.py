@@ -15,7 +15,7 @@ from bench.report import Report
 from bench.turns import Benchmark, by_turns
 from pmxcfs._core import Entry, Tree
 from pmxcfs.messages import Create, Mkdir, Write
-from tests.fakes.oracle import Oracle, is_private
+from tests.fakes.models.oracle import Oracle, is_private
 
 GOAL = Goal(1 / 5)  # five times as fast
 ROUNDS, BATCH = 20, 4  # each operation looks up all guests: one takes no longer than the clock

@@ -21,8 +21,8 @@ from pmxcfs.status.counters import Status
 from pmxcfs.status.files import status_files
 from pmxcfs.storage.database import Database
 from pmxcfs.tree.guests import Guests
+from tests.places import VECTORS
 
-VECTORS = Path(__file__).parents[1] / "vectors"
 SOURCE = Path(__file__).parent / "client.c"
 PATIENCE = 20.0  # seconds
 NOW = 1795368130  # when the recordings were made

@@ -16,8 +16,8 @@ import pytest
 from pmxcfs.errors import IpcError
 from pmxcfs.ipc.client import IpcClient as Client
 from pmxcfs.rrd import writer as rrd
+from tests.clients.rrdcached import RrdCached, metric
 from tests.clients.serving import CClient
-from tests.clients.test_rrd import RrdCached, metric
 from tests.clients.traffic import p99, users
 from tests.harness import Daemon, ipc_name, mounted
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from tests.cluster import network, sweep
 from tests.harness import Starvation
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 BOOT = Path(__file__).with_name("boot.sh")
 NAMESPACES = ("--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
 PLACES = ("corosync", "pve-cluster", "rrdcached")

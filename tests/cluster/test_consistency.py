@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.storm import Storm, Summary
 from tests.cluster.together import Cluster
-from tests.fakes import careless
+from tests.fakes.programs import careless
 
 pytestmark = pytest.mark.needs_corosync
 

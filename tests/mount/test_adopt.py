@@ -29,10 +29,11 @@ from pmxcfs.storage.database import Database, inspect
 from pmxcfs.tree import index
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.modes import mode_of
-from tests.fakes.trees import ROOT, directory, file, made_a_tree, records_of, tree_of
+from tests.fakes.data.trees import ROOT, directory, file, made_a_tree, records_of, tree_of
 from tests.harness import Daemon, mounted, wait_for
 from tests.mount.ledger import GRACE, Ledger
 from tests.mount.observed import published, status
+from tests.places import PROGRAMS
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -48,7 +49,7 @@ FIXED = (
 PLACES = (0, 2, 3, 5, *INODES[:12])
 NAMES = (b"a", b"b", b"priv", b"100.start", b"\xc3\xa4", b"c", b"e", b"f")
 SIZES = (1, 100, 4095, 4096, 3 * 4096 + 5)
-ONLOOKER = Path(__file__).parent.parent / "fakes" / "onlooker.py"
+ONLOOKER = PROGRAMS / "onlooker.py"
 MANY = 10_000
 
 

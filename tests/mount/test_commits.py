@@ -18,8 +18,8 @@ import pytest
 
 from pmxcfs.storage.database import PAGE_SIZE
 from tests.harness import Daemon, mounted
+from tests.places import VECTORS
 
-VECTORS = Path(__file__).parent.parent / "vectors"
 WRITERS = 8
 ROUNDS = 20  # of each writer; few enough that the log is not checkpointed meanwhile
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import careless
+from tests.fakes.programs import careless
 from tests.harness import PROGRAM, Daemon, is_loud, launch, mounted
 from tests.mount.workload import Writers
 

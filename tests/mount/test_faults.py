@@ -13,7 +13,7 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.storage import database
 from pmxcfs.storage.database import find_damage, inspect
-from tests.fakes import careless
+from tests.fakes.programs import careless
 from tests.harness import GRACE, PROGRAM, Daemon, launch, mounted, wait_for
 from tests.mount.devices import Ext4, ext4, filled, make_immutable, needs_loop, tmpfs
 

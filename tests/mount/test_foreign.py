@@ -23,6 +23,7 @@ import pytest
 
 from tests.harness import Control, Daemon, mounted, wait_for
 from tests.mount.ledger import GRACE, Ledger
+from tests.places import PROGRAMS
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -30,7 +31,7 @@ QUORUM_GRACE = 0.2  # modes are invalidated again after 100 ms, see fuse.md
 LEAD = 0.0025  # seconds at most that the first look has before the change is made
 CHECKS = 5_000  # for each number of workers
 ONLOOKERS = 3
-ONLOOKER = Path(__file__).parent.parent / "fakes" / "onlooker.py"
+ONLOOKER = PROGRAMS / "onlooker.py"
 PAGE = 4096
 PATIENCE = 60.0  # seconds for a process to end
 

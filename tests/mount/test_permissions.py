@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.harness import GRACE, Daemon, mounted, wait_for
+from tests.places import PROGRAMS
 
 pytestmark = pytest.mark.needs_fuse
 
-PROGRAM = Path(__file__).parent.parent / "fakes" / "user.py"
+PROGRAM = PROGRAMS / "user.py"
 NOBODYS_GROUP = 65534
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.harness import mounted
 from tests.mount.recorded import Player, Recorded, load
+from tests.places import VECTORS
 
-VECTORS = Path(__file__).parent.parent / "vectors"
 OWN_SIZE = frozenset({".version", ".members", ".vmlist", ".rrd", ".clusterlog", "local"})
 LONGEST_NEW_NAME = 255  # bytes; the original takes 1024
 

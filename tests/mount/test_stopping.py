@@ -14,8 +14,9 @@ import pytest
 
 from pmxcfs.host.process import STOP_SIGNALS
 from tests.harness import detach, is_mount
+from tests.places import PROGRAMS
 
-PROGRAM = Path(__file__).parents[1] / "fakes" / "empty_mount.py"
+PROGRAM = PROGRAMS / "empty_mount.py"
 STOPS = 20
 BUSY_STOPS = 5
 DEADLINE = 3.0  # seconds, of the contract; a stop that got stuck would last for ever

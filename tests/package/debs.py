@@ -4,7 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 STANDIN = Path(__file__).parent / "standin"
 HIGHER = "99"  # a version
 

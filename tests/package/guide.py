@@ -4,9 +4,10 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-GUIDE = Path(__file__).parents[2] / "docs" / "operations.md"
+from tests.places import ROOT
+
+GUIDE = ROOT / "docs" / "operations.md"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 TREE = ROOT / "build" / "bookworm"
 POLL_INTERVAL = 0.02  # seconds
 GRACE = 30.0  # seconds for a boot, a start or a stop of a service

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.package import debs
+from tests.places import ROOT
 
 pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
 
 
 def build(source: Path, **environment: str) -> dict[str, str]:
     """Build from the source package in another directory; return the checksums of the packages."""
-    (description,) = (debs.ROOT / "build" / "deb").glob("pmxcfs_*.dsc")
+    (description,) = (ROOT / "build" / "deb").glob("pmxcfs_*.dsc")
     source.parent.mkdir(parents=True)
     subprocess.run(["dpkg-source", "--extract", description, source], check=True)
     command = ["dpkg-buildpackage", "--no-sign", "--build=binary"]
@@ -41,7 +41,7 @@ def test_two_builds_are_the_same(tmp_path: Path, report: Callable[[object], None
     finally:
         os.umask(umask)
     assert len(built) == 2  # the program, and its debug symbols
-    assert built == sums(debs.ROOT / "build" / "deb")
+    assert built == sums(ROOT / "build" / "deb")
     log = (place / "log").read_text().splitlines()
     assert [line for line in log if ".c:" in line and "warning:" in line] == []
     report(built)
@@ -49,7 +49,7 @@ def test_two_builds_are_the_same(tmp_path: Path, report: Callable[[object], None
 
 def test_the_source_has_nothing_but_sources() -> None:
     """Whatever lies around in the checkout."""
-    (archive,) = (debs.ROOT / "build" / "deb").glob("pmxcfs_*.tar.xz")
+    (archive,) = (ROOT / "build" / "deb").glob("pmxcfs_*.tar.xz")
     listed = subprocess.run(["tar", "-taf", archive], stdout=subprocess.PIPE, text=True, check=True)
     strange = [
         name

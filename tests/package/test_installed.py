@@ -11,6 +11,7 @@ import pytest
 
 from tests.package import debs
 from tests.package.machine import Machine, machine
+from tests.places import ROOT
 
 pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
 
@@ -225,7 +226,7 @@ def test_the_packages_own_test(node: Machine) -> None:
 
 
 def smoke() -> str:
-    return (debs.ROOT / "debian" / "tests" / "smoke").read_text()
+    return (ROOT / "debian" / "tests" / "smoke").read_text()
 
 
 def test_its_pages_can_be_read(node: Machine) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 import pmxcfs
 from pmxcfs.cli.main import build_creator_parser, build_parser
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"
 MANUALS = ROOT / "docs" / "man"
 SCRIPTS = ("preinst", "postinst", "postrm", "tests/smoke")

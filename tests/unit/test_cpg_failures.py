@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-FAKES = Path(__file__).parents[1] / "fakes"
+from tests.places import PROGRAMS
+
 OK, TRY_AGAIN = 1, 6
 # The values of corosync/corotypes.h, and one that is not there.
 CODES = [*range(2, 29), 30, 100, 77]
@@ -29,7 +30,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compile the library."""
     path = tmp_path_factory.mktemp("fake") / "libcpg.so"
     flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *flags, "-o", path, FAKES / "libcpg.c"], check=True)
+    subprocess.run(["gcc", *flags, "-o", path, PROGRAMS / "libcpg.c"], check=True)
     return path
 
 
@@ -37,7 +38,7 @@ def run(library: Path, *what: object) -> Any:
     """Run a function of ``failing_cpg`` and return its result; nothing goes to stderr."""
     preloaded = [*os.environ.get("LD_PRELOAD", "").split(":"), str(library)]
     result = subprocess.run(
-        [sys.executable, "-m", "tests.fakes.failing_cpg", json.dumps(what)],
+        [sys.executable, "-m", "tests.fakes.programs.failing_cpg", json.dumps(what)],
         capture_output=True,
         text=True,
         timeout=60,

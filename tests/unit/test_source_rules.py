@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 PACKAGE = ROOT / "pmxcfs"
 
 # A module imports from its own folder, in which there are no circles, or from folders of lines
@@ -220,6 +221,12 @@ def test_no_cython_function_is_longer_than_a_screen(path: Path) -> None:
 @pytest.mark.parametrize("path", python_files(), ids=name_of)
 def test_imports_name_what_they_take(path: Path) -> None:
     assert not [name for name in imports_of(ast.parse(path.read_text())) if name.endswith(".*")]
+
+
+@pytest.mark.parametrize("path", python_files(), ids=name_of)
+def test_nothing_is_imported_from_a_test(path: Path) -> None:
+    imported = imports_of(ast.parse(path.read_text()))
+    assert not [name for name in imported if re.search(r"\.test_\w+$|\.test_\w+\.", name)]
 
 
 def c_functions() -> list[tuple[str, re.Match[str]]]:

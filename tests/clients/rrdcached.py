@@ -1,0 +1,65 @@
+"""A real rrdcached for tests, and metrics for it."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmxcfs.rrd.schema import update_of
+
+PATIENCE = 20.0  # seconds
+
+
+class RrdCached:
+    """A real rrdcached."""
+
+    def __init__(self, workdir: Path) -> None:
+        if not shutil.which("rrdcached"):
+            pytest.skip("rrdcached is not installed; `make test-deps` does it")
+        self.directory = workdir / "db"
+        self.socket = workdir / "rrdcached.sock"
+        self.directory.mkdir()
+        self._argv: list[str | Path] = ["rrdcached", "-g", "-p", workdir / "pid"]
+        self._argv += ["-l", f"unix:{self.socket}", "-b", self.directory, "-B"]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        await_true(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+    def flush(self, file: Path) -> None:
+        """Have what it holds of a file written."""
+        command = ["rrdtool", "flushcached", "--daemon", f"unix:{self.socket}", str(file)]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    """Wait for what another process or thread does soon."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def metric(name: str, age: int = 0) -> bytes:
+    """Return the text of a metric that was taken *age* seconds ago, with values 0.5, 1.5, …"""
+    form = update_of(name, b"0:0:0:0:0:0").format
+    now = int(time.time()) - age
+    values = [str(number + 0.5) for number in range(len(form.columns))]
+    return ":".join([*["0"] * form.live, str(now), *values]).encode()

@@ -1,0 +1,61 @@
+"""A file system on an issuer that fails on demand, with its clock, and what listeners heard."""
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.messages import (
+    EntryType,
+    Mutation,
+)
+from pmxcfs.tree.locks import LockTable
+from pmxcfs.vfs.filesystem import PUBLISH_AFTER_NS, FileSystem, OpenFile
+from tests.fakes.doubles.issuer import FakeIssuer
+
+GROUP = 33
+
+
+class World:
+    """A file system, its clock, and what listeners heard."""
+
+    def __init__(self) -> None:
+        self.tree = Tree()
+        self.issuer = FakeIssuer(self.tree)
+        self.now_ns = 10**12
+        self.locks = LockTable()
+        self.files = FileSystem(
+            self.tree,
+            self.issuer,
+            locks=self.locks,
+            gid=GROUP,
+            monotonic_ns=lambda: self.now_ns,
+        )
+        self.displaced: list[Entry] = []
+        self.files.on_displaced = self.displaced.append
+        self.issuer.on_change = lambda change: self.files.on_change(change, foreign=False)
+
+    def make(self, path: str, content: bytes = b"published", *, directory: bool = False) -> Entry:
+        """Make an entry that everybody knows; the directories on its way too."""
+        parent, name = self.tree.find_parent(path)
+        if parent is None:
+            parent = self.make(path.rpartition("/")[0], directory=True)
+        kind = EntryType.DIRECTORY if directory else EntryType.FILE
+        entry = self.tree.create(parent, name, kind, writer=0, mtime=1)
+        if not directory:
+            self.tree.write(entry, 0, content, truncate=True, writer=0, mtime=1)
+        self.tree.mark_saved()
+        return entry
+
+    def open(self, entry: Entry, *, truncate: bool = False) -> OpenFile:
+        return self.files.open(entry, writing=True, truncate=truncate)
+
+    def elsewhere(self, mutation: Mutation) -> None:
+        """Deliver a change of another node."""
+        local, self.issuer.on_change = (
+            self.issuer.on_change,
+            lambda change: self.files.on_change(change, foreign=True),
+        )
+        self.issuer.deliver(mutation, writer=9)
+        self.issuer.on_change = local
+
+    def pass_time(self) -> int:
+        """Let the time come at which everything is due."""
+        self.now_ns += PUBLISH_AFTER_NS
+        return self.files.publish_due()

@@ -1,0 +1,112 @@
+"""Several nodes in memory on one bus, and what can befall them."""
+
+from collections.abc import Callable, Iterable
+
+from pmxcfs.dfsm.timeouts import Deadlines, Moment
+from pmxcfs.messages import Group, Member
+from tests.fakes.simulation.bus import Bus, Cut, Departure, all_received
+from tests.fakes.simulation.peer import Peer, StatusContent, TreeContent
+
+START = 1_800_000_000  # the wall clock when a cluster begins
+
+
+class Cluster:
+    """NodeIds 1 to *size*, at first all in reach of one another and none running."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        group: Group = Group.TREE,
+        deadlines: Deadlines | None = None,
+        counts_members: bool = False,
+        tell: Callable[[int, str], None] = lambda node, text: None,
+    ) -> None:
+        self.size = size
+        self.bus = Bus(size, counts_members=counts_members)
+        self.now = Moment(START, 0.0)
+        self.peers: dict[int, Peer] = {}  # those whose process runs
+        self.frozen: set[int] = set()
+        self.held: set[int] = set()  # whose messages get no place in the order
+        self._deadlines = deadlines
+        self._tell = tell
+        self._starts = 0
+        self.contents: dict[int, TreeContent | StatusContent] = {
+            node: TreeContent() if group is Group.TREE else StatusContent()
+            for node in range(1, size + 1)
+        }
+
+    # What befalls them.
+
+    def start(self, node: int) -> None:
+        """Start a process on *node* with what is in its database."""
+        self._starts += 1
+        content = self.contents[node]
+        if isinstance(content, TreeContent):
+            content = self.contents[node] = TreeContent(content.tree)
+        self.peers[node] = Peer(
+            self.bus,
+            Member(node, node * 100 + self._starts),
+            content,
+            now=self.now,
+            deadlines=self._deadlines,
+            tell=lambda text: self._tell(node, text),
+        )
+
+    def kill(self, node: int) -> None:
+        """End the process on *node*; corosync sends what it has accepted and tells the others."""
+        port = self.peers.pop(node).port
+        self.frozen.discard(node)
+        if port is not None and not any(isinstance(sent, Departure) for sent in port.queue):
+            port.queue.append(Departure())
+
+    def crash(self, node: int, *, cut: Cut = all_received) -> None:
+        """Cut the power of *node*."""
+        del self.peers[node]
+        self.frozen.discard(node)
+        self.bus.cut_off(node, cut=cut)
+
+    def split(
+        self, parts: Iterable[Iterable[int]], *, cut: Cut = all_received, one_by_one: bool = False
+    ) -> None:
+        """Let only the nodes of each part reach one another."""
+        self.bus.reconfigure(parts, cut=cut, one_by_one=one_by_one)
+
+    def heal(self, *, one_by_one: bool = False) -> None:
+        """Let all reach all."""
+        self.split([range(1, self.size + 1)], one_by_one=one_by_one)
+
+    # Running.
+
+    def step(self, node: int) -> bool:
+        """Let the process on *node* handle an event and send; tell whether there was anything."""
+        peer = self.peers.get(node)
+        if peer is None or node in self.frozen:
+            return False
+        had_mail = peer.has_mail
+        if had_mail:
+            peer.handle()
+        return peer.pump() or had_mail
+
+    def order(self, node: int) -> bool:
+        """Order the next message of *node*, if there is one."""
+        port = self.bus.ports.get(node)
+        if port is None or not port.queue or node in self.held:
+            return False
+        self.bus.order(node)
+        return True
+
+    def run(self) -> None:
+        """Go on, node by node, until nothing is left to do."""
+        nodes = range(1, self.size + 1)
+        while any([*map(self.step, nodes), *map(self.order, nodes)]):
+            pass
+
+    def tick(self, seconds: int) -> None:
+        """Let time pass, one second after the other."""
+        for _ in range(seconds):
+            self.now = Moment(self.now.wall + 1, self.now.monotonic + 1)
+            for node, peer in self.peers.items():
+                if node not in self.frozen:
+                    peer.tick(self.now)
+            self.run()

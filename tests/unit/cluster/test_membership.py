@@ -1,0 +1,66 @@
+"""What joins a node to its cluster: when corosync is asked to read its file again."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from pmxcfs._core import Tree
+from pmxcfs.cluster.membership import COROSYNC_CONF, Clustering
+from pmxcfs.messages import Create, Member, Mutation, Rename, Write
+from pmxcfs.replica.outbox import Outbox
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.status.counters import Status
+from pmxcfs.tree.guests import Guests
+from tests.fakes.doubles.database import FakeDatabase
+
+ME = Member(1, 100)
+
+
+class World:
+    """A replica in a cluster, and what its host file was asked to follow."""
+
+    def __init__(self, directory: Path) -> None:
+        guests = Guests()
+        self.replica = Replica(Tree(), guests, FakeDatabase())  # type: ignore[arg-type]
+        clustering = Clustering(
+            self.replica,
+            Outbox(is_quorate=lambda: True),
+            Status("node1", guests, start_time=0),
+            lock=contextlib.nullcontext(),
+            lock_has_expired=lambda path, checksum: False,
+            host_file=directory / "corosync.conf",
+            on_quorum=lambda quorate: None,
+        )
+        clustering.tree.dfsm.join(ME)
+        clustering._host_file = self  # type: ignore[assignment]
+        self.replica.listeners.append(clustering.on_change)
+        self.asked: list[tuple[bytes, bool]] = []
+
+    def follow(self, content: bytes, *, reload: bool) -> None:
+        self.asked.append((content, reload))
+
+    def deliver(self, *mutations: Mutation, writer: int, foreign: bool) -> None:
+        self.replica.deliver([Ticket(m, writer=writer, foreign=foreign) for m in mutations])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("writer", "foreign", "reload"),
+    [(ME.nodeid, False, True), (ME.nodeid, True, True), (2, True, False)],
+    ids=["waited-for", "given-up", "of-another-node"],
+)
+def test_the_node_that_changed_the_configuration_asks_for_the_reload(
+    world: World, writer: int, foreign: bool, reload: bool
+) -> None:
+    other = "corosync.conf.new"
+    world.deliver(Create(other), Write(other, 0, b"x", True), writer=2, foreign=True)
+    assert world.asked == []
+    world.deliver(Rename(other, COROSYNC_CONF), writer=writer, foreign=foreign)
+    world.deliver(Write(COROSYNC_CONF, 0, b"y", True), writer=writer, foreign=foreign)
+    assert world.asked == [(b"x", reload), (b"y", reload)]

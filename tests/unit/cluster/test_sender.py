@@ -1,0 +1,220 @@
+"""What is sent first, how often it is tried, and what is dropped when the members change."""
+
+from collections.abc import Callable
+
+import pytest
+
+from pmxcfs._cpg import decode
+from pmxcfs.cluster.sender import FIRST_PAUSE, LONGEST_PAUSE, SEND_RETRY_LIMIT, Sender
+from pmxcfs.dfsm.effects import Mode
+from pmxcfs.dfsm.machine import Dfsm
+from pmxcfs.dfsm.timeouts import Moment
+from pmxcfs.errors import Busy, Disconnected, Interrupted, Invalid, PmxcfsError, TryAgain
+from pmxcfs.messages import (
+    Body,
+    Create,
+    Epoch,
+    Group,
+    Member,
+    Message,
+    Mkdir,
+    Mtime,
+    Normal,
+    State,
+    SyncStart,
+    UpdateComplete,
+)
+from tests.fakes.simulation.hand import index
+
+ME, OTHER = Member(1, 100), Member(2, 200)
+NO_ROOM = TryAgain("cpg_mcast_joined", 6, "try again")
+EPOCH = Epoch(1, 0, 1, 100)
+ROUND = UpdateComplete(0, EPOCH)
+
+
+class FakeSource:
+    """Hands out a list, and notes what comes of it."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Body] = []
+        self.notes: list[object] = []
+
+    def take(self, *, now: float) -> Body | None:
+        return self.bodies[0] if self.bodies else None
+
+    def sent(self, serial: int) -> None:
+        self.notes.append(("sent", self.bodies.pop(0), serial))
+
+    def not_sent(self) -> None:
+        self.notes.append("not sent")
+
+    def refused(self, error: PmxcfsError) -> None:
+        self.notes.append(("refused", self.bodies.pop(0), type(error)))
+
+
+class World:
+    """A sender, a clock that the test moves, and a corosync that takes or refuses."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.sent: list[Message] = []
+        self.failure: Callable[[], PmxcfsError] | None = None
+        self.source = FakeSource()
+        self.dfsm = Dfsm(Group.TREE)
+        self.dfsm.join(ME)
+        self.members(ME)
+        self.sender = Sender(Group.TREE, self.dfsm, self.source, clock=lambda: Moment(0, self.now))
+
+    def members(self, *members: Member) -> None:
+        self.dfsm.on_membership(members, joined=(), at=Moment(0, self.now))
+
+    def hear(self, sender: Member, *messages: Message) -> None:
+        for message in messages:
+            self.dfsm.on_message(sender, message, at=Moment(0, self.now))
+
+    def mcast(self, data: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure()
+        self.sent.append(decode(data, group=Group.TREE))
+
+    def send(self) -> None:
+        self.sender.send(self.mcast)
+
+    def bodies(self) -> list[Body]:
+        return [message.body for message in self.sent if isinstance(message, Normal)]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def no_room() -> PmxcfsError:
+    return TryAgain("cpg_mcast_joined", 6, "try again")
+
+
+def test_what_the_rules_want_goes_before_changes(world: World) -> None:
+    world.source.bodies = [Mkdir("a"), Mkdir("b")]
+    world.sender.put(ROUND)
+    world.send()
+    assert world.sent == [ROUND, *world.sent[1:]]
+    assert world.bodies() == [Mkdir("a"), Mkdir("b")]
+    assert [note[2] for note in world.source.notes if isinstance(note, tuple)] == [1, 2]
+    assert world.sender.sent_bytes > 3 * 16
+
+
+def test_a_change_waits_for_the_end_of_the_round(world: World) -> None:
+    world.source.bodies = [Mkdir("a")]
+    world.members(ME, OTHER)
+    world.send()
+    assert not world.sent
+    world.sender.put(ROUND)
+    world.send()
+    assert world.sent == [ROUND]
+    world.members(ME)
+    world.send()
+    assert world.bodies() == [Mkdir("a")]
+
+
+def test_pauses_double_up_to_a_limit_and_end_with_success(world: World) -> None:
+    world.source.bodies = [Mkdir("a")]
+    world.failure = no_room
+    pauses = []
+    for _ in range(9):
+        world.send()
+        pauses.append(world.sender.retry_at - world.now)
+        world.send()  # too early: nothing is tried
+        world.now = world.sender.retry_at
+    assert world.source.notes == ["not sent"] * 9
+    expected = [min(FIRST_PAUSE * 2**n, LONGEST_PAUSE) for n in range(9)]
+    assert pauses == pytest.approx(expected)
+    world.failure = None
+    world.send()
+    assert world.bodies() == [Mkdir("a")]
+    assert world.sender.retry_at == float("inf")
+
+
+def test_a_change_is_tried_for_ten_seconds_and_the_next_one_too(world: World) -> None:
+    world.source.bodies = [Mkdir("a"), Mkdir("b")]
+    world.failure = no_room
+    start = world.now
+    while ("refused", Mkdir("a"), Busy) not in world.source.notes:
+        world.send()
+        world.now = world.sender.retry_at
+    assert SEND_RETRY_LIMIT <= world.now - start < SEND_RETRY_LIMIT + 3 * LONGEST_PAUSE
+    second = world.now
+    while world.source.bodies:
+        world.send()
+        world.now = world.sender.retry_at
+    assert world.source.notes[-1] == ("refused", Mkdir("b"), Busy)
+    assert SEND_RETRY_LIMIT <= world.now - second < SEND_RETRY_LIMIT + 3 * LONGEST_PAUSE
+
+
+def test_a_message_of_the_rules_is_tried_for_ever(world: World) -> None:
+    world.sender.put(ROUND)
+    world.failure = no_room
+    world.send()
+    world.now += 1000 * SEND_RETRY_LIMIT
+    world.send()
+    world.failure = None
+    world.now = world.sender.retry_at
+    world.send()
+    assert world.sent == [ROUND]
+
+
+def test_a_round_is_not_begun_again_once_it_got_on(world: World) -> None:
+    """A member of the existing implementation that awaits updates would leave the group on it."""
+    start, again = SyncStart(0, EPOCH), SyncStart(0, EPOCH._replace(number=2))
+    world.members(ME, OTHER)
+    world.sender.put(start)
+    world.send()
+    assert world.sent == [start]
+    world.sender.put(again)
+    world.failure = no_room
+    world.send()
+    world.hear(ME, start, State(0, EPOCH, index(1)))
+    world.hear(OTHER, State(0, EPOCH, index(2)))
+    assert world.dfsm.mode is Mode.UPDATE
+    world.failure = None
+    world.now = world.sender.retry_at
+    world.send()
+    assert world.sent == [start]
+
+
+def test_an_interrupted_message_is_dropped(world: World) -> None:
+    """Its round is over, and the next one makes a new one."""
+    world.sender.put(ROUND)
+    world.failure = lambda: Interrupted("cpg_mcast_joined", 4, "interrupt")
+    world.send()
+    world.failure = None
+    world.send()
+    assert not world.sent
+
+
+def test_a_new_membership_drops_the_round_and_keeps_changes(world: World) -> None:
+    change = Normal(7, 3, Create("queued"))
+    world.sender.put(change)
+    world.sender.put(ROUND)
+    world.sender.forget_round()
+    world.send()
+    assert world.sent == [change]
+
+
+def test_a_change_that_no_message_can_say_is_refused_alone(world: World) -> None:
+    world.source.bodies = [Mkdir("a\0b"), Mtime("a", 1 << 40), Mkdir("b")]
+    world.send()
+    assert world.source.notes[0] == ("refused", Mkdir("a\0b"), Invalid)
+    assert world.source.notes[1] == ("refused", Mtime("a", 1 << 40), Invalid)
+    assert world.bodies() == [Mkdir("b")]
+
+
+def test_a_lost_connection_leaves_the_change_for_the_next_one(world: World) -> None:
+    world.source.bodies = [Mkdir("a")]
+    world.failure = lambda: Disconnected("cpg_mcast_joined", 2, "gone")
+    with pytest.raises(Disconnected):
+        world.send()
+    assert world.source.notes == ["not sent"]
+    world.sender.reset()
+    world.failure = None
+    world.send()
+    assert world.bodies() == [Mkdir("a")]

@@ -1,0 +1,361 @@
+"""What the tree's messages do on this node, and whose they are."""
+
+import threading
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from pmxcfs._core import Tree
+from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeSource
+from pmxcfs.dfsm.effects import Commit, Deliver
+from pmxcfs.errors import Busy, Exists, Failed
+from pmxcfs.messages import (
+    Body,
+    Create,
+    Kind,
+    Member,
+    Mkdir,
+    Mtime,
+    Normal,
+    Record,
+    Unlock,
+    UnlockRequest,
+    Write,
+)
+from pmxcfs.replica.outbox import Outbox, Proposal, Sendable
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree.apply import Change
+from pmxcfs.tree.guests import Guests
+from tests.fakes.doubles.database import FakeDatabase
+
+ME, PEER, LOWEST = Member(2, 200), Member(3, 300), Member(1, 100)
+LOCK = "priv/lock/a"
+
+
+class CheckedLock:
+    """A lock that knows whether it is held."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.is_held = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.is_held = False
+        self._lock.release()
+
+
+class World:
+    """A real tree with the content and the source of its group."""
+
+    def __init__(self) -> None:
+        self.is_quorate = True
+        self.refreshes = 0
+        self.expired: list[tuple[str, bytes]] = []
+        self.changes: list[tuple[Change, bool]] = []
+        self.lock = CheckedLock()
+        self.outbox = Outbox(is_quorate=lambda: True)
+        self.proposals = Proposals()
+        self.database = FakeDatabase()
+        self.replica = Replica(Tree(), Guests(), self.database)  # type: ignore[arg-type]
+        self.replica.listeners.append(self._on_change)
+        self.source = TreeSource(self.outbox, self.proposals, lock=self.lock)
+        self.content = TreeContent(
+            self.replica,
+            self.outbox,
+            self.proposals,
+            lock=self.lock,
+            quorum=self,
+            lock_has_expired=lambda path, checksum: (path, checksum) in self.expired,
+        )
+        self.content.on_members([ME, PEER], me=ME)
+
+    def refresh(self) -> bool:
+        assert not self.lock.is_held
+        self.refreshes += 1
+        return self.is_quorate
+
+    def _on_change(self, change: Change, *, foreign: bool) -> None:
+        assert self.lock.is_held
+        self.changes.append((change, foreign))
+
+    def post(self, *bodies: Sendable) -> Proposal:
+        mutations = [body for body in bodies if not isinstance(body, UnlockRequest)]
+        proposal = Proposal(Ticket(mutations[0]), bodies)
+        self.outbox.put(proposal)
+        return proposal
+
+    def send(self, serial: int) -> Body:
+        body = self.source.take(now=1.0)
+        assert body is not None
+        self.source.sent(serial)
+        return body
+
+    def deliver(self, *changes: Deliver) -> bool:
+        return self.content.deliver(changes)
+
+
+def of(sender: Member, body: Body, *, serial: int = 1, time: int = 1000) -> Deliver:
+    return Deliver(sender, Normal(time, serial, body))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# Delivery.
+
+
+def test_a_change_of_ours_answers_who_waits(world: World) -> None:
+    proposal = world.post(Mkdir("a"))
+    assert world.send(7) == Mkdir("a")
+    assert world.deliver(of(ME, Mkdir("a"), serial=7))
+    change = proposal.ticket.result()
+    assert change.path == "a"
+    assert world.changes == [(change, False)]
+    assert (change.entry.writer, change.entry.mtime) == (ME.nodeid, 1000)
+
+
+def test_the_same_serial_of_another_member_answers_nobody(world: World) -> None:
+    proposal = world.post(Mkdir("a"))
+    world.send(7)
+    reborn = Member(ME.nodeid, ME.pid + 1)
+    world.deliver(of(PEER, Mkdir("b"), serial=7), of(reborn, Mkdir("c"), serial=7))
+    assert not proposal.ticket.is_done
+    assert [foreign for _, foreign in world.changes] == [True, True]
+    world.deliver(of(ME, Mkdir("a"), serial=7))
+    assert proposal.ticket.is_done
+
+
+def test_what_nobody_waits_for_any_more_counts_as_foreign(world: World) -> None:
+    """The kernel was told that it failed, so it must be told that it happened."""
+    proposal = world.post(Mkdir("a"))
+    world.send(7)
+    with world.lock:
+        proposal.ticket.finish(Failed("given up"))
+    world.deliver(of(ME, Mkdir("a"), serial=7))
+    assert [foreign for _, foreign in world.changes] == [True]
+
+
+def test_a_message_of_an_earlier_membership_is_foreign(world: World) -> None:
+    world.deliver(of(ME, Mkdir("a"), serial=99))
+    assert [foreign for _, foreign in world.changes] == [True]
+
+
+def test_a_refusal_goes_to_who_waits_and_the_rest_is_applied(world: World) -> None:
+    proposal = world.post(Mkdir("a"))
+    world.send(1)
+    world.deliver(of(PEER, Mkdir("a")), of(ME, Mkdir("a")), of(PEER, Mkdir("b")))
+    with pytest.raises(Exists):
+        proposal.ticket.result()
+    assert [change.path for change, _ in world.changes] == ["a", "b"]
+
+
+def test_what_comes_together_is_one_transaction(world: World) -> None:
+    world.deliver(*[of(PEER, Mkdir(f"{number}"), serial=number) for number in range(50)])
+    assert world.database.transactions == 1
+    assert len(world.changes) == 50
+
+
+def test_the_quorum_is_asked_for_before_the_first_change(world: World) -> None:
+    """Its connection may be made later than the group's, and a change without it costs a sync."""
+    before = world.refreshes
+    world.content.on_members([ME], me=ME)
+    assert world.refreshes == before + 1
+    world.content.on_members([], me=ME)
+    assert world.refreshes == before + 1
+
+
+@pytest.mark.expect_log("not known to be delivered")
+def test_without_quorum_nothing_is_applied(world: World) -> None:
+    proposal = world.post(Mkdir("a"))
+    world.send(1)
+    world.is_quorate = False
+    assert not world.deliver(of(ME, Mkdir("a")))
+    assert not world.changes
+    assert not proposal.ticket.is_done
+    world.content.on_left()
+    with pytest.raises(Failed, match="unknown"):
+        proposal.ticket.result()
+
+
+def test_a_write_in_two_parts_is_done_with_the_second(world: World) -> None:
+    parts = [Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False)]
+    proposal = world.post(*parts)
+    assert [world.send(1), world.send(2)] == parts
+    world.deliver(of(PEER, Create("f")), of(ME, parts[0], serial=1))
+    assert not proposal.ticket.is_done
+    world.deliver(of(ME, parts[1], serial=2))
+    assert proposal.ticket.result().entry.content == b"ab"
+
+
+def test_the_first_error_of_two_parts_is_told(world: World) -> None:
+    parts = [Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False)]
+    proposal = world.post(*parts)
+    world.send(1)
+    world.send(2)
+    world.deliver(of(ME, parts[0], serial=1), of(PEER, Create("f")), of(ME, parts[1], serial=2))
+    with pytest.raises(Exception, match="no file"):
+        proposal.ticket.result()
+
+
+# Leaving.
+
+
+@pytest.mark.expect_log("not known to be delivered")
+def test_the_loss_of_the_group_ends_what_was_sent_and_only_that(world: World) -> None:
+    sent = world.post(Mkdir("a"))
+    half = world.post(Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False))
+    waiting = world.post(Mkdir("b"))
+    world.send(1)
+    world.send(2)
+    world.content.on_left()
+    for proposal in (sent, half):
+        with pytest.raises(Failed, match="unknown"):
+            proposal.ticket.result()
+    assert not waiting.ticket.is_done
+    assert world.source.take(now=1.0) == Mkdir("b")
+
+
+# Sending.
+
+
+def test_what_is_given_up_while_there_is_no_room_gets_busy(world: World) -> None:
+    proposal, other = world.post(Mkdir("a")), world.post(Mkdir("b"))
+    assert world.source.take(now=1.0) == Mkdir("a")
+    assert not world.outbox.withdraw(proposal)
+    world.source.not_sent()
+    with pytest.raises(Busy):
+        proposal.ticket.result()
+    assert world.send(1) == Mkdir("b")
+    assert not other.ticket.is_done
+
+
+def test_what_is_withdrawn_makes_room_for_the_next_at_once(world: World) -> None:
+    proposal = world.post(Mkdir("a"))
+    world.post(Mkdir("b"))
+    assert world.outbox.withdraw(proposal)
+    assert world.source.take(now=1.0) == Mkdir("b")
+
+
+def test_a_refusal_is_told_and_what_was_sent_in_part_is_unknown(world: World) -> None:
+    whole = world.post(Mkdir("a"))
+    half = world.post(Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False))
+    assert world.source.take(now=1.0)
+    world.source.refused(Busy("no room"))
+    with pytest.raises(Busy, match="no room"):
+        whole.ticket.result()
+    world.send(1)
+    assert world.source.take(now=1.0)
+    world.source.refused(Busy("no room"))
+    with pytest.raises(Failed, match="only a part"):
+        half.ticket.result()
+    assert world.source.take(now=1.0) is None
+
+
+def test_while_it_is_held_nothing_is_sent(world: World) -> None:
+    wakes: list[None] = []
+    world.outbox.wake = lambda: wakes.append(None)
+    world.outbox.hold(on=True)
+    world.post(Mkdir("a"))
+    assert world.source.take(now=1.0) is None
+    world.outbox.hold(on=False)
+    assert world.source.take(now=1.0) == Mkdir("a")
+    assert len(wakes) == 3
+
+
+# Locks.
+
+
+def take_lock(world: World) -> bytes:
+    for path in ("priv", "priv/lock", LOCK):
+        world.deliver(of(PEER, Mkdir(path)))
+    entry = world.replica.tree.find(LOCK)
+    assert entry is not None
+    return world.replica.tree.entry_checksum(entry)
+
+
+def unsent(world: World) -> list[Sendable]:
+    return [body for proposal in world.outbox.clear() for body in proposal.unsent]
+
+
+@pytest.mark.parametrize(
+    ("members", "has_expired", "is_sent"),
+    [
+        ([ME, PEER], True, True),
+        ([ME, PEER], False, False),
+        ([LOWEST, ME, PEER], True, False),
+    ],
+)
+def test_the_lowest_member_removes_expired_locks(
+    world: World, members: Sequence[Member], has_expired: bool, is_sent: bool
+) -> None:
+    checksum = take_lock(world)
+    world.content.on_members(members, me=ME)
+    world.expired = [(LOCK, checksum)] if has_expired else []
+    world.deliver(of(PEER, UnlockRequest(LOCK, checksum)))
+    assert unsent(world) == ([Unlock(LOCK, checksum)] if is_sent else [])
+    assert world.replica.tree.find(LOCK) is not None
+
+
+def test_a_request_is_looked_at_in_its_place_of_the_order(world: World) -> None:
+    """What came before it is applied, what comes behind it is not."""
+    checksum = take_lock(world)
+    seen: list[list[Kind]] = []
+
+    def look(path: str, given: bytes) -> bool:
+        seen.append([change.kind for change, _ in world.changes[3:]])
+        return False
+
+    world.content._lock_has_expired = look
+    world.deliver(
+        of(PEER, Mtime(LOCK, 2000)),
+        of(PEER, UnlockRequest(LOCK, checksum)),
+        of(PEER, Mkdir("later")),
+    )
+    assert seen == [[Kind.MTIME]]
+    assert [change.kind for change, _ in world.changes[3:]] == [Kind.MTIME, Kind.MKDIR]
+
+
+def test_a_request_of_ours_is_answered_by_the_touch_behind_it(world: World) -> None:
+    checksum = take_lock(world)
+    request, touch = UnlockRequest(LOCK, checksum), Mtime(LOCK, 0)
+    proposal = world.post(request, touch)
+    assert [world.send(1), world.send(2)] == [request, touch]
+    world.deliver(of(ME, request, serial=1))
+    assert not proposal.ticket.is_done
+    world.deliver(of(LOWEST, Unlock(LOCK, checksum)), of(ME, touch, serial=2))
+    with pytest.raises(Exception, match="no entry"):
+        proposal.ticket.result()
+    assert world.replica.tree.find(LOCK) is None
+
+
+# Between nodes.
+
+
+def test_only_what_others_see_is_done_with_the_lock(world: World) -> None:
+    held: dict[str, bool] = {}
+
+    def noted(name: str) -> Callable[..., object]:
+        def call(*_: object, **__: object) -> object:
+            held[name] = world.lock.is_held
+            return b""
+
+        return call
+
+    names = ("state", "checksum", "adopt")
+    replica = SimpleNamespace(**{name: noted(name) for name in names})
+    setattr(world.content, "_replica", replica)  # noqa: B010
+    world.content.on_common = cast("Callable[[Sequence[Member]], None]", noted("common"))
+    world.content.state()
+    world.content.checksum()
+    world.content.commit(Commit(PEER, b"", cast("list[Record]", [])))
+    world.content.on_synced()
+    assert held == {"state": False, "checksum": False, "adopt": False, "common": True}

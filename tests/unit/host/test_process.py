@@ -1,0 +1,296 @@
+"""What the daemon asks of the operating system, as far as that needs no mount."""
+
+import errno
+import grp
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pmxcfs.errors import StartError
+from pmxcfs.host import process
+from pmxcfs.settings import Settings
+from tests.places import PROGRAMS
+
+NO_MOUNT = Path("/nonexistent")
+DEADLINE = 30.0  # seconds that a child process may take on a busy machine
+
+
+@pytest.fixture
+def umask() -> Iterator[int]:
+    """Keep the umask of the tests as it is."""
+    before = os.umask(0o022)
+    yield before
+    os.umask(before)
+
+
+def test_the_group_is_looked_up_by_name() -> None:
+    assert process.find_gid("root") == grp.getgrnam("root").gr_gid
+
+
+def test_a_missing_group_says_what_to_do() -> None:
+    with pytest.raises(StartError, match=r"no group 'no-such': create it .* or .* --group"):
+        process.find_gid("no-such")
+
+
+def test_directories_are_made_for_the_group_alone(tmp_path: Path, umask: int) -> None:
+    settings = Settings(nodename="n", statedir=tmp_path / "deep" / "state", rundir=tmp_path / "run")
+    process.make_directories(settings, gid=os.getgid())
+    for path in (settings.statedir, settings.rundir):
+        assert path.stat().st_mode & 0o7777 == 0o750
+    (settings.rundir / "file").touch()
+    assert (settings.rundir / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_directories_that_exist_are_left_alone(tmp_path: Path, umask: int) -> None:
+    tmp_path.chmod(0o705)
+    process.make_directories(
+        Settings(nodename="n", statedir=tmp_path, rundir=tmp_path), gid=os.getgid()
+    )
+    assert tmp_path.stat().st_mode & 0o7777 == 0o705
+
+
+def test_a_file_in_place_of_a_directory(tmp_path: Path, umask: int) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, file / "below"):
+        with pytest.raises(StartError, match=re.escape(str(path))):
+            process.make_directories(
+                Settings(nodename="n", statedir=path, rundir=tmp_path), gid=os.getgid()
+            )
+
+
+def test_a_directory_that_can_not_be_made(tmp_path: Path, umask: int) -> None:
+    impossible = Path("/proc/pmxcfs")
+    with pytest.raises(StartError, match=f"can't make directory {impossible}"):
+        process.make_directories(
+            Settings(nodename="n", statedir=tmp_path, rundir=impossible), gid=os.getgid()
+        )
+
+
+def test_the_second_daemon_learns_who_was_first(tmp_path: Path) -> None:
+    lockfile = tmp_path / ".pmxcfs.lockfile"
+    with (
+        process.StateLock(lockfile, mountpoint=NO_MOUNT),
+        pytest.raises(StartError, match=rf"{tmp_path} is in use .* pid {os.getpid()}$"),
+        process.StateLock(lockfile, mountpoint=NO_MOUNT, timeout=0),
+    ):
+        pass
+    with process.StateLock(lockfile, mountpoint=NO_MOUNT, timeout=0):
+        assert lockfile.read_text() == f"{os.getpid()}\n"
+
+
+def test_the_lock_is_waited_for(tmp_path: Path) -> None:
+    first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
+    with first:
+        waiting = threading.Thread(target=take_and_release, args=(tmp_path / "lock",))
+        waiting.start()
+    waiting.join(DEADLINE)
+    assert not waiting.is_alive()
+
+
+def take_and_release(path: Path) -> None:
+    with process.StateLock(path, mountpoint=NO_MOUNT, timeout=DEADLINE):
+        pass
+
+
+def test_a_signal_ends_the_wait_for_the_lock(tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, process.STOP_SIGNALS)
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        with (
+            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT),
+            pytest.raises(StartError, match="told to stop"),
+            process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, timeout=DEADLINE),
+        ):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives the lock back and ends while the next one looks for it."""
+
+    def is_dying(pid: str) -> bool:
+        first.__exit__()
+        return True
+
+    monkeypatch.setattr(process, "_is_dying", is_dying)
+    first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
+    first.__enter__()
+    with process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, timeout=0):
+        pass  # a warning would fail the test
+
+
+def test_a_lock_file_that_can_not_be_opened(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StartError, match="can't open lock file"),
+        process.StateLock(tmp_path, mountpoint=NO_MOUNT),
+    ):
+        pass
+
+
+def test_the_pid_file_lives_as_long_as_the_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    path.write_text("123456\n")  # of a daemon that was killed
+    with process.pid_file(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert path.stat().st_mode & 0o777 == 0o644
+    assert not path.exists()
+
+
+def test_a_pid_file_that_another_took_over_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with process.pid_file(path):
+        path.write_text("1\n")
+    assert path.read_text() == "1\n"
+
+
+def test_a_pid_file_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    with process.pid_file(tmp_path / "pid"):
+        (tmp_path / "pid").unlink()
+    assert not (tmp_path / "pid").exists()
+
+
+def test_a_pid_file_that_can_not_be_written(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="pid file"), process.pid_file(tmp_path / "no" / "pid"):
+        pass
+
+
+def test_the_mountpoint_is_made(tmp_path: Path) -> None:
+    process.clear_mountpoint(tmp_path / "deep" / "pve")
+    assert (tmp_path / "deep" / "pve").is_dir()
+
+
+@pytest.mark.expect_log(r"pve is not empty: mounting over 2 entries")
+def test_files_in_the_mountpoint_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "pve" / "a").mkdir(parents=True)
+    (tmp_path / "pve" / "b").touch()
+    process.clear_mountpoint(tmp_path / "pve")
+
+
+def test_a_mountpoint_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "pve").touch()
+    with pytest.raises(StartError, match=r"can't mount on .*/pve: "):
+        process.clear_mountpoint(tmp_path / "pve")
+
+
+def test_a_plain_directory_can_not_be_unmounted(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=f"can't umount {tmp_path}"):
+        process.detach(tmp_path)
+
+
+@pytest.mark.expect_log("removing the stale mount")
+def test_a_stale_mount_that_does_not_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_stat_error", lambda path: errno.ENOTCONN)
+    monkeypatch.setattr(process, "detach", lambda path: None)
+    (tmp_path / "file").touch()  # it can't be listed, which is what shows that a mount is stale
+    with pytest.raises(StartError, match="umount them by hand"):
+        process.clear_mountpoint(tmp_path / "file")
+
+
+def test_a_plain_directory_is_not_mounted(tmp_path: Path) -> None:
+    assert not process.is_mounted(tmp_path)
+    assert not process.is_mounted(Path("/proc"))  # a mount, but not one of FUSE
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("refuse", "pmxcfs: no: \xe4\n"),
+        ("die", "pmxcfs: the daemon died while it started\n"),
+        ("stay", "pmxcfs: the daemon runs, but nothing answers on {}\n"),
+        ("fail-later", "pmxcfs: the daemon runs, but nothing answers on {}\n"),
+    ],
+)
+def test_the_parent_tells_why_there_is_no_daemon(how: str, message: str, tmp_path: Path) -> None:
+    """It returns although the daemon inherited its pipes: the daemon lets go of them."""
+    command = [sys.executable, f"{PROGRAMS}/background.py", str(tmp_path), how]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", message.format(tmp_path))
+
+
+def test_a_caller_that_ignores_its_children_is_told_too(tmp_path: Path) -> None:
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", ignoring, f"{PROGRAMS}/background.py", str(tmp_path), "refuse"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert (result.returncode, result.stderr) == (1, "pmxcfs: no: \xe4\n")
+
+
+@pytest.mark.parametrize("number", sorted(process.STOP_SIGNALS))
+def test_a_signal_is_taken_by_the_waiter(number: signal.Signals) -> None:
+    command = [sys.executable, f"{PROGRAMS}/await_signal.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "waiting as waiting\n"
+        child.send_signal(number)
+        child.send_signal(number)  # the second one changes nothing
+        output, _ = child.communicate(timeout=DEADLINE)
+    assert (child.returncode, output) == (0, "stopped by signals\nclosed\n")
+
+
+def test_the_waiter_ends_without_a_signal() -> None:
+    command = [sys.executable, f"{PROGRAMS}/await_signal.py", "close"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE)
+    assert result.stdout == "waiting as waiting\nclosed\n"
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_the_service_manager_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_abstract: bool
+) -> None:
+    name = f"pmxcfs-test-{os.getpid()}" if is_abstract else str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if is_abstract else name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"\0{name}" if is_abstract else name)
+        process.notify_service_manager("READY=1")
+        assert server.recv(100) == b"READY=1"
+
+
+def test_a_service_manager_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    process.notify_service_manager("READY=1")
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    process.notify_service_manager("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "2500000"}, 2.5),
+        ({"WATCHDOG_USEC": "2500000", "WATCHDOG_PID": "own"}, 2.5),
+        ({"WATCHDOG_USEC": "2500000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": ""}, None),
+        ({"WATCHDOG_USEC": "-1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_of_the_service_manager(
+    variables: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(os.getpid()) if value == "own" else value)
+    assert process.watchdog_timeout() == seconds
+
+
+def test_whether_there_is_a_service_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "")
+    assert not process.has_service_manager()
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    assert process.has_service_manager()

@@ -1,0 +1,338 @@
+"""Waiting for one's own change: how long, for what, and what is answered when nothing comes."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
+
+import pytest
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, StoreError
+from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
+from pmxcfs.replica import cluster_issuer as module
+from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, ClusterIssuer, split
+from pmxcfs.replica.outbox import Outbox, Proposal
+from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree.apply import Change
+from tests.fakes.doubles.yielding import Yielding
+
+PATIENCE = 30.0  # seconds for what must happen
+LONG = 60.0  # seconds that anything may wait unless the test says otherwise: for ever, that is
+BRIEF = 0.1  # seconds, for what the test lets pass
+ENOUGH = 1.0  # seconds, for the test to send what is given up after them
+
+
+class FakeReplica:
+    def __init__(self) -> None:
+        self.tree = Tree()
+        self.failure: StoreError | None = None
+
+    def check_writable(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+class World:
+    """An issuer, and a test that is the group's thread."""
+
+    def __init__(self) -> None:
+        self.yielding = Yielding(room=8)
+        self.lock = self.yielding.lock
+        self.is_quorate = True
+        self.queued = threading.Semaphore(0)
+        self.outbox = Outbox(is_quorate=lambda: self.is_quorate)
+        self.outbox.wake = self.queued.release
+        self.replica = FakeReplica()
+        self.issuer = ClusterIssuer(
+            cast(Replica, self.replica), self.outbox, yielding=self.yielding
+        )
+        self.pool = ThreadPoolExecutor()
+
+    def begin(self, call: Callable[[], Change]) -> Future[Change]:
+        """Have a worker do it, and wait until its change is queued."""
+
+        def locked() -> Change:
+            with self.lock:
+                return call()
+
+        future = self.pool.submit(locked)
+        assert self.queued.acquire(timeout=PATIENCE), "nothing was queued"
+        return future
+
+    def mkdir(self, path: str = "a") -> Future[Change]:
+        return self.begin(lambda: self.issuer.submit(Mkdir(path)))
+
+    def send(self, *, now: float = 0.0) -> Proposal:
+        """Send the next message."""
+        proposal = self.outbox.next(now=now or time.monotonic())
+        assert proposal is not None
+        self.outbox.sent(proposal)
+        return proposal
+
+    def arrive(self, proposal: Proposal, error: PmxcfsError | None = None) -> None:
+        change = None if error else Change(Kind.MKDIR, "a", cast(Entry, None))
+        with self.lock:
+            proposal.arrived(change, error)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: LONG)
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT", LONG)
+    monkeypatch.setattr(module, "STOP_TIMEOUT", LONG)
+    made = World()
+    yield made
+    made.pool.shutdown()
+    assert made.yielding.count == 0
+
+
+def test_a_change_is_answered_when_it_comes_back(world: World) -> None:
+    future = world.mkdir()
+    proposal = world.send()
+    assert not future.done()
+    world.arrive(proposal)
+    assert future.result(PATIENCE) is proposal.ticket.change
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_the_error_of_delivery_is_the_answer(world: World) -> None:
+    future = world.mkdir()
+    world.arrive(world.send(), Exists("there"))
+    with pytest.raises(Exists, match="there"):
+        future.result(PATIENCE)
+
+
+def test_what_is_not_sent_in_time_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: dict[Mutation, float] = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: limits[ticket.mutation])
+    for mutation, limit in limits.items():
+        start = time.monotonic()
+        future = world.begin(functools.partial(world.issuer.submit, mutation))
+        with pytest.raises(Busy, match="nothing was changed"):
+            future.result(PATIENCE)
+        assert time.monotonic() - start >= limit
+        assert world.outbox.next(now=1.0) is None
+
+
+@pytest.mark.expect_log("sent but not delivered in time")
+def test_what_is_not_delivered_in_time_is_unknown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT", BRIEF)
+    start = time.monotonic()
+    future = world.mkdir()
+    proposal = world.send()
+    with pytest.raises(Failed, match="nobody knows"):
+        future.result(PATIENCE)
+    assert time.monotonic() - start >= BRIEF
+    world.arrive(proposal)  # later, nobody minds
+    assert proposal.ticket.error is not None
+
+
+def test_what_is_given_up_while_it_is_being_sent_is_not_sent_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for it, though it looked as if it were on its way."""
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    future = world.mkdir()
+    proposal = world.outbox.next(now=time.monotonic())
+    assert proposal is not None
+    while proposal.is_wanted:  # until its caller has looked
+        threading.Event().wait(0.005)
+    assert not world.outbox.not_sent(proposal)
+    with world.lock:
+        proposal.ticket.finish(Busy("no room"))
+    with pytest.raises(Busy, match="no room"):
+        future.result(PATIENCE)
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_what_there_was_no_room_for_stays_first(world: World) -> None:
+    futures = [world.mkdir("a"), world.mkdir("b")]
+    first = world.outbox.next(now=1.0)
+    assert first is not None
+    assert world.outbox.not_sent(first)
+    assert first.sent_at == 0.0
+    for _ in futures:
+        world.arrive(world.send())
+    assert [future.result(PATIENCE) for future in futures]
+    assert first.ticket.is_done
+
+
+def test_without_quorum_nothing_is_queued(world: World) -> None:
+    world.is_quorate = False
+    with world.lock, pytest.raises(NoQuorum):
+        world.issuer.submit(Mkdir("a"))
+    world.is_quorate = True
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_losing_the_quorum_ends_all_that_waits_at_once(world: World) -> None:
+    sent, unsent = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
+    world.send()  # the first part only
+    world.is_quorate = False
+    with world.lock:
+        world.issuer.on_quorum_lost()
+    with pytest.raises(NoQuorum):
+        unsent.result(PATIENCE)
+    with pytest.raises(Failed, match="nobody knows"):
+        sent.result(PATIENCE)
+    world.is_quorate = True
+    assert world.outbox.next(now=1.0) is None, "the rest would go into whatever is there by then"
+
+
+def test_a_node_that_can_t_write_its_database_sends_nothing(world: World) -> None:
+    world.replica.failure = StoreError("the disk is full")
+    with world.lock, pytest.raises(StoreError, match="full"):
+        world.issuer.submit(Mkdir("a"))
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_when_too_many_wait_the_next_one_is_refused_and_not_sent(world: World) -> None:
+    world.yielding.room = 0
+    with world.lock, pytest.raises(Busy, match="full"):
+        world.issuer.submit(Mkdir("a"))
+    assert world.outbox.next(now=1.0) is None
+
+
+@pytest.mark.expect_log("sent but not delivered in time")
+def test_a_stop_refuses_what_is_unsent_and_soon_gives_up_the_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_TIMEOUT", BRIEF)
+    sent = world.mkdir("sent")
+    world.send()
+    unsent = world.begin(lambda: world.issuer.submit(Mtime("unsent", 1)))
+    start = time.monotonic()
+    with world.lock:
+        world.issuer.refuse()
+    with pytest.raises(Busy, match="stopping"):
+        unsent.result(PATIENCE)
+    late = world.begin(lambda: world.issuer.submit(Mtime("late", 1)))
+    with world.lock:
+        world.issuer.abandon()
+    with pytest.raises(Failed, match="nobody knows"):
+        sent.result(PATIENCE)
+    with pytest.raises(Busy):
+        late.result(PATIENCE)
+    assert time.monotonic() - start >= BRIEF
+
+
+def test_a_stop_lets_through_what_comes_back_at_once(world: World) -> None:
+    future = world.mkdir()
+    proposal = world.send()
+    with world.lock:
+        world.issuer.refuse()
+    world.arrive(proposal)
+    with world.lock:
+        world.issuer.abandon()
+    assert future.result(PATIENCE) is proposal.ticket.change
+
+
+def test_a_lock_is_asked_for_and_then_touched(world: World) -> None:
+    future = world.begin(
+        lambda: world.issuer.expire_lock("priv/lock/a", bytes(32), has_expired=False)
+    )
+    proposal = world.send()
+    second = world.send()
+    assert proposal is second
+    assert world.outbox.next(now=1.0) is None
+    world.arrive(proposal)
+    assert not future.done()
+    world.arrive(proposal, Exists("as delivered"))
+    with pytest.raises(Exists):
+        future.result(PATIENCE)
+
+
+def test_who_waits_for_another_s_ticket_gets_its_result(world: World) -> None:
+    ticket = Ticket(Mkdir("a"))
+    first = world.begin(lambda: world.issuer.carry_out(ticket))
+    proposal = world.send()
+
+    def wait() -> Change:
+        with world.lock:
+            return world.issuer.wait(ticket, PATIENCE)
+
+    second = world.pool.submit(wait)
+    world.arrive(proposal)
+    assert first.result(PATIENCE) is second.result(PATIENCE)
+
+
+# Writes in two parts.
+
+
+def two_parts() -> Write:
+    return Write("file", 0, bytes(1 << 20), truncate=True)
+
+
+def test_the_second_part_comes_directly_behind_the_first(world: World) -> None:
+    future, other = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
+    proposal = world.send()
+    assert world.send() is proposal
+    third = world.send()
+    assert third is not proposal
+    for each in (proposal, proposal, third):
+        world.arrive(each)
+    assert future.result(PATIENCE)
+    assert other.result(PATIENCE)
+
+
+def test_a_write_of_which_a_part_was_sent_can_t_be_taken_back(world: World) -> None:
+    future = world.begin(lambda: world.issuer.submit(two_parts()))
+    proposal = world.send()
+    world.arrive(proposal)
+    assert proposal.is_partly_sent
+    assert not world.outbox.withdraw(proposal)
+    assert world.outbox.next(now=1.0) is proposal
+    assert world.outbox.not_sent(proposal), "the rest is tried again, whoever waits"
+    world.send()
+    world.arrive(proposal)
+    assert future.result(PATIENCE)
+
+
+@pytest.mark.expect_log("sent but not delivered in time")
+def test_the_rest_of_a_write_that_was_given_up_is_never_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT", BRIEF)
+    future = world.begin(lambda: world.issuer.submit(two_parts()))
+    world.send()
+    with pytest.raises(Failed):
+        future.result(PATIENCE)
+    assert world.outbox.next(now=1.0) is None
+
+
+@pytest.mark.parametrize("path", ["a", "nodes/" + "n" * 250])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_the_parts_of_a_write_fit_and_are_the_whole(path: str, truncate: bool) -> None:
+    data = bytes(range(256)) * 4096
+    head, rest = (cast(Write, part) for part in split(Write(path, 0, data, truncate)))
+    assert head.truncate is truncate
+    assert not rest.truncate
+    assert (head.offset, rest.offset) == (0, len(head.data))
+    assert head.data + rest.data == data
+    overhead = 16 + 8 + 20 + len(path) + 1
+    assert overhead + len(head.data) == MAX_MESSAGE
+
+
+def test_a_write_that_just_fits_is_one_message() -> None:
+    fits = MAX_MESSAGE - (16 + 8 + 20 + 2)
+    assert len(split(Write("a", 0, bytes(fits), truncate=True))) == 1
+    assert len(split(Write("a", 0, bytes(fits + 1), truncate=True))) == 2
+
+
+def test_an_unlock_request_is_no_mutation_of_the_tree() -> None:
+    proposal = Proposal(Ticket(Mtime("a", 0)), [UnlockRequest("a", bytes(32)), Mtime("a", 0)])
+    proposal.arrived(None, None)
+    assert not proposal.ticket.is_done
+    change = Change(Kind.MTIME, "a", cast(Entry, None))
+    proposal.arrived(change, None)
+    assert proposal.ticket.result() is change

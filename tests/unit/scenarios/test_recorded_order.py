@@ -1,0 +1,161 @@
+"""What three nodes of the original saw, fed to ours: they must send the same and end the same."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from pmxcfs._cpg import decode
+from pmxcfs.dfsm.effects import (
+    Commit,
+    Deliver,
+    Effect,
+    Leave,
+    Log,
+    Quit,
+    Send,
+    SendState,
+    SendUpdates,
+    TakeChecksum,
+)
+from pmxcfs.dfsm.machine import Dfsm
+from pmxcfs.dfsm.timeouts import Deadlines, Moment
+from pmxcfs.messages import (
+    Create,
+    Group,
+    Member,
+    Message,
+    Normal,
+    State,
+    Update,
+    UpdateComplete,
+    VerifyRequest,
+    Write,
+)
+from tests.fakes.data.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
+from tests.fakes.simulation.peer import TreeContent
+
+
+class Replay:
+    """One node that sees what the original saw."""
+
+    def __init__(self, node: int) -> None:
+        self.me = Member(node, PID)
+        self.events = [self.parse(event) for event in events_of(node)]
+        self.recorded = [e[1] for e in self.events if e[0] == self.me and isinstance(e[1], Message)]
+        self.to_number = [m for m in self.recorded if isinstance(m, Normal)]
+        self.dfsm = Dfsm(Group.TREE, deadlines=Deadlines(verification=0.0))
+        self.content = TreeContent()
+        self.sent: list[Message] = []
+        self.said: list[str] = []
+        self.now = Moment(0, 0.0)
+
+    @staticmethod
+    def parse(event: dict[str, Any]) -> tuple[Member | None, Any]:
+        if event["event"] == "confchg":
+            return None, [[Member(*pair) for pair in event[key]] for key in ("members", "joined")]
+        return Member(event["nodeid"], event["pid"]), decode(
+            bytes.fromhex(event["hex"]), group=Group.TREE
+        )
+
+    def run(self) -> None:
+        """Start as the original did, and handle everything."""
+        self.import_configuration()
+        self.dfsm.join(self.me)
+        for place, (sender, what) in enumerate(self.events):
+            self.now = self.moment_of(place)
+            self.issue()
+            if isinstance(what, VerifyRequest) and sender == self.me:
+                self.carry_out(self.dfsm.on_tick(self.now))
+            if sender is None:
+                members, joined = what
+                self.carry_out(self.dfsm.on_membership(members, joined=joined, at=self.now))
+            else:
+                self.carry_out(self.dfsm.on_message(sender, what, at=self.now))
+
+    def import_configuration(self) -> None:
+        """Make the database that held only the cluster's configuration."""
+        first = next(message for message in self.recorded if isinstance(message, State))
+        mtime = int.from_bytes(first.payload[20:24], "little")
+        data = CONFIGURATION.read_bytes()
+        for body in (Create("corosync.conf"), Write("corosync.conf", 0, data, truncate=True)):
+            self.content.apply(Member(0, 0), Normal(mtime, 0, body))
+
+    def moment_of(self, place: int) -> Moment:
+        """Return the clock that the original must have had: that of what it sent next."""
+        after = (what for sender, what in self.events[place:] if sender == self.me)
+        next_sent = next((what for what in after if not isinstance(what, Normal)), None)
+        wall = next_sent.time if next_sent else self.now.wall
+        return Moment(wall, float(wall))
+
+    def issue(self) -> None:
+        """Issue what the original issued, as soon as that is allowed."""
+        while self.dfsm.is_synced and self.to_number:
+            wanted = self.to_number.pop(0)
+            assert self.dfsm.number(wanted.body, wanted.time) == wanted
+            self.sent.append(wanted)
+
+    def carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send():
+                    self.sent.append(effect.message)
+                case SendState():
+                    self.sent.append(State(effect.time, effect.epoch, self.content.state()))
+                case SendUpdates():
+                    updates = self.content.updates(effect)
+                    self.sent += [Update(effect.time, effect.epoch, r) for r in updates]
+                    self.sent.append(UpdateComplete(effect.time, effect.epoch))
+                case Commit():
+                    assert self.content.adopt(effect)
+                    self.carry_out(self.dfsm.on_committed(ok=True))
+                case TakeChecksum():
+                    checksum = self.content.tree.checksum()
+                    self.carry_out(self.dfsm.on_checksum(checksum, at=self.now))
+                case Deliver():
+                    self.content.apply(effect.sender, effect.message)
+                case Log():
+                    self.said.append(effect.text)
+                case Leave() | Quit():
+                    pytest.fail(effect.reason)
+
+
+def without_updates(messages: list[Message]) -> list[Message]:
+    """Return the messages whose order the protocol prescribes, changes apart."""
+    return [m for m in messages if not isinstance(m, Update | Normal)]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def replay(request: pytest.FixtureRequest) -> Replay:
+    replay = Replay(request.param)
+    replay.run()
+    return replay
+
+
+def test_it_sends_what_the_original_sent(replay: Replay) -> None:
+    assert without_updates(replay.sent) == without_updates(replay.recorded)
+    assert len(replay.recorded) > 40
+    assert Counter(replay.sent) == Counter(replay.recorded)
+
+
+def test_changes_go_out_once_in_the_order_of_their_serials(replay: Replay) -> None:
+    serials = [message.serial for message in replay.sent if isinstance(message, Normal)]
+    assert serials == list(range(1, len(serials) + 1))
+    assert serials
+
+
+def test_it_verifies_twice(replay: Replay) -> None:
+    assert replay.said.count("data verification successful") == 2
+
+
+def test_it_ends_with_the_same_tree(replay: Replay) -> None:
+    assert replay.content.tree.checksum().hex() == FINAL_CHECKSUM
+
+
+def test_it_says_what_administrators_look_for(replay: Replay) -> None:
+    said = [text for text in replay.said if text.startswith(("members", "leader", "synced"))]
+    assert said[-3:] == [
+        "members: 1/27, 2/27, 3/27",
+        "leader is 1/27",
+        "synced members: 1/27, 2/27",
+    ]

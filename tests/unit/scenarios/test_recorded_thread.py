@@ -1,0 +1,202 @@
+"""What three nodes of the original saw, fed to a whole group's thread with tree and database.
+
+The thread must multicast what the original multicast, byte for byte, and its database must end with
+the tree that the originals ended with. ``test_recorded_order`` looks at the state machine alone.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmxcfs._core import Tree
+from pmxcfs._cpg import decode
+from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup
+from pmxcfs.dfsm.timeouts import Deadlines, Moment
+from pmxcfs.errors import PmxcfsError
+from pmxcfs.messages import (
+    Body,
+    Group,
+    Member,
+    Message,
+    Normal,
+    State,
+    Update,
+    VerifyRequest,
+)
+from pmxcfs.replica.outbox import Outbox
+from pmxcfs.replica.replica import Policy, Replica
+from pmxcfs.storage.database import Database
+from pmxcfs.tree.guests import Guests
+from tests.fakes.data.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
+from tests.fakes.doubles.store import stored
+
+PATIENCE = 60.0  # seconds for all of it
+NEVER = Deadlines(verification=1e9)
+
+
+@dataclass
+class Event:
+    """A membership change, or a message and its bytes."""
+
+    sender: Member | None = None
+    data: bytes = b""
+    members: tuple[list[Member], list[Member], list[Member]] = ([], [], [])
+
+    @classmethod
+    def parse(cls, event: dict[str, Any]) -> "Event":
+        """Read one of the record."""
+        if event["event"] != "confchg":
+            return cls(Member(event["nodeid"], event["pid"]), bytes.fromhex(event["hex"]))
+        kinds = [[Member(*pair) for pair in event[key]] for key in ("members", "left", "joined")]
+        return cls(members=(kinds[0], kinds[1], kinds[2]))
+
+
+class Player:
+    """A corosync that says what the record says, our messages when we have sent them."""
+
+    def __init__(self, node: int) -> None:
+        self.me = Member(node, PID)
+        self.events = deque(map(Event.parse, events_of(node)))
+        self.to_send = deque(e.data for e in self.events if e.sender == self.me)
+        self.updates: Counter[Update] = Counter()  # expected and not sent yet; less: ahead
+        self.unread = 0  # messages that we sent and that did not come back yet
+        self.surprises: list[tuple[Message, Message]] = []
+        self.is_over = threading.Event()
+        self.thread: TreeGroup
+        self._pauses = False  # between two events, so that what is to be sent is sent
+        self._readable = os.eventfd(1)
+
+    @property
+    def next_to_send(self) -> Message | None:
+        """What the original sent next."""
+        return decode(self.to_send[0], group=Group.TREE) if self.to_send else None
+
+    def now(self) -> Moment:
+        """Return the clock that the original must have had: that of what it sent next."""
+        message = self.next_to_send
+        return Moment(message.time if message else 0, time.monotonic())
+
+    # As ``cluster.Handle``.
+
+    def connect(self) -> None: ...
+
+    def local_nodeid(self) -> int:
+        return self.me.nodeid
+
+    def join(self, name: str) -> None: ...
+
+    def leave(self, name: str) -> None: ...
+
+    def mcast(self, data: bytes) -> None:
+        expected = self.to_send.popleft()
+        self.unread += 1
+        self.thread.dfsm.deadlines = NEVER
+        if expected != data:
+            self._note(decode(expected, group=Group.TREE), decode(data, group=Group.TREE))
+
+    def _note(self, expected: Message, sent: Message) -> None:
+        """The original sends the updates of one round in an order of its own."""
+        if not (isinstance(expected, Update) and isinstance(sent, Update)):
+            self.surprises.append((expected, sent))
+            return
+        self.updates[expected] += 1
+        self.updates[sent] -= 1
+
+    def dispatch_one(self) -> bool:
+        if not self.events:
+            self.is_over.set()
+            return False
+        if self.events[0].sender == self.me and not self.unread:
+            if isinstance(self.next_to_send, VerifyRequest):
+                self.thread.dfsm.deadlines = replace(NEVER, verification=0.0)
+            return False
+        self._pauses = not self._pauses
+        if self._pauses:
+            return False
+        event = self.events.popleft()
+        if event.sender is None:
+            self.thread.on_confchg(*event.members)
+        else:
+            self.unread -= event.sender == self.me
+            self.thread.on_deliver(event.sender, event.data)
+        return True
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def close(self) -> None: ...
+
+    # As ``sender.Source``.
+
+    def take(self, *, now: float) -> Body | None:
+        message = self.next_to_send
+        return message.body if isinstance(message, Normal) else None
+
+    def sent(self, serial: int) -> None: ...
+
+    def not_sent(self) -> None: ...
+
+    def refused(self, error: PmxcfsError) -> None: ...
+
+
+class Quorate:
+    """A quorum that is always there."""
+
+    def refresh(self) -> bool:
+        return True
+
+
+@pytest.fixture(params=[1, 2, 3])
+def player(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Player]:
+    player = Player(request.param)
+    monkeypatch.setattr(os, "getpid", lambda: PID)
+    yield player
+    os.close(player.fileno())
+
+
+def import_configuration(replica: Replica, player: Player) -> None:
+    """Make the database that held only the cluster's configuration."""
+    messages = (decode(data, group=Group.TREE) for data in player.to_send)
+    first = next(message for message in messages if isinstance(message, State))
+    mtime = int.from_bytes(first.payload[20:24], "little")
+    replica.import_configuration(CONFIGURATION.read_bytes(), now=mtime)
+
+
+def test_it_sends_the_same_bytes_and_ends_with_the_same_database(
+    player: Player, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.db"
+    with contextlib.closing(Database.open(path, now=7)) as database:
+        replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
+        import_configuration(replica, player)
+        lock = threading.RLock()
+        outbox = Outbox(is_quorate=lambda: True)
+        content = TreeContent(
+            replica,
+            outbox,
+            Proposals(),
+            lock=lock,
+            quorum=Quorate(),
+            lock_has_expired=lambda path, checksum: False,
+        )
+        player.thread = TreeGroup(content, player, connect=lambda sink: player, clock=player.now)
+        player.thread.dfsm.deadlines = NEVER
+        player.thread.start()
+        try:
+            assert player.is_over.wait(PATIENCE), f"{len(player.events)} events are left"
+        finally:
+            player.thread.close()
+        assert not player.surprises
+        assert not player.to_send
+        assert not any(player.updates.values())
+        assert player.thread.dropped == 0
+        assert replica.checksum().hex() == FINAL_CHECKSUM
+    assert stored(path).checksum().hex() == FINAL_CHECKSUM

@@ -1,0 +1,508 @@
+"""The rules of repair, on rows as SQLite keeps them; test_repair_files.py has files."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pmxcfs._core import Tree
+from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record
+from pmxcfs.storage.repair import MAX_NAME, Repaired, Row, repair
+from pmxcfs.tree.guests import vmid_of
+
+FILE, DIRECTORY = int(EntryType.FILE), int(EntryType.DIRECTORY)
+LAST = (1 << 63) - 1
+VERSION = 50  # of the tree in every test that does not say otherwise
+LOST = "priv/lost+found"
+Contents = dict[str, bytes | None]  # by path; None for a directory
+
+
+def version_row(
+    version: object = VERSION,
+    *,
+    kind: object = FILE,
+    writer: object = 7,
+    mtime: object = 1000,
+) -> Row:
+    return (0, 0, version, writer, mtime, kind, b"__version__", None)
+
+
+def row(
+    inode: int,
+    parent: object,
+    name: bytes | None,
+    data: bytes | None = None,
+    *,
+    kind: object = ...,
+    version: object = ...,
+    writer: object = 1,
+    mtime: object = 1000,
+) -> Row:
+    """A sound row unless the arguments say otherwise: with data a file, else a directory."""
+    if kind is ...:
+        kind = DIRECTORY if data is None else FILE
+    version = inode if version is ... else version
+    return (inode, parent, version, writer, mtime, kind, name, data)
+
+
+def mend(*rows: Row) -> Repaired:
+    return repair(rows, vmid_of=vmid_of)
+
+
+def tree_of(repaired: Repaired) -> Tree:
+    tree = Tree()
+    tree.load(repaired.records)
+    return tree
+
+
+def contents_of(repaired: Repaired) -> Contents:
+    tree = tree_of(repaired)
+    entries = [tree.get(record.inode) for record in repaired.records[1:]]
+    return {e.path: None if e.is_directory else e.content for e in entries if e is not None}
+
+
+def record_at(repaired: Repaired, path: str) -> Record:
+    entry = tree_of(repaired).find(path)
+    assert entry is not None, f"no {path}"
+    return next(record for record in repaired.records if record.inode == entry.inode)
+
+
+def found(**entries: bytes | None) -> Contents:
+    """What lost+found holds, with the directories above it; ``_5_x`` stands for ``5-x``."""
+    below = {f"{LOST}/{key[1:].replace('_', '-', 1)}": data for key, data in entries.items()}
+    return {"priv": None, LOST: None, **below}
+
+
+# Sound trees stay as they are.
+
+
+@pytest.mark.parametrize("kind", [FILE, DIRECTORY], ids=["by an operation", "by a sync"])
+def test_sound_rows_become_records(kind: int) -> None:
+    repaired = mend(
+        version_row(kind=kind, mtime=1234), row(2, 0, b"d"), row(3, 2, b"f", b"x", version=9)
+    )
+    assert repaired == (
+        [
+            Record(0, 0, VERSION, 7, 1234, DIRECTORY, b"", None),
+            Record(2, 0, 2, 1, 1000, DIRECTORY, b"d", None),
+            Record(3, 2, 9, 1, 1000, FILE, b"f", b"x"),
+        ],
+        [],
+    )
+
+
+@pytest.mark.parametrize("rows", [[], [row(2, 0, b"f", b"")]], ids=["empty", "one file"])
+def test_order_of_rows_does_not_matter(rows: list[Row]) -> None:
+    assert mend(version_row(), *rows) == mend(*rows, version_row())
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        row(2, 0, b"n" * MAX_NAME, b"x"),
+        row(2, 0, b"..", b"x"),
+        row(2, 0, b"\xff\xfe", b"x"),
+        row(2, 0, b"f", b"x" * MAX_FILE_SIZE),
+        row(2, 0, b"f", None, kind=FILE),
+        row(2, 0, b"d", b"", kind=DIRECTORY),
+        row(2, 0, b"f", b"x", writer=(1 << 32) - 1, mtime=(1 << 32) - 1),
+        row(2, 0, b"f", b"x", version=0),
+        row(VERSION + 5, 0, b"f", b"x", version=3),
+    ],
+    ids=lambda odd: str(odd)[:30],
+)
+def test_what_is_odd_but_legal_is_left_alone(odd: Row) -> None:
+    repaired = mend(version_row(), odd)
+    assert repaired.repairs == []
+    record = repaired.records[1]
+    assert (*record[:7], record.data or None) == (*odd[:7], odd[7] or None)
+
+
+def test_numbers_are_unsigned() -> None:
+    repaired = mend(version_row(-1), row(2, -3, b"f", b"x", version=-2), row(-3, 0, b"d"))
+    assert [record[:3] for record in repaired.records] == [
+        (0, 0, (1 << 64) - 1),
+        (2, (1 << 64) - 3, (1 << 64) - 2),
+        ((1 << 64) - 3, 0, (1 << 64) - 3),
+    ]
+    assert repaired.repairs == []
+
+
+def test_total_size_is_not_looked_at() -> None:
+    block = bytes(MAX_FILE_SIZE)
+    repaired = mend(version_row(999), *(row(i, 0, b"f%d" % i, block) for i in range(2, 132)))
+    assert repaired.repairs == []
+
+
+# The version row.
+
+
+@pytest.mark.parametrize(
+    ("rows", "version"),
+    [
+        ([], 1),
+        ([row(2, 0, b"f", b"x", version=9), row(3, 0, b"g", b"y")], 9),
+        ([version_row(8), row(2, 0, b"f", b"x", version=9)], 9),
+        ([version_row(0)], 1),
+        ([version_row("x"), row(2, 0, b"f", b"x", version=9)], 9),
+    ],
+    ids=["no rows", "missing", "too low", "zero", "no number"],
+)
+def test_version_becomes_the_highest_that_is_found(rows: list[Row], version: int) -> None:
+    repaired = mend(*rows)
+    root = repaired.records[0]
+    assert (root.version, root.mtime, root.type, root.name) == (version, 0, DIRECTORY, b"")
+    assert repaired.repairs
+    assert [record[1:] for record in repaired.records[1:]] == [
+        (*r[1:7], r[7]) for r in rows if r[0] != 0
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"mtime": -1},
+        {"mtime": 1 << 32},
+        {"mtime": None},
+        {"writer": b"x"},
+        {"kind": 5},
+        {"kind": b"8"},
+    ],
+    ids=str,
+)
+def test_a_damaged_version_row_keeps_the_version(columns: dict[str, Any]) -> None:
+    repaired = mend(version_row(**columns), row(2, 0, b"f", b"x"))
+    assert repaired.records[0][:3] == (0, 0, VERSION)
+    assert repaired.records[0].mtime == 0
+    assert len(repaired.repairs) == 1
+
+
+@pytest.mark.parametrize(("parent", "name"), [(3, b"__version__"), (0, b"x"), (0, None)])
+def test_a_version_row_is_known_by_its_inode(parent: int, name: bytes | None) -> None:
+    repaired = mend((0, parent, VERSION, 7, 1000, FILE, name, None))
+    assert repaired.records == [Record(0, 0, VERSION, 7, 0, DIRECTORY, b"", None)]
+    assert len(repaired.repairs) == 1
+
+
+def test_content_of_the_version_row_is_found_again() -> None:
+    repaired = mend((0, 0, VERSION, 7, 1000, FILE, b"__version__", b"text"))
+    assert contents_of(repaired) == found(_0___version__=b"text")
+
+
+# The single row.
+
+
+@pytest.mark.parametrize("value", [None, b"x", 1.5], ids=str)
+@pytest.mark.parametrize(("column", "mended"), [("version", 1), ("writer", 0), ("mtime", 0)])
+def test_what_is_no_number_is_the_lowest(column: str, mended: int, value: object) -> None:
+    columns: dict[str, Any] = {column: value}
+    repaired = mend(version_row(), row(2, 0, b"f", b"x", **columns))
+    assert getattr(repaired.records[1], column) == mended
+    assert contents_of(repaired) == {"f": b"x"}
+    assert len(repaired.repairs) == 1
+
+
+@pytest.mark.parametrize(("stored", "kept"), [(-1, (1 << 32) - 1), ((5 << 32) + 3, 3)])
+def test_times_keep_their_lower_32_bits(stored: int, kept: int) -> None:
+    repaired = mend(version_row(), row(2, 0, b"f", b"x", mtime=stored, writer=stored))
+    assert (repaired.records[1].mtime, repaired.records[1].writer) == (kept, kept)
+    assert len(repaired.repairs) == 2
+
+
+def test_a_parent_that_is_no_number_makes_an_orphan() -> None:
+    repaired = mend(version_row(), row(2, b"x", b"f", b"x"))
+    assert contents_of(repaired) == found(_2_f=b"x")
+
+
+@pytest.mark.parametrize("kind", [0, 5, -8, 264, b"8", 8.0, None], ids=str)
+def test_unknown_types_are_files_and_move(kind: object) -> None:
+    repaired = mend(version_row(), (2, 0, 2, 1, 1000, kind, b"f", b"x"))
+    assert contents_of(repaired) == found(_2_f=b"x")
+    assert record_at(repaired, f"{LOST}/2-f")[2:6] == (2, 1, 1000, FILE)
+
+
+def test_unknown_types_with_children_are_directories_and_move() -> None:
+    repaired = mend(version_row(), row(2, 0, b"d", kind=6), row(3, 2, b"f", b"x"))
+    assert contents_of(repaired) == {**found(_2_d=None), f"{LOST}/2-d/f": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [(None, "2-"), (b"", "2-"), (b"a/b", "2-a_b"), (b"a\0b", "2-a_b"), (b"/", "2-_")],
+    ids=str,
+)
+def test_impossible_names_move(name: bytes | None, kept: str) -> None:
+    repaired = mend(version_row(), row(2, 0, name, b"x"))
+    assert contents_of(repaired) == {"priv": None, LOST: None, f"{LOST}/{kept}": b"x"}
+
+
+def test_a_name_that_is_too_long_is_cut() -> None:
+    repaired = mend(version_row(), row(2, 0, b"n" * (MAX_NAME + 1), b"x"))
+    record = next(record for record in repaired.records if record.data)
+    assert record.name == b"2-" + b"n" * (MAX_NAME - 2)
+
+
+def test_an_oversize_file_moves_and_is_cut() -> None:
+    repaired = mend(version_row(), row(2, 0, b"f", b"x" * (MAX_FILE_SIZE + 1)))
+    assert contents_of(repaired) == found(_2_f=b"x" * MAX_FILE_SIZE)
+
+
+def test_a_directory_with_data_stays_and_its_data_moves() -> None:
+    repaired = mend(version_row(), row(5, 0, b"d", b"text", kind=DIRECTORY), row(6, 5, b"f", b"x"))
+    assert contents_of(repaired) == {"d": None, "d/f": b"x", **found(_5_d=b"text")}
+    assert record_at(repaired, f"{LOST}/5-d").inode == 3  # 2 is priv
+
+
+def test_data_of_a_directory_is_cut_like_that_of_a_file() -> None:
+    data = b"x" * (MAX_FILE_SIZE + 1)
+    repaired = mend(version_row(), row(2, 0, b"d", data, kind=DIRECTORY))
+    assert contents_of(repaired) == {"d": None, **found(_2_d=data[:-1])}
+
+
+# The tree.
+
+
+def test_orphans_move_with_all_that_is_below_them() -> None:
+    repaired = mend(version_row(), row(5, 99, b"d"), row(6, 5, b"e"), row(7, 6, b"f", b"x"))
+    assert contents_of(repaired) == {
+        **found(_5_d=None),
+        f"{LOST}/5-d/e": None,
+        f"{LOST}/5-d/e/f": b"x",
+    }
+    assert record_at(repaired, f"{LOST}/5-d")[2:6] == (5, 1, 1000, DIRECTORY)
+    assert len(repaired.repairs) == 3  # priv and lost+found were made
+
+
+def test_what_is_below_a_file_moves() -> None:
+    repaired = mend(version_row(), row(5, 0, b"f", b"x"), row(6, 5, b"g", b"y"))
+    assert contents_of(repaired) == {"f": b"x", **found(_6_g=b"y")}
+
+
+@pytest.mark.parametrize(
+    ("parents", "cut"),
+    [({2: 2}, 2), ({2: 3, 3: 2}, 2), ({3: 4, 4: 5, 5: 3}, 3), ({2: 4, 4: 5, 5: 4}, 4)],
+    ids=["itself", "two", "three", "two and one above"],
+)
+def test_a_cycle_is_cut_at_its_smallest_inode(parents: dict[int, int], cut: int) -> None:
+    rows = [row(inode, parent, b"d%d" % inode) for inode, parent in parents.items()]
+    repaired = mend(version_row(), *rows, row(9, max(parents), b"f", b"x"))
+    assert [record for record in repaired.records if record.parent == 1] == [
+        Record(cut, 1, cut, 1, 1000, DIRECTORY, b"%d-d%d" % (cut, cut), None)
+    ]
+    assert set(contents_of(repaired).values()) == {None, b"x"}
+    assert len(repaired.repairs) == 3
+
+
+@pytest.mark.parametrize(
+    ("versions", "winner"), [((9, 8, 7), 2), ((7, 9, 8), 3), ((9, 9, 9), 4)], ids=str
+)
+def test_of_two_with_one_name_the_higher_version_stays(
+    versions: tuple[int, int, int], winner: int
+) -> None:
+    rows = [row(i, 0, b"f", b"%d" % i, version=v) for i, v in zip((2, 3, 4), versions, strict=True)]
+    lost = {f"{LOST}/{i}-f": b"%d" % i for i in (2, 3, 4) if i != winner}
+    repaired = mend(version_row(), *rows)
+    assert contents_of(repaired) == {"f": b"%d" % winner, "priv": None, LOST: None, **lost}
+
+
+def test_of_two_directories_with_one_name_the_loser_keeps_its_entries() -> None:
+    repaired = mend(
+        version_row(),
+        row(2, 0, b"d"),
+        row(3, 0, b"d"),
+        row(4, 2, b"f", b"x"),
+        row(5, 3, b"f", b"y"),
+    )
+    assert contents_of(repaired) == {
+        "d": None,
+        "d/f": b"y",
+        **found(_2_d=None),
+        f"{LOST}/2-d/f": b"x",
+    }
+
+
+def guest_rows(*places: tuple[bytes, bytes, int]) -> list[Row]:
+    """Rows for ``nodes/NODE/TYPE/100.conf`` with a version, inode 12 and so on for the files."""
+    rows = [row(2, 0, b"nodes")]
+    for number, (node, kind, version) in enumerate(places, 2):
+        rows.append(row(number * 2, 2, node))
+        rows.append(row(number * 2 + 1, number * 2, kind))
+        content = b"%d" % version
+        rows.append(row(number + 10, number * 2 + 1, b"100.conf", content, version=version))
+    return rows
+
+
+def test_of_two_guests_with_one_vmid_the_higher_version_stays() -> None:
+    repaired = mend(version_row(), *guest_rows((b"a", b"lxc", 20), (b"b", b"qemu-server", 30)))
+    contents = contents_of(repaired)
+    assert contents["nodes/b/qemu-server/100.conf"] == b"30"
+    assert contents[f"{LOST}/12-100.conf"] == b"20"
+    assert "nodes/a/lxc/100.conf" not in contents
+
+
+def test_a_guest_that_has_moved_already_is_no_second_one() -> None:
+    rows = guest_rows((b"a", b"lxc", 20), (b"b", b"lxc", 10))
+    repaired = mend(version_row(), *rows[:4], row(6, 99, b"b"), *rows[5:])
+    contents = contents_of(repaired)
+    assert contents["nodes/a/lxc/100.conf"] == b"20"
+    assert contents[f"{LOST}/6-b/lxc/100.conf"] == b"10"
+
+
+def test_directories_named_like_guests_are_none() -> None:
+    rows = guest_rows((b"a", b"lxc", 20), (b"b", b"lxc", 30))
+    rows[-1] = row(13, 7, b"100.conf")
+    assert mend(version_row(), *rows).repairs == []
+
+
+# Where lost things go.
+
+
+def test_lost_and_found_is_made_with_numbers_no_mutation_uses() -> None:
+    repaired = mend(version_row(), row(2, 0, b"d"), row(4, 99, b"f", b"x"))
+    assert record_at(repaired, LOST) == Record(1, 3, VERSION, 0, 0, DIRECTORY, b"lost+found", None)
+    assert record_at(repaired, "priv") == Record(3, 0, VERSION, 0, 0, DIRECTORY, b"priv", None)
+
+
+def test_a_number_that_the_next_mutation_would_give_out_is_not_used() -> None:
+    repaired = mend(version_row(3), row(2, 0, b"d"), row(3, 99, b"f", b"x"))
+    assert record_at(repaired, "priv").inode == LAST
+    tree = tree_of(repaired)
+    assert tree.create(tree.root, "next", FILE, writer=0, mtime=0).inode == 4
+
+
+def test_directories_that_exist_are_used() -> None:
+    repaired = mend(
+        version_row(), row(2, 0, b"priv"), row(3, 2, b"lost+found"), row(4, 99, b"f", b"x")
+    )
+    assert contents_of(repaired) == found(_4_f=b"x")
+    assert record_at(repaired, LOST).inode == 3
+
+
+def test_the_next_repair_uses_the_same_lost_and_found() -> None:
+    first = mend(version_row(), row(4, 99, b"f", b"x"))
+    rows = [
+        (*record[:5], record.type, record.name or b"__version__", record.data)
+        for record in first.records
+    ]
+    again = mend(*rows, row(5, 99, b"g", b"y"))
+    assert contents_of(again) == found(_4_f=b"x", _5_g=b"y")
+
+
+def test_inode_1_elsewhere_is_left_there() -> None:
+    repaired = mend(version_row(), row(1, 0, b"old"), row(4, 99, b"f", b"x"))
+    assert contents_of(repaired) == {"old": None, **found(_4_f=b"x")}
+    assert record_at(repaired, LOST).inode == 3
+
+
+def test_files_in_the_way_of_lost_and_found_move_into_it() -> None:
+    repaired = mend(version_row(), row(2, 0, b"priv", b"p"), row(4, 99, b"f", b"x"))
+    assert contents_of(repaired) == found(_2_priv=b"p", _4_f=b"x")
+    repaired = mend(
+        version_row(), row(2, 0, b"priv"), row(3, 2, b"lost+found", b"l"), row(4, 99, b"f", b"x")
+    )
+    assert contents_of(repaired) == {
+        "priv": None,
+        LOST: None,
+        f"{LOST}/3-lost+found": b"l",
+        f"{LOST}/4-f": b"x",
+    }
+
+
+def test_a_lost_and_found_that_contains_itself_is_replaced() -> None:
+    repaired = mend(version_row(), row(1, 1, b"lost+found"), row(4, 1, b"f", b"x"))
+    assert contents_of(repaired) == {
+        "priv": None,
+        LOST: None,
+        f"{LOST}/1-lost+found": None,
+        f"{LOST}/1-lost+found/f": b"x",
+    }
+
+
+def test_names_in_lost_and_found_stay_apart() -> None:
+    repaired = mend(
+        version_row(),
+        row(2, 0, b"priv"),
+        row(1, 2, b"lost+found"),
+        row(3, 1, b"4-f", b"there"),
+        row(4, 99, b"f", b"x"),
+    )
+    assert contents_of(repaired) == {
+        "priv": None,
+        LOST: None,
+        f"{LOST}/4-f": b"there",
+        f"{LOST}/4-4-f": b"x",
+    }
+
+
+def test_lines_name_no_path() -> None:
+    repaired = mend(
+        version_row(), row(2, 0, b"priv"), row(3, 2, b"geheim", b"1"), row(4, 2, b"geheim", b"2")
+    )
+    assert "entry 3" in "".join(repaired.repairs)
+    assert "geheim" not in "".join(repaired.repairs)
+
+
+# Anything at all.
+
+EXAMPLES = settings(max_examples=40)
+NUMBERS = st.one_of(st.integers(0, 12), st.integers(-(1 << 63), LAST), st.none(), st.just(b"x"))
+NAMES = st.one_of(
+    st.sampled_from([b"a", b"priv", b"lost+found", b"nodes", b"lxc", b"100.conf", b"2-a", b".."]),
+    st.binary(max_size=3),
+    st.none(),
+)
+DATA = st.one_of(st.none(), st.binary(max_size=3))
+ROWS = st.builds(
+    lambda inodes, rest: [
+        (inode, *columns) for inode, columns in zip(sorted(inodes), rest, strict=False)
+    ],
+    st.sets(st.integers(-2, 12), max_size=12),
+    st.lists(
+        st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.sampled_from([4, 8, 5]), NAMES, DATA),
+        min_size=12,
+        max_size=12,
+    ),
+)
+
+
+@given(ROWS)
+@EXAMPLES
+def test_whatever_the_rows_a_tree_comes_out(rows: list[Row]) -> None:
+    repaired = mend(*rows)
+    tree_of(repaired)
+    shuffled = random.Random(len(rows)).sample(rows, len(rows))
+    assert mend(*shuffled) == repaired
+
+
+@given(ROWS)
+@EXAMPLES
+def test_nothing_is_lost(rows: list[Row]) -> None:
+    repaired = mend(*rows)
+    after = {record.inode for record in repaired.records}
+    assert {inode % (1 << 64) for inode, *_ in rows} <= after
+    before = sorted(data for *_, data in rows if data)
+    assert sorted(record.data for record in repaired.records if record.data) == before
+
+
+@given(ROWS)
+@EXAMPLES
+def test_what_was_repaired_is_sound(rows: list[Row]) -> None:
+    repaired = mend(*rows)
+    root, *entries = repaired.records
+    stored = (0, 0, *root[2:5], FILE, b"__version__", None)
+    assert mend(stored, *entries) == (repaired.records, [])
+    assert (root.mtime == 0) >= bool(repaired.repairs)
+
+
+@given(ROWS)
+@EXAMPLES
+def test_a_repair_never_raises_the_version(rows: list[Row]) -> None:
+    def versions(select: Callable[[Row], bool]) -> list[int]:
+        return [r[2] % (1 << 64) for r in rows if isinstance(r[2], int) and select(r)]
+
+    root = mend(*rows).records[0]
+    assert root.version in [1, *versions(lambda _: True)]
+    assert root.version >= max(versions(lambda r: r[0] == 0), default=0)

@@ -1,0 +1,104 @@
+"""The index: recorded ones, what of a leader's tree is to be sent, and bytes that are none."""
+
+import json
+import struct
+
+import pytest
+
+from pmxcfs._core import Tree
+from pmxcfs.errors import BadMessage
+from pmxcfs.messages import EntryType
+from pmxcfs.storage.database import inspect
+from pmxcfs.tree import index
+from pmxcfs.tree.adoption import record_of
+from tests.fakes.doubles.store import BY
+from tests.places import VECTORS
+
+HEADER = struct.Struct("<QQIIII")
+FIELDS = ("version", "last inode", "writer", "mtime", "count", "total")
+
+
+def a_tree(*names: str) -> Tree:
+    tree = Tree()
+    for name in names:
+        entry = tree.create(tree.root, name, EntryType.FILE, **BY)
+        tree.write(entry, 0, name.encode(), truncate=True, **BY)
+    return tree
+
+
+def recorded() -> tuple[Tree, bytes]:
+    tree = Tree()
+    tree.load(inspect(VECTORS / "config_node1.db").records)
+    facts = json.loads((VECTORS / "config_node1.json").read_text())
+    return tree, bytes.fromhex(facts["index_hex"])
+
+
+def test_a_recorded_index_is_ours_and_each_digest_is_its_records() -> None:
+    tree, raw = recorded()
+    assert tree.index() == raw
+    header, digests = index.parse(raw)
+    assert header == index.Header(tree.version, tree.root.mtime, tree.root.writer)
+    entries = {inode: tree.get(inode) for inode in digests}
+    assert len(digests) == tree.entry_count + 1
+    for inode, entry in entries.items():
+        assert entry is not None
+        assert index.digest_of(record_of(entry)) == digests[inode]
+
+
+def test_the_index_follows_every_change() -> None:
+    tree = a_tree("a", "b")
+    first = tree.index()
+    entry = tree.find("b")
+    assert entry is not None
+    tree.rename(entry, tree.root, "c", **BY)
+    renamed = tree.index()
+    assert len({first, renamed}) == 2
+    tree.rollback()
+    fresh = Tree()
+    assert tree.index() == fresh.index()
+
+
+def test_only_what_differs_or_lacks_is_needed() -> None:
+    leader = a_tree("a", "b", "c")
+    behind = a_tree("a", "b")
+    assert index.records_needed(leader.index(), []) == []
+    assert index.records_needed(leader.index(), [leader.index()] * 3) == []
+    assert index.records_needed(leader.index(), [behind.index()]) == [0, 6]
+    fresh = Tree()
+    everything = [0, 2, 4, 6]
+    assert index.records_needed(leader.index(), [behind.index(), fresh.index()]) == everything
+    assert index.records_needed(behind.index(), [leader.index()]) == [0]
+
+
+def test_every_truncation_is_no_index() -> None:
+    raw = a_tree("a", "b").index()
+    for size in range(len(raw)):
+        with pytest.raises(BadMessage):
+            index.parse(raw[:size])
+    with pytest.raises(BadMessage):
+        index.parse(raw + b"\0")
+
+
+@pytest.mark.parametrize("field", ["last inode", "count", "total"])
+@pytest.mark.parametrize("value", [0, 1, 2, 4, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_header_must_tell_what_follows(field: str, value: int) -> None:
+    raw = a_tree("a", "b").index()
+    fields = list(HEADER.unpack_from(raw))
+    if fields[FIELDS.index(field)] == value:
+        return
+    fields[FIELDS.index(field)] = value
+    with pytest.raises(BadMessage):
+        index.parse(HEADER.pack(*fields) + raw[HEADER.size :])
+
+
+@pytest.mark.parametrize("inodes", [(2, 4), (0, 4, 2), (0, 2, 2), (0, 0), (0, 2, 4, 4)])
+def test_entries_ascend_from_the_root(inodes: tuple[int, ...]) -> None:
+    body = b"".join(struct.pack("<Q32s", inode, b"x") for inode in inodes)
+    raw = HEADER.pack(5, max(inodes), 1, 1, len(inodes), HEADER.size + len(body)) + body
+    with pytest.raises(BadMessage):
+        index.parse(raw)
+
+
+def test_the_header_can_be_read_alone() -> None:
+    tree = a_tree("a")
+    assert index.parse_header(tree.index()) == index.Header(3, 1234, 3)

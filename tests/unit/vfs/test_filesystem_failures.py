@@ -1,0 +1,277 @@
+"""What a publishing that fails, or is still going on, means for others who use the file."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from pmxcfs.errors import Busy, Denied, NotFound, StoreError
+from pmxcfs.messages import Delete, Rename, Write
+from pmxcfs.replica.tickets import Ticket, timeout_for
+from pmxcfs.tree.apply import Change
+from tests.conftest import ExpectLog
+from tests.fakes.doubles.filesystem import World
+
+PATIENCE = 5.0  # seconds
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_nothing_is_added_to_what_the_timer_lost_until_that_was_told(
+    world: World, expect_log: ExpectLog
+) -> None:
+    expect_log("the last writes to f are lost: EIO")
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry, truncate=True)
+    world.files.write(handle, 0, b"new")
+    world.issuer.failure = StoreError("the disk")
+    world.pass_time()
+    world.issuer.failure = None
+    with pytest.raises(StoreError):
+        world.files.write(handle, 3, b"new")
+    with pytest.raises(StoreError):
+        world.files.truncate(entry, 3, handle=handle)
+    with pytest.raises(StoreError):
+        world.files.flush(handle)
+    assert entry.read(0, 100) == b"OLDOLD"
+    world.files.write(handle, 0, b"new")
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"new", False)]
+
+
+def test_what_is_written_while_a_publishing_fails_is_told_to_who_wrote_it(
+    world: World, expect_log: ExpectLog
+) -> None:
+    expect_log("the last writes to f are lost: EBUSY")
+    entry = world.make("f")
+    first, second = world.open(entry), world.open(entry)
+    world.files.write(first, 0, b"1")
+    world.issuer.failure = Busy("held")
+    world.issuer.on_submit = lambda: world.files.write(second, 1, b"2")
+    for handle in (first, second):
+        with pytest.raises(Busy):
+            world.files.flush(handle)
+    assert entry.read(0, 100) == b"published"
+
+
+def test_what_one_handle_writes_while_its_publishing_fails_is_told_by_the_next_close(
+    world: World, expect_log: ExpectLog
+) -> None:
+    expect_log("the last writes to f are lost: EBUSY")
+    handle = world.open(world.make("f"))
+    world.files.write(handle, 0, b"1")
+    world.issuer.failure = Busy("held")
+    world.issuer.on_submit = lambda: world.files.write(handle, 1, b"2")
+    with pytest.raises(Busy):
+        world.files.flush(handle)
+
+
+def test_the_timer_passes_over_what_is_being_published(world: World) -> None:
+    entry = world.make("f")
+    first, second = world.open(entry), world.open(entry)
+    world.files.write(first, 0, b"1")
+    asked: list[int] = []
+
+    def meanwhile() -> None:
+        world.issuer.on_submit = lambda: None
+        world.files.write(second, 1, b"2")
+        asked.append(world.pass_time())
+
+    world.issuer.on_submit = meanwhile
+    world.files.flush(first)
+    assert asked == [0]
+    assert world.issuer.issued == [Write("f", 0, b"1", False)]
+    world.files.flush(second)
+    assert world.issuer.issued[1:] == [Write("f", 1, b"2", False)]
+
+
+def test_a_truncation_that_is_refused_has_not_happened(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+
+    def refuse(flight: Ticket, seconds: float) -> None:
+        raise Busy("an earlier change is on its way")
+
+    def meanwhile() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(world.issuer, "wait", refuse)
+            with pytest.raises(Busy):
+                world.files.truncate(entry, 2, handle=None)
+        assert entry.read(0, 100) == b"mineLD"
+
+    world.issuer.on_submit = meanwhile
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+@pytest.mark.parametrize("target", ["g", "d"])
+def test_what_another_node_moved_there_meanwhile_is_not_renamed_onto_or_below_itself(
+    world: World, target: str
+) -> None:
+    """Members of the existing implementation use freed memory then (cluster.md, "Delivery")."""
+    entry, directory = world.make("f"), world.make("d", directory=True)
+    world.files.write(world.open(entry), 0, b"x")
+
+    def meanwhile() -> None:
+        world.issuer.on_submit = lambda: None
+        if target == "d":
+            world.elsewhere(Delete("d"))
+        world.elsewhere(Rename("f", target))
+
+    world.issuer.on_submit = meanwhile
+    parent = directory if target == "d" else world.tree.root
+    with pytest.raises(NotFound):
+        world.files.rename(entry, parent, "g")
+    assert world.issuer.issued == [Write(target, 0, b"x", False)]
+
+
+def test_a_lock_with_entries_is_not_removed_by_its_expiry(world: World) -> None:
+    lock = world.make("priv/lock/a", directory=True)
+    world.locks.reload(world.tree, now=0.0)
+    world.make("priv/lock/a/f")
+    with pytest.raises(Denied):
+        world.files.utime(lock, 0)
+    assert lock.is_attached
+
+
+def test_what_another_one_could_not_publish_yet_stays_with_who_wrote_it(world: World) -> None:
+    """Who touches or moves a file while nothing may be sent must not cost others their bytes."""
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+    attempts: list[Callable[[], None]] = [
+        lambda: world.files.utime(entry, 5),
+        lambda: world.files.rename(entry, world.tree.root, "g"),
+    ]
+    for attempt in attempts:
+        world.issuer.failure = Busy("held")
+        with pytest.raises(Busy):
+            attempt()
+        assert entry.read(0, 100) == b"mineLD"
+    world.issuer.failure = None
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+@pytest.mark.parametrize(("size", "sent"), [(6, b"1234AB"), (3, b"123"), (0, b"")])
+def test_what_was_written_meanwhile_is_published_with_what_was_put_back(
+    world: World, size: int, sent: bytes
+) -> None:
+    entry = world.make("f", b"12")
+    handle = world.open(entry)
+    world.files.write(handle, 2, b"34")
+
+    def meanwhile() -> None:
+        world.files.write(handle, 4, b"AB")
+        world.files.truncate(entry, size, handle=handle)
+
+    world.issuer.on_submit, world.issuer.failure = meanwhile, Busy("held")
+    with pytest.raises(Busy):
+        world.files.utime(entry, 5)
+    assert entry.read(0, 100) == sent
+    world.issuer.on_submit, world.issuer.failure = lambda: None, None
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, sent, True)]
+
+
+def test_a_close_publishes_what_is_put_back_while_it_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = world.make("f")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+    is_under_way, is_refused = threading.Event(), threading.Event()
+
+    def touch() -> None:
+        with pytest.raises(Busy):
+            world.files.utime(entry, 5)
+
+    def meanwhile() -> None:
+        is_under_way.set()
+        assert is_refused.wait(PATIENCE)
+
+    def wait(flight: Ticket, seconds: float) -> Change:
+        is_refused.set()
+        touching.join(PATIENCE)
+        world.issuer.on_submit, world.issuer.failure = lambda: None, None
+        return flight.result()
+
+    world.issuer.on_submit, world.issuer.failure = meanwhile, Busy("held")
+    monkeypatch.setattr(world.issuer, "wait", wait)
+    touching = threading.Thread(target=touch)
+    touching.start()
+    assert is_under_way.wait(PATIENCE)
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+@pytest.mark.parametrize("closer", ["who wrote it", "who wrote more", "who writes on"])
+def test_what_is_put_back_is_so_for_who_learns_of_it_first(world: World, closer: str) -> None:
+    """Another thread says that there is no room, and others may have the lock before the one
+    that waited.
+    """
+    entry = world.make("f", b"OLDOLD")
+    first, second = world.open(entry), world.open(entry)
+    world.files.write(first, 0, b"mi")
+
+    def meanwhile() -> None:
+        world.issuer.on_submit, world.issuer.failure = lambda: None, None
+        if closer == "who wrote more":
+            world.files.write(second, 4, b"ne")
+        assert first.flight is not None
+        first.flight.finish(Busy("no room"))
+        if closer == "who writes on":
+            world.files.write(first, 4, b"ne")
+        world.files.flush(second if closer == "who wrote more" else first)
+        world.issuer.failure = Busy("no room")
+
+    world.issuer.on_submit = meanwhile
+    with pytest.raises(Busy):
+        world.files.utime(entry, 5)
+    world.issuer.failure = None
+    world.files.flush(first)
+    world.files.flush(second)
+    sent = b"mi" if closer == "who wrote it" else b"miDOne"
+    assert world.issuer.issued == [Write("f", 0, sent, False)]
+    assert entry.read(0, 100) == entry.content == sent + b"OLDOLD"[len(sent) :]
+    assert not entry.has_unpublished
+
+
+def test_a_file_that_was_only_cut_off_is_not_published_by_a_flush(world: World) -> None:
+    """The shell closes a duplicate before it writes: others would see an empty file."""
+    entry = world.make("f", b"OLDOLD")
+    handle = world.open(entry, truncate=True)
+    world.issuer.failure = Busy("held")
+    with pytest.raises(Busy):
+        world.files.utime(entry, 5)
+    world.issuer.failure = None
+    world.files.flush(handle)
+    assert world.issuer.issued == []
+    world.files.write(handle, 0, b"new")
+    world.files.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"new", True)]
+
+
+def test_a_rename_and_what_it_publishes_first_have_two_seconds_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel lets nobody into the directory meanwhile."""
+    entry = world.make("f")
+    world.files.write(world.open(entry), 0, b"mine")
+    timeouts: list[float] = []
+    carry_out = world.issuer.carry_out
+
+    def slowly(ticket: Ticket) -> Change:
+        timeouts.append(timeout_for(ticket))
+        world.now_ns += 1_500_000_000
+        return carry_out(ticket)
+
+    monkeypatch.setattr(world.issuer, "carry_out", slowly)
+    world.files.rename(entry, world.tree.root, "g")
+    assert timeouts == [2.0, 0.5]

@@ -1,0 +1,55 @@
+"""What users do to locks, and what it makes of their ages."""
+
+import pytest
+
+from pmxcfs.errors import Denied
+from pmxcfs.messages import Mkdir, Mtime, Unlock
+from tests.fakes.doubles.filesystem import World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_only_an_expired_lock_is_unlocked(world: World) -> None:
+    home = world.make("priv/lock", directory=True)
+    lock = world.files.mkdir(home, "ha")
+    checksum = world.tree.entry_checksum(lock)
+    world.now_ns += int(119.9e9)
+    with pytest.raises(Denied):
+        world.files.utime(lock, 0)
+    world.now_ns += int(0.2e9)
+    world.files.utime(lock, 0)
+    assert world.issuer.issued == [Mkdir("priv/lock/ha"), Unlock("priv/lock/ha", checksum)]
+    assert world.locks.ages(0) == {}
+
+
+def test_a_renewal_starts_anew(world: World) -> None:
+    lock = world.files.mkdir(world.make("priv/lock", directory=True), "ha")
+    world.now_ns += int(119e9)
+    world.files.utime(lock, 2000)
+    world.now_ns += int(119e9)
+    with pytest.raises(Denied):
+        world.files.utime(lock, 0)
+    with pytest.raises(Denied):
+        world.files.utime(lock, 1999)
+    assert world.issuer.issued[1:] == [Mtime("priv/lock/ha", 2000)]
+
+
+def test_a_removed_lock_is_forgotten(world: World) -> None:
+    lock = world.files.mkdir(world.make("priv/lock", directory=True), "ha")
+    assert list(world.locks.ages(0)) == ["priv/lock/ha"]
+    world.files.remove(lock)
+    assert world.locks.ages(0) == {}
+
+
+def test_whether_a_lock_has_expired_does_not_depend_on_how_a_peer_writes_its_path(
+    world: World,
+) -> None:
+    lock = world.files.mkdir(world.make("priv/lock", directory=True), "ha")
+    checksum = world.tree.entry_checksum(lock)
+    assert not world.files.lock_has_expired("priv//lock/ha", checksum)
+    world.now_ns += int(120e9)
+    assert world.files.lock_has_expired("priv//lock/ha", checksum)
+    assert not world.files.lock_has_expired("priv//lock/ha", bytes(32))
