@@ -1,7 +1,7 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """CPG binding and message marshalling.
 
-``encode`` and ``decode`` know every layout of spec cluster.md, "Messages", and decide nothing: what
+``encode`` and ``decode`` know every layout of docs/spec/cluster.md, "Messages", and decide nothing: what
 a message means, and whether it makes sense now, is for others. Bytes from peers are hostile: a
 length is compared with what is left before it is used, and what can't be read is a BadMessage.
 

@@ -3,7 +3,7 @@
 Every change of the tree is a ``Mutation``, whether it was asked for on this node or came from a
 peer. A path has no leading slash; it is text by ``surrogateescape``, because names are bytes for
 everybody else. Times are whole seconds since 1970. What is here says nothing of bytes: ``_cpg`` has
-the layouts. Contract: spec cluster.md, "Messages".
+the layouts. Contract: docs/spec/cluster.md, "Messages".
 """
 
 from enum import Enum, IntEnum

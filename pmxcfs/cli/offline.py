@@ -3,7 +3,7 @@
 Each prints its result, returns an exit status, and raises PmxcfsError or OSError for what the
 command line reports in one line. Reading leaves the file as it is, also if a daemon has it open;
 ``fsck --repair`` and ``import`` refuse a file that anybody uses. None of it needs the group
-www-data, a host name, or a mount. Contract: spec operations.md, "Command line".
+www-data, a host name, or a mount. Contract: docs/spec/operations.md, "Command line".
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The host's corosync.conf, which follows the tree's.
 
 ``refusal`` decides, ``HostConfig`` does it on a thread of its own: neither the device nor a
-corosync that hangs delays the delivery of messages. Contract: spec operations.md, "corosync.conf".
+corosync that hangs delays the delivery of messages. Contract: docs/spec/operations.md, "corosync.conf".
 """
 
 import logging

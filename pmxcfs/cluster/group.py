@@ -17,7 +17,7 @@ thread that waits for its own change takes ownership while that thread sleeps, s
 dispatches until it is delivered; that saves two thread switches a change. It goes on only while
 this node is in sync; work that can take long is left to the group's thread. The ownership lock
 comes before all other locks, the tree's included, and request threads take it only if it is free.
-Contract: spec cluster.md.
+Contract: docs/spec/cluster.md.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ The two groups, quorum and configuration as corosync tells them, and the host's 
 they learn is brought here to those whom it concerns, with the tree's lock held.
 
 Threads: those of its parts. ``start`` and ``stop`` must not be called with the lock held.
-Contract: spec cluster.md; operations.md, "corosync.conf".
+Contract: docs/spec/cluster.md; operations.md, "corosync.conf".
 """
 
 import logging

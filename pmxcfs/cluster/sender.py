@@ -4,7 +4,7 @@ What the rules of the group want sent goes first and for as long as it takes; a 
 node's waits until nothing else does, is sent only while the node is SYNCED, and not tried for ever.
 
 Threads: one at a time, the one whose turn it is in the group (``cluster``).
-Contract: spec cluster.md, "A mutation must not block forever".
+Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import contextlib

@@ -6,7 +6,7 @@ newest value only, so a cluster that is away for long costs bounded memory.
 
 Threads: ``StatusContent`` is called by the group's thread and takes the tree's lock for what others
 see; ``StatusSource`` is for any thread and never blocks.
-Contract: spec status.md, "Key/value store" and "Cluster log"; cluster.md.
+Contract: docs/spec/status.md, "Key/value store" and "Cluster log"; cluster.md.
 """
 
 import logging

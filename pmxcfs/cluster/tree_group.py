@@ -6,7 +6,7 @@ two share the proposals that were sent and not delivered yet.
 Threads: everything here is called by the one that acts for the group. It takes the tree's lock for
 what others see, and holds it during no call of libcpg. In a cluster nothing else changes what is
 published, so it reads that without the lock: hashing a large tree holds up nobody.
-Contract: spec cluster.md, "Delivery to the tree", "A mutation must not block forever".
+Contract: docs/spec/cluster.md, "Delivery to the tree", "A mutation must not block forever".
 """
 
 import logging

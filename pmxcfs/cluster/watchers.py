@@ -2,7 +2,7 @@
 
 Two watchers, each a thread that owns a connection and makes a new one when it is lost, for ever.
 Neither decides anything; what they learn goes to a callback, on the watcher's thread and without a
-lock held. Contract: spec cluster.md, "Quorum and configuration".
+lock held. Contract: docs/spec/cluster.md, "Quorum and configuration".
 
 Connecting blocks for as long as corosync is stopped, so the threads are daemon threads: ``close``
 does not wait for one that hangs there.

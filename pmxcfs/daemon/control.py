@@ -2,7 +2,7 @@
 
 Exists only with ``--test-control``, in the run directory, for root alone. One JSON object a line
 goes in, ``{"do": NAME, ...arguments}``, and one comes out: the answer, or ``{"error": ERRNO,
-"message": ...}``. Contract: spec operations.md, "Command line".
+"message": ...}``. Contract: docs/spec/operations.md, "Command line".
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 Threads: the main thread answers the kernel (with others, if there are several workers). Beside it
 run the signal waiter, the publisher's clock, the database's checkpointer, the invalidation threads,
-and with ``--test-control`` the control socket. Contract: spec operations.md, "Lifecycle".
+and with ``--test-control`` the control socket. Contract: docs/spec/operations.md, "Lifecycle".
 """
 
 import contextlib

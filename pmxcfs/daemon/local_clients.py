@@ -4,7 +4,7 @@ The IPC server and what answers its requests, and the recorder of metrics, which
 What they ask about changes through listeners, which are called with the tree's lock held.
 
 Threads: those of its parts. ``start`` and ``stop`` must not be called with the lock held.
-Contract: spec ipc.md; status.md, "RRD".
+Contract: docs/spec/ipc.md; status.md, "RRD".
 """
 
 import time

@@ -6,7 +6,7 @@ transaction, and sending, as ``Send`` says.
 
 Two ask for an answer and are always the last of their list: ``Commit`` (``on_committed``) and
 ``TakeChecksum`` (``on_checksum``). ``Leave`` and ``Quit`` are the last of theirs, too.
-Contract: spec cluster.md, "State machine".
+Contract: docs/spec/cluster.md, "State machine".
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Whose copy of the tree wins a round: decided by every member alike from the same STATE messages.
 
-Contract: spec cluster.md, "STATE".
+Contract: docs/spec/cluster.md, "STATE".
 """
 
 from collections.abc import Mapping

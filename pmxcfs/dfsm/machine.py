@@ -14,7 +14,7 @@ Queues:  a change that comes while we are not SYNCED waits, in the round's ``syn
 Threads: one, which owns the group's handle.
 Promise: two nodes that see the same events in the same order end with the same content.
          tests/scenarios shows it by example, tests/unit/test_random_bus.py by brute force.
-Contract: spec cluster.md, "State machine" and "Where the existing implementation hurts".
+Contract: docs/spec/cluster.md, "State machine" and "Where the existing implementation hurts".
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Changes that wait for the end of a round, in the order in which all members must deliver them.
 
-Contract: spec cluster.md, "NORMAL messages".
+Contract: docs/spec/cluster.md, "NORMAL messages".
 """
 
 from bisect import insort

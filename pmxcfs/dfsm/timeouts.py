@@ -1,6 +1,6 @@
 """How long a round of synchronization may be quiet before somebody does something about it.
 
-Values only, and the clock reading that events carry. Contract: spec cluster.md, "A round must not
+Values only, and the clock reading that events carry. Contract: docs/spec/cluster.md, "A round must not
 wait forever".
 """
 

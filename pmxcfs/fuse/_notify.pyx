@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Notifications to the kernel about what it must not cache any more, by FUSE's own ABI.
 
-llfuse has a queue of its own for these, one thread behind a bounded queue; spec fuse.md,
+llfuse has a queue of its own for these, one thread behind a bounded queue; docs/spec/fuse.md,
 "Invalidation", tells why that can't be used. Each call is one write to the session's descriptor,
 done without the GIL; it can block for as long as the kernel holds the directory's lock.
 """

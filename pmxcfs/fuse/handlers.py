@@ -5,7 +5,7 @@ for the root, then a counter that is never reused. A handler decides nothing; wh
 in it leaves as a FUSEError, because anything else would end the main loop and with it the mount.
 
 Threads: llfuse's workers, each handler under llfuse's lock, which is the tree's lock. Other threads
-take it by ``LOCK``. Contract: spec fuse.md.
+take it by ``LOCK``. Contract: docs/spec/fuse.md.
 """
 
 import errno

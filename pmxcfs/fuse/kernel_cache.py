@@ -1,6 +1,6 @@
 """Which of the kernel's cached names, attributes and pages a change of the tree makes invalid.
 
-Contract: spec fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
+Contract: docs/spec/fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The kernel's node ids, which objects it holds references to, and which names it knows as absent.
 
 Ids are the daemon's own: 1 for the root, then a counter that is never reused, so that what the
-kernel has open can't come to mean another object. Contract: spec fuse.md, "Node ids".
+kernel has open can't come to mean another object. Contract: docs/spec/fuse.md, "Node ids".
 """
 
 from pmxcfs._core import Entry

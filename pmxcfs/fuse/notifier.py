@@ -7,7 +7,7 @@ threads, each busy with one directory at a time, so that a blocked one hides not
 A look-up's answer can reach the kernel after the notification of a later change. The entry's
 notification waits for look-ups in that directory; so after it the inode is notified once more.
 
-Contract: spec fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
+Contract: docs/spec/fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The session with the kernel by llfuse: mounting, the main loop, the descriptor, the lock.
 
-llfuse knows one mount a process. Its lock is the tree's lock. Contract: spec fuse.md.
+llfuse knows one mount a process. Its lock is the tree's lock. Contract: docs/spec/fuse.md.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ wait, it calls one back, or keeps the watch and calls when a request has come. A
 its RELEASE handler, whose answer nobody waits for.
 
 Threads: everything here needs the tree's lock, and gives it back while it waits.
-Contract: spec fuse.md, "Waiting"; performance.md.
+Contract: docs/spec/fuse.md, "Waiting"; performance.md.
 """
 
 import contextlib

@@ -5,7 +5,7 @@ every request needs. A lock that nobody gives back is the one fault that leaves 
 and every access to it hanging; a device that is slow for seconds is none. It never touches the
 mount itself: a thread that waits for an answer of its own process can't be killed.
 
-Contract: spec operations.md, "Lifecycle".
+Contract: docs/spec/operations.md, "Lifecycle".
 """
 
 import logging

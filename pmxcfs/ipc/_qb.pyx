@@ -9,7 +9,7 @@ copied before anybody looks at it.
 Threads: ``run`` belongs to one thread, which all of libqb's calls and callbacks are made on (there
 are no locks inside libqb); it holds the GIL only while Python answers. ``stop`` may come from any.
 Exceptions never cross a frame of C: a callback stores one, ``run`` raises it, and can be called
-again. Contract: spec ipc.md.
+again. Contract: docs/spec/ipc.md.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

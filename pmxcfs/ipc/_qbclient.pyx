@@ -1,8 +1,7 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """libqb's IPC client, for our own commands: one request, one answer.
 
-Threads: a client is one thread's at a time; the GIL is released while it waits. Contract: spec
-ipc.md.
+Threads: a client is one thread's at a time; the GIL is released while it waits. Contract: docs/spec/ipc.md.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize

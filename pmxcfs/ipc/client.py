@@ -1,7 +1,7 @@
 """Asking a running daemon, as Proxmox VE's tools do: one method for each request.
 
 Content goes out and comes back as the daemon has it: JSON as bytes, keys and files as bytes.
-Contract: spec ipc.md.
+Contract: docs/spec/ipc.md.
 """
 
 import errno

@@ -3,7 +3,7 @@
 A property is a line ``name: value`` before the first line that starts with ``[``, where snapshots
 and pending changes begin; the last such line wins, white space around the value does not count.
 What a query found in a file is kept until that file changes, so asking again costs what changed
-meanwhile. Used with the tree's lock held, except ``answer``. Contract: spec ipc.md, "Requests
+meanwhile. Used with the tree's lock held, except ``answer``. Contract: docs/spec/ipc.md, "Requests
 11/13".
 """
 

@@ -2,7 +2,7 @@
 
 Bytes in, bytes out: a request comes without its header, and whatever is wrong with it is a
 ``PmxcfsError`` with the errno that the client gets. Knows nothing of libqb. A function that is not
-marked runs with the tree's lock held. Contract: spec ipc.md.
+marked runs with the tree's lock held. Contract: docs/spec/ipc.md.
 """
 
 import hmac

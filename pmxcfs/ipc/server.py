@@ -2,7 +2,7 @@
 
 The only user of libqb's server. A thread of its own runs it; each request is answered on that
 thread, so one client waits for another at most as long as an answer takes. Requests and their
-meaning are in ``requests``. Contract: spec ipc.md.
+meaning are in ``requests``. Contract: docs/spec/ipc.md.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ nothing was changed then (Busy); once it is sent 10 s, and nobody knows what bec
 (EIO). It waits with the tree's lock given back, so nothing else waits with it.
 
 Threads: everything here runs with the tree's lock held, and gives it back while it waits.
-Contract: spec cluster.md, "A mutation must not block forever"; fuse.md, "Waiting".
+Contract: docs/spec/cluster.md, "A mutation must not block forever"; fuse.md, "Waiting".
 """
 
 import logging

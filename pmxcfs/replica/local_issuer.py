@@ -1,7 +1,7 @@
 """Mutations in local mode: applied and saved on this node, several that are ready at once together.
 
 Threads: everything here runs with the tree's lock held, and gives it back while it waits.
-Contract: spec storage.md, "Writing"; fuse.md, "Waiting".
+Contract: docs/spec/storage.md, "Writing"; fuse.md, "Waiting".
 """
 
 import threading

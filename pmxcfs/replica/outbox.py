@@ -8,7 +8,7 @@ Nothing is queued without quorum: ``put`` and ``next`` look, so a change can't s
 quorum is being lost.
 
 Threads: the outbox is for any thread, and only ``send_and_wait`` blocks. Tickets are finished with
-the tree's lock held. Contract: spec cluster.md, "A mutation must not block forever".
+the tree's lock held. Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import threading

@@ -11,7 +11,7 @@ up later. Who wants to know of changes listens; who asked for one gets it from `
 Threads: everything here runs with the tree's lock held. ``LocalIssuer.submit`` gives it back for
 as long as it waits, and while a save takes long: others read then, but whoever wants to change
 something waits first, in ``Replica.await_save``.
-Contract: spec storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree", "Forks".
+Contract: docs/spec/storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree", "Forks".
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class Replica:
         self.guests = guests
         self.policy = policy
         # Whether what is delivered now reaches any other node, too. What is delivered while it is
-        # not set is this node's alone (spec cluster.md, "Forks").
+        # not set is this node's alone (docs/spec/cluster.md, "Forks").
         self.is_shared = False
         self.listeners: list[Listener] = []
         # Told what is as before, and where each entry was until now.

@@ -3,7 +3,7 @@
 A worker that begins to wait for other nodes, and is the last that reads requests, could call
 another one to read them. But mostly none comes before it is done, and the other one would run for
 nothing, on the time that this one needs. So it *keeps* the watch: it watches that beside what it
-waits for, and calls the other one when a request has come. Contract: spec fuse.md, "Waiting".
+waits for, and calls the other one when a request has come. Contract: docs/spec/fuse.md, "Waiting".
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 A metric's text is ``VALUE:VALUE:…``: some columns that are only shown live, then the time, then the
 columns of its format in order. Formats differ by how many columns they have; all are written to
-files of the current one. Pure data and arithmetic. Contract: spec status.md, "RRD".
+files of the current one. Pure data and arithmetic. Contract: docs/spec/status.md, "RRD".
 """
 
 import re

@@ -3,7 +3,7 @@
 Whoever has a metric leaves it in a queue. One thread hands them to rrdcached over its socket, or
 writes to the files itself where no rrdcached listens. One that listens and does not answer gets a
 second; what it owes an answer for stays in the queue, whose size is bounded, oldest out first.
-Contract: spec status.md, "RRD".
+Contract: docs/spec/status.md, "RRD".
 """
 
 import logging

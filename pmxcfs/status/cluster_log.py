@@ -2,7 +2,7 @@
 
 Text is made printable ASCII before it is stored, in a form that goes into JSON as it is; what other
 nodes store is not always, so it is looked at again on the way out. Used with the tree's lock held,
-except ``merge``, ``ring.in_order`` and what reads a snapshot. Contract: spec status.md, "Cluster
+except ``merge``, ``ring.in_order`` and what reads a snapshot. Contract: docs/spec/status.md, "Cluster
 log".
 """
 

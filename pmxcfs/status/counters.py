@@ -7,7 +7,7 @@ the tree's lock held.
 
 What the status group keeps is in ``members``, ``keys``, ``metrics`` and ``log``.
 
-Contract: spec status.md, ".version" and ".vmlist".
+Contract: docs/spec/status.md, ".version" and ".vmlist".
 """
 
 from collections import deque

@@ -1,7 +1,7 @@
 """The fixed entries of the root: status files, the links, and the switch for debug messages.
 
 A ``StatusFile`` knows how to render and what its content depends on; a ``Snapshot`` is one
-rendering, whose size and bytes never change. Contract: spec status.md; filesystem.md, "Fixed
+rendering, whose size and bytes never change. Contract: docs/spec/status.md; filesystem.md, "Fixed
 entries of the root"; fuse.md, "Status files".
 """
 

@@ -2,7 +2,7 @@
 
 A key that a client or another node sets goes to one of three places: ``nodeip`` is the node's
 address in ``.members``, ``rrd/…`` goes to the metrics, and all others are kept with a version for
-``.version``. Used with the tree's lock held. Contract: spec status.md, "Key/value store".
+``.version``. Used with the tree's lock held. Contract: docs/spec/status.md, "Key/value store".
 """
 
 import logging

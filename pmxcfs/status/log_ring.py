@@ -9,7 +9,7 @@ when there is none); entries follow from offset 8, each in a multiple of 8 bytes
     4 bytes that mean nothing, but differ between rings unless they are copied
 
 Space is taken from the oldest entries by writing over them, so a walk back must notice where it
-would leave what is still whole. A ring of another node can hold anything. Contract: spec status.md,
+would leave what is still whole. A ring of another node can hold anything. Contract: docs/spec/status.md,
 "Cluster log".
 """
 

@@ -1,8 +1,7 @@
 """Who belongs to the cluster, who is there, and what is known of each node.
 
 All that is kept of a node hangs on its ``Peer``, which lives as long as its entry in the cluster's
-configuration, so nothing of a node can outlast it. Used with the tree's lock held. Contract: spec
-status.md, ".members" and "Key/value store".
+configuration, so nothing of a node can outlast it. Used with the tree's lock held. Contract: docs/spec/status.md, ".members" and "Key/value store".
 """
 
 from collections.abc import Iterable, Iterator, Mapping

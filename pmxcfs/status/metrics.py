@@ -1,7 +1,7 @@
 """Metrics: the latest values of nodes, guests and storages, for ``.rrd`` and the databases.
 
 A metric's name is ``TYPE/ID`` or ``TYPE/NODE/STORAGE`` and becomes the name of a file, and peers
-send them: each part is checked here. Used with the tree's lock held. Contract: spec status.md,
+send them: each part is checked here. Used with the tree's lock held. Contract: docs/spec/status.md,
 "RRD".
 """
 

@@ -7,7 +7,7 @@ entry that both have alike, of some version, says that all was common up to it, 
 leader's that is newer than that, but not newer than our tree, says that the leader's history is
 another one. Without either our tree is an ancestor of the leader's, and nothing is lost.
 
-Contract: spec cluster.md, "Forks".
+Contract: docs/spec/cluster.md, "Forks".
 """
 
 import logging

@@ -1,6 +1,6 @@
 """How a database's file is opened: by users of it, by readers beside them, and by which library.
 
-Contract: spec storage.md.
+Contract: docs/spec/storage.md.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from urllib.parse import quote
 from pmxcfs.errors import StoreError
 from pmxcfs.storage._sqlite import memory_used
 from pmxcfs.storage._wal import VFS
-from pmxcfs.storage.soundness import check_format
+from pmxcfs.storage.schema import check_format
 from pmxcfs.storage.sqlite_errors import translated
 
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes

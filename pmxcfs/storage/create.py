@@ -1,6 +1,6 @@
 """Making a database that is there with all that belongs into it, or not at all.
 
-For what must not be found half-way by the next start. Contract: spec operations.md, "Command line";
+For what must not be found half-way by the next start. Contract: docs/spec/operations.md, "Command line";
 cluster.md.
 """
 

@@ -11,7 +11,7 @@ file itself would drop SQLite's locks on it (POSIX).
 
 Threads: ``load``, ``save`` and ``close`` by one thread at a time; ``sync`` and ``checkpoint`` may
 run beside them and wait for no writer. There is no clock here: time comes in, in seconds.
-Contract: spec storage.md.
+Contract: docs/spec/storage.md.
 """
 
 import contextlib
@@ -42,8 +42,21 @@ from pmxcfs.storage.connect import (
 )
 from pmxcfs.storage.divergence import Execute
 from pmxcfs.storage.repair import FRESH_VERSION, VERSION_NAME, Row, repair
-from pmxcfs.storage.rows import entries, entry_row, record_row, signed, version_row
-from pmxcfs.storage.soundness import check_format, check_written, is_blank
+from pmxcfs.storage.schema import (
+    DELETE,
+    SELECT_ROWS,
+    SELECT_STATE,
+    TABLE,
+    WRITE,
+    check_format,
+    check_written,
+    entries,
+    entry_row,
+    is_blank,
+    record_row,
+    signed,
+    version_row,
+)
 from pmxcfs.storage.sqlite_errors import (
     CORRUPT_ADVICE,
     FAILURES,
@@ -65,34 +78,6 @@ CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several 
 _LOG_SUFFIX = "-wal"
 COMPANIONS = ("", _LOG_SUFFIX, "-shm", "-journal")
 
-# The table as the existing implementation makes it, to the letter. inode is the row number; inode,
-# parent and version are unsigned 64 bits in SQLite's signed ones. type is 8 for a file, 4 for a
-# directory. name is bytes, whatever the column says. data is NULL for directories and empty files.
-# Row 0 is the tree's version, writer and mtime; parent 0 is the root.
-_TABLE = (
-    "CREATE TABLE tree (  inode INTEGER PRIMARY KEY NOT NULL,"
-    "  parent INTEGER NOT NULL CHECK(typeof(parent)=='integer'),"
-    "  version INTEGER NOT NULL CHECK(typeof(version)=='integer'),"
-    "  writer INTEGER NOT NULL CHECK(typeof(writer)=='integer'),"
-    "  mtime INTEGER NOT NULL CHECK(typeof(mtime)=='integer'),"
-    "  type INTEGER NOT NULL CHECK(typeof(type)=='integer'),"
-    "  name TEXT NOT NULL,  data BLOB)"
-)
-_SELECT = (
-    "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), {data} "
-    "FROM tree ORDER BY inode"
-)
-_SELECT_ROWS = _SELECT.format(data="CAST(data AS BLOB)")
-_SELECT_STATE = _SELECT.format(data="ifnull(length(data), 0)")
-# An UPDATE in place: where size and most bytes stay the same, SQLite leaves those pages alone.
-_WRITE = (
-    "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) "
-    "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?) "
-    "ON CONFLICT (inode) DO UPDATE SET parent = excluded.parent, version = excluded.version, "
-    "writer = excluded.writer, mtime = excluded.mtime, type = excluded.type, "
-    "name = excluded.name, data = excluded.data"
-)
-_DELETE = "DELETE FROM tree WHERE inode = ?"
 
 _FILE = int(EntryType.FILE)
 
@@ -239,9 +224,9 @@ class Database:
         gone = [signed(entry.inode) for entry in adoption.deleted]
         with self._transaction(weight=self._weight(rows, gone)) as execute:
             for inode in gone:
-                execute(_DELETE, (inode,))
+                execute(DELETE, (inode,))
             for row in rows:
-                execute(_WRITE, row)
+                execute(WRITE, row)
             divergence.end(execute)
             check_written(execute, self._path, rows=rows, count=adoption.count + 1)
             if self._others_commits() != self._known_commits:
@@ -406,9 +391,9 @@ class Database:
 
     def _create(self, now: int) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.execute(_TABLE)
+        self._connection.execute(TABLE)
         version = (0, 0, FRESH_VERSION, 0, now, _FILE, VERSION_NAME, None)
-        self._connection.execute(_WRITE, version)
+        self._connection.execute(WRITE, version)
         self._connection.execute("COMMIT")
 
     def _disconnect(self) -> None:
@@ -472,7 +457,7 @@ class Database:
 
         Rows with an inode in *always* are written in any case; what is not in *rows* is deleted.
         """
-        present = {row[0]: row for row in self._connection.execute(_SELECT_STATE)}
+        present = {row[0]: row for row in self._connection.execute(SELECT_STATE)}
         forced = {signed(inode) for inode in always}
         changed = []
         for row in rows:
@@ -487,9 +472,9 @@ class Database:
         try:
             execute("BEGIN IMMEDIATE")
             for inode in gone:
-                execute(_DELETE, (inode,))
+                execute(DELETE, (inode,))
             for row in rows:
-                execute(_WRITE, row)
+                execute(WRITE, row)
             execute("COMMIT")
         except BaseException:
             self._roll_back()
@@ -539,8 +524,8 @@ def find_damage(path: Path) -> list[str]:
 def _open_writer(path: Path) -> Writer:
     return Writer(
         os.fsencode(path),
-        write=_WRITE,
-        delete=_DELETE,
+        write=WRITE,
+        delete=DELETE,
         settings=(*settings(log_limit=LOG_LIMIT), f"PRAGMA cache_size = {-CACHE_KIB}"),
         version_name=VERSION_NAME,
         timeout_ms=round(BUSY_TIMEOUT * 1000),
@@ -548,7 +533,7 @@ def _open_writer(path: Path) -> Writer:
 
 
 def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
-    rows = connection.execute(_SELECT_ROWS).fetchall()
+    rows = connection.execute(SELECT_ROWS).fetchall()
     inodes = [row[0] for row in rows]
     if any(one >= other for one, other in pairwise(inodes)):
         raise StoreError(f"{path} can't be read: its rows are out of order: {CORRUPT_ADVICE}")

@@ -5,7 +5,7 @@ that makes the tree a common one again. So a crash can leave a row without such 
 harmless, but never a change without its row. Entries of a version above the row's were changed by
 this node alone. The existing implementation ignores the table.
 
-Contract: spec cluster.md, "Forks"; storage.md, "The database".
+Contract: docs/spec/cluster.md, "Forks"; storage.md, "The database".
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ nobody knows any more whether it was secret; the lines name entries by inode for
 A repair never raises the version: it only gives a missing or too low version row the highest
 version found. The repaired tree has mtime 0, so that at equal version an intact member of the
 cluster leads and its tree replaces this one. The same rows always give the same records. There is
-no SQLite, no file and no clock here. Contract: spec storage.md, "Loading".
+no SQLite, no file and no clock here. Contract: docs/spec/storage.md, "Loading".
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,6 +1,6 @@
 """What SQLite's errors mean: the errno that a caller gets, and the advice for the administrator.
 
-The only place that knows SQLite's codes. Contract: spec storage.md, "Writing".
+The only place that knows SQLite's codes. Contract: docs/spec/storage.md, "Writing".
 """
 
 import contextlib

@@ -11,7 +11,7 @@ public one must never read a private one. All others are detached, as by a delet
 
 Threads: nothing published may change from ``plan`` until after ``apply``, and ``apply`` needs the
 tree's lock; ``plan`` needs none, so that requests are answered while it works.
-Contract: spec cluster.md, "State machine", UPDATE_COMPLETE.
+Contract: docs/spec/cluster.md, "State machine", UPDATE_COMPLETE.
 """
 
 from collections.abc import Iterable

@@ -3,7 +3,7 @@
 One digest per entry, in ascending inode order, behind a header that follows from the entries. What
 peers send is untrusted and checked in full: of two indexes that ``parse`` accepts, equal entries
 mean equal bytes, as the header has nothing of its own but the root's stamp.
-Contract: spec storage.md, "Checksums and index"; cluster.md, "State machine", STATE.
+Contract: docs/spec/storage.md, "Checksums and index"; cluster.md, "State machine", STATE.
 """
 
 import hashlib

@@ -4,7 +4,7 @@ Only the time since *this node first saw this version* of a lock counts, by a mo
 comes in as an argument: the clocks of other nodes and the mtime mean nothing here. A version is
 told by the entry's checksum, so a reload does not make a known lock young again.
 
-Contract: spec filesystem.md, "Locks".
+Contract: docs/spec/filesystem.md, "Locks".
 """
 
 from pmxcfs._core import Entry, Tree

@@ -1,6 +1,6 @@
 """Which mode an entry has: a function of its path, its type and the quorum, nothing else.
 
-Contract: spec filesystem.md, "Names, owners, modes".
+Contract: docs/spec/filesystem.md, "Names, owners, modes".
 """
 
 import re

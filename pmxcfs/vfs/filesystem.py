@@ -6,7 +6,7 @@ mutation is local or replicated either: it asks the issuer, which answers when i
 Writes collect in RAM and become one message on close (close-to-open publishing). All methods need
 the tree's lock; those that mutate give it back while they wait for the issuer.
 
-Contract: spec filesystem.md and fuse.md.
+Contract: docs/spec/filesystem.md and fuse.md.
 """
 
 import contextlib

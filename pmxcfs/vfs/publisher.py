@@ -1,7 +1,7 @@
 """The clock behind close-to-open publishing: what nobody closes in time is published anyway.
 
 One thread, asleep while nothing is unpublished, so that a write costs no wake-up: at most two a
-second, however many writes there are. Contract: spec filesystem.md, "Better than before" 1.
+second, however many writes there are. Contract: docs/spec/filesystem.md, "Better than before" 1.
 """
 
 import logging

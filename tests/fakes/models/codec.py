@@ -1,4 +1,4 @@
-"""The messages of spec cluster.md once more, slowly, from the page: what ``_cpg`` is compared with.
+"""The messages of docs/spec/cluster.md once more, slowly, from the page: what ``_cpg`` is compared with.
 
 ``struct`` and slices, no cleverness. Encoding takes valid messages only.
 """

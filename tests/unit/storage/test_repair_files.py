@@ -1,4 +1,4 @@
-"""Damaged database files: every kind that spec storage.md names starts, repaired; the rest is said.
+"""Damaged database files: every kind that docs/spec/storage.md names starts, repaired; the rest is said.
 
 Each case damages one small tree by hand, as bad luck or an administrator would, and states the
 whole tree that must come out.
