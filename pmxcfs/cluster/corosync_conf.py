@@ -1,7 +1,9 @@
-"""The host's corosync.conf, which follows the tree's.
+"""Updates of the host's corosync.conf from the corosync.conf in the tree.
 
-``refusal`` decides, ``HostConfig`` does it on a thread of its own: neither the device nor a
-corosync that hangs delays the delivery of messages. Contract: docs/spec/operations.md, "corosync.conf".
+``refusal`` decides whether the host's file may be replaced. ``HostConfig`` writes the file and has
+corosync reload it. Both can block, so a separate thread does them, and message delivery goes on.
+
+Contract: docs/spec/operations.md, "corosync.conf".
 """
 
 import logging
@@ -15,26 +17,26 @@ from pmxcfs.cluster._corosync import reload_configuration
 from pmxcfs.errors import ClusterError
 from pmxcfs.host.files import sync_directory
 
-SETTLE = 1.0  # seconds between a new file and the reload
-STOP_TIMEOUT = 0.5  # seconds that the end of the thread is waited for
-MODE = 0o644
+RELOAD_DELAY = 1.0  # seconds from writing the file to the reload, so that all nodes have it by then
+STOP_TIMEOUT = 0.5  # seconds that ``close`` waits for the thread
+MODE = 0o644  # permission bits of the host's file
 
-MAX_DIGITS = 20  # what corosync can hold has no more
+MAX_DIGITS = 20  # of a config_version; corosync's 64-bit number has at most 20
 
 _VERSION = re.compile(rb"config_version\s*:\s*(\d+)")
 _log = logging.getLogger("pmxcfs.confdb")
 
 
 def version_of(content: bytes) -> int | None:
-    """Return the version that a corosync.conf states, None if it states none."""
+    """Return the config_version of a corosync.conf, or None if it has no valid one."""
     found = _VERSION.search(content)
     return int(found[1]) if found and len(found[1]) <= MAX_DIGITS else None
 
 
 def refusal(wanted: bytes, present: bytes | None) -> str:
-    """Say why *wanted* must not replace the host's file; empty if it may.
+    """Return the reason why *wanted* must not replace the host's file, or "" if it may.
 
-    *present* is what the file has, None if there is none.
+    *present* is the content of the host's file, or None if the file does not exist.
     """
     new, old = version_of(wanted), version_of(present or b"")
     if new is None:
@@ -45,9 +47,9 @@ def refusal(wanted: bytes, present: bytes | None) -> str:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Replace a file, so that after a crash it is either the old or the new one. Raises OSError."""
+    """Replace a file atomically, also across a crash. Blocks for two fsyncs; raises OSError."""
     fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)  # of a crash
+    fresh.unlink(missing_ok=True)  # left behind by a crash
     with fresh.open("xb") as file:
         os.fchmod(file.fileno(), MODE)
         file.write(content)
@@ -58,19 +60,19 @@ def replace(path: Path, content: bytes) -> None:
 
 
 class HostConfig:
-    """The thread that writes one host file."""
+    """A thread that keeps one host file equal to the tree's and has corosync reload it."""
 
     def __init__(
         self,
         path: Path,
         *,
-        settle: float = SETTLE,
+        reload_delay: float = RELOAD_DELAY,
         reload: Callable[[], None] = reload_configuration,
     ) -> None:
         self._path = path
-        self._settle = settle
+        self._reload_delay = reload_delay  # seconds
         self._reload = reload
-        self._changed = threading.Condition()  # guards the next three
+        self._changed = threading.Condition()  # guards the three attributes below
         self._wanted: bytes | None = None
         self._may_reload = False
         self._is_closing = False
@@ -81,10 +83,11 @@ class HostConfig:
         self._thread.start()
 
     def follow(self, content: bytes, *, reload: bool) -> None:
-        """Have the host's file follow. *reload*: the change came from this node, or we start.
+        """Queue *content* as the new content of the host's file. Never blocks.
 
-        Never blocks. Of several at once the last one counts, and a reload that any of them asked
-        for.
+        *reload* also asks for a reload by corosync: true at start and for a change that this node
+        issued. Of several calls before the thread gets to them, the last content is written, and
+        corosync reloads it if any of the calls asked for that.
         """
         with self._changed:
             self._wanted = content
@@ -92,7 +95,7 @@ class HostConfig:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread, when what it was given is written; that is waited for half a second."""
+        """End the thread after it has written the queued content; waits at most STOP_TIMEOUT."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -104,7 +107,7 @@ class HostConfig:
             content, may_reload = taken
             try:
                 if self._write(content) and may_reload:
-                    self._settle_down()
+                    self._wait_for_other_nodes()
                     self._reload()
                     _log.info("asked corosync to reload its configuration")
             except OSError as error:
@@ -113,7 +116,7 @@ class HostConfig:
                 _log.error("corosync was not told to reload its configuration: %s", error)
 
     def _take(self) -> tuple[bytes, bool] | None:
-        """Wait for work; None: the end."""
+        """Block until content is queued; return (content, may_reload), or None after ``close``."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing or self._wanted is not None)
             if self._wanted is None:
@@ -123,7 +126,10 @@ class HostConfig:
             return taken
 
     def _write(self, content: bytes) -> bool:
-        """Replace the host's file if it must be; tell whether corosync ran with one before."""
+        """Replace the host's file if it differs and may be replaced.
+
+        Return whether an older file was replaced, which corosync has to reload.
+        """
         try:
             present = self._path.read_bytes()
         except FileNotFoundError:
@@ -137,7 +143,7 @@ class HostConfig:
         _log.info("wrote %s, config_version %s", self._path, version_of(content))
         return present is not None
 
-    def _settle_down(self) -> None:
-        """Give all nodes time to write their files, but no longer than the daemon runs."""
+    def _wait_for_other_nodes(self) -> None:
+        """Block for the reload delay, in which the other nodes write their files, or to ``close``."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closing, self._settle)
+            self._changed.wait_for(lambda: self._is_closing, self._reload_delay)

@@ -49,7 +49,7 @@ def corosync(tmp_path: Path) -> Iterator[Corosync]:
 
 def reload(corosync: Corosync, *, version: int, nodes: int) -> None:
     """Have corosync run with another configuration, by the code that does it in the daemon."""
-    host = HostConfig(corosync.conf, settle=0)
+    host = HostConfig(corosync.conf, reload_delay=0)
     host.start()
     host.follow(configuration(version=version, nodes=nodes).encode(), reload=True)
     host.close()
@@ -176,7 +176,7 @@ def test_a_stopped_corosync_does_not_hold_up_the_end(corosync: Corosync, moment:
 def test_a_dead_corosync_does_not_keep_the_host_file_back(corosync: Corosync) -> None:
     corosync.kill()
     wanted = configuration(version=2)
-    host = HostConfig(corosync.conf, settle=0)
+    host = HostConfig(corosync.conf, reload_delay=0)
     host.start()
     host.follow(wanted.encode(), reload=True)
     host.close()

@@ -1,4 +1,4 @@
-"""The host's corosync.conf: what replaces it, and how."""
+"""Updates of the host's corosync.conf: which contents may replace the file, and the reload."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ import pytest
 from pmxcfs.cluster.corosync_conf import HostConfig, refusal, replace, version_of
 from pmxcfs.errors import Disconnected
 
-PATIENCE = 30.0
+TIMEOUT = 30.0  # seconds until a wait fails the test
 
 
 def conf(version: int | str, text: str = "") -> bytes:
@@ -32,7 +32,7 @@ def conf(version: int | str, text: str = "") -> bytes:
         (conf("9" * 5000), None),
     ],
 )
-def test_the_version_is_the_first_that_is_stated(content: bytes, version: int | None) -> None:
+def test_the_version_is_the_first_config_version(content: bytes, version: int | None) -> None:
     assert version_of(content) == version
 
 
@@ -48,23 +48,23 @@ def test_the_version_is_the_first_that_is_stated(content: bytes, version: int | 
         (b"", conf(1), "the cluster's corosync.conf has no config_version"),
     ],
 )
-def test_a_file_is_refused_for_a_reason(wanted: bytes, present: bytes | None, reason: str) -> None:
+def test_refusal_states_the_reason(wanted: bytes, present: bytes | None, reason: str) -> None:
     assert refusal(wanted, present) == reason
 
 
 class Host:
-    """A host's file with its thread; *reloads* counts what corosync was asked."""
+    """A HostConfig on a temporary file; *reloads* counts the reload requests to corosync."""
 
-    def __init__(self, path: Path, *, settle: float = 0) -> None:
+    def __init__(self, path: Path, *, reload_delay: float = 0) -> None:
         self.path = path
         self.reloads = threading.Semaphore(0)
-        self.config = HostConfig(path, settle=settle, reload=self.reload)
+        self.config = HostConfig(path, reload_delay=reload_delay, reload=self.reload)
 
     def reload(self) -> None:
         self.reloads.release()
 
     def run(self, content: bytes, *, reload: bool) -> None:
-        """Have the file follow, to the end."""
+        """Start the thread, queue *content* and wait until the thread has written it."""
         self.config.start()
         self.config.follow(content, reload=reload)
         self.config.close()
@@ -81,7 +81,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     assert [path.name for path in tmp_path.iterdir()] in ([], ["corosync.conf"])
 
 
-def test_a_file_that_was_there_is_replaced_and_reloaded(host: Host) -> None:
+def test_an_existing_file_is_replaced_and_reloaded(host: Host) -> None:
     host.path.write_bytes(conf(1))
     host.path.chmod(0o600)
     before = host.path.stat().st_ino
@@ -98,7 +98,7 @@ def test_a_first_file_is_written_but_not_reloaded(host: Host) -> None:
     assert not host.was_reloaded
 
 
-def test_the_change_of_another_node_is_not_reloaded_here(host: Host) -> None:
+def test_a_change_of_another_node_is_not_reloaded_here(host: Host) -> None:
     host.path.write_bytes(conf(1))
     host.run(conf(2), reload=False)
     assert host.path.read_bytes() == conf(2)
@@ -115,14 +115,14 @@ def test_an_equal_file_is_left_alone(host: Host) -> None:
 
 @pytest.mark.expect_log("pmxcfs.confdb ERROR .*corosync.conf is not replaced: the cluster's")
 @pytest.mark.parametrize("wanted", [conf(1), b"no version"])
-def test_a_refused_file_is_not_copied_and_says_so(host: Host, wanted: bytes) -> None:
+def test_refused_content_is_logged_and_not_written(host: Host, wanted: bytes) -> None:
     host.path.write_bytes(conf(2))
     host.run(wanted, reload=True)
     assert host.path.read_bytes() == conf(2)
     assert not host.was_reloaded
 
 
-def test_of_several_changes_the_last_counts_and_any_reload(host: Host) -> None:
+def test_the_last_of_several_contents_is_written_and_any_reload_counts(host: Host) -> None:
     host.path.write_bytes(conf(1))
     host.config.follow(conf(2), reload=True)
     host.config.follow(conf(3), reload=False)
@@ -133,22 +133,22 @@ def test_of_several_changes_the_last_counts_and_any_reload(host: Host) -> None:
     assert not host.was_reloaded
 
 
-def test_the_end_does_not_wait_for_files_to_settle(tmp_path: Path) -> None:
-    host = Host(tmp_path / "corosync.conf", settle=PATIENCE * 3)
+def test_close_does_not_wait_for_the_reload_delay(tmp_path: Path) -> None:
+    host = Host(tmp_path / "corosync.conf", reload_delay=TIMEOUT * 3)
     host.path.write_bytes(conf(1))
     began = time.monotonic()
     host.run(conf(2), reload=True)
-    assert host.reloads.acquire(timeout=PATIENCE)
-    assert time.monotonic() - began < PATIENCE
+    assert host.reloads.acquire(timeout=TIMEOUT)
+    assert time.monotonic() - began < TIMEOUT
 
 
 @pytest.mark.expect_log("pmxcfs.confdb ERROR can't update .*: No such file or directory")
-def test_a_directory_that_is_not_there_is_reported(tmp_path: Path) -> None:
+def test_a_missing_directory_is_logged(tmp_path: Path) -> None:
     Host(tmp_path / "absent" / "corosync.conf").run(conf(1), reload=True)
 
 
 @pytest.mark.expect_log("pmxcfs.confdb ERROR corosync was not told to reload .*CS_ERR_LIBRARY")
-def test_a_failed_reload_is_reported_and_the_thread_goes_on(tmp_path: Path) -> None:
+def test_a_failed_reload_is_logged_and_the_thread_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "corosync.conf"
     path.write_bytes(conf(1))
     failed = threading.Semaphore(0)
@@ -157,16 +157,16 @@ def test_a_failed_reload_is_reported_and_the_thread_goes_on(tmp_path: Path) -> N
         failed.release()
         raise Disconnected("corosync_cfg_initialize", 2, "CS_ERR_LIBRARY")
 
-    config = HostConfig(path, settle=0, reload=fail)
+    config = HostConfig(path, reload_delay=0, reload=fail)
     config.start()
     for version in (2, 3):
         config.follow(conf(version), reload=True)
-        assert failed.acquire(timeout=PATIENCE)
+        assert failed.acquire(timeout=TIMEOUT)
     config.close()
     assert path.read_bytes() == conf(3)
 
 
-def test_a_file_left_by_a_crash_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_temporary_file_left_by_a_crash_is_replaced(tmp_path: Path) -> None:
     (tmp_path / ".corosync.conf.new").write_bytes(b"half")
     replace(tmp_path / "corosync.conf", conf(2))
     assert [path.name for path in tmp_path.iterdir()] == ["corosync.conf"]
