@@ -144,6 +144,6 @@ class HostConfig:
         return present is not None
 
     def _wait_for_other_nodes(self) -> None:
-        """Block for the reload delay, in which the other nodes write their files, or to ``close``."""
+        """Block for the reload delay, so that other nodes write their files, or until ``close``."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing, self._reload_delay)
