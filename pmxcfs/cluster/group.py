@@ -156,7 +156,7 @@ class GroupThread:
         self._sender = Sender(group, self.dfsm, source, clock=self._clock)
         self._connect = connect
         self._log = log
-        self._ownership = threading.Lock()  # of whoever acts for the group
+        self.ownership = threading.Lock()  # held by the thread that acts for the group
         self._line: _Line | None = None  # for others to act through; None: they can't
         self._watch: RequestWatch | None = None  # of the one that does
         self._failure: Exception | None = None  # theirs, for the group's thread to cope with
@@ -223,13 +223,13 @@ class GroupThread:
         Stops the *watch* when a request comes. May return sooner, and at once; the thread then goes
         on. Not with the tree's lock held.
         """
-        if not self._ownership.acquire(blocking=False):
+        if not self.ownership.acquire(blocking=False):
             self.wake()
             return
         try:
             is_settled = self._act_until(awaited, time.monotonic() + seconds, watch)
         finally:
-            self._ownership.release()
+            self.ownership.release()
         if not is_settled:
             self.wake()
 
@@ -335,13 +335,13 @@ class GroupThread:
             try:
                 while not self._is_stopping.is_set():
                     poller.sleep(self._sleep())
-                    with self._ownership:
+                    with self.ownership:
                         self._line = None  # unless all goes well
                         self._raise_failure()
                         self._act(line)
                         self._line = line
             finally:
-                with self._ownership:
+                with self.ownership:
                     self._line = None
 
     def _act(self, line: _Line) -> None:

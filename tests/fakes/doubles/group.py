@@ -134,7 +134,7 @@ class Node:
     def start(self) -> None:
         self.thread.start()
         self.until_synced()
-        with self.thread._ownership:  # until others can act in its place
+        with self.thread.ownership:  # once it is free, another thread can take it
             pass
 
     def until_synced(self, times: int = 1) -> None:
