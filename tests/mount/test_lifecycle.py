@@ -16,6 +16,7 @@ import pytest
 
 from pmxcfs.host.process import STOP_SIGNALS
 from pmxcfs.messages import MAX_FILE_SIZE
+from tests.fakes.programs import careless
 from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
 
 STOP_DEADLINE = 3.0  # seconds, of the contract
@@ -155,12 +156,9 @@ def test_signals_that_were_blocked_before_do_not_keep_it_from_ending(tmp_path: P
 
 
 def test_a_bug_in_finishing_does_not_keep_it_from_ending(tmp_path: Path) -> None:
-    broken = (
-        "import sys; from pmxcfs import cli, daemon;"
-        "daemon.Daemon._finish_changes = lambda self: 1 / 0; sys.exit(cli.main())"
-    )
+    broken = (careless.__file__, "fail-to-finish")
     expected = ["thread signals died", "critical: "]
-    with mounted(tmp_path, program=("-c", broken), expect_log=expected) as daemon:
+    with mounted(tmp_path, program=broken, expect_log=expected) as daemon:
         daemon.stop(grace=STOP_DEADLINE)
 
 

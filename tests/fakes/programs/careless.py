@@ -15,6 +15,7 @@ from pmxcfs.daemon import daemon
 from pmxcfs.fuse import session
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.replica import replica
+from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage import database
@@ -90,11 +91,22 @@ def skip_update() -> None:
     setattr(replica, "plan", plan_less)  # noqa: B010
 
 
+def fail_to_finish() -> None:
+    """Raise an exception while a stopping daemon ends the changes that wait."""
+
+    class Failing(LocalIssuer):
+        def refuse(self) -> None:
+            raise RuntimeError("injected")
+
+    setattr(daemon, "LocalIssuer", Failing)  # noqa: B010
+
+
 SABOTAGE: Mapping[str, Callable[[], None]] = {
     "reply-before-commit": reply_before_commit,
     "commit-in-pieces": commit_in_pieces,
     "forget-to-sync": forget_to_sync,
     "skip-update": skip_update,
+    "fail-to-finish": fail_to_finish,
 }
 
 if __name__ == "__main__":
