@@ -1,11 +1,13 @@
-"""What corosync says about the cluster besides messages: quorum, and who belongs to it.
+"""Watchers of corosync's quorum state and cluster configuration.
 
-Two watchers, each a thread that owns a connection and makes a new one when it is lost, for ever.
-Neither decides anything; what they learn goes to a callback, on the watcher's thread and without a
-lock held. Contract: docs/spec/cluster.md, "Quorum and configuration".
+Each watcher is a thread that owns one connection to corosync. If the connection is lost, the thread
+connects again, for ever. A watcher decides nothing: it passes changes to a callback, on its own
+thread and without holding a lock.
 
-Connecting blocks for as long as corosync is stopped, so the threads are daemon threads: ``close``
-does not wait for one that hangs there.
+Connecting blocks for as long as corosync is stopped. So the threads are daemon threads, and
+``close`` waits for a thread only STOP_TIMEOUT seconds.
+
+Contract: docs/spec/cluster.md, "Quorum and configuration".
 """
 
 import contextlib
@@ -17,26 +19,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from pmxcfs.host.threads import BackgroundThread
+from pmxcfs.host.outage import Outage
 from pmxcfs.cluster._corosync import Cmap, Quorum
 from pmxcfs.errors import ClusterError
 from pmxcfs.messages import ClusterConfig, ClusterNode
 
-RETRY = 5.0  # seconds between attempts to connect
-STOP_TIMEOUT = 0.5  # seconds that the end of a thread is waited for
-RELOAD = 2.0  # seconds that a configuration may be half read before it is taken as it is
+RETRY_INTERVAL = 5.0  # seconds between attempts to connect
+STOP_TIMEOUT = 0.5  # seconds that ``close`` waits for the thread
+RELOAD_TIMEOUT = 2.0  # seconds without an event after which a reload counts as complete
 
 _NODES = "nodelist.node."
 _NAME = "totem.cluster_name"
 _VERSION = "totem.config_version"
-_RELOADING = "config.reload_in_progress"  # 1 while corosync changes one key after the other
+_RELOADING = "config.reload_in_progress"  # 1 while corosync changes the keys, one after another
 
 Value = str | int | None
 
 
 def config_of(values: Mapping[str, Value]) -> ClusterConfig:
-    """Read the configuration from corosync's keys.
+    """Return the cluster's configuration from corosync's cmap keys and their *values*.
 
-    A node without an id or any name is left out, and so is one whose id or name is taken already.
+    A node is left out if it has no id or no name, or if a node before it has the same id or name.
     """
     listed = [key.removeprefix(_NODES) for key in values if key.startswith(_NODES)]
     indexes = dict.fromkeys(key.partition(".")[0] for key in listed)
@@ -68,57 +72,52 @@ class _Connection(Protocol):
     def close(self) -> None: ...
 
 
-class _Watch(ABC):
-    """A thread with one connection to corosync, made again whenever it is lost."""
+class _Watch(BackgroundThread, ABC):
+    """A thread with one connection to corosync, which it replaces whenever it is lost."""
 
     def __init__(self, name: str, logger: logging.Logger, retry: float) -> None:
+        super().__init__(name)
         self._log = logger
         self._retry = retry  # seconds
-        self._is_closing = False
-        self._is_out = False  # an outage was logged
+        self._outage: Outage[ClusterError] = Outage(
+            logger, level=logging.WARNING, describe=self._describe
+        )
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End the thread; one that corosync makes hang is left behind after half a second."""
-        self._is_closing = True
+    def wake(self) -> None:
+        """Have the thread look whether it is to stop, unless corosync makes it hang."""
         os.eventfd_write(self._wake, 1)
-        if self._thread.ident is not None:
-            self._thread.join(STOP_TIMEOUT)
 
     def __del__(self) -> None:
-        # Not before: the thread, and whoever wakes it, may use the descriptor until nobody can.
+        # Not in ``close``: the thread, or a thread that wakes it, may still use the descriptor.
         os.close(self._wake)
 
     @abstractmethod
     def _serve(self) -> None:
-        """Connect, then work until ``_is_closing``; raises ClusterError when that fails."""
+        """Connect and pass on changes until ``_is_closing``. Raises ClusterError."""
 
-    def _run(self) -> None:
-        while not self._is_closing:
+    def run(self) -> None:
+        """Connect again and again, and work while the connection lasts."""
+        while not self.is_stopping:
             try:
                 self._serve()
             except ClusterError as error:
                 self._report(error)
                 self._wait(None, self._retry)
-            except Exception:  # noqa: BLE001, as the watcher must outlive any bug in a callback
+            except Exception:  # noqa: BLE001, as a bug in a callback must not end the watcher
                 self._log.exception("watching corosync failed, which is a bug")
                 self._wait(None, self._retry)
 
     def _report(self, error: ClusterError) -> None:
         """Log the first failure of an outage."""
-        if not self._is_out and not self._is_closing:
-            self._log.warning(
-                "no connection to corosync (%s); trying again every %g s", error, self._retry
-            )
-        self._is_out = True
+        if not self.is_stopping:
+            self._outage.fails(error)
+
+    def _describe(self, error: ClusterError) -> str:
+        return f"no connection to corosync ({error}); trying again every {self._retry:g} s"
 
     def _wait(self, connection: _Connection | None, timeout: float | None) -> bool:
-        """Wait for an event, a wake-up or *timeout* seconds; tell whether there was any."""
+        """Block until an event, a wake-up or *timeout* seconds; return False on the timeout."""
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         if connection is not None:
@@ -130,33 +129,35 @@ class _Watch(ABC):
 
 
 class QuorumWatch(_Watch):
-    """Calls *on_change* whenever this node gains or loses quorum; it begins without.
+    """Calls *on_change* on its thread when this node gains or loses quorum; initially it has none.
 
-    Losing the connection is losing quorum. ``refresh`` may know of a change before *on_change*
-    does, which is always told in the end, by the watcher's thread.
+    Without a connection to corosync the node has no quorum. ``refresh`` may return a new state
+    before the thread has called *on_change* with it.
     """
 
-    def __init__(self, on_change: Callable[[bool], None], *, retry: float = RETRY) -> None:
+    def __init__(self, on_change: Callable[[bool], None], *, retry: float = RETRY_INTERVAL) -> None:
         super().__init__("quorum", logging.getLogger("pmxcfs.quorum"), retry)
         self._on_change = on_change
-        self._lock = threading.Lock()  # over the three below; held for no call that blocks
+        # Guards the three attributes below. Not held during blocking calls.
+        self._lock = threading.Lock()
         self._connection: Quorum | None = None
-        self._arrivals = select.poll()  # on it
+        self._arrivals = select.poll()  # for events of the connection
         self._is_quorate = False
-        self._announced = False  # the thread's own
+        self._announced = False  # last state given to on_change; used by the thread only
 
     def refresh(self) -> bool:
-        """Take what waits on the connection and tell whether this node has quorum. Any thread.
+        """Dispatch pending events and return whether this node has quorum.
 
-        Without a connection the next attempt to make one is now: who asks has heard from corosync.
+        For any thread; does not block. Without a connection it returns False and has the watcher's
+        thread connect at once: the caller has just heard from corosync, so corosync is running.
         """
         with self._lock:
             if self._connection is None:
                 os.eventfd_write(self._wake, 1)
-            elif not self._arrivals.poll(0):  # at a fraction of the cost of a dispatch
+            elif not self._arrivals.poll(0):  # much cheaper than a dispatch
                 return self._is_quorate
             before = self._is_quorate
-            with contextlib.suppress(ClusterError):  # the thread meets it again, and reports it
+            with contextlib.suppress(ClusterError):  # the thread gets the same error and logs it
                 self._drain()
             if self._is_quorate != before:
                 os.eventfd_write(self._wake, 1)
@@ -175,19 +176,19 @@ class QuorumWatch(_Watch):
                 with self._lock:
                     self._connection = None
                     self._is_quorate = False
-                if not self._is_closing:
+                if not self.is_stopping:
                     self._announce()  # before the connection is closed, which can block
 
     def _follow(self, connection: Quorum) -> None:
-        while not self._is_closing:
+        while not self.is_stopping:
             with self._lock:
                 self._drain()
-            self._is_out = False
+            self._outage.works()
             self._announce()
             self._wait(connection, None)
 
     def _drain(self) -> None:
-        """Dispatch all that waits. Needs the lock."""
+        """Dispatch all pending events. Needs ``_lock``; raises ClusterError."""
         if self._connection is None:
             return
         try:
@@ -206,9 +207,11 @@ class QuorumWatch(_Watch):
 
 
 class ConfigWatch(_Watch):
-    """Calls *on_change* with the cluster's configuration once it is known, and when it changes."""
+    """Calls *on_change* on its thread with the configuration, at first and when it has changed."""
 
-    def __init__(self, on_change: Callable[[ClusterConfig], None], *, retry: float = RETRY) -> None:
+    def __init__(
+        self, on_change: Callable[[ClusterConfig], None], *, retry: float = RETRY_INTERVAL
+    ) -> None:
         super().__init__("confdb", logging.getLogger("pmxcfs.confdb"), retry)
         self._on_change = on_change
         self._announced: ClusterConfig | None = None
@@ -218,39 +221,42 @@ class ConfigWatch(_Watch):
             connection.connect()
             for prefix in (_NODES, _NAME, _VERSION, _RELOADING):
                 connection.track(prefix)
-            while not self._is_closing:
+            while not self.is_stopping:
                 self._read(connection)
-                self._is_out = False
+                self._outage.works()
                 self._wait(connection, None)
 
     def _read(self, connection: Cmap) -> None:
-        """Announce the configuration if it changed, and never one that is half changed."""
-        self._settle(connection)
+        """Pass on the configuration if it changed, but not in the middle of a reload."""
+        self._wait_for_reload(connection)
         config = load(connection)
-        while self._settle(connection) and not self._is_closing:  # it changed while we read
+        while self._wait_for_reload(connection) and not self.is_stopping:  # changed during load
             config = load(connection)
         if config != self._announced:
             self._announced = config
             self._on_change(config)
 
-    def _settle(self, connection: Cmap) -> bool:
-        """Take what waits, up to the end of a reload; tell whether anything did."""
+    def _wait_for_reload(self, connection: Cmap) -> bool:
+        """Dispatch pending events, to the end of a reload; return whether there was an event.
+
+        Blocks during a reload, but not once no event has come for RELOAD_TIMEOUT seconds.
+        """
         is_changed = drain(connection)
-        while connection.get(_RELOADING) == 1 and self._wait(connection, RELOAD):
-            if self._is_closing:
+        while connection.get(_RELOADING) == 1 and self._wait(connection, RELOAD_TIMEOUT):
+            if self.is_stopping:
                 break
             is_changed |= drain(connection)
         return is_changed
 
 
 def load(connection: Cmap) -> ClusterConfig:
-    """Return the configuration that corosync has now. Blocks."""
+    """Return corosync's current configuration. Blocks; raises ClusterError."""
     keys = [_NAME, _VERSION, *connection.keys(_NODES)]
     return config_of({key: connection.get(key) for key in keys})
 
 
 def drain(connection: Quorum | Cmap) -> bool:
-    """Take all events that wait; tell whether there was one. Does not block."""
+    """Dispatch all pending events; return whether there was one. Does not block."""
     found = False
     while connection.dispatch_one():
         found = True

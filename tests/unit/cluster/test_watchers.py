@@ -1,4 +1,4 @@
-"""The watchers without a corosync: what they make of keys, and of connections that fail."""
+"""The watchers without corosync: cmap keys to a configuration, and connections that fail."""
 
 import os
 import queue
@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 import pytest
 
-from pmxcfs.cluster import watchers as corosync
+from pmxcfs.cluster import watchers as module
 from pmxcfs.cluster.watchers import QuorumWatch, config_of
 from pmxcfs.errors import Disconnected
 from pmxcfs.messages import ClusterConfig, ClusterNode
 
-PATIENCE = 30.0
-RETRY = 0.001
+TIMEOUT = 30.0  # seconds until a wait fails the test
+RETRY = 0.001  # seconds
 
 NODE = "nodelist.node."
 
 
-def test_reads_the_configuration() -> None:
+def test_the_configuration_is_read_from_cmap_keys() -> None:
     values: dict[str, str | int | None] = {
         "totem.cluster_name": "lab",
         "totem.config_version": 3,
@@ -47,7 +47,7 @@ def test_reads_the_configuration() -> None:
     [
         ({f"{NODE}0.name": "a"}, []),  # no id
         ({f"{NODE}0.nodeid": 1}, []),  # no name
-        ({f"{NODE}0.nodeid": "1", f"{NODE}0.name": "a"}, []),  # an id that is no number
+        ({f"{NODE}0.nodeid": "1", f"{NODE}0.name": "a"}, []),  # an id that is not a number
         ({f"{NODE}0.nodeid": 1, f"{NODE}0.name": None, f"{NODE}0.ring0_addr": "b"}, ["b"]),
         (
             {f"{NODE}{n}.nodeid": 1 for n in range(2)}
@@ -60,14 +60,16 @@ def test_reads_the_configuration() -> None:
         ),
     ],
 )
-def test_leaves_out_what_is_no_node(values: dict[str, str | int | None], names: list[str]) -> None:
+def test_an_incomplete_or_duplicate_node_is_left_out(
+    values: dict[str, str | int | None], names: list[str]
+) -> None:
     config = config_of(values)
     assert [node.name for node in config.nodes] == names
     assert (config.name, config.version) == ("", 0)
 
 
 class FakeQuorum:
-    """A connection that fails to be made as often as told, then says what the test wants."""
+    """A quorum connection that fails *failures* times, then reports quorum once and is lost."""
 
     failures = 0
     attempts = 0
@@ -90,7 +92,7 @@ class FakeQuorum:
     def fileno(self) -> int:
         if self._is_lost:
             raise Disconnected("quorum_dispatch", 2, "CS_ERR_LIBRARY")
-        self._is_lost = True  # as soon as it has told something
+        self._is_lost = True  # from the second call on
         return self._descriptor
 
     def close(self) -> None:
@@ -99,7 +101,7 @@ class FakeQuorum:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeQuorum]:
-    monkeypatch.setattr(corosync, "Quorum", FakeQuorum)
+    monkeypatch.setattr(module, "Quorum", FakeQuorum)
     monkeypatch.setattr(FakeQuorum, "attempts", 0)
     monkeypatch.setattr(FakeQuorum, "failures", 3)
     return FakeQuorum
@@ -117,9 +119,9 @@ def watched(on_change: Callable[[bool], None]) -> QuorumWatch:
 def test_each_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     told: queue.Queue[bool] = queue.Queue()
     watch = watched(told.put)
-    assert [told.get(timeout=PATIENCE) for _ in range(2)] == [True, False]
+    assert [told.get(timeout=TIMEOUT) for _ in range(2)] == [True, False]
     first = [record.message for record in caplog.records][:1]
-    assert told.get(timeout=PATIENCE) is True
+    assert told.get(timeout=TIMEOUT) is True
     watch.close()
     assert FakeQuorum.attempts >= 3 + 2
     initial = [r.message for r in caplog.records if "quorum_initialize" in r.message]
@@ -129,13 +131,13 @@ def test_each_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.expect_log("no connection to corosync")
-def test_who_asks_for_the_quorum_has_it_connected_at_once(fake: type[FakeQuorum]) -> None:
+def test_a_refresh_without_connection_connects_at_once(fake: type[FakeQuorum]) -> None:
     fake.failures = 1
     told: queue.Queue[bool] = queue.Queue()
-    watch = QuorumWatch(told.put, retry=100 * PATIENCE)
+    watch = QuorumWatch(told.put, retry=100 * TIMEOUT)
     watch.start()
     assert not watch.refresh()
-    assert told.get(timeout=PATIENCE) is True
+    assert told.get(timeout=TIMEOUT) is True
     watch.close()
 
 
@@ -150,7 +152,7 @@ def test_a_bug_in_the_callback_does_not_end_the_watcher() -> None:
         raise RuntimeError("a bug")
 
     watch = watched(buggy)
-    assert [told.get(timeout=PATIENCE) for _ in range(3)] == [True, False, True]
+    assert [told.get(timeout=TIMEOUT) for _ in range(3)] == [True, False, True]
     watch.close()
 
 
