@@ -46,7 +46,7 @@ cdef extern from "sqlite3.h" nogil:
 cdef class Statement:
     cdef readonly str sql
     cdef sqlite3_stmt* _handle  # owned; NULL once closed
-    cdef sqlite3* _database  # owned by the Writer that made this
+    cdef sqlite3* _database  # borrowed: owned by the Writer that prepared the statement
 
     cdef int put(self, int index, int64_t value) except -1
     cdef int start(self) except -1
@@ -72,5 +72,5 @@ cdef class Writer:
     cdef int save_entry(self, Entry entry) except -1
     cdef int save_row(self, Entry entry, int64_t parent, int64_t type, bytes name,
                       bytes data) except -1
-    cdef int take_back(self) except -1
+    cdef int roll_back(self) except -1
     cpdef int run(self, Statement statement) except -1

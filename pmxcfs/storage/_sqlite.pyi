@@ -5,12 +5,12 @@ from typing_extensions import disjoint_base
 from pmxcfs._core import Tree
 
 class SqliteError(Exception):
-    """What SQLite could not do."""
+    """An error of SQLite."""
 
     sqlite_errorcode: int  # extended, as in sqlite3
     def __init__(self, message: str, code: int) -> None: ...
 
-def memory_used() -> int: ...  # bytes that this copy of the library has allocated
+def memory_used() -> int: ...  # bytes that this copy of the SQLite library has allocated
 
 @final
 class Statement:
@@ -21,7 +21,10 @@ class Statement:
 
 @disjoint_base
 class Writer:
-    """A connection that saves trees. Not for an *alone* database. All methods raise SqliteError."""
+    """A connection that saves trees. All methods raise SqliteError.
+
+    Can't be used beside a connection in exclusive locking mode (``Database.open(alone=True)``).
+    """
 
     def __init__(
         self,
@@ -34,10 +37,10 @@ class Writer:
         timeout_ms: int,
     ) -> None: ...
     @property
-    def is_stuck(self) -> bool: ...  # a transaction could be neither finished nor taken back
-    # Returns rows written or deleted, and bytes in them.
+    def is_stuck(self) -> bool: ...  # a transaction could be neither committed nor rolled back
+    # Returns the rows written or deleted, and the bytes of file content in them.
     def save(self, tree: Tree, *, patient: bool = True) -> tuple[int, int]: ...
-    def others_commits(self) -> int: ...  # changes whenever another connection commits
-    def let_go(self) -> None: ...  # before and after a checkpoint
-    def run(self, statement: Statement) -> int: ...  # tests override it
+    def others_commits(self) -> int: ...  # changes with each commit of another connection
+    def let_go(self) -> None: ...  # ends the snapshot kept between saves
+    def run(self, statement: Statement) -> int: ...  # tests override it to inject failures
     def close(self) -> None: ...  # can be repeated

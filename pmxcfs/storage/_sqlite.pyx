@@ -1,12 +1,14 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""One transaction of SQLite, bound straight from the entries that it saves.
+"""A direct binding to SQLite for the transaction that saves changed entries of the tree.
 
-Every operation of a user waits for such a transaction, and through Python's sqlite3 half of its
-time is Python's (``bench_database``). All other use of SQLite stays in ``database``, which also has
-the statements and knows what an error means.
+Every change waits for such a transaction, and Python's sqlite3 module would take half of its time
+(``bench_database``). All other use of SQLite goes through Python's module, in ``database``;
+``schema`` has the statements and ``sqlite_errors`` the meaning of the error codes.
 
-SQLite keeps track, in one copy of the library, of the POSIX locks of a process. So Python's module
-and this one must use the same copy (``memory_used`` tells). Threads: a Writer is for one at a time.
+SQLite tracks the POSIX locks of a process in the memory of its library. So Python's sqlite3 module
+and this module must use the same copy of the library; ``memory_used`` lets a caller check that.
+Threads: only one thread at a time may use a Writer.
+Contract: docs/spec/storage.md, "Writing".
 """
 
 cimport cython
@@ -20,11 +22,12 @@ from pmxcfs.messages import EntryType
 from pmxcfs.text import to_bytes
 
 cdef int64_t FILE = EntryType.FILE
-cdef Py_ssize_t LARGE = 65536  # bytes in a transaction that file locks make no slower
+# Bytes in a transaction; above this the time for file locks does not matter.
+cdef Py_ssize_t LARGE = 65536
 
 
 class SqliteError(Exception):
-    """What SQLite could not do; ``sqlite_errorcode`` is its extended code, as in sqlite3."""
+    """An error of SQLite; ``sqlite_errorcode`` is its extended code, as in Python's sqlite3."""
 
     def __init__(self, message, int code):
         super().__init__(message)
@@ -32,12 +35,12 @@ class SqliteError(Exception):
 
 
 def memory_used():
-    """Return how many bytes this copy of SQLite has allocated."""
+    """Return the bytes that this copy of the SQLite library has allocated."""
     return sqlite3_memory_used()
 
 
 cdef int check(sqlite3* database, int code) except -1:
-    """Raise what *code*, of the last call for *database*, stands for."""
+    """Raise SqliteError if *code*, returned by the last call for *database*, is an error."""
     if code == SQLITE_OK or code == SQLITE_DONE or code == SQLITE_ROW:
         return 0
     cdef bytes message = sqlite3_errmsg(database)
@@ -52,11 +55,11 @@ cdef class Statement:
         sqlite3_finalize(self._handle)
 
     cdef int put(self, int index, int64_t value) except -1:
-        """Bind an integer."""
+        """Bind an integer to the parameter *index*, counted from 1."""
         return check(self._database, sqlite3_bind_int64(self._handle, index, value))
 
     cdef int start(self) except -1:
-        """Fetch the first row of a query and leave it there. Blocks."""
+        """Step to the first row of a query without resetting the statement. Blocks."""
         cdef int code
         if self._handle == NULL:
             raise ValueError("the connection is closed")
@@ -65,7 +68,7 @@ cdef class Statement:
         return check(self._database, code)
 
     cdef int execute(self) except -1:
-        """Run to the end, with what is bound. Blocks."""
+        """Run the statement to its end with the bound values, and reset it. Blocks."""
         cdef int code
         if self._handle == NULL:
             raise ValueError("the connection is closed")
@@ -81,11 +84,11 @@ cdef class Statement:
 
 
 cdef class Writer:
-    """A connection that saves trees. Made for an existing database in WAL mode.
+    """A connection that saves trees to an existing database in WAL mode.
 
-    *write* takes inode, parent, version, writer, mtime, type, name and data of a row, *delete* an
-    inode; *settings* are executed at once. The tree's version is row 0, named *version_name*. All
-    methods raise SqliteError.
+    The statement *write* takes inode, parent, version, writer, mtime, type, name and data of a row;
+    *delete* takes an inode. The constructor executes the statements *settings*. Row 0, with the
+    name *version_name*, holds the tree's version. All methods raise SqliteError.
     """
 
     def __init__(self, bytes path not None, *, str write, str delete, tuple settings,
@@ -126,14 +129,15 @@ cdef class Writer:
 
     @property
     def is_stuck(self):
-        """Whether a transaction could be neither finished nor taken back."""
+        """Whether a transaction could be neither committed nor rolled back, and is still open."""
         return self._database != NULL and not sqlite3_get_autocommit(self._database)
 
     def save(self, Tree tree not None, *, bint patient=True):
-        """Commit what *tree* has unsaved, and its version; return how many rows, and bytes in them.
+        """Commit the unsaved entries of *tree* and its version in one transaction. Blocks.
 
-        Blocks, and if *patient* waits for another process that is writing; else that is a failure
-        at once. If it fails, nothing of it is in the file, unless ``is_stuck``.
+        Return the number of rows written or deleted, and the bytes of file content in them. While
+        another process writes, a *patient* save waits up to the busy timeout; otherwise it fails at
+        once. A failed save leaves the file unchanged, unless ``is_stuck``.
         """
         cdef Entry entry
         cdef Py_ssize_t rows = 0, size = 0
@@ -147,17 +151,17 @@ cdef class Writer:
             self.save_row(tree.root, 0, FILE, self._version_name, b"")
             self.run(self._commit)
         except BaseException:
-            self.take_back()
+            self.roll_back()
             raise
         if size > LARGE:
             self.let_go()
         return rows + 1, size
 
     cdef int begin(self, bint patient) except -1:
-        """Begin a transaction, on the snapshot that is held. Blocks.
+        """Begin a transaction on the read snapshot that is kept from the last save. Blocks.
 
-        A snapshot that lasts from save to save, and moves on with each of them, spares half of
-        the file locks that a transaction needs.
+        The snapshot is kept open between saves and moves on with each commit. That saves half of
+        the file locks of a transaction.
         """
         self.hold()
         try:
@@ -165,7 +169,8 @@ cdef class Writer:
         except SqliteError as error:
             if error.sqlite_errorcode & 0xFF != SQLITE_BUSY:
                 raise
-        self.let_go()  # another process has written, or is writing: SQLite waits only without it
+        # Another process has written, or is writing. SQLite waits for it only without a snapshot.
+        self.let_go()
         if not patient:
             self.hold()
         return self.run(self._begin)
@@ -177,13 +182,13 @@ cdef class Writer:
         return 0
 
     def let_go(self):
-        """End the snapshot that is held between saves: a checkpoint copies only what is older."""
+        """End the snapshot kept between saves. A checkpoint can't copy frames newer than it."""
         if self._is_holding:
             self._is_holding = False
             sqlite3_reset(self._snapshot._handle)
 
     def others_commits(self):
-        """Return a number that changes whenever another connection commits. Blocks."""
+        """Return a number that changes with each commit of another connection. Blocks."""
         cdef int64_t number
         self.let_go()
         self._data_version.start()
@@ -192,7 +197,7 @@ cdef class Writer:
         return number
 
     cdef int save_entry(self, Entry entry) except -1:
-        """Write an entry's row, or delete it if the entry is in no directory."""
+        """Write an entry's row, or delete the row if the entry was removed from the tree."""
         if entry.parent is None:
             self._delete.put(1, <int64_t>entry.inode)
             return self.run(self._delete)
@@ -201,7 +206,10 @@ cdef class Writer:
 
     cdef int save_row(self, Entry entry, int64_t parent, int64_t type, bytes name,
                       bytes data) except -1:
-        """Write a row with the stamp of *entry*; no data is NULL. Unsigned is kept as signed."""
+        """Write a row with inode, version, writer and mtime of *entry*.
+
+        Empty data becomes NULL. Unsigned 64-bit numbers are stored as SQLite's signed ones.
+        """
         cdef Statement row = self._write
         row.put(1, <int64_t>entry.inode)
         row.put(2, parent)
@@ -209,7 +217,8 @@ cdef class Writer:
         row.put(4, entry.writer)
         row.put(5, entry.mtime)
         row.put(6, type)
-        # Neither is copied: both live until the statement has run.
+        # SQLITE_STATIC: SQLite does not copy the bytes. The caller keeps both objects alive until
+        # the statement has run.
         check(self._database, sqlite3_bind_text(
             row._handle, 7, PyBytes_AS_STRING(name), <int>len(name), SQLITE_STATIC))
         check(self._database, sqlite3_bind_blob(
@@ -218,20 +227,20 @@ cdef class Writer:
         return self.run(row)
 
     cpdef int run(self, Statement statement) except -1:
-        """Execute one statement. Blocks. Tests override it, to let it fail."""
+        """Execute one statement. Blocks. Tests override this method to inject failures."""
         return statement.execute()
 
-    cdef int take_back(self) except -1:
-        """Take back the transaction, if there is one. Blocks."""
+    cdef int roll_back(self) except -1:
+        """Roll back the open transaction, if any. Blocks. A failure shows in ``is_stuck``."""
         if self.is_stuck:
             try:
                 self.run(self._rollback)
             except SqliteError:
-                pass  # the caller asks is_stuck
+                pass  # the caller checks is_stuck
         return 0
 
     def close(self):
-        """Close the connection, which takes an open transaction back. Blocks. Can be repeated."""
+        """Close the connection and roll back an open transaction. Blocks. Can be repeated."""
         cdef Statement statement
         cdef sqlite3* database = self._database
         self._is_holding = False

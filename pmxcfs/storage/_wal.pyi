@@ -1,1 +1,1 @@
-VFS: str  # the name of SQLite's VFS that collects a transaction's writes
+VFS: str  # the name of the SQLite VFS that collects the writes of a transaction

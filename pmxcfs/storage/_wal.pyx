@@ -1,15 +1,17 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""SQLite's write-ahead log, written with one system call a transaction.
+"""An SQLite VFS that writes a transaction to the write-ahead log with one system call.
 
-SQLite writes a transaction as frames, one for each page that changed, and each frame with two
-calls: 24 bytes of header, then the page. On a file system with a journal of its own these calls
-take longer than all the rest of a commit (``bench_database``). So a connection opened with the VFS
-``pmxcfs`` collects frames and writes them together.
+SQLite writes a transaction as frames, one for each changed page, and each frame with two calls: 24
+bytes of header, then the page. On a journaling file system these calls take longer than the rest of
+the commit (``bench_database``). So a connection opened with the VFS ``pmxcfs`` collects the frames
+in memory and writes them together.
 
-It is the system's VFS but for this. What is collected goes to the file before the last frame of a
-transaction returns, which is before any connection is told of the transaction, and before anything
-else is done with the log; so nobody can tell the difference, and what fails fails the commit. What
-is still there when the writer's lock is released belongs to no transaction, and is forgotten.
+All other operations are those of the system's default VFS. The collected frames are written to the
+log before SQLite's write of the transaction's last frame returns. That is before SQLite publishes
+the transaction to other connections, and before any other operation on the log. So the content of
+the files is the same as with the default VFS, and a failed write fails the commit. Frames that are
+still collected when the writer lock is released belong to no transaction and are discarded.
+Contract: docs/spec/storage.md, "Writing".
 Formats: https://sqlite.org/fileformat2.html#walformat, https://sqlite.org/walformat.html#locks.
 """
 
@@ -49,48 +51,48 @@ cdef extern from "sqlite3.h" nogil:
 VFS = "pmxcfs"
 
 cdef enum:
-    FRAME_HEADER = 24  # bytes; no page is that small
-    COMMIT_FIELD = 4  # where the header has four bytes that are 0 but in a transaction's last frame
+    FRAME_HEADER = 24  # bytes; smaller than any page
+    COMMIT_FIELD = 4  # offset in the frame header: 4 bytes, nonzero in a transaction's last frame
     LOG_HEADER = 32  # bytes
-    PAGE_SIZE_FIELD = 8  # where the log's header has it, in four bytes, the highest first
-    WRITER_LOCK = 0  # which of the locks in shared memory a transaction holds
-    ROOM = 65536  # bytes that are collected at most
-    NOWHERE = -1  # an offset that no write has
+    PAGE_SIZE_FIELD = 8  # offset in the log header: 4 bytes, big endian
+    WRITER_LOCK = 0  # index of the shared-memory lock that a write transaction holds
+    ROOM = 65536  # bytes that are collected before they are written
+    NOWHERE = -1  # stands for an unknown offset
 
 cdef struct Log:
     sqlite3_file* database
-    char* collected  # owned: frames that the file does not have yet
-    int size  # bytes of them
-    sqlite3_int64 start  # where in the file they belong
-    sqlite3_int64 end  # where the last write ended, collected or not; NOWHERE if that is not known
-    int page_size  # 0: not known yet
-    bint awaits_page  # a frame's header has come, its page has not
-    bint is_last  # that frame is its transaction's last one
+    char* collected  # owned: frames that are not in the file yet
+    int size  # bytes collected
+    sqlite3_int64 start  # offset in the file where the collected bytes belong
+    sqlite3_int64 end  # offset behind the last write, collected or not; NOWHERE if unknown
+    int page_size  # bytes; 0 if not known yet
+    bint awaits_page  # a frame's header was written, its page comes next
+    bint is_last  # the current frame is the last of its transaction
 
 cdef struct Extra:
-    # What a log or a database has in memory behind what the system's VFS has there.
-    const sqlite3_io_methods* system  # the system's methods for it
-    sqlite3_io_methods methods  # the same, but for those below
-    Log log  # of a log
-    Log* its_log  # of a database; NULL while none is open
+    # Our state of an open log or database file; it follows the system VFS's state in memory.
+    const sqlite3_io_methods* system  # the system VFS's methods for the file
+    sqlite3_io_methods methods  # the system's methods with some replaced by those below
+    Log log  # used if the file is a log
+    Log* its_log  # used if the file is a database: its open log, or NULL
 
 cdef sqlite3_vfs* system
 cdef sqlite3_vfs vfs
-cdef bytes vfs_name  # where vfs has it
+cdef bytes vfs_name  # owns the string that vfs.zName points to
 
 
 cdef Extra* extra_of(sqlite3_file* file) noexcept nogil:
     return <Extra*>(<char*>file + system.szOsFile)
 
 
-cdef void forget(Log* log) noexcept nogil:
-    """Forget what is collected."""
+cdef void discard(Log* log) noexcept nogil:
+    """Discard the collected frames."""
     log.size = 0
     log.awaits_page = False
 
 
 cdef int write_out(sqlite3_file* file, Extra* extra) noexcept nogil:
-    """Write what is collected. What can't be written is forgotten: its transaction fails."""
+    """Write the collected frames. If that fails, discard them: their transaction fails, too."""
     cdef int size = extra.log.size, code = SQLITE_OK
     extra.log.size = 0
     if size:
@@ -101,7 +103,7 @@ cdef int write_out(sqlite3_file* file, Extra* extra) noexcept nogil:
 
 
 cdef int learn_page_size(sqlite3_file* file, Extra* extra) noexcept nogil:
-    """Read from the log's header how long a page is; it is the same as long as the log is open."""
+    """Read the page size from the log header. It is constant while the log is open."""
     cdef unsigned char header[LOG_HEADER]
     cdef int code = extra.system.xRead(file, header, LOG_HEADER, 0)
     cdef unsigned char* field = header + PAGE_SIZE_FIELD
@@ -117,11 +119,11 @@ cdef bint ends_transaction(const void* header) noexcept nogil:
 
 cdef int log_write(sqlite3_file* file, const void* data, int size,
                    sqlite3_int64 offset) noexcept nogil:
-    """Collect a frame that follows what was written before; write it out if it is the last one.
+    """Collect a frame that follows the last write; write all collected frames after the last one.
 
-    All that is not a header and then a page, right behind the write before, is written at once:
-    the log's header, a frame in other pieces, and the checksums of earlier frames, which SQLite
-    corrects after the last one if a page was written twice.
+    A write that is not a frame header or its page, directly behind the last write, is passed on at
+    once: the log header, a frame in other pieces, and the checksums of earlier frames, which SQLite
+    corrects after the last frame if a page was written twice.
     """
     cdef Extra* extra = extra_of(file)
     cdef Log* log = &extra.log
@@ -184,16 +186,16 @@ cdef int log_close(sqlite3_file* file) noexcept nogil:
 
 
 cdef int database_lock(sqlite3_file* file, int first, int count, int flags) noexcept nogil:
-    """Take or release locks in shared memory."""
+    """Take or release shared-memory locks; discard collected frames with the writer lock."""
     cdef Extra* extra = extra_of(file)
     if flags & SQLITE_SHM_UNLOCK and first == WRITER_LOCK and extra.its_log != NULL:
-        forget(extra.its_log)
+        discard(extra.its_log)
     return extra.system.xShmLock(file, first, count, flags)
 
 
 cdef int open_file(sqlite3_vfs* _, const char* name, sqlite3_file* file, int flags,
                    int* flags_out) noexcept nogil:
-    """Open any file as the system's VFS does; give a log and its database the methods above."""
+    """Open a file with the system's VFS; replace some methods if it is a log or a database."""
     cdef Extra* extra = extra_of(file)
     cdef int code
     memset(extra, 0, sizeof(Extra))
@@ -226,11 +228,11 @@ cdef int open_file(sqlite3_vfs* _, const char* name, sqlite3_file* file, int fla
 
 
 cdef int register() except -1:
-    """Make the VFS known to SQLite, under its name."""
+    """Register the VFS with SQLite."""
     global system, vfs, vfs_name
     system = sqlite3_vfs_find(NULL)
     if system == NULL:
-        raise RuntimeError("SQLite has no file system")
+        raise RuntimeError("SQLite has no default VFS")
     vfs = system[0]
     vfs.szOsFile += <int>sizeof(Extra)
     vfs.pNext = NULL
@@ -238,7 +240,7 @@ cdef int register() except -1:
     vfs.zName = vfs_name
     vfs.xOpen = open_file
     if sqlite3_vfs_register(&vfs, 0) != SQLITE_OK:
-        raise RuntimeError("SQLite takes no further VFS")
+        raise RuntimeError("SQLite could not register the VFS")
     return 0
 
 
