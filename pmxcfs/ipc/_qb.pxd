@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""libqb's IPC as its headers declare it, and what of Linux its event loop stands on."""
+"""Declarations of libqb's IPC, and of the Linux system calls that the event loop uses."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.types cimport gid_t, pid_t, uid_t

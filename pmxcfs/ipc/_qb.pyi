@@ -3,7 +3,7 @@ from typing import Any, Self, final
 
 @final
 class Server:
-    """A libqb service."""
+    """A libqb service for local clients."""
 
     def __new__(
         cls,

@@ -1,15 +1,15 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""libqb's IPC server, which local clients talk to.
+"""A libqb IPC server for local clients, on an epoll loop that another thread can stop.
 
-It knows nothing of what requests mean: a function says who may connect, another turns a
-request into an answer. It runs libqb on an epoll loop of its own, because libqb's can't be stopped
-from another thread. What a client can write is never trusted: sizes are checked, and a request is
-copied before anybody looks at it.
+Knows nothing of what requests mean: the function *admit* decides which processes may connect, and
+the function *answer* turns a request into an answer. libqb's own loop is not used, because no other
+thread can stop it. Memory that a client can write is not trusted: sizes are checked, and a request
+is copied before it is parsed.
 
-Threads: ``run`` belongs to one thread, which all of libqb's calls and callbacks are made on (there
-are no locks inside libqb); it holds the GIL only while Python answers. ``stop`` may come from any.
-Exceptions never cross a frame of C: a callback stores one, ``run`` raises it, and can be called
-again. Contract: docs/spec/ipc.md.
+Threads: one thread calls ``run``, and makes all calls of libqb and gets all its callbacks, as libqb
+has no locks. It holds the GIL only while *admit* or *answer* runs. Any thread may call ``stop``.
+Exceptions never cross a frame of C: a callback stores its exception, ``run`` raises it and can be
+called again. Contract: docs/spec/ipc.md.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -25,33 +25,33 @@ from pmxcfs.errors import IpcError
 
 cdef extern from *:
     """
-    /* The loop that libqb calls back from: its poll handlers get no pointer of ours. */
+    /* The loop that this thread runs: libqb passes no context to its poll handlers. */
     static _Thread_local void *pmxcfs_current_loop;
     """
     void* current "pmxcfs_current_loop"
 
-# What msg_process returns, "back off": with any other, libqb goes on to the next message and then
-# waits, for as long as it takes, until the client has announced them all. It may never do that.
+# The result of msg_process that means "back off". With any other result, libqb takes the next
+# message from the ring, and then waits until the client has announced all of them: maybe forever.
 cdef enum:
     ONE_AT_A_TIME = -1
 
 cdef enum:
     EVENTS_AT_ONCE = 64
-    STOP = 0  # the generation of the event that is not libqb's
-    FREE = 0  # of a descriptor that nobody watches
-    MOST_CONNECTIONS = 512  # each has some 3 MiB of shared memory and a descriptor
-    KEPT_FOR_ROOT = 64  # of them, so that no other user can lock the system's own tools out
-    MOST_STRANGERS = 64  # that have connected and not said who they are
-    HANDSHAKE_TIMEOUT_MS = 2000  # that a stranger has for it
-    STRANGER_CHECK_MS = 500  # between looks at strangers' time
-    LARGEST_BUFFER = 8 << 20  # bytes that a client may want for a message
-    # Each connection has a buffer in malloc's heap, which would stay as large as it ever was.
+    STOP = 0  # the generation of the eventfd that stops the loop
+    FREE = 0  # the generation of a descriptor without a watch
+    MAX_CONNECTIONS = 512  # each has about 3 MiB of shared memory and a descriptor
+    RESERVED_FOR_ROOT = 64  # connections that other users can't take from the system's tools
+    MAX_HANDSHAKES = 64  # peers that have connected and not yet authenticated
+    HANDSHAKE_TIMEOUT_MS = 2000  # from connecting to authentication
+    HANDSHAKE_CHECK_MS = 500  # between two checks for handshakes that have timed out
+    MAX_BUFFER = 8 << 20  # bytes of a message buffer that a client may ask for
+    # Closed connections between two trims of malloc's heap, which holds a buffer per connection.
     CLOSED_BEFORE_TRIM = 64
-    MOST_EMPTY = 3  # times that a client may say that there is a message when there is none
+    MAX_EMPTY = 3  # announcements without a message, one after the other, before disconnecting
     SMALLEST_PAGE = 4096
     EVENT_BITS = POLLIN | POLLPRI | POLLOUT  # the same numbers for poll and epoll
 
-cdef uint32_t CHUNK_MARK = 0xA1A1A1A1  # stands before a message in libqb's ring
+cdef uint32_t CHUNK_MARK = 0xA1A1A1A1  # libqb's ring has it before each message
 
 
 cdef object failure(str call, int code):
@@ -59,12 +59,12 @@ cdef object failure(str call, int code):
 
 
 cdef struct Watch:
-    uint32_t generation  # tells a descriptor from an earlier one with its number
+    uint32_t generation  # tells apart descriptors that have the same number, one after the other
     qb_ipcs_dispatch_fn_t call
     void* data
-    int64_t expires_ms  # monotonic; 0: never. Only strangers have one
-    bint is_client  # data is its connection
-    int empty  # announcements of nothing, one after the other
+    int64_t expires_ms  # monotonic; the end of a handshake's time; 0: no handshake
+    bint is_client  # data is the connection of an admitted client
+    int empty  # announcements without a message, one after the other
 
 
 cdef struct Job:
@@ -73,30 +73,30 @@ cdef struct Job:
 
 
 cdef struct Loop:
-    PyObject* server  # borrowed: the Server that has this loop
+    PyObject* server  # borrowed from the Server that contains this loop
     qb_ipcs_service_t* service
     int epoll
-    int wake  # an eventfd: stop
+    int wake  # an eventfd that ``stop`` writes to
     uint32_t generation
-    Watch* watches  # by descriptor
+    Watch* watches  # indexed by descriptor
     int capacity
-    int strangers
+    int handshakes  # watches of peers that have not authenticated
     Job* jobs
     size_t job_count
-    qb_ipcs_connection_t* admitted  # during its accept: the next descriptor is its own
-    qb_ipcs_connection_t* doomed  # a reference; disconnected when its callback has returned
+    qb_ipcs_connection_t* admitted  # during accept: the next descriptor belongs to it
+    qb_ipcs_connection_t* to_disconnect  # a reference; to be disconnected after the callback
     int connections
-    unsigned int closed  # connections so far
-    uint64_t messages  # so far
-    bint must_return  # an exception waits to be raised
+    unsigned int closed  # number of connections closed so far
+    uint64_t messages  # number of messages received so far
+    bint must_return  # a callback has stored an exception, which ``run`` must raise
 
 
 cdef inline Loop* here() noexcept nogil:
-    """Return the loop that this thread is in."""
+    """Return the loop that this thread runs."""
     return <Loop*>current
 
 
-# What libqb asks of a loop
+# The poll handlers, by which libqb uses the loop
 
 cdef int32_t on_job_add(qb_loop_priority p, void* data, qb_loop_job_dispatch_fn fn) noexcept nogil:
     cdef Job* jobs = <Job*>realloc(here().jobs, (here().job_count + 1) * sizeof(Job))
@@ -125,7 +125,7 @@ cdef int32_t on_dispatch_add(qb_loop_priority p, int32_t fd, int32_t events, voi
     watch.empty = 0
     if data != here().service and data != here().admitted:
         watch.expires_ms = now_ms() + HANDSHAKE_TIMEOUT_MS
-        here().strangers += 1
+        here().handshakes += 1
     return control(EPOLL_CTL_ADD, fd, events)
 
 
@@ -142,13 +142,13 @@ cdef int32_t on_dispatch_del(int32_t fd) noexcept nogil:
     if fd < 0 or fd >= here().capacity or here().watches[fd].generation == FREE:
         return 0
     if here().watches[fd].expires_ms:
-        here().strangers -= 1
+        here().handshakes -= 1
     here().watches[fd].generation = FREE
     return control(EPOLL_CTL_DEL, fd, 0)
 
 
 cdef bint make_room(Loop* loop, int fd) noexcept nogil:
-    """Let the table of watches reach *fd*; tell whether there was memory for it."""
+    """Grow the table of watches to contain *fd*; return False without memory."""
     if fd < loop.capacity:
         return True
     cdef int capacity = 2 * fd + 64
@@ -171,8 +171,8 @@ cdef int32_t control(int operation, int fd, int32_t events) noexcept nogil:
 
 # The loop
 
-cdef int turn(Loop* loop) noexcept nogil:
-    """Run until ``stop`` (return 0), an exception waits (1), or epoll fails (-errno)."""
+cdef int run_loop(Loop* loop) noexcept nogil:
+    """Run until ``stop`` (return 0), a stored exception (1), or a failure of epoll (-errno)."""
     cdef epoll_event events[EVENTS_AT_ONCE]
     cdef int count, i, timeout
     while True:
@@ -180,8 +180,8 @@ cdef int turn(Loop* loop) noexcept nogil:
         timeout = -1
         if loop.job_count:
             timeout = 0
-        elif loop.strangers:
-            timeout = STRANGER_CHECK_MS
+        elif loop.handshakes:
+            timeout = HANDSHAKE_CHECK_MS
         count = epoll_wait(loop.epoll, events, EVENTS_AT_ONCE, timeout)
         if count < 0 and errno != EINTR:
             return -errno
@@ -189,41 +189,44 @@ cdef int turn(Loop* loop) noexcept nogil:
             if events[i].data.u64 >> 32 == STOP:
                 return 0
             handle(loop, &events[i])
-            if loop.must_return:  # epoll tells the other events again
+            if loop.must_return:  # level-triggered: epoll reports the other events again
                 return 1
-        if loop.strangers:
-            dismiss_strangers(loop, now_ms(), MOST_STRANGERS)
+        if loop.handshakes:
+            end_handshakes(loop, now_ms(), MAX_HANDSHAKES)
 
 
 cdef void handle(Loop* loop, epoll_event* event) noexcept nogil:
-    """Let libqb take one event, unless what it was meant for is gone."""
+    """Pass one event to libqb, unless the watch of the event is gone."""
     cdef uint32_t generation = <uint32_t>(event.data.u64 >> 32)
     cdef int fd = <int>(event.data.u64 & 0x7FFFFFFF)
     cdef Watch watch = loop.watches[fd]
     cdef uint64_t messages = loop.messages
     if watch.generation != generation:
         return
-    # During authentication the descriptor is deleted and added again, which returns +1.
+    # During authentication libqb deletes the descriptor, adds it again, and returns +1.
     cdef int32_t result = watch.call(fd, <int32_t>event.events, watch.data)
     if result < 0 and loop.watches[fd].generation == generation:
         on_dispatch_del(fd)
-    disconnect_doomed(loop)
+    disconnect_marked(loop)
     if watch.is_client and loop.watches[fd].generation == generation:
         count_empty(&loop.watches[fd], loop.messages == messages)
 
 
 cdef void count_empty(Watch* watch, bint is_empty) noexcept nogil:
-    """Disconnect a client that announces messages and sends none: libqb waits for each 10 ms."""
+    """Disconnect a client that announces messages and sends none.
+
+    libqb waits 10 ms for each announced message, and other clients wait with it.
+    """
     if not is_empty:
         watch.empty = 0
         return
     watch.empty += 1
-    if watch.empty > MOST_EMPTY:
+    if watch.empty > MAX_EMPTY:
         qb_ipcs_disconnect(<qb_ipcs_connection_t*>watch.data)
 
 
 cdef void run_jobs(Loop* loop) noexcept nogil:
-    """Run the jobs that are queued now; they may queue others."""
+    """Run the jobs in the queue. Jobs that they add run in the next call."""
     cdef Job* jobs = loop.jobs
     cdef size_t count = loop.job_count, i
     loop.jobs = NULL
@@ -233,8 +236,8 @@ cdef void run_jobs(Loop* loop) noexcept nogil:
     free(jobs)
 
 
-cdef void dismiss_strangers(Loop* loop, int64_t now, int most) noexcept nogil:
-    """Hang up on who did not say in time who it is, and on the oldest if they are too many."""
+cdef void end_handshakes(Loop* loop, int64_t now, int most) noexcept nogil:
+    """Hang up on handshakes that have timed out, and on the oldest if more than *most* are left."""
     cdef int fd, oldest
     cdef Watch* watch
     while True:
@@ -244,35 +247,38 @@ cdef void dismiss_strangers(Loop* loop, int64_t now, int most) noexcept nogil:
             if watch.generation != FREE and watch.expires_ms and (
                     oldest < 0 or watch.expires_ms < loop.watches[oldest].expires_ms):
                 oldest = fd
-        if oldest < 0 or (loop.strangers <= most and loop.watches[oldest].expires_ms > now):
+        if oldest < 0 or (loop.handshakes <= most and loop.watches[oldest].expires_ms > now):
             return
         hang_up(loop, oldest)
 
 
 cdef void hang_up(Loop* loop, int fd) noexcept nogil:
-    """Tell libqb that the peer is gone, which lets it free and close what it has of it."""
+    """Tell libqb that the peer is gone: libqb then frees and closes what belongs to the peer."""
     cdef Watch watch = loop.watches[fd]
     watch.call(fd, POLLHUP, watch.data)
     if loop.watches[fd].generation == watch.generation:
         on_dispatch_del(fd)
 
 
-cdef void disconnect_doomed(Loop* loop) noexcept nogil:
-    """Disconnect a client as its callback asked; inside it libqb would use what it has freed."""
-    cdef qb_ipcs_connection_t* doomed = loop.doomed
-    if doomed != NULL:
-        loop.doomed = NULL
-        qb_ipcs_disconnect(doomed)
-        qb_ipcs_connection_unref(doomed)
+cdef void disconnect_marked(Loop* loop) noexcept nogil:
+    """Disconnect the client that a callback has marked.
+
+    Not inside the callback: libqb would go on to use the connection that it has freed.
+    """
+    cdef qb_ipcs_connection_t* to_disconnect = loop.to_disconnect
+    if to_disconnect != NULL:
+        loop.to_disconnect = NULL
+        qb_ipcs_disconnect(to_disconnect)
+        qb_ipcs_connection_unref(to_disconnect)
 
 
-# What libqb tells of connections
+# The service handlers, by which libqb reports connections and messages
 
 cdef int32_t on_accept(qb_ipcs_connection_t* c, uid_t uid, gid_t gid) noexcept nogil:
     cdef qb_ipcs_connection_stats stats
-    if here().connections >= (MOST_CONNECTIONS if uid == 0 else MOST_CONNECTIONS - KEPT_FOR_ROOT):
+    if here().connections >= (MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS - RESERVED_FOR_ROOT):
         return -EMFILE
-    if qb_ipcs_connection_get_buffer_size(c) > LARGEST_BUFFER:
+    if qb_ipcs_connection_get_buffer_size(c) > MAX_BUFFER:
         return -EFBIG
     cdef int32_t result = qb_ipcs_connection_stats_get(c, &stats, 0)
     if result == 0:
@@ -284,13 +290,13 @@ cdef int32_t on_accept(qb_ipcs_connection_t* c, uid_t uid, gid_t gid) noexcept n
 
 
 cdef int32_t admit(qb_ipcs_connection_t* c, uid_t uid, gid_t gid, int32_t pid) noexcept with gil:
-    """Ask Python who this is; keep what it says with the connection."""
+    """Call *admit*; store the object that it returns as the connection's context."""
     cdef Server self = <Server>here().server
     try:
         caller = self._admit(uid, gid, pid)
         if isinstance(caller, int):
             return -<int32_t>caller
-        Py_INCREF(caller)  # on_destroyed gives it back
+        Py_INCREF(caller)  # on_destroyed releases this reference
         qb_ipcs_context_set(c, <void*>caller)
         return 0
     except BaseException as error:
@@ -307,7 +313,7 @@ cdef void on_destroyed(qb_ipcs_connection_t* c) noexcept nogil:
     cdef void* caller = qb_ipcs_context_get(c)
     if here().admitted == c:
         here().admitted = NULL
-    if caller != NULL:  # else it was refused
+    if caller != NULL:  # NULL: the connection was refused
         qb_ipcs_context_set(c, NULL)
         here().connections -= 1
         here().closed += 1
@@ -321,10 +327,11 @@ cdef void release(PyObject* owned) noexcept with gil:
 
 
 cdef size_t size_in_ring(const char* message) noexcept nogil:
-    """Return how many bytes a client has sent, or SIZE_MAX where that can't be told.
+    """Return the size of a message in bytes as the ring has it, SIZE_MAX if that can't be told.
 
-    libqb only passes on what the client claims. But in its ring two words stand before a message:
-    its size, and a mark. Around the end of the ring, which is one of a page, they are elsewhere.
+    libqb passes on the size that the client claims. Its ring has two words before each message:
+    the size and a mark. They are elsewhere if the message begins at the start of the ring, which
+    is the start of a page.
     """
     cdef uint32_t words[2]
     if <uintptr_t>message % SMALLEST_PAGE < sizeof(words):
@@ -334,7 +341,7 @@ cdef size_t size_in_ring(const char* message) noexcept nogil:
 
 
 cdef int32_t on_message(qb_ipcs_connection_t* c, void* data, size_t size) noexcept nogil:
-    """Answer one request. *data* is memory of the client's, *size* what it claims."""
+    """Answer one request. The client can still write to *data*; *size* is the client's claim."""
     cdef qb_ipc_request_header request
     cdef qb_ipc_response_header response
     cdef iovec parts[2]
@@ -342,7 +349,7 @@ cdef int32_t on_message(qb_ipcs_connection_t* c, void* data, size_t size) noexce
     cdef size_t length = 0
     cdef size_t limit = <size_t>qb_ipcs_connection_get_buffer_size(c)
     here().messages += 1
-    if here().doomed != NULL:
+    if here().to_disconnect != NULL:
         return ONE_AT_A_TIME
     memcpy(&request, data, sizeof(request))
     memset(&response, 0, sizeof(response))
@@ -357,14 +364,14 @@ cdef int32_t on_message(qb_ipcs_connection_t* c, void* data, size_t size) noexce
     parts[0].iov_base, parts[0].iov_len = &response, sizeof(response)
     parts[1].iov_base, parts[1].iov_len = <void*>body, length
     if qb_ipcs_response_sendv(c, parts, 2 if length else 1) < 0:
-        qb_ipcs_connection_ref(c)  # it does not take its answers
-        here().doomed = c
+        qb_ipcs_connection_ref(c)  # the client does not read its answers: disconnect it
+        here().to_disconnect = c
     return ONE_AT_A_TIME
 
 
 cdef int32_t ask(qb_ipcs_connection_t* c, int32_t id, const char* payload, size_t size,
                  const char** body, size_t* length) noexcept with gil:
-    """Let Python answer; return 0 or a negative errno. *body* is valid until the next call."""
+    """Call *answer*; return 0 or a negative errno. *body* is valid until the next call."""
     cdef Server self = <Server>here().server
     try:
         answer = self._answer(
@@ -372,7 +379,7 @@ cdef int32_t ask(qb_ipcs_connection_t* c, int32_t id, const char* payload, size_
             PyBytes_FromStringAndSize(payload, <Py_ssize_t>size))
         if isinstance(answer, int):
             return -<int32_t>answer
-        self._sent = answer  # so that it stays while it is sent without the GIL
+        self._sent = answer  # keeps the bytes alive while they are sent without the GIL
         body[0] = PyBytes_AS_STRING(self._sent)
         length[0] = <size_t>PyBytes_GET_SIZE(self._sent)
         return 0
@@ -397,10 +404,10 @@ POLL_HANDLERS.dispatch_del = on_dispatch_del
 
 
 cdef class Server:
-    """A libqb service *name* over shared memory.
+    """The libqb service *name* over shared memory. Raises IpcError if it can't listen.
 
-    *admit* gets uid, gid and pid of who connects and returns an object that stands for it, or the
-    errno that it is refused with. *answer* gets that object, the request's number and its content,
+    *admit* gets uid, gid and pid of a connecting process. It returns an object that represents the
+    client, or an errno to refuse it. *answer* gets that object, the request's number and content,
     and returns the answer's content, or an errno.
     """
 
@@ -445,14 +452,15 @@ cdef class Server:
             result = qb_ipcs_run(self._loop.service)
         current = outer
         if result < 0:
-            self._loop.service = NULL  # qb_ipcs_run has destroyed it
+            self._loop.service = NULL  # on failure qb_ipcs_run destroys the service
             raise failure(f"listen on {name.decode()}", -result)
         return 0
 
     def run(self):
-        """Serve until ``stop``, then disconnect everybody; blocks. Raises what a function raised.
+        """Serve clients until ``stop``, then disconnect all of them. Blocks.
 
-        After an exception it can be called again, and nobody is disconnected.
+        Raises the exception that *admit* or *answer* raised. Clients then stay connected, and
+        ``run`` can be called again. Raises IpcError if epoll fails, ValueError after ``close``.
         """
         global current
         cdef Loop* loop = &self._loop
@@ -463,7 +471,7 @@ cdef class Server:
         loop.must_return = False
         with nogil:
             current = loop
-            result = turn(loop)
+            result = run_loop(loop)
             if result <= 0:
                 shut_down(loop)
             current = outer
@@ -474,17 +482,17 @@ cdef class Server:
             raise raised
 
     def stop(self):
-        """Let ``run`` return, now or when it is called; for any thread."""
+        """Make ``run`` return, now or when it is called. Any thread may call this."""
         if self._loop.wake >= 0:
             eventfd_write(self._loop.wake, 1)
 
     def close(self):
-        """Free everything. Only while no thread is in ``run``."""
+        """Disconnect all clients and free all resources. Only while no thread is in ``run``."""
         self._close()
 
     @property
     def connections(self):
-        """How many clients are connected."""
+        """The number of connected clients."""
         return self._loop.connections
 
     cdef int _close(self) except -1:
@@ -504,8 +512,8 @@ cdef class Server:
         return 0
 
     def __dealloc__(self):
-        # A service that runs is left as it is: ending it calls Python. Whoever has a server
-        # closes it; all that a forgotten one costs is what the process's end frees.
+        # A listening service is not destroyed here, as that calls Python. The owner must call
+        # close(); a Server that was not closed keeps its memory until the process ends.
         if self._loop.service == NULL:
             close_descriptor(&self._loop.epoll)
             close_descriptor(&self._loop.wake)
@@ -524,8 +532,8 @@ cdef void close_descriptor(int* fd) noexcept nogil:
 
 
 cdef void shut_down(Loop* loop) noexcept nogil:
-    """Disconnect everybody and stop listening."""
-    dismiss_strangers(loop, now_ms(), -1)
+    """Disconnect all clients and stop listening."""
+    end_handshakes(loop, now_ms(), -1)
     qb_ipcs_destroy(loop.service)
     while loop.job_count:
         run_jobs(loop)

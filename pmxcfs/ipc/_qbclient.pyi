@@ -1,7 +1,7 @@
 from typing import Final, Self, final
 
-REQUEST_HEADER: Final[int]  # bytes before a request's content
-RESPONSE_HEADER: Final[int]  # bytes before an answer's
+REQUEST_HEADER: Final[int]  # bytes of the header before the content of a request
+RESPONSE_HEADER: Final[int]  # bytes of the header before the content of an answer
 
 @final
 class Client:

@@ -1,7 +1,8 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""libqb's IPC client, for our own commands: one request, one answer.
+"""A libqb client for the commands: sends a request and returns the content of the answer.
 
-Threads: a client is one thread's at a time; the GIL is released while it waits. Contract: docs/spec/ipc.md.
+Threads: one thread at a time uses a client; calls that block release the GIL.
+Contract: docs/spec/ipc.md.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -27,8 +28,11 @@ cdef object failure(str call, int code):
     return IpcError(f"{call}: {os.strerror(code)}", code)
 
 
-cdef ssize_t send_patiently(qb_ipcc_connection_t* c, iovec* parts, int64_t until_ms) noexcept nogil:
-    """Send two parts. The server gives a request's room back only after it has answered it."""
+cdef ssize_t send_until(qb_ipcc_connection_t* c, iovec* parts, int64_t until_ms) noexcept nogil:
+    """Send a request of two parts; while the ring is full, retry until *until_ms*.
+
+    The server frees a request's room in the ring only after it has answered the request.
+    """
     cdef ssize_t result
     while True:
         result = qb_ipcc_sendv(c, parts, 2)
@@ -38,9 +42,10 @@ cdef ssize_t send_patiently(qb_ipcc_connection_t* c, iovec* parts, int64_t until
 
 
 cdef class Client:
-    """A connection to a libqb service *name*; one request at a time.
+    """A connection to the libqb service *name*.
 
-    Blocks up to *timeout_ms*. Raises IpcError if nobody listens, or the server refuses or hangs.
+    Connecting blocks for up to *timeout_ms*. It raises IpcError if no server listens, the server
+    refuses, or it does not answer in time.
     """
 
     cdef qb_ipcc_connection_t* _connection
@@ -59,7 +64,7 @@ cdef class Client:
         waiting.fd, waiting.events = fd, <short>POLLIN
         with nogil:
             result = poll(&waiting, 1, timeout_ms)
-            # It frees the connection if it fails.
+            # libqb frees the connection if connect_continue fails.
             result = qb_ipcc_connect_continue(self._connection) if result == 1 else -ETIMEDOUT
         if result and result != -ETIMEDOUT:
             self._connection = NULL
@@ -68,9 +73,10 @@ cdef class Client:
         self._buffer = bytearray(qb_ipcc_get_buffer_size(self._connection))
 
     def ask(self, int32_t id, bytes payload not None, *, int32_t timeout_ms=10000):
-        """Send a request; return the content of its answer. Raises IpcError with its errno.
+        """Send the request *id*; return the content of the answer. Blocks for up to *timeout_ms*.
 
-        Without an answer the client is closed: one that came later would be taken for the next.
+        Raises IpcError with the errno of the answer. If no answer comes, also closes the client:
+        a late answer would be taken for that of the next request.
         """
         cdef qb_ipc_request_header request
         cdef qb_ipc_response_header* response
@@ -89,7 +95,7 @@ cdef class Client:
         parts[0].iov_base, parts[0].iov_len = &request, sizeof(request)
         parts[1].iov_base, parts[1].iov_len = PyBytes_AS_STRING(payload), <size_t>len(payload)
         with nogil:
-            got = send_patiently(self._connection, parts, now_ms() + timeout_ms)
+            got = send_until(self._connection, parts, now_ms() + timeout_ms)
             if got >= 0:
                 got = qb_ipcc_recv(self._connection, buffer, room, timeout_ms)
         if got < 0:

@@ -1,6 +1,7 @@
-"""Asking a running daemon, as Proxmox VE's tools do: one method for each request.
+"""A client of a running daemon: one method for each IPC request.
 
-Content goes out and comes back as the daemon has it: JSON as bytes, keys and files as bytes.
+A method takes the values of a request and returns the answer's content, unparsed: status files are
+JSON in bytes, keys and files are bytes. Methods block, up to the connection's timeout.
 Contract: docs/spec/ipc.md.
 """
 
@@ -18,11 +19,16 @@ TIMEOUT_MS = 10_000
 
 
 class NotRunning(IpcError):
-    """No daemon answers to this name."""
+    """No daemon listens under the name that was given."""
 
 
 class IpcClient:
-    """A connection to the daemon *name*. Each method raises IpcError with the daemon's errno."""
+    """A connection to the daemon that listens as *name*; use it in one thread at a time.
+
+    Connecting raises NotRunning if no daemon listens, and IpcError if the daemon refuses or does
+    not answer. Each method sends one request, blocks for up to *timeout_ms*, and raises IpcError
+    with the errno of the answer, or ETIMEDOUT.
+    """
 
     def __init__(self, name: str, *, timeout_ms: int = TIMEOUT_MS) -> None:
         self._timeout_ms = timeout_ms
@@ -61,7 +67,7 @@ class IpcClient:
         return self._ask(Number.GET_RRD_DUMP).rstrip(b"\0")
 
     def report(self) -> bytes:
-        """Return how the daemon is; see ``report``."""
+        """Return the report on the daemon's state, the JSON of ``pmxcfs.daemon.report``."""
         return self._ask(Number.GET_REPORT)
 
     def config(self, path: str) -> bytes:
@@ -69,31 +75,36 @@ class IpcClient:
         return self._ask(Number.GET_CONFIG, _text(path))
 
     def get_key(self, key: str, *, node: str = "") -> bytes:
-        """Return the value of a node's key; this node's by default."""
+        """Return the value of *key* of *node*; an empty *node* means this node."""
         return self._ask(Number.GET_STATUS, _name(key) + _name(node))
 
     def set_key(self, key: str, value: bytes) -> None:
-        """Set a key of this node's; an empty value removes it."""
+        """Set a key of this node; an empty value removes it."""
         self._ask(Number.SET_STATUS, _name(key) + value)
 
     def log(self, message: str, *, ident: str, tag: str, priority: int) -> None:
-        """Put an entry into the cluster log."""
+        """Append an entry to the cluster log; *priority* is a number of syslog, 0 to 7."""
         names = _text(ident), _text(tag)
-        head = _packed("<BBB", priority, *map(len, names), what="user, tag or priority")
+        head = _packed(
+            "<BBB", priority, *map(len, names), what="the length of user or tag, or the priority,"
+        )
         self._ask(Number.LOG_CLUSTER_MSG, head + b"".join(names) + _text(message))
 
     def cluster_log(self, *, most: int = 0, user: str = "") -> bytes:
-        """Return the newest entries of the cluster log; 0 for the usual number."""
+        """Return the newest *most* entries of the cluster log, 0 for the daemon's default.
+
+        If *user* is given, return only entries of this user.
+        """
         head = _packed("<I12x", most, what="the number of entries")
         return self._ask(Number.GET_CLUSTER_LOG, head + _text(user))
 
     def properties(self, names: Sequence[str], *, vmid: int = 0) -> bytes:
-        """Return properties of one guest, or of all with vmid 0."""
-        head = _packed("<IB", vmid, len(names), what="the vmid, or how many names there are,")
+        """Return these properties of the guest *vmid*, or of all guests if *vmid* is 0."""
+        head = _packed("<IB", vmid, len(names), what="the vmid or the number of properties")
         return self._ask(Number.GET_GUEST_CONFIG_PROPERTIES, head + b"".join(map(_text, names)))
 
     def has_token(self, token: str) -> bool:
-        """Tell whether the file of API tokens has this line."""
+        """Tell whether *token* is a line of the file of API tokens."""
         try:
             self._ask(Number.VERIFY_TOKEN, _text(token))
         except IpcError as error:
@@ -104,7 +115,7 @@ class IpcClient:
 
 
 def _packed(layout: str, *numbers: int, what: str) -> bytes:
-    """Pack numbers that somebody may have typed. Raises IpcError if one has no room."""
+    """Pack numbers. Raises IpcError, which names *what*, if one does not fit its field."""
     try:
         return struct.pack(layout, *numbers)
     except struct.error:
@@ -118,16 +129,20 @@ def _text(text: str) -> bytes:
 def _name(name: str) -> bytes:
     raw = to_bytes(name)
     if len(raw) >= NAME_FIELD:
-        raise IpcError(f"a name has at most {NAME_FIELD - 1} bytes", errno.ENAMETOOLONG)
+        raise IpcError(f"a key or node name has at most {NAME_FIELD - 1} bytes", errno.ENAMETOOLONG)
     return raw.ljust(NAME_FIELD, b"\0")
 
 
 def _explained(name: str, error: IpcError) -> IpcError:
     match error.errno:
         case errno.ECONNREFUSED | errno.ENOENT:
-            return NotRunning(f"no pmxcfs answers as {name!r}: is it running?", error.errno)
+            return NotRunning(f"no pmxcfs listens as {name!r}: is it running?", error.errno)
         case errno.EACCES:
-            return IpcError("only root and the daemon's group may ask it", error.errno)
+            return IpcError(
+                "permission denied: only root and the daemon's group may connect", error.errno
+            )
         case errno.ETIMEDOUT:
-            return IpcError(f"the pmxcfs that listens as {name!r} does not answer", error.errno)
+            return IpcError(
+                f"the pmxcfs that listens as {name!r} does not answer in time", error.errno
+            )
     return error

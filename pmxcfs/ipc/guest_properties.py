@@ -1,10 +1,12 @@
-"""Properties of guests, as their configuration files have them, for those who ask for all guests.
+"""Queries of guests' properties, with a cache for queries of all guests.
 
-A property is a line ``name: value`` before the first line that starts with ``[``, where snapshots
-and pending changes begin; the last such line wins, white space around the value does not count.
-What a query found in a file is kept until that file changes, so asking again costs what changed
-meanwhile. Used with the tree's lock held, except ``answer``. Contract: docs/spec/ipc.md, "Requests
-11/13".
+A property is a line ``name: value`` of a guest's configuration file, before the first line that
+starts with ``[``, where snapshots and pending changes begin. The last such line wins; white space
+around the value does not count. The cache keeps, for each set of names, what was found in each
+file until that file changes: repeating a query reads only the files that changed since.
+
+Threads: all methods need the tree's lock, except ``of_all``, which takes it.
+Contract: docs/spec/ipc.md.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,16 +16,16 @@ from json.encoder import encode_basestring_ascii
 from pmxcfs._core import Entry, Tree
 from pmxcfs.tree.guests import GUEST_TYPES, GuestPath, Guests, parse_guest_path
 
-KEPT_QUERIES = 16  # sets of names; Proxmox VE's daemons ask for a handful
-READ_AT_ONCE = 64  # files between two chances for others to go on; some 0.2 ms
+KEPT_QUERIES = 16  # sets of names in the cache; the daemons of Proxmox VE use a few
+READ_AT_ONCE = 64  # files to read while the lock is held, about 0.2 ms
 
 _DIRECTORIES = {kind: directory for directory, kind in GUEST_TYPES.items()}
 
 
 def find_property(content: bytes, name: bytes) -> bytes:
-    """Return a property's value in *content*, empty if there is none.
+    """Return the value of the property *name* in *content*, empty if *content* lacks it.
 
-    *content* is what ``own_part`` returns; both are one search each, as this is asked for 10,000
+    *content* is a result of ``own_part``. One search and no parsing: a query reads up to 10,000
     files in a row.
     """
     start = content.rfind(b"\n%s:" % name)
@@ -35,7 +37,7 @@ def find_property(content: bytes, name: bytes) -> bytes:
 
 
 def own_part(content: bytes) -> bytes:
-    """Return what comes before the first section, with a line feed in front of every line."""
+    """Return the part before the first section, with a line feed in front of every line."""
     content = b"\n" + content
     end = content.find(b"\n[")
     return content if end < 0 else content[:end]
@@ -47,17 +49,17 @@ def _quoted(text: bytes) -> str:
 
 
 class _Query:
-    """What was found of one set of names: the JSON of each guest that has one of them."""
+    """The cache of one set of names: the JSON of each guest that has one of these properties."""
 
     def __init__(self, names: Sequence[str]) -> None:
         raw = [name.encode("utf-8", "surrogateescape") for name in names]
         self._names = [(_quoted(name), name) for name in raw]
-        self.lines: dict[int, str] = {}  # vmid -> its object, if that is not empty
-        self.unread: set[int] = set()  # guests whose file was not looked at since it changed
-        self.answer: bytes | None = None  # for all guests, while nothing changes
+        self.lines: dict[int, str] = {}  # vmid -> JSON member of the guest; none for no property
+        self.unread: set[int] = set()  # vmids of guests whose file has changed since it was read
+        self.answer: bytes | None = None  # for all guests; None after a change
 
     def read(self, vmid: int, content: bytes | None) -> None:
-        """Take the content of a guest's file, None if there is none."""
+        """Update the cache from the content of a guest's file, None if the file is gone."""
         line = self.render(vmid, content) if content else ""
         if line:
             self.lines[vmid] = line
@@ -65,7 +67,7 @@ class _Query:
             self.lines.pop(vmid, None)
 
     def render(self, vmid: int, content: bytes) -> str:
-        """Return the line of a guest whose file has this content; empty if it has no property."""
+        """Return the JSON member of a guest whose file is *content*; empty without a property."""
         own = own_part(content)
         found = ((label, find_property(own, name)) for label, name in self._names)
         pairs = [f"{label}: {_quoted(value)}" for label, value in found if value]
@@ -77,26 +79,26 @@ def _answer(lines: Iterable[str]) -> bytes:
 
 
 class Properties:
-    """Answers queries of properties, and keeps what it found."""
+    """Answers queries of properties, from the cache where it is valid."""
 
     def __init__(self, tree: Tree, guests: Guests, *, lock: AbstractContextManager[object]) -> None:
         self._tree = tree
         self._guests = guests
         self._lock = lock
-        self._queries: dict[tuple[str, ...], _Query] = {}  # those asked last come last
+        self._queries: dict[tuple[str, ...], _Query] = {}  # least recently used first
 
     def on_change(self, *paths: str) -> None:
-        """Note a change of what stands, or stood, at *paths*. Needs the lock."""
+        """Invalidate the guests whose files are or were at *paths*. Needs the lock."""
         for path in paths:
             guest = parse_guest_path(path)
             if guest is not None:
-                self._forget(guest.vmid)
+                self._invalidate(guest.vmid)
 
     def on_reload(self) -> None:
-        """Forget everything: any file may have changed. Needs the lock."""
+        """Drop the whole cache, as any file may have changed. Needs the lock."""
         self._queries.clear()
 
-    def _forget(self, vmid: int) -> None:
+    def _invalidate(self, vmid: int) -> None:
         for query in self._queries.values():
             query.unread.add(vmid)
             query.answer = None
@@ -110,7 +112,8 @@ class Properties:
     def of_all(self, names: Sequence[str], *, give_way: Callable[[], None]) -> bytes:
         """Return the answer for all guests that have at least one of the properties.
 
-        Takes the lock for a few files at a time, and calls *give_way* without it in between.
+        Takes the lock for READ_AT_ONCE files at a time, and calls *give_way* in between, without
+        the lock.
         """
         with self._lock:
             query = self._query(tuple(dict.fromkeys(names)))
@@ -121,7 +124,7 @@ class Properties:
                     if query.answer is None:
                         query.answer = _answer(query.lines.values())
                     return query.answer
-                # Under the lock, so that a file that changes meanwhile is unread again after it.
+                # Under the lock: a later change of one of these files then invalidates it again.
                 for vmid, content in files:
                     query.read(vmid, content)
             give_way()

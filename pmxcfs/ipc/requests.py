@@ -1,8 +1,10 @@
-"""What local clients can ask for, and the answers: one table, one function for each request.
+"""The IPC requests of local clients: one table, one method for each request.
 
-Bytes in, bytes out: a request comes without its header, and whatever is wrong with it is a
-``PmxcfsError`` with the errno that the client gets. Knows nothing of libqb. A function that is not
-marked runs with the tree's lock held. Contract: docs/spec/ipc.md.
+A method takes a request's content without the header and returns the answer's content. An invalid
+request raises a ``PmxcfsError`` with the errno that the client gets. Knows nothing of libqb.
+
+Threads: ``answer`` takes the tree's lock before it calls the method, except for requests that the
+table marks with ``needs_lock=False``. Contract: docs/spec/ipc.md.
 """
 
 import hmac
@@ -24,18 +26,21 @@ from pmxcfs.text import to_text
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.modes import is_private_path
 
-NAME_FIELD = 256  # bytes of a name with its NUL and what fills it up
+NAME_FIELD = 256  # bytes of a name field: the name, its NUL and padding
 MAX_PRIORITY = 7  # syslog's
 FIRST_VMID = 100
 TOKENS = "priv/token.cfg"
 
 _U32 = struct.Struct("<I")
-_LOG_QUERY = struct.Struct("<I12x")  # how many entries at most; reserved
+_LOG_QUERY = struct.Struct("<I12x")  # the largest number of entries; reserved bytes
 _LENGTHS = struct.Struct("<BBB")  # priority; lengths of ident and tag
 
 
 class Number(IntEnum):
-    """The numbers of the requests. Ours are far away from those that Proxmox VE may yet give."""
+    """The numbers of the requests.
+
+    Requests that only pmxcfs has are far from the numbers that Proxmox VE may assign in the future.
+    """
 
     GET_FS_VERSION = 1
     GET_CLUSTER_INFO = 2
@@ -49,40 +54,40 @@ class Number(IntEnum):
     GET_GUEST_CONFIG_PROPERTY = 11
     VERIFY_TOKEN = 12
     GET_GUEST_CONFIG_PROPERTIES = 13
-    GET_REPORT = 0x706D7801  # our own: what ``pmxcfs status`` shows
+    GET_REPORT = 0x706D7801  # only pmxcfs has it: the report of ``pmxcfs status``
 
 
 class Caller(NamedTuple):
-    """Who is at the other end of a connection."""
+    """The process at the other end of a connection, and its rights."""
 
     pid: int
-    may_write: bool  # and read private files
+    may_write: bool  # may also read private files
 
 
 class _Entry(NamedTuple):
     answer: Callable[["Requests", Caller, bytes], bytes]
-    is_privileged: bool = False  # only for those who may write
-    needs_lock: bool = True
+    is_privileged: bool = False  # only for callers that may write
+    needs_lock: bool = True  # call it with the tree's lock held
 
 
 def text_of(raw: bytes, *, what: str) -> str:
-    """Return the text before the NUL that *raw* ends with. Raises Invalid if it does not."""
+    """Return the text before the first NUL. Raises Invalid if *raw* does not end with NUL."""
     if not raw.endswith(b"\0"):
         raise Invalid(f"{what} does not end with NUL")
     return to_text(raw.partition(b"\0")[0])
 
 
 def name_of(field: bytes, *, what: str) -> str:
-    """Return the text in a field of NAME_FIELD bytes. Raises Invalid for another size."""
+    """Return the text of a name field. Raises Invalid without NUL or for another size."""
     if len(field) != NAME_FIELD or b"\0" not in field:
-        raise Invalid(f"{what} is not a name of less than {NAME_FIELD} bytes")
+        raise Invalid(f"{what} is not a NUL-terminated name in a field of {NAME_FIELD} bytes")
     return to_text(field.partition(b"\0")[0])
 
 
 def split_vmid(payload: bytes) -> tuple[int, bytes]:
-    """Return the vmid and what follows it. Raises Invalid for numbers that no guest can have."""
+    """Return the vmid and the rest of the payload. Raises Invalid for a vmid from 1 to 99."""
     if len(payload) < _U32.size:
-        raise Invalid("there is no vmid")
+        raise Invalid("the payload is too short for a vmid")
     (vmid,) = _U32.unpack_from(payload)
     if 0 < vmid < FIRST_VMID:
         raise Invalid(f"vmid {vmid} is below {FIRST_VMID}")
@@ -90,10 +95,13 @@ def split_vmid(payload: bytes) -> tuple[int, bytes]:
 
 
 def names_of(payload: bytes) -> list[str]:
-    """Return as many names as the first byte says. Raises Invalid if there are others."""
+    """Return the names of a list: a count in one byte, then names that each end with NUL.
+
+    Raises Invalid if the count is 0 or wrong, or a name does not start with a lower-case letter.
+    """
     names = payload[1:].split(b"\0")
     if not payload or names.pop() or len(names) != payload[0] or not names:
-        raise Invalid("there are not as many names as announced")
+        raise Invalid("the number of names is not the announced one")
     if not all(b"a" <= name[:1] <= b"z" for name in names):
         raise Invalid("a name does not start with a lower-case letter")
     return [to_text(name) for name in names]
@@ -115,9 +123,9 @@ class Requests:
         monotonic: Callable[[], float],
         give_way: Callable[[], None],
     ) -> None:
-        # What this node did and others have to be told; the cluster sets it.
+        # Called with each change of this node that other nodes must get. A cluster replaces it.
         self.publish: Callable[[SetKey | LogEntry], None] = lambda _change: None
-        # What ``pmxcfs status`` shows; called with the lock held.
+        # Returns the report of ``pmxcfs status``; called with the lock held.
         self.report: Callable[[], Mapping[str, object]] = dict
         self._tree = tree
         self._guests = guests
@@ -127,15 +135,18 @@ class Requests:
         self._lock = lock
         self._clock = clock  # seconds since 1970
         self._monotonic = monotonic  # seconds
-        self._give_way = give_way  # lets others run; called without the lock
-        self._metrics = b""  # the content of .rrd that _dump was made of
+        self._give_way = give_way  # lets other threads run; called without the lock
+        self._metrics = b""  # the content of .rrd in _dump
         self._dump = b"\0"
 
     def answer(self, caller: Caller, number: int, payload: bytes) -> bytes:
-        """Return the answer. Takes the lock; raises PmxcfsError."""
+        """Return the answer to the request *number* with the content *payload*.
+
+        Takes the lock. Raises PmxcfsError with the errno for the client.
+        """
         entry = TABLE.get(number)
         if entry is None:
-            raise UnknownRequest(f"there is no request {number}")
+            raise UnknownRequest(f"unknown request number {number}")
         if entry.is_privileged and not caller.may_write:
             raise NotPermitted("this client may only read")
         if not entry.needs_lock:
@@ -164,15 +175,15 @@ class Requests:
 
     def _file(self, name: str, payload: bytes) -> bytes:
         if payload:
-            raise Invalid("this request has no content")
+            raise Invalid("this request takes no payload")
         return self._files[name].content
 
     def get_report(self, _caller: Caller, _payload: bytes) -> bytes:
-        """Return how the daemon is, as JSON."""
+        """Return the report on the daemon's state, as JSON."""
         return json.dumps(self.report()).encode("ascii")
 
     def set_key(self, _caller: Caller, payload: bytes) -> bytes:
-        """Set a key of this node's."""
+        """Set a key of this node; an empty value removes it."""
         key = name_of(payload[:NAME_FIELD], what="the key")
         if not key:
             raise Invalid("the key is empty")
@@ -182,7 +193,7 @@ class Requests:
         return b""
 
     def get_key(self, _caller: Caller, payload: bytes) -> bytes:
-        """Return the value of a node's key."""
+        """Return the value of a key of a node; an empty node name means this node."""
         key = name_of(payload[:NAME_FIELD], what="the key")
         node = name_of(payload[NAME_FIELD:], what="the node")
         return self._status.keys.get(key, node)
@@ -197,13 +208,13 @@ class Requests:
     def _file_at(self, path: str) -> Entry:
         entry = self._tree.find(path)
         if entry is None or entry.is_directory:
-            raise NotFound(f"there is no file {path}")
+            raise NotFound(f"no file {path}")
         return entry
 
     def add_to_log(self, caller: Caller, payload: bytes) -> bytes:
-        """Put an entry into the cluster log."""
+        """Append an entry to the cluster log."""
         if len(payload) < _LENGTHS.size:
-            raise Invalid("there are no lengths")
+            raise Invalid("the payload is too short for priority and lengths")
         priority, ident_size, tag_size = _LENGTHS.unpack_from(payload)
         texts = payload[_LENGTHS.size :]
         ident = text_of(texts[:ident_size], what="the ident")
@@ -223,9 +234,9 @@ class Requests:
         return b""
 
     def get_log(self, _caller: Caller, payload: bytes) -> bytes:
-        """Return the newest entries of the cluster log. Not with the lock: there may be 2,000."""
+        """Return the newest entries of the cluster log. Renders up to 2,000 without the lock."""
         if len(payload) < _LOG_QUERY.size:
-            raise Invalid("there is no number of entries")
+            raise Invalid("the payload is too short for the number of entries")
         (most,) = _LOG_QUERY.unpack_from(payload)
         user = text_of(payload[_LOG_QUERY.size :], what="the user")
         with self._lock:
@@ -233,13 +244,13 @@ class Requests:
         return render(entries, most=most or SHOWN, user=user).encode("ascii")
 
     def verify_token(self, _caller: Caller, payload: bytes) -> bytes:
-        """Return nothing if the file of tokens has this line. Takes the same time for any token."""
+        """Return an empty answer if the token is a line of the file of tokens; constant time."""
         token, rest = payload[:-1], payload[-1:]
         if rest != b"\0" or not token or b"\0" in token or b"\n" in token:
-            raise Invalid("not one line with NUL")
+            raise Invalid("the token is not one line that ends with NUL")
         lines = self._file_at(TOKENS).content.split(b"\n")
         if not sum(hmac.compare_digest(line, token) for line in lines):
-            raise NotFound("there is no such token")
+            raise NotFound("unknown token")
         return b""
 
     def get_property(self, _caller: Caller, payload: bytes) -> bytes:
@@ -260,7 +271,7 @@ class Requests:
         with self._lock:
             guest = self._guests.get(vmid)
             if guest is None:
-                raise NotFound(f"there is no guest {vmid}")
+                raise NotFound(f"no guest {vmid}")
             return self._properties.of_guest(guest, parse(payload))
 
 

@@ -1,8 +1,9 @@
-"""The IPC edge: who may connect, and requests of local clients in, answers or errnos out.
+"""The IPC server: admits local clients, and turns their requests into answers or errnos.
 
-The only user of libqb's server. A thread of its own runs it; each request is answered on that
-thread, so one client waits for another at most as long as an answer takes. Requests and their
-meaning are in ``requests``. Contract: docs/spec/ipc.md.
+The only user of libqb's server. What requests mean is in ``requests``.
+
+Threads: one, named ``ipc``, runs libqb and answers all requests, one after the other. So a client
+waits for another client at most as long as one answer takes. Contract: docs/spec/ipc.md.
 """
 
 import contextlib
@@ -10,31 +11,34 @@ import errno
 import logging
 import os
 import shutil
-import threading
 import time
 from pathlib import Path
 
 from pmxcfs.errors import IpcError, PmxcfsError, StartError
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.ipc._qb import Server
 from pmxcfs.ipc.requests import TABLE, Caller, Number, Requests
 
 SHARED_MEMORY = Path("/dev/shm")
-REFUSALS_LOGGED = 10.0  # seconds between two of them: anybody can cause one
-RESTART_FLAG = "cfs-restart-flag"  # in the run directory: clients wait a while for a restart
+REFUSAL_LOG_INTERVAL = 10.0  # seconds between two lines: any local process can cause one
+RESTART_FLAG = "cfs-restart-flag"  # in the run directory: with it, clients wait for a restart
 
 _log = logging.getLogger("pmxcfs.ipcs")
 
 
 class Gate:
-    """Decides who may connect."""
+    """Decides which processes may connect, and with which rights."""
 
     def __init__(self, *, gid: int) -> None:
-        self._gid = gid  # whose processes may read
+        self._gid = gid  # processes of this group may read
         self._silent_until = 0.0
         self._unlogged = 0
 
     def admit(self, uid: int, gid: int, pid: int) -> Caller | int:
-        """Return who that is, or an errno. Only the primary group counts: libqb knows no other."""
+        """Return the caller that a process becomes, or the errno to refuse it with.
+
+        *gid* is the process's primary group; libqb tells no others.
+        """
         if (uid, gid) == (0, 0):
             return Caller(pid, may_write=True)
         if gid == self._gid:
@@ -47,15 +51,16 @@ class Gate:
         if now < self._silent_until:
             self._unlogged += 1
             return
-        more = f"; {self._unlogged} more before" if self._unlogged else ""
+        more = f"; {self._unlogged} more since the last such line" if self._unlogged else ""
         _log.warning("refused a connection of uid %d, gid %d, pid %d%s", uid, gid, pid, more)
-        self._silent_until, self._unlogged = now + REFUSALS_LOGGED, 0
+        self._silent_until, self._unlogged = now + REFUSAL_LOG_INTERVAL, 0
 
 
 class IpcServer:
-    """The service *name*, which answers *requests* from ``start`` to ``close``.
+    """The libqb service *name*, which answers *requests* from ``start`` to ``close``.
 
-    *flag* is a file that is there while the daemon is between two runs.
+    Processes of the group *gid* may read. The file *flag* exists between ``close`` and the next
+    ``start``: it tells clients that the daemon restarts.
     """
 
     def __init__(self, name: str, requests: Requests, *, gid: int, flag: Path) -> None:
@@ -64,10 +69,13 @@ class IpcServer:
         self._gid = gid
         self._flag = flag
         self._server: Server | None = None
-        self._thread = threading.Thread(target=self._serve, name="ipc", daemon=True)
+        self._thread = BackgroundThread("ipc", self._serve)
 
     def start(self) -> None:
-        """Start answering. Raises StartError. Not before the last fork: libqb keeps the pid."""
+        """Start the thread, and remove the flag file. Raises StartError.
+
+        Call it after the last fork: libqb remembers the pid.
+        """
         remove_leftovers(self._name)
         gate = Gate(gid=self._gid)
         try:
@@ -79,19 +87,22 @@ class IpcServer:
             self._flag.unlink()
 
     def close(self) -> None:
-        """Tell clients of a restart, disconnect them, and end the thread. Not with the lock."""
+        """Create the flag file, disconnect all clients, and end the thread.
+
+        Blocks until the current answer is sent: don't call it with the tree's lock held.
+        """
         if self._server is None:
             return
-        with contextlib.suppress(OSError):  # a run directory that is gone must not stop the stop
+        with contextlib.suppress(OSError):  # if the run directory is gone, go on stopping
             make_flag(self._flag, gid=self._gid)
         self._server.stop()
-        self._thread.join()
+        self._thread.close(timeout=None)
         self._server.close()
         self._server = None
 
     @property
     def connections(self) -> int:
-        """How many clients are connected."""
+        """The number of connected clients."""
         return self._server.connections if self._server else 0
 
     def _serve(self) -> None:
@@ -100,8 +111,8 @@ class IpcServer:
         while True:
             try:
                 server.run()
-            except Exception:  # noqa: BLE001, as clients must be served whatever happens
-                _log.exception("serving local clients failed, which is a bug")
+            except Exception:  # noqa: BLE001, as a bug must not end the service
+                _log.exception("the IPC server failed, which is a bug")
             else:
                 return
 
@@ -111,13 +122,13 @@ class IpcServer:
         return self._outcome(caller, number, payload)
 
     def _outcome(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
-        """Return the answer or an errno: the translator of errors."""
+        """Return the answer, or the errno of the error that answering raised."""
         try:
             return self._requests.answer(caller, number, payload)
         except PmxcfsError as error:
             return error.errno
-        except Exception:  # noqa: BLE001, as one bad request must not take the others with it
-            _log.exception("request %d failed, which is a bug", number)
+        except Exception:  # noqa: BLE001, as a bug in one request must not end the service
+            _log.exception("IPC request %d failed, which is a bug", number)
             return errno.EIO
 
     def _answer_logged(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
@@ -144,16 +155,17 @@ def _explain(name: str, error: IpcError) -> str:
 
 
 def make_flag(path: Path, *, gid: int) -> None:
-    """Make an empty file that the group can read."""
+    """Create the empty file *path*, which the group *gid* can read."""
     path.touch(mode=0o640)
     os.chown(path, -1, gid)
 
 
 def remove_leftovers(name: str, *, below: Path = SHARED_MEMORY) -> None:
-    """Remove the shared memory that servers of this name left when they were killed.
+    """Remove the shared memory of killed servers of this name. Call it before the server starts.
 
-    Connections have directories ``qb-SERVERPID-CLIENTPID-FD-RANDOM``; libqb removes them unless
-    the server dies. A pid that is our own is that of a dead process, as we have no connection yet.
+    Each connection has a directory ``qb-SERVERPID-CLIENTPID-FD-RANDOM``, which libqb removes unless
+    the server is killed. Directories with the pid of this process belong to a dead process that
+    had the same pid, as this server has no connections yet.
     """
     for directory in below.glob("qb-*-*-*-*"):
         pid = directory.name.split("-")[1]

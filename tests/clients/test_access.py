@@ -115,7 +115,7 @@ def test_refusals_do_not_fill_the_log(
     assert gate.admit(1, 2, 3) == errno.EACCES
     assert [record.getMessage() for record in caplog.records] == [
         "refused a connection of uid 1, gid 2, pid 3",
-        "refused a connection of uid 1, gid 2, pid 3; 99 more before",
+        "refused a connection of uid 1, gid 2, pid 3; 99 more since the last such line",
     ]
 
 
