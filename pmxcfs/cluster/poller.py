@@ -1,11 +1,18 @@
-"""What a group's thread sleeps on, and how another one keeps it asleep and listens in its place.
+"""The poller of a group's thread, which another thread can mute to poll in its place.
 
-Two epolls, one in the other: all that can happen is registered with the inner one. Who acts for the
-group listens to that; who sleeps until it has to act does so on the outer one, which can be muted
-without waking anybody. What happens meanwhile is not lost: it rings when the mute ends, unless it
-was listened to. A third one has the same and a watch beside it, for who has to keep that.
+There are three epoll instances:
 
-Threads: ``sleep`` is for one, all else for the one that acts.
+- the inner one polls corosync's descriptor and an eventfd for wake-ups; the group's owner uses it
+- the outer one polls only the inner one; the group's thread sleeps on it, and ``mute`` disables it
+  without waking that thread
+- the third one polls what the inner one polls and the FUSE descriptor; an owner with an active
+  RequestWatch uses it
+
+An event that comes while the poller is muted wakes the group's thread after ``unmute``, unless
+``listen`` has consumed the event.
+
+Threads: only the group's thread calls ``sleep``; only the owner of the group calls the rest.
+Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import select
@@ -14,53 +21,54 @@ from pmxcfs.replica.waiting import RequestWatch
 
 
 class Poller:
-    """Rings when *descriptor* can be read, and when *wakeup*, an eventfd, was written."""
+    """Polls *descriptor* for input, and *wakeup*, an eventfd, for writes."""
 
     def __init__(self, descriptor: int, wakeup: int) -> None:
         self._descriptor = descriptor
         self._wakeup = wakeup
-        self._watch = -1  # the descriptor of the one that was kept first
+        self._watched = -1  # the RequestWatch's registered descriptor; -1: none yet
         self._inner, self._outer, self._with_watch = select.epoll(), select.epoll(), select.epoll()
-        for listening in (self._inner, self._with_watch):
-            listening.register(descriptor, select.EPOLLIN)
-            # Each write counts once, whatever the counter says: so nobody has to read that.
-            listening.register(wakeup, select.EPOLLIN | select.EPOLLET)
+        for epoll in (self._inner, self._with_watch):
+            epoll.register(descriptor, select.EPOLLIN)
+            # Edge-triggered: each write is one event, so the counter need not be read.
+            epoll.register(wakeup, select.EPOLLIN | select.EPOLLET)
         self._outer.register(self._inner, select.EPOLLIN)
 
     def close(self) -> None:
-        """Nobody may wait for it any more."""
+        """Close the epoll instances. No thread may use the poller any more."""
         self._outer.close()
         self._inner.close()
         self._with_watch.close()
 
     def sleep(self, seconds: float) -> None:
-        """Return when it rings, or after *seconds*. What has rung is still to be listened to."""
+        """Block until an event comes, unless muted, but at most *seconds*. Consumes no event."""
         self._outer.poll(seconds, 1)
 
     def listen(self, seconds: float, watch: RequestWatch | None = None) -> bool:
-        """Do the same, muted or not, and settle it; tell whether the descriptor can be read.
+        """Block until an event comes, muted or not, but at most *seconds*; consume a wake-up.
 
-        Return, too, when somebody comes to the *watch*, if that is kept, having left it then.
+        Return whether the descriptor is readable. If *watch* is active, a request from the kernel
+        ends the wait too, and stops the watch.
         """
         if watch is None or not watch.is_active:
             return self._descriptor in dict(self._inner.poll(seconds, 2))
-        rung = dict(self._poll_at(watch, seconds))
-        if self._watch in rung:
+        ready = dict(self._poll_with_watch(watch, seconds))
+        if self._watched in ready:
             watch.stop()
-        if self._wakeup in rung:
-            self._inner.poll(0, 2)  # settles it there
-        return self._descriptor in rung
+        if self._wakeup in ready:
+            self._inner.poll(0, 2)  # consumes the wake-up there, too
+        return self._descriptor in ready
 
-    def _poll_at(self, watch: RequestWatch, seconds: float) -> list[tuple[int, int]]:
-        if self._watch != watch.fileno():
+    def _poll_with_watch(self, watch: RequestWatch, seconds: float) -> list[tuple[int, int]]:
+        if self._watched != watch.fileno():
             self._with_watch.register(watch.fileno(), select.EPOLLIN)
-            self._watch = watch.fileno()
+            self._watched = watch.fileno()
         return self._with_watch.poll(seconds, 3)
 
     def mute(self) -> None:
-        """Let who sleeps sleep on, whatever happens."""
+        """Make ``sleep`` ignore all events until ``unmute``."""
         self._outer.modify(self._inner, 0)
 
     def unmute(self) -> None:
-        """Undo that; what has rung and was not listened to rings now."""
+        """Undo ``mute``: an event that came meanwhile and was not consumed ends ``sleep`` now."""
         self._outer.modify(self._inner, select.EPOLLIN)

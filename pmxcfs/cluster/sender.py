@@ -1,9 +1,10 @@
-"""What this node has to send in one group: what goes first, and how often it is tried.
+"""Sending in one group: the order of this node's messages, and their retries.
 
-What the rules of the group want sent goes first and for as long as it takes; a change of this
-node's waits until nothing else does, is sent only while the node is SYNCED, and not tried for ever.
+Messages of the state machine (``dfsm``) are sent first and retried without limit. A change of this
+node is sent when no other message is queued, only while the node is SYNCED, and retried for at most
+SEND_RETRY_LIMIT seconds.
 
-Threads: one at a time, the one whose turn it is in the group (``cluster``).
+Threads: only the owner of the group (see ``group``) uses a Sender.
 Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
@@ -19,31 +20,31 @@ from pmxcfs.dfsm.timeouts import Moment
 from pmxcfs.errors import Busy, ClusterError, Interrupted, Invalid, PmxcfsError, TryAgain
 from pmxcfs.messages import Body, Group, Message, Normal, SyncStart
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a send is tried again, doubling
-SEND_RETRY_LIMIT = 10.0  # seconds of trying to send one change
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a retry; the pause doubles each time
+SEND_RETRY_LIMIT = 10.0  # seconds for which sending one change is retried
 _NEVER = float("inf")
 
 Clock = Callable[[], Moment]
 
 
 class Source(Protocol):
-    """What this node wants to send, in order. ``take`` is followed by one of the others."""
+    """The queue of this node's changes. Each ``take`` is followed by one call of another method."""
 
     def take(self, *, now: float) -> Body | None:
-        """Return what is to be sent next, if there is anything and it may be sent."""
+        """Return the next body, or None if there is none to send at the monotonic second *now*."""
 
     def sent(self, serial: int) -> None:
-        """It was sent with this number."""
+        """Note that the body was sent as this node's message number *serial*."""
 
     def not_sent(self) -> None:
-        """There was no room; it is to be taken once more."""
+        """Put the body back, to be taken again: corosync had no room for it."""
 
     def refused(self, error: PmxcfsError) -> None:
-        """It will not be sent."""
+        """Give the body up because of *error*: it will not be sent."""
 
 
 class Sender:
-    """Sends what the rules of a group want sent, and what a source holds."""
+    """Sends the messages of a group's state machine, and the changes of a source."""
 
     def __init__(
         self,
@@ -54,42 +55,42 @@ class Sender:
         clock: Clock,
     ) -> None:
         self.sent_bytes = 0  # by this process
-        self.retry_at = _NEVER  # monotonic second to call ``send`` again, though all is quiet
-        self.in_flight = 0  # messages that were sent and not seen coming back, on this connection
+        self.retry_at = _NEVER  # monotonic second at which ``send`` must be called
+        self.in_flight = 0  # messages sent on this connection and not yet delivered to this node
         self._group = group
         self._dfsm = dfsm
         self._source = source
         self._clock = clock
-        self._queue: deque[Message] = deque()  # what the rules want sent
-        self._pause = 0.0  # seconds, since the last attempt; 0: it went well
-        self._trying_since: float | None = None  # monotonic; None: no change waits for room
+        self._queue: deque[Message] = deque()  # of the state machine
+        self._pause = 0.0  # seconds until the next attempt; 0: the last one succeeded
+        self._trying_since: float | None = None  # monotonic; None: no change is being retried
 
     @property
     def is_retrying(self) -> bool:
-        """Tell whether something waits for room."""
+        """Whether a message waits until corosync has room."""
         return self.retry_at != _NEVER
 
     def put(self, message: Message) -> None:
-        """Send *message* after all that was put before."""
+        """Queue *message* behind all messages that were put before."""
         self._queue.append(message)
 
     def forget_round(self) -> None:
-        """The round is over; what changes something stays, and goes out before the next STATE."""
+        """Drop the messages of a round that is over; keep changes, to go before the next STATE."""
         self._queue = deque(one for one in self._queue if isinstance(one, Normal))
 
     def echoed(self) -> None:
-        """One of the messages that were sent was delivered to this node, too."""
+        """Note that a message sent by this node was delivered to this node."""
         self.in_flight -= 1
 
     def reset(self) -> None:
-        """There is another connection now, or none."""
+        """Forget everything about the connection, which was closed or replaced."""
         self.in_flight = 0
         self._queue.clear()
         self._end_pause()
         self._trying_since = None
 
     def send(self, mcast: Callable[[bytes], None]) -> None:
-        """Send what there is, until corosync has no room any more. Raises ClusterError."""
+        """Send all that is queued, until corosync has no room. May block; raises ClusterError."""
         if self._pause and self._clock().monotonic < self.retry_at:
             return
         try:
@@ -106,19 +107,19 @@ class Sender:
     def _send_message(self, mcast: Callable[[bytes], None]) -> None:
         message = self._queue[0]
         if not self._is_late(message):
-            with contextlib.suppress(Interrupted):  # its round is over
+            with contextlib.suppress(Interrupted):  # by a membership change: its round is over
                 self._mcast(mcast, encode(message, group=self._group))
         self._queue.popleft()
 
     def _is_late(self, message: Message) -> bool:
-        """Tell whether *message* begins a round again that got on while there was no room for it.
+        """Return whether *message* restarts a round that has moved on while corosync had no room.
 
-        Members of the existing implementation that wait for updates would leave the group on it.
+        A member of the existing implementation that is in UPDATE would leave the group on it.
         """
         return isinstance(message, SyncStart) and self._dfsm.mode is not Mode.START_SYNC
 
     def _send_change(self, mcast: Callable[[bytes], None]) -> bool:
-        """Send the next change of this node's; return whether there was one."""
+        """Send the next change of this node; return whether there was one."""
         now = self._clock()
         body = self._source.take(now=now.monotonic)
         if body is None:
@@ -128,9 +129,9 @@ class Sender:
         try:
             self._mcast(mcast, encode(message, group=self._group))
         except (ValueError, OverflowError) as error:
-            self._source.refused(Invalid(f"no message can say it: {error}"))
+            self._source.refused(Invalid(f"the change can't be encoded as a message: {error}"))
         except TryAgain as error:
-            self._put_back(now.monotonic, error)
+            self._retry_or_refuse(now.monotonic, error)
             raise
         except ClusterError:
             self._source.not_sent()
@@ -146,15 +147,15 @@ class Sender:
         self.sent_bytes += len(data)
         self._end_pause()
 
-    def _put_back(self, now: float, error: TryAgain) -> None:
-        """There was no room for a change: try again, but not for ever."""
+    def _retry_or_refuse(self, now: float, error: TryAgain) -> None:
+        """Have the change retried, or refuse it once SEND_RETRY_LIMIT seconds are over."""
         if self._trying_since is None:
             self._trying_since = now
         if now - self._trying_since < SEND_RETRY_LIMIT:
             self._source.not_sent()
         else:
             self._trying_since = None
-            self._source.refused(Busy(f"corosync takes no messages: {error}"))
+            self._source.refused(Busy(f"corosync accepts no messages: {error}"))
 
     def _end_pause(self) -> None:
         self._pause, self.retry_at = 0.0, _NEVER

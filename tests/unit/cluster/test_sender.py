@@ -1,4 +1,4 @@
-"""What is sent first, how often it is tried, and what is dropped when the members change."""
+"""The sender: the order of messages, retries, and what a membership change drops."""
 
 from collections.abc import Callable
 
@@ -27,13 +27,12 @@ from pmxcfs.messages import (
 from tests.fakes.simulation.hand import index
 
 ME, OTHER = Member(1, 100), Member(2, 200)
-NO_ROOM = TryAgain("cpg_mcast_joined", 6, "try again")
 EPOCH = Epoch(1, 0, 1, 100)
 ROUND = UpdateComplete(0, EPOCH)
 
 
 class FakeSource:
-    """Hands out a list, and notes what comes of it."""
+    """Hands out a list of bodies, and notes what the sender reports about each."""
 
     def __init__(self) -> None:
         self.bodies: list[Body] = []
@@ -53,7 +52,7 @@ class FakeSource:
 
 
 class World:
-    """A sender, a clock that the test moves, and a corosync that takes or refuses."""
+    """A sender, a clock that the test moves, and a corosync that accepts or refuses messages."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -93,7 +92,7 @@ def no_room() -> PmxcfsError:
     return TryAgain("cpg_mcast_joined", 6, "try again")
 
 
-def test_what_the_rules_want_goes_before_changes(world: World) -> None:
+def test_messages_of_the_state_machine_go_before_changes(world: World) -> None:
     world.source.bodies = [Mkdir("a"), Mkdir("b")]
     world.sender.put(ROUND)
     world.send()
@@ -134,7 +133,7 @@ def test_pauses_double_up_to_a_limit_and_end_with_success(world: World) -> None:
     assert world.sender.retry_at == float("inf")
 
 
-def test_a_change_is_tried_for_ten_seconds_and_the_next_one_too(world: World) -> None:
+def test_each_change_is_retried_for_ten_seconds(world: World) -> None:
     world.source.bodies = [Mkdir("a"), Mkdir("b")]
     world.failure = no_room
     start = world.now
@@ -150,7 +149,7 @@ def test_a_change_is_tried_for_ten_seconds_and_the_next_one_too(world: World) ->
     assert SEND_RETRY_LIMIT <= world.now - second < SEND_RETRY_LIMIT + 3 * LONGEST_PAUSE
 
 
-def test_a_message_of_the_rules_is_tried_for_ever(world: World) -> None:
+def test_a_message_of_the_state_machine_is_retried_without_limit(world: World) -> None:
     world.sender.put(ROUND)
     world.failure = no_room
     world.send()
@@ -162,8 +161,8 @@ def test_a_message_of_the_rules_is_tried_for_ever(world: World) -> None:
     assert world.sent == [ROUND]
 
 
-def test_a_round_is_not_begun_again_once_it_got_on(world: World) -> None:
-    """A member of the existing implementation that awaits updates would leave the group on it."""
+def test_a_round_that_has_moved_on_is_not_restarted(world: World) -> None:
+    """A member of the existing implementation that is in UPDATE would leave the group on it."""
     start, again = SyncStart(0, EPOCH), SyncStart(0, EPOCH._replace(number=2))
     world.members(ME, OTHER)
     world.sender.put(start)
@@ -182,7 +181,7 @@ def test_a_round_is_not_begun_again_once_it_got_on(world: World) -> None:
 
 
 def test_an_interrupted_message_is_dropped(world: World) -> None:
-    """Its round is over, and the next one makes a new one."""
+    """A membership change ended its round; the next round makes a new message."""
     world.sender.put(ROUND)
     world.failure = lambda: Interrupted("cpg_mcast_joined", 4, "interrupt")
     world.send()
@@ -200,7 +199,7 @@ def test_a_new_membership_drops_the_round_and_keeps_changes(world: World) -> Non
     assert world.sent == [change]
 
 
-def test_a_change_that_no_message_can_say_is_refused_alone(world: World) -> None:
+def test_only_the_change_that_can_t_be_encoded_is_refused(world: World) -> None:
     world.source.bodies = [Mkdir("a\0b"), Mtime("a", 1 << 40), Mkdir("b")]
     world.send()
     assert world.source.notes[0] == ("refused", Mkdir("a\0b"), Invalid)
@@ -208,7 +207,7 @@ def test_a_change_that_no_message_can_say_is_refused_alone(world: World) -> None
     assert world.bodies() == [Mkdir("b")]
 
 
-def test_a_lost_connection_leaves_the_change_for_the_next_one(world: World) -> None:
+def test_a_change_is_kept_when_the_connection_is_lost(world: World) -> None:
     world.source.bodies = [Mkdir("a")]
     world.failure = lambda: Disconnected("cpg_mcast_joined", 2, "gone")
     with pytest.raises(Disconnected):
