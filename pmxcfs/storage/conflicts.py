@@ -1,11 +1,10 @@
-"""What a sync would lose of what this node changed apart from others: kept in a database.
+"""Copies of this node's database, made before a sync replaces changes that no other node has.
 
-Two ways lead to that knowledge. While this node is alone, the database remembers the last version
-that another one had; whatever is newer exists nowhere else. And where this node was in a group, but
-not in the one that went on, the two trees tell: versions number the changes of one history, so an
-entry that both have alike, of some version, says that all was common up to it, and an entry of the
-leader's that is newer than that, but not newer than our tree, says that the leader's history is
-another one. Without either our tree is an ancestor of the leader's, and nothing is lost.
+Divergence is detected in two ways. (1) While this node is alone, the database records the last
+version that another node had; newer entries exist nowhere else. (2) Versions number the changes of
+one history. Let C be the highest version of an entry that is equal in both trees. An entry of the
+leader with C < version <= our tree's version belongs to another history, so the two histories
+parted at C. If neither applies, our tree is an ancestor of the leader's, and nothing is lost.
 
 Contract: docs/spec/cluster.md, "Forks".
 """
@@ -22,14 +21,15 @@ from pmxcfs.tree.adoption import Adoption
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-SHOWN = 100  # paths that a log is told of
-IMPORTED = 3  # the version of a tree that holds the host's corosync.conf and nothing else
+MAX_LOGGED_PATHS = 100  # paths that are logged for one copy
+IMPORTED = 3  # the version of a fresh tree after the import of the host's corosync.conf
 
 
 def lost_by(adoption: Adoption, tree: Tree, *, alone_since: int | None) -> list[Entry]:
-    """Return the entries that *adoption* deletes or overwrites, and the leader never had.
+    """Return the entries that *adoption* deletes or overwrites and that the leader never had.
 
     *alone_since* is the last version that another node had, None if others have all of *tree*.
+    Needs no lock, as long as nothing changes *tree*.
     """
     since = [] if alone_since is None else [alone_since]
     common = adoption.common_version()
@@ -44,28 +44,29 @@ def lost_by(adoption: Adoption, tree: Tree, *, alone_since: int | None) -> list[
 
 
 def keep_side(database: Database, lost: Iterable[Entry], *, now: int) -> None:
-    """Copy our side to ``conflicts/<now>.db`` and log what it keeps. Blocks. Raises StoreError.
+    """Copy *database* to ``conflicts/<now>.db``; log a warning with the paths of *lost*. Blocks.
 
-    *database* must hold our tree.
+    *database* must hold this node's current tree. *now* is in seconds since 1970. Raises StoreError
+    if the copy can't be made.
     """
     home = database.path.parent / "conflicts"
     with translated(home, "written"):
         make_private_directory(home)
         copy = database.copy_to(home / f"{now}.db")
         sync_directory(home)
-    paths = sorted(_shown(entry) for entry in lost)
+    paths = sorted(_loggable(entry) for entry in lost)
     _log.warning(
-        "what this node changed apart from others is replaced by theirs, entries: %d; "
-        "its side is kept as %s",
+        "changes that only this node had are replaced by the cluster's, entries: %d; "
+        "this node's database is kept as %s",
         len(paths),
         copy,
     )
-    for path in paths[:SHOWN]:
-        _log.warning("replaced by another node's: %s", path)
-    if len(paths) > SHOWN:
-        _log.warning("and %d more", len(paths) - SHOWN)
+    for path in paths[:MAX_LOGGED_PATHS]:
+        _log.warning("replaced by another node's version: %s", path)
+    if len(paths) > MAX_LOGGED_PATHS:
+        _log.warning("and %d more", len(paths) - MAX_LOGGED_PATHS)
 
 
-def _shown(entry: Entry) -> str:
-    """Return the path as it may appear in a log."""
-    return f"entry {entry.inode}, a private one" if entry.private else entry.path
+def _loggable(entry: Entry) -> str:
+    """Return the path of *entry*, or its inode if the path is private and must not be logged."""
+    return f"private entry {entry.inode}" if entry.private else entry.path

@@ -1,7 +1,7 @@
-"""Making a database that is there with all that belongs into it, or not at all.
+"""Creating a database atomically: it is built under a temporary name, then renamed.
 
-For what must not be found half-way by the next start. Contract: docs/spec/operations.md, "Command line";
-cluster.md.
+A crash leaves either no file under the final name or a complete one.
+Contract: docs/spec/operations.md, "Command line".
 """
 
 import contextlib
@@ -16,19 +16,20 @@ from pmxcfs.storage.sqlite_errors import translated
 
 @contextlib.contextmanager
 def making(path: Path, *, now: int) -> Iterator[Database]:
-    """Let the block fill a new database; *path* is there only once all of it is. Blocks.
+    """Create an empty database that the block fills; rename it to *path* after the block. Blocks.
 
-    Raises StoreError, also for what can't be copied from the log at the end.
+    *now* is the mtime of its root, in seconds since 1970. Raises StoreError, also if the final
+    checkpoint can't copy all of the log into the file; *path* is unchanged then.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    _remove(unfinished, COMPANIONS)  # of a process that was killed
+    _remove(unfinished, COMPANIONS)  # left by a killed process with the same process id
     try:
         with contextlib.closing(Database.open(unfinished, now=now)) as database:
             yield database
-        if database.incomplete:  # the rest is in the log, which would not move along
+        if database.incomplete:  # the rest is in the log, which is not renamed
             raise database.incomplete
         with translated(path, "written"):
-            _remove(path, COMPANIONS[1:])  # a log whose file is gone would be taken for this one's
+            _remove(path, COMPANIONS[1:])  # SQLite would take an old log for this file's
             os.rename(unfinished, path)
             sync_directory(path.parent)
     finally:

@@ -346,8 +346,8 @@ def test_a_write_goes_on_after_the_adoption(mount: Daemon) -> None:
 def test_what_a_node_of_a_cluster_changed_in_local_mode_is_kept(tmp_path: Path) -> None:
     ours = (*OURS, file(5, "corosync.conf", b"totem {}"))
     with mounted_tree(tmp_path, tree_of(*ours)) as mount:
-        mount.expect_log("changed apart .* is replaced .* entries: 1; .* kept as .*/conflicts/")
-        mount.expect_log("replaced by another node's: f$")
+        mount.expect_log("only this node had are replaced .* entries: 1; .* kept as .*/conflicts/")
+        mount.expect_log("replaced by another node's version: f$")
         (mount.path / "f").write_bytes(b"repaired by hand")
         become(mount, *ours)
         wait_for(lambda: (mount.path / "f").read_bytes() == b"abcdef", mount)

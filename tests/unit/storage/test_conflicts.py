@@ -1,4 +1,4 @@
-"""What this node changed alone is kept before a sync replaces it, and nothing else is."""
+"""Copies of this node's database before a sync replaces changes that no other node has."""
 
 import contextlib
 import os
@@ -23,12 +23,12 @@ from tests.fakes.data.trees import ROOT, directory, file, records_of, tree_of
 from tests.fakes.doubles.store import contents_of, faulty_connections, stored
 
 COMMON = (directory(2, "priv"), file(3, "f", b"common"), file(4, "g", b"g"))
-KEPT = r"what this node changed apart from others is replaced by theirs, entries: \d+; its side is"
+KEPT = r"changes that only this node had are replaced by the cluster's, entries: \d+; this node's"
 NOW = 1234
 
 
 class Node:
-    """A node with a database, which can be started again."""
+    """A node with a database; ``restart`` closes it and loads it again."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "config.db"
@@ -46,7 +46,7 @@ class Node:
         self.start()
 
     def do(self, *mutations: Mutation) -> None:
-        """Have them delivered, one group each."""
+        """Deliver each mutation in a group of its own."""
         for mutation in mutations:
             ticket = Ticket(mutation, writer=1, mtime=NOW)
             self.replica.deliver([ticket])
@@ -76,7 +76,7 @@ def write(path: str, data: bytes) -> Write:
 
 
 def a_majority(*, version: int = 90) -> Tree:
-    """What the others have made of the common state."""
+    """Return the tree of the other nodes, which went on from the common state."""
     records = (
         directory(2, "priv"),
         file(3, "f", b"theirs", version=80),
@@ -89,7 +89,7 @@ def test_what_was_changed_alone_is_kept(
     node: Node, expect_log: ExpectLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expect_log(KEPT)
-    expect_log("replaced by another node's: f$")
+    expect_log("replaced by another node's version: f$")
     node.replica.synced(with_others=False)
     node.do(write("f", b"ours"))
     before = node.tree.index()
@@ -103,7 +103,7 @@ def test_what_was_changed_alone_is_kept(
     assert "sound" in capsys.readouterr().out
 
 
-def test_a_copy_is_for_root_alone(node: Node, expect_log: ExpectLog) -> None:
+def test_a_copy_is_readable_only_by_root(node: Node, expect_log: ExpectLog) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
     node.replica.synced(with_others=False)
@@ -118,7 +118,7 @@ def test_a_copy_is_for_root_alone(node: Node, expect_log: ExpectLog) -> None:
     assert stat.S_IMODE(node.conflicts.stat().st_mode) == 0o700
 
 
-def test_the_next_copy_does_not_replace_it(node: Node, expect_log: ExpectLog) -> None:
+def test_the_next_copy_does_not_replace_the_first(node: Node, expect_log: ExpectLog) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
     for number, leader in enumerate((a_majority(), a_majority(version=99))):
@@ -134,7 +134,7 @@ def test_private_names_are_not_logged(
     node: Node, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     expect_log(KEPT)
-    expect_log("replaced by another node's: entry 51, a private one$")
+    expect_log("replaced by another node's version: private entry 51$")
     node.replica.synced(with_others=False)
     node.do(Create("priv/secret.key"))
     node.become(a_majority())
@@ -142,7 +142,7 @@ def test_private_names_are_not_logged(
     assert contents_of(stored(node.copies()[0]))["priv/secret.key"] == b""
 
 
-def test_a_log_is_not_flooded(
+def test_at_most_100_paths_are_logged(
     node: Node, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     expect_log(KEPT)
@@ -155,7 +155,7 @@ def test_a_log_is_not_flooded(
     assert len(caplog.records) == 102
 
 
-def test_it_is_remembered_over_restarts(node: Node, expect_log: ExpectLog) -> None:
+def test_the_divergence_survives_restarts(node: Node, expect_log: ExpectLog) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
     node.replica.synced(with_others=False)
@@ -169,23 +169,25 @@ def test_it_is_remembered_over_restarts(node: Node, expect_log: ExpectLog) -> No
     assert node.database.diverged_at is None
 
 
-def test_a_daemon_that_is_killed_has_noted_it(node: Node) -> None:
+def test_the_divergence_survives_a_kill(node: Node) -> None:
     node.replica.synced(with_others=False)
     node.do(write("f", b"ours"))
-    with contextlib.closing(sqlite3.connect(node.path)) as other:  # sees what a crash would leave
+    with contextlib.closing(sqlite3.connect(node.path)) as other:  # reads what a crash would leave
         assert other.execute("SELECT version FROM divergence").fetchall() == [(50,)]
 
 
 def forked(node: Node, *theirs: Record) -> Tree:
-    """What others have, who share the common state but not what *node* has made of it."""
+    """Return a tree that shares the common state, but none of *node*'s later changes."""
     others = {record.inode: record for record in (*COMMON, *theirs)}
     return tree_of(*others.values(), root=ROOT._replace(version=node.tree.version + 40))
 
 
-def test_a_group_that_was_not_the_one_that_went_on(node: Node, expect_log: ExpectLog) -> None:
-    """Two nodes on each side of a cut, and a forced quorum: nobody was ever alone."""
+def test_changes_of_a_group_that_lost_the_quorum_are_kept(
+    node: Node, expect_log: ExpectLog
+) -> None:
+    """A partition into two and two nodes with a forced quorum: no node was ever alone."""
     expect_log(KEPT)
-    expect_log("replaced by another node's: [fx]$")
+    expect_log("replaced by another node's version: [fx]$")
     node.do(Mkdir("x"), write("f", b"ours"))
     before = node.tree.index()
     node.restart()
@@ -194,48 +196,47 @@ def test_a_group_that_was_not_the_one_that_went_on(node: Node, expect_log: Expec
     assert stored(copy).index() == before
 
 
-def test_a_change_that_no_other_node_received(node: Node, expect_log: ExpectLog) -> None:
-    """The last message before a cut can be delivered to its sender alone."""
+def test_a_change_that_no_other_node_received_is_kept(node: Node, expect_log: ExpectLog) -> None:
+    """The last message before a partition can be delivered to its sender only."""
     expect_log(KEPT)
-    expect_log("replaced by another node's: f$")
+    expect_log("replaced by another node's version: f$")
     node.do(write("f", b"ours"))
     node.become(forked(node, file(4, "g", b"theirs", version=51)))
     assert contents_of(stored(node.copies()[0]))["f"] == b"ours"
 
 
-def test_what_both_sides_have_alike_was_common(node: Node, expect_log: ExpectLog) -> None:
-    """Only what came after it is lost."""
+def test_entries_equal_in_both_trees_are_not_lost(node: Node, expect_log: ExpectLog) -> None:
+    """Only the changes after them are lost."""
     expect_log("entries: 1;")
-    expect_log("replaced by another node's: f$")
+    expect_log("replaced by another node's version: f$")
     node.do(Create("both"), write("f", b"ours"))
     (both,) = node.replica.records_for([51])
     node.become(forked(node, both, file(4, "g", b"theirs", version=52)))
     assert len(node.copies()) == 1
 
 
-def test_an_ancestor_whose_latest_entries_have_all_changed(node: Node) -> None:
-    """As on every node that was away where HA writes its status every few seconds."""
+def test_an_ancestor_of_the_leaders_tree_is_not_copied(node: Node) -> None:
+    """As on a node that was offline while HA wrote its status every few seconds."""
     node.do(Mkdir("x"), write("f", b"1"), write("g", b"1"), write("f", b"2"), Delete("x"))
     leader = forked(node, file(3, "f", b"9", version=90), file(4, "g", b"9", version=91))
     node.become(leader)
     assert node.copies() == []
 
 
-def test_alone_without_changes_there_is_nothing_to_keep(node: Node) -> None:
+def test_a_node_that_changed_nothing_while_alone_keeps_nothing(node: Node) -> None:
     node.replica.synced(with_others=False)
     node.become(a_majority())
     assert node.copies() == []
 
 
-def test_a_node_that_was_merely_away_keeps_nothing(node: Node) -> None:
-    node.do(write("f", b"everyone's"), Create("x"), Delete("g"))
+def test_a_node_that_was_only_offline_keeps_nothing(node: Node) -> None:
+    node.do(write("f", b"common"), Create("x"), Delete("g"))
     node.restart()
     node.become(a_majority())
     assert node.copies() == []
 
 
-def test_changes_that_won_are_common(node: Node) -> None:
-    """This node led the sync."""
+def test_changes_of_a_node_that_led_the_sync_are_not_lost(node: Node) -> None:
     node.replica.synced(with_others=False)
     node.do(write("f", b"ours"))
     node.replica.synced(with_others=True)
@@ -245,7 +246,7 @@ def test_changes_that_won_are_common(node: Node) -> None:
     assert node.copies() == []
 
 
-def test_what_the_others_have_too_is_not_lost(node: Node) -> None:
+def test_changes_that_the_leader_has_too_are_not_lost(node: Node) -> None:
     node.replica.synced(with_others=False)
     node.do(write("f", b"ours"))
     ours = records_of(node.tree, [2, 3, 4])
@@ -254,8 +255,8 @@ def test_what_the_others_have_too_is_not_lost(node: Node) -> None:
     assert node.copies() == []
 
 
-def test_what_was_common_before_is_not_ours(node: Node) -> None:
-    """A change of g alone is nothing of f, which is an ancestor of theirs."""
+def test_entries_unchanged_since_the_divergence_are_not_lost(node: Node) -> None:
+    """Only x was changed alone; the leader's version of f descends from ours."""
     node.replica.synced(with_others=False)
     node.do(Mkdir("x"))
     node.do(Delete("x"))
@@ -272,7 +273,7 @@ def test_a_fresh_node_of_a_cluster_keeps_nothing(tmp_path: Path) -> None:
     node.database.close()
 
 
-def test_a_node_that_never_was_in_a_cluster_has_all_of_its_own(
+def test_a_node_that_never_was_in_a_cluster_keeps_its_whole_tree(
     tmp_path: Path, expect_log: ExpectLog
 ) -> None:
     expect_log(KEPT)
@@ -295,7 +296,7 @@ def test_without_a_copy_nothing_is_replaced(node: Node) -> None:
     node.conflicts.unlink()
 
 
-def test_a_copy_that_fails_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_copy_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
     with faulty_connections() as faults:
         node = Node(tmp_path)
         node.do(Create("f"))
@@ -307,7 +308,7 @@ def test_a_copy_that_fails_leaves_nothing_half(tmp_path: Path) -> None:
         node.database.close()
 
 
-def test_what_is_in_ram_only_is_not_replaced_uncopied(
+def test_changes_in_ram_only_are_not_replaced_without_a_copy(
     tmp_path: Path, expect_log: ExpectLog
 ) -> None:
     expect_log("can't be written")
@@ -324,7 +325,9 @@ def test_what_is_in_ram_only_is_not_replaced_uncopied(
         node.database.close()
 
 
-def test_the_note_goes_when_a_degraded_node_catches_up(node: Node, expect_log: ExpectLog) -> None:
+def test_the_divergence_ends_when_a_degraded_node_catches_up(
+    node: Node, expect_log: ExpectLog
+) -> None:
     expect_log("can't be written")
     expect_log(KEPT)
     expect_log("replaced by another node's")
