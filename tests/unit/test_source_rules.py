@@ -1,4 +1,8 @@
-"""The rules that a reader of one file can't check: layers, sizes, exception clauses, imports."""
+"""Rules for the source files: layers, imports, sizes, words, exception clauses of C functions.
+
+The files are parsed or searched, not imported. Each rule that works by a pattern has a test beside
+it that shows what the pattern finds and what it does not.
+"""
 
 import ast
 import re
@@ -11,8 +15,8 @@ from tests.places import ROOT
 
 PACKAGE = ROOT / "pmxcfs"
 
-# A module imports from its own folder, in which there are no circles, or from folders of lines
-# above; folders of one line are strangers to one another. "" is what stands in pmxcfs itself.
+# The layers, lowest first. A module may import from its own folder, without import cycles, and from
+# folders of earlier lines; never from another folder of its own line. "" means pmxcfs itself.
 LINES = (
     "",
     "host tree",
@@ -23,14 +27,30 @@ LINES = (
     "daemon",
     "cli",
 )
-START = "__main__"  # what `python -m pmxcfs` runs stands above all lines, though it is in none
-# What all nodes must compute alike: given the same input, at any time and on any machine.
+START = "__main__"  # run by `python -m pmxcfs`; it may import from every line
+# Folders whose results depend on their input alone: all nodes must compute the same.
 PURE = ("tree", "dfsm", "status")
 CLOCKS = ("time", "datetime", "random", "secrets", "uuid")
 THREADS_AND_FILES = ("threading", "os", "socket", "pathlib", "subprocess", "fcntl")
 NOT_PURE = frozenset([*CLOCKS, *THREADS_AND_FILES])
-# The folders that may know each of these.
+# The only folder that may import each of these modules.
 OWNERS = {"sqlite3": "storage", "llfuse": "fuse", "rrdtool": "rrd"}
+
+# Words that an earlier version used for concepts that have a standard term; the standard term is in
+# the glossary of docs/development.md.
+JARGON = re.compile(
+    r"doors?|hush(es|ed|ing)?|mailers?|letters?|flights?|board(s|ed|ing)?|hollow|carriers?"
+)
+# Directly behind one of these the word is a standard term: in flight, lower-case letter.
+TERMS = {
+    "flight": ("in",),
+    "letter": ("case", "capital"),
+    "letters": ("case", "capital", "ascii"),
+}
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # a part of a snake_case or CamelCase name too
+
+# Names with an underscore that are public by Python's documentation.
+PUBLIC_UNDERSCORES = frozenset(["_replace", "_asdict", "_fields", "_make", "_exit"])
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 80
@@ -38,7 +58,7 @@ MAX_FUNCTION_LINES = 80
 CYTHON_IMPORT = re.compile(
     r"^from (pmxcfs[\w.]*) c?import (\w+)|^c?import (pmxcfs[\w.]*)", re.MULTILINE
 )
-# A C function: what stands before its name, the name, and what stands behind its parameters.
+# The first lines of a C function, in groups: the result type, the name, the parameters, the rest.
 C_FUNCTION = re.compile(
     r"^[ ]*c(?:p)?def[ ]+(?!class\b|extern\b|struct\b|enum\b|packed\b)"
     r"(?P<before>(?:[\w.]+[ *]+)*)(?P<name>\w+)\((?P<parameters>[^()]*)\)(?P<after>[^:=\n]*)"
@@ -65,12 +85,12 @@ def dotted(path: Path) -> str:
 
 
 def folder_of(module: str) -> str:
-    """Return the folder of a dotted name, "" for what stands in pmxcfs itself."""
+    """Return the folder that holds the module with this dotted name, "" for pmxcfs itself."""
     return module.split(".")[1] if module.count(".") == 2 else ""
 
 
 def line_of(folder: str) -> int:
-    """Return the line that a folder stands on."""
+    """Return the index in LINES of the line that names a folder."""
     (found,) = [number for number, names in enumerate(LINES) if folder in names.split(" ")]
     return found
 
@@ -89,7 +109,10 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
-    """Yield every module that a file imports, dotted; names taken from a package count as such."""
+    """Yield the dotted name of every module that a file imports.
+
+    ``from a import b`` yields both ``a`` and ``a.b``, as ``b`` may be a module.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -105,7 +128,7 @@ def imports_of_cython(text: str) -> Iterator[str]:
 
 
 def own_imports(path: Path) -> set[str]:
-    """Return the modules of ours that a module imports, dotted; those that its types need, too."""
+    """Return the dotted names of the pmxcfs modules that a module and its .pxd import."""
     types = path.with_suffix(".pxd")
     found = set(imports_of_cython(types.read_text())) if types.exists() else set()
     text = path.read_text()
@@ -114,7 +137,7 @@ def own_imports(path: Path) -> set[str]:
 
 
 def is_allowed(importer: str, imported: str) -> bool:
-    """Tell whether the table lets one module import another."""
+    """Tell whether LINES lets one module import another, both given by their dotted names."""
     if importer == f"pmxcfs.{START}":
         return True
     if imported == f"pmxcfs.{START}":
@@ -123,7 +146,7 @@ def is_allowed(importer: str, imported: str) -> bool:
     return source == target or line_of(target) < line_of(source)
 
 
-def test_the_rule_for_imports_refuses_what_it_should() -> None:
+def test_the_rule_for_imports_allows_earlier_lines_only() -> None:
     assert is_allowed("pmxcfs.vfs.filesystem", "pmxcfs.tree.guests")
     assert is_allowed("pmxcfs.tree.apply", "pmxcfs.errors")
     assert not is_allowed("pmxcfs.errors", "pmxcfs.tree.apply")
@@ -131,19 +154,19 @@ def test_the_rule_for_imports_refuses_what_it_should() -> None:
     assert not is_allowed("pmxcfs.tree.apply", "pmxcfs.storage.database")
 
 
-def test_the_table_has_exactly_the_folders_there_are() -> None:
+def test_the_lines_name_exactly_the_folders_of_the_package() -> None:
     listed = [folder for line in LINES for folder in line.split(" ")]
     there = [str(package.relative_to(PACKAGE)).replace(".", "") for package in packages()]
     assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_imports_point_up_the_table(path: Path) -> None:
+def test_a_module_imports_only_from_its_folder_and_earlier_lines(path: Path) -> None:
     assert not [name for name in own_imports(path) if not is_allowed(dotted(path), name)]
 
 
 @pytest.mark.parametrize("package", packages(), ids=name_of)
-def test_no_folder_has_a_circle_of_imports(package: Path) -> None:
+def test_no_folder_has_an_import_cycle(package: Path) -> None:
     inside = [path for path in modules() if path.parent == package]
     waiting = {dotted(path): own_imports(path) for path in inside}
     while waiting:
@@ -155,13 +178,13 @@ def test_no_folder_has_a_circle_of_imports(package: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_an_underscore_module_is_private_to_its_folder(path: Path) -> None:
-    """Those in pmxcfs itself are for all: the user has fixed their place."""
+    """The underscore modules of pmxcfs itself may be imported from every folder."""
     private = [name for name in own_imports(path) if "._" in name and folder_of(name)]
     assert not [name for name in private if folder_of(name) != folder_of(dotted(path))]
 
 
 @pytest.mark.parametrize("package", packages(), ids=name_of)
-def test_a_folder_is_introduced_by_one_docstring_and_nothing_else(package: Path) -> None:
+def test_an_init_file_holds_one_docstring_and_nothing_else(package: Path) -> None:
     body = ast.parse((package / "__init__.py").read_text()).body
     rest = [ast.unparse(node) for node in body[1:]]
     assert ast.get_docstring(ast.Module(body=body, type_ignores=[]))
@@ -169,14 +192,14 @@ def test_a_folder_is_introduced_by_one_docstring_and_nothing_else(package: Path)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
-def test_foreign_modules_have_few_owners(path: Path) -> None:
+def test_sqlite3_llfuse_and_rrdtool_are_imported_by_one_folder_each(path: Path) -> None:
     imported = {name.partition(".")[0] for name in imports_of(ast.parse(path.read_text()))}
     folder = folder_of(dotted(path))
     assert not {name for name in imported if OWNERS.get(name, folder) != folder}
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_pure_folders_do_without_clocks_threads_and_files(path: Path) -> None:
+def test_pure_folders_import_no_clock_thread_or_file(path: Path) -> None:
     if folder_of(dotted(path)) not in PURE:
         return
     text = path.read_text()
@@ -185,12 +208,12 @@ def test_pure_folders_do_without_clocks_threads_and_files(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_no_file_holds_more_than_one_can_read(path: Path) -> None:
+def test_no_file_has_more_than_600_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
 
 
 @pytest.mark.parametrize("path", python_files(), ids=name_of)
-def test_no_function_is_longer_than_a_screen(path: Path) -> None:
+def test_no_function_has_more_than_80_lines(path: Path) -> None:
     functions = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
@@ -205,7 +228,7 @@ def node_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.pyx")), ids=name_of)
-def test_no_cython_function_is_longer_than_a_screen(path: Path) -> None:
+def test_no_cython_function_has_more_than_80_lines(path: Path) -> None:
     text = path.read_text()
     heads = list(CYTHON_FUNCTION.finditer(text))
     bodies = [re.match(rf"(?:\n|{head[1]}[ ].*\n)*", text[head.end() + 1 :]) for head in heads]
@@ -219,14 +242,112 @@ def test_no_cython_function_is_longer_than_a_screen(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", python_files(), ids=name_of)
-def test_imports_name_what_they_take(path: Path) -> None:
+def test_there_are_no_star_imports(path: Path) -> None:
     assert not [name for name in imports_of(ast.parse(path.read_text())) if name.endswith(".*")]
 
 
 @pytest.mark.parametrize("path", python_files(), ids=name_of)
-def test_nothing_is_imported_from_a_test(path: Path) -> None:
+def test_nothing_is_imported_from_a_test_module(path: Path) -> None:
     imported = imports_of(ast.parse(path.read_text()))
     assert not [name for name in imported if re.search(r"\.test_\w+$|\.test_\w+\.", name)]
+
+
+def jargon_in(text: str) -> list[tuple[int, str]]:
+    """Return the line number and the word for each use of jargon in *text*."""
+    found = []
+    before = ""
+    for match in WORD.finditer(text):
+        word = match[0].lower()
+        if JARGON.fullmatch(word) and before not in TERMS.get(word, ()):
+            found.append((text.count("\n", 0, match.start()) + 1, word))
+        before = word
+    return found
+
+
+def package_files() -> list[Path]:
+    """Return the source files and the type declarations of the package."""
+    suffixes = (".py", ".pyx", ".pxd", ".pyi")
+    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in suffixes)
+
+
+@pytest.mark.parametrize("path", package_files(), ids=name_of)
+def test_names_comments_and_messages_are_free_of_jargon(path: Path) -> None:
+    found = jargon_in(path.read_text())
+    assert not found, [f"{name_of(path)}:{line}: {word}" for line, word in found]
+
+
+def test_the_rule_for_words_finds_parts_of_names_but_no_standard_terms() -> None:
+    assert jargon_in("at_the_door\nMailerThread # its letters") == [
+        (1, "door"),
+        (2, "mailer"),
+        (2, "letters"),
+    ]
+    assert jargon_in("BOARD boarded flight_of left_board") == [
+        (1, "board"),
+        (1, "boarded"),
+        (1, "flight"),
+        (1, "board"),
+    ]
+    assert not jargon_in("in_flight, in\n# flight, keyboard, lower-case letters, indoors")
+
+
+def helper_files() -> list[Path]:
+    """Return the files that tests and benchmarks share: doubles, harnesses, programs."""
+    files = sorted(path for folder in ("tests", "bench") for path in (ROOT / folder).rglob("*.py"))
+    return [path for path in files if not path.name.startswith(("test_", "bench_"))]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in PUBLIC_UNDERSCORES
+
+
+def names_made_in(tree: ast.AST) -> set[str]:
+    """Return what a file defines itself: functions, classes, attributes of self."""
+    nodes = list(ast.walk(tree))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    made = {node.name for node in nodes if isinstance(node, functions)}
+    return made | {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node)
+    }
+
+
+def is_own(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def private_uses(tree: ast.AST) -> list[str]:
+    """Return the private attributes that a file reads, sets or patches and does not define."""
+    made = names_made_in(tree)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if not is_own(node) and node.attr not in made:
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("etattr", "delattr")):
+            names = [arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)]
+            found += [name for name in names if isinstance(name, str) and is_private(name)]
+    return found
+
+
+@pytest.mark.parametrize("path", helper_files(), ids=name_of)
+def test_helpers_use_no_private_attribute_of_the_product(path: Path) -> None:
+    assert not private_uses(ast.parse(path.read_text()))
+
+
+def test_the_rule_for_private_attributes_finds_those_of_other_files() -> None:
+    source = (
+        "class Double:\n"
+        "    def __init__(self, other):\n"
+        "        self._mine = other._theirs\n"
+        "        other._replace(a=1).__class__\n"
+        "    def is_like(self, other):\n"
+        "        return self._mine == other._mine and self._inherited\n"
+        "patch.setattr(module, '_hook', None)\n"
+        "getattr(module, 'public')\n"
+    )
+    assert private_uses(ast.parse(source)) == ["_hook", "other._theirs"]
 
 
 def c_functions() -> list[tuple[str, re.Match[str]]]:
@@ -235,13 +356,13 @@ def c_functions() -> list[tuple[str, re.Match[str]]]:
 
 
 def functions_in(text: str) -> list[re.Match[str]]:
-    """Return the C functions of Cython source, without those that a header of C declares."""
+    """Return the C functions that Cython source defines, without extern declarations."""
     without_externs = re.sub(r"(?m)^cdef extern .*\n(?:(?:[ ]+.*)?\n)*", "", text)
     return list(C_FUNCTION.finditer(without_externs))
 
 
 def needs_clause(match: re.Match[str]) -> bool:
-    """Tell whether the result is a C value, which can't say by itself that it is an exception."""
+    """Tell whether the result is a C value: only an except clause tells it from an exception."""
     words = [word for word in re.split(r"[ *]+", match["before"]) if word and word != "inline"]
     if not words:
         return False
@@ -249,7 +370,7 @@ def needs_clause(match: re.Match[str]) -> bool:
     return "*" in match["before"] or not is_python
 
 
-def test_every_c_function_says_how_exceptions_leave_it() -> None:
+def test_every_c_function_with_a_c_result_has_an_exception_clause() -> None:
     bare = [
         f"{file}: {match['name']}"
         for file, match in c_functions()
@@ -258,7 +379,7 @@ def test_every_c_function_says_how_exceptions_leave_it() -> None:
     assert not bare
 
 
-def test_every_callback_keeps_exceptions_away_from_c() -> None:
+def test_every_callback_from_c_is_noexcept() -> None:
     loose = [
         f"{file}: {match['name']}"
         for file, match in c_functions()
@@ -267,7 +388,7 @@ def test_every_callback_keeps_exceptions_away_from_c() -> None:
     assert not loose
 
 
-def test_the_rule_for_c_functions_sees_what_it_should() -> None:
+def test_the_rule_for_c_functions_finds_definitions_with_a_c_result() -> None:
     source = (
         "cdef extern from 'x.h':\n    int foreign(int)\n\n"
         "cdef int bare(int a):\n    pass\n"
@@ -285,13 +406,13 @@ def test_the_rule_for_c_functions_sees_what_it_should() -> None:
 
 
 def compiled_python() -> list[Path]:
-    """Return the Python modules that are compiled, by the types in the .pxd beside them."""
+    """Return the Python modules that are compiled, which are those with a .pxd beside them."""
     return sorted(p for pxd in PACKAGE.rglob("*.pxd") if (p := pxd.with_suffix(".py")).exists())
 
 
 @pytest.mark.parametrize("path", compiled_python(), ids=name_of)
-def test_what_is_compiled_is_something_that_cython_0_29_can_run(path: Path) -> None:
-    """Debian 12 builds with it. It compiles these, but importing the module fails."""
+def test_compiled_python_avoids_what_cython_0_29_can_not_run(path: Path) -> None:
+    """Debian 12 has Cython 0.29. NamedTuple bases and subscripts compile; the import then fails."""
     body = ast.parse(path.read_text()).body
     bases = [base for node in body if isinstance(node, ast.ClassDef) for base in node.bases]
     assert "NamedTuple" not in [base.id for base in bases if isinstance(base, ast.Name)]
