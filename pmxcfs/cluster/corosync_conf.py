@@ -16,9 +16,9 @@ from pathlib import Path
 from pmxcfs.cluster._corosync import reload_configuration
 from pmxcfs.errors import ClusterError
 from pmxcfs.host.files import sync_directory
+from pmxcfs.host.threads import BackgroundThread
 
 RELOAD_DELAY = 1.0  # seconds from writing the file to the reload, so that all nodes have it by then
-STOP_TIMEOUT = 0.5  # seconds that ``close`` waits for the thread
 MODE = 0o644  # permission bits of the host's file
 
 MAX_DIGITS = 20  # of a config_version; corosync's 64-bit number has at most 20
@@ -59,7 +59,7 @@ def replace(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-class HostConfig:
+class HostConfig(BackgroundThread):
     """A thread that keeps one host file equal to the tree's and has corosync reload it."""
 
     def __init__(
@@ -69,18 +69,13 @@ class HostConfig:
         reload_delay: float = RELOAD_DELAY,
         reload: Callable[[], None] = reload_configuration,
     ) -> None:
+        super().__init__("hostconf")
         self._path = path
         self._reload_delay = reload_delay  # seconds
         self._reload = reload
-        self._changed = threading.Condition()  # guards the three attributes below
+        self._changed = threading.Condition()  # guards the two attributes below
         self._wanted: bytes | None = None
         self._may_reload = False
-        self._is_closing = False
-        self._thread = threading.Thread(target=self._run, name="hostconf", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def follow(self, content: bytes, *, reload: bool) -> None:
         """Queue *content* as the new content of the host's file. Never blocks.
@@ -94,15 +89,13 @@ class HostConfig:
             self._may_reload |= reload
             self._changed.notify()
 
-    def close(self) -> None:
-        """End the thread after it has written the queued content; waits at most STOP_TIMEOUT."""
+    def wake(self) -> None:
+        """Have the thread look whether it is to stop, once the last file is written."""
         with self._changed:
-            self._is_closing = True
             self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join(STOP_TIMEOUT)
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Write one file after the other, and have corosync reload those that it must."""
         while (taken := self._take()) is not None:
             content, may_reload = taken
             try:
@@ -118,7 +111,7 @@ class HostConfig:
     def _take(self) -> tuple[bytes, bool] | None:
         """Block until content is queued; return (content, may_reload), or None after ``close``."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closing or self._wanted is not None)
+            self._changed.wait_for(lambda: self.is_stopping or self._wanted is not None)
             if self._wanted is None:
                 return None
             taken = self._wanted, self._may_reload
@@ -146,4 +139,4 @@ class HostConfig:
     def _wait_for_other_nodes(self) -> None:
         """Block for the reload delay, so that other nodes write their files, or until ``close``."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closing, self._reload_delay)
+            self._changed.wait_for(lambda: self.is_stopping, self._reload_delay)

@@ -52,6 +52,8 @@ from pmxcfs.errors import (
     OtherProtocol,
     TryAgain,
 )
+from pmxcfs.host.outage import Outage
+from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread
 from pmxcfs.messages import Group, Member, State
 from pmxcfs.replica.waiting import RequestWatch
 
@@ -62,7 +64,6 @@ MANY_IN_FLIGHT = 64
 TICK = 1.0  # seconds between two looks at the deadlines, at most
 JOIN_PAUSE = 0.1  # seconds until a join is tried again that corosync was not ready for
 LEAVE_TIMEOUT = 5.0  # seconds for the others to see us leave
-STOP_TIMEOUT = 0.5  # seconds for the same when the daemon ends
 
 
 class Content(Protocol):
@@ -135,7 +136,7 @@ class _Leaving(Exception):
         self.for_good = for_good
 
 
-class GroupThread:
+class GroupThread(BackgroundThread):
     """This node's membership in one group; a subclass knows what only its group has."""
 
     def __init__(
@@ -148,6 +149,7 @@ class GroupThread:
         connect: Connect = Cpg,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__(group.cpg_name)
         self.dfsm = Dfsm(group)
         self.dropped = 0  # messages of peers that were none
         self._group = group
@@ -161,13 +163,13 @@ class GroupThread:
         self._watch: RequestWatch | None = None  # of the one that does
         self._failure: Exception | None = None  # theirs, for the group's thread to cope with
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._is_stopping = threading.Event()
-        self._is_down = False  # an outage that has been told of
+        self._outage: Outage[ClusterError] = Outage(
+            log, describe=self._describe_outage, over="connected to corosync again"
+        )
         self._joined_at = float("-inf")  # monotonic
         self._events: deque[_Delivered | _Changed] = deque()
         self._batch: list[Deliver] = []  # delivered, not applied
         self._tick_at = 0.0  # monotonic
-        self._thread = threading.Thread(target=self._run, name=group.cpg_name, daemon=True)
         self._executors: dict[type, Callable[[Any], None]] = {
             Send: self._send_later,
             SendState: self._send_state,
@@ -182,11 +184,6 @@ class GroupThread:
         os.close(self._wakeup)
 
     # For other threads.
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     @property
     def sent_bytes(self) -> int:
@@ -209,10 +206,6 @@ class GroupThread:
         self._tick_at = 0.0
         self.wake()
 
-    def start(self) -> None:
-        """Join the group, as soon as corosync is there."""
-        self._thread.start()
-
     def wake(self) -> None:
         """Look at the source again. Never blocks; for any thread."""
         os.eventfd_write(self._wakeup, 1)
@@ -233,32 +226,22 @@ class GroupThread:
         if not is_settled:
             self.wake()
 
-    def stop_soon(self) -> None:
-        """Start leaving the group."""
-        self._is_stopping.set()
-        self.wake()
-
-    def close(self) -> None:
-        """Leave the group; a corosync that hangs gets half a second. Not with the lock held."""
-        self.stop_soon()
-        if self._thread.ident is not None:
-            self._thread.join(STOP_TIMEOUT)
-
     # The handle's life.
 
-    def _run(self) -> None:
-        while not self._is_stopping.is_set():
+    def run(self) -> None:
+        """Be a member of the group, again and again."""
+        while not self.is_stopping:
             try:
                 self._be_member()
             except _Leaving as left:
                 if left.for_good:
                     return
             except ClusterError as error:
-                self._tell_of_outage(error)
+                self._outage.fails(error)
             except Exception:  # noqa: BLE001, as a bug must not end the membership
                 self._log.exception("the group's thread failed, which is a bug")
             wait = self._joined_at + self.dfsm.deadlines.rejoin - time.monotonic()
-            self._is_stopping.wait(max(wait, 0.0))
+            self.pause(max(wait, 0.0))
 
     def _be_member(self) -> None:
         """Join and stay until something ends it."""
@@ -276,12 +259,12 @@ class GroupThread:
 
     def _join(self, handle: Handle) -> None:
         """Join, as soon as corosync has made out who is there."""
-        while not self._is_stopping.is_set():
+        while not self.is_stopping:
             self._joined_at = time.monotonic()  # connecting may have taken long
             try:
                 handle.join(self._group.cpg_name)
             except TryAgain:
-                self._is_stopping.wait(JOIN_PAUSE)
+                self.pause(JOIN_PAUSE)
             else:
                 return
 
@@ -298,16 +281,8 @@ class GroupThread:
             self._content.on_members((), me=self.dfsm.me)
             self._content.on_left()
 
-    def _tell_of_outage(self, error: ClusterError) -> None:
-        if not self._is_down:
-            self._is_down = True
-            interval = self.dfsm.deadlines.rejoin
-            self._log.error("%s; connecting again every %.0f s", error, interval)
-
-    def _tell_of_connection(self) -> None:
-        if self._is_down:
-            self._is_down = False
-            self._log.info("connected to corosync again")
+    def _describe_outage(self, error: ClusterError) -> str:
+        return f"{error}; connecting again every {self.dfsm.deadlines.rejoin:.0f} s"
 
     def _part(self, handle: Handle, timeout: float) -> None:
         """Leave, and see that happen: until then others may take us for a member."""
@@ -333,7 +308,7 @@ class GroupThread:
         with contextlib.closing(Poller(handle.fileno(), self._wakeup)) as poller:
             line = _Line(handle, poller)
             try:
-                while not self._is_stopping.is_set():
+                while not self.is_stopping:
                     poller.sleep(self._sleep())
                     with self.ownership:
                         self._line = None  # unless all goes well
@@ -361,7 +336,7 @@ class GroupThread:
         """Tell whether there is nothing to do that another thread should not do."""
         return (
             self.dfsm.is_synced
-            and not self._is_stopping.is_set()
+            and not self.is_stopping
             and not self._sender.is_retrying
             and self._sender.in_flight < MANY_IN_FLIGHT
         )
@@ -470,7 +445,7 @@ class GroupThread:
 
     def _on_membership(self, change: _Changed) -> list[Effect]:
         self._flush()
-        self._tell_of_connection()
+        self._outage.works()
         self._sender.forget_round()
         effects = self.dfsm.on_membership(change.members, joined=change.joined, at=self._clock())
         self._content.on_members(self.dfsm.members, me=self.dfsm.me)

@@ -8,7 +8,6 @@ Contract: docs/spec/cluster.md; operations.md, "corosync.conf".
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from pmxcfs.cluster.group import GroupThread
 from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup, TreeSource
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.messages import ClusterConfig, Member, SetKey
 from pmxcfs.replica.outbox import Outbox
 from pmxcfs.replica.replica import Replica
@@ -91,12 +91,12 @@ class Clustering:
     def stop(self) -> None:
         """Leave the groups; nothing that hangs is waited for much longer than half a second."""
         for group in self._groups:
-            group.stop_soon()
+            group.stop()
         for group in self._groups:
             group.close()
         self._quorum.close()
         self._config.close()
-        self._catching_up.close()
+        self._catching_up.stop()
         self._host_file.close()
 
     def refresh(self) -> bool:
@@ -166,23 +166,17 @@ class Clustering:
             self._host_file.follow(entry.content, reload=reload)
 
 
-class _CatchUp:
+class _CatchUp(BackgroundThread):
     """Writes the database, once that works again, up to what is in RAM."""
 
     def __init__(self, replica: Replica, lock: AbstractContextManager[object]) -> None:
+        super().__init__("catch-up")
         self._replica = replica
         self._lock = lock
-        self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="catch-up", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._is_closing.set()
-
-    def _run(self) -> None:
-        while not self._is_closing.wait(CATCH_UP_INTERVAL):
+    def run(self) -> None:
+        """Write the database while the node is degraded, until that works."""
+        while not self.pause(CATCH_UP_INTERVAL):
             if self._replica.is_degraded:
                 with self._lock:
                     self._replica.catch_up()

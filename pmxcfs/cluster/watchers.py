@@ -19,14 +19,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from pmxcfs.host.threads import BackgroundThread
-from pmxcfs.host.outage import Outage
 from pmxcfs.cluster._corosync import Cmap, Quorum
 from pmxcfs.errors import ClusterError
+from pmxcfs.host.outage import Outage
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.messages import ClusterConfig, ClusterNode
 
 RETRY_INTERVAL = 5.0  # seconds between attempts to connect
-STOP_TIMEOUT = 0.5  # seconds that ``close`` waits for the thread
 RELOAD_TIMEOUT = 2.0  # seconds without an event after which a reload counts as complete
 
 _NODES = "nodelist.node."
@@ -94,7 +93,7 @@ class _Watch(BackgroundThread, ABC):
 
     @abstractmethod
     def _serve(self) -> None:
-        """Connect and pass on changes until ``_is_closing``. Raises ClusterError."""
+        """Connect and pass on changes until ``is_stopping``. Raises ClusterError."""
 
     def run(self) -> None:
         """Connect again and again, and work while the connection lasts."""

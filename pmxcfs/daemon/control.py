@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import socketserver
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Write
 
 _log = logging.getLogger("pmxcfs.main")
@@ -39,9 +39,7 @@ class Control:
         self._lock = lock
         self._server = _Server(str(path), _handler_of(self._commands, lock))
         path.chmod(0o600)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(POLL,), name="control", daemon=True
-        )
+        self._thread = BackgroundThread("control", lambda: self._server.serve_forever(POLL))
 
     def start(self) -> None:
         """Start answering."""

@@ -57,7 +57,6 @@ CLUSTER_WORKERS = 16  # most of them may wait for other nodes
 MIN_ENTRY_THREADS = 2
 SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
 COLLECT_AFTER = 50_000  # new objects that may be garbage in cycles, as exceptions can be
-STOP_TIMEOUT = 0.5  # seconds that a thread gets to end
 
 
 def run(settings: Settings) -> int:
@@ -262,12 +261,12 @@ class Daemon:
     def _start_threads(self, cleanup: contextlib.ExitStack) -> None:
         checkpointer = Checkpointer(self._database)
         checkpointer.start()
-        cleanup.callback(checkpointer.close)
+        cleanup.callback(checkpointer.close, None)
         self._notifier.start()
-        cleanup.callback(self._notifier.close, STOP_TIMEOUT)
+        cleanup.callback(self._notifier.close)
         self._publisher.start()
         cleanup.callback(self._publish_the_rest)
-        cleanup.callback(self._publisher.close, STOP_TIMEOUT)
+        cleanup.callback(self._publisher.close)
         if self._clustering is not None:
             self._start_clustering(self._clustering, cleanup)
         if not self._settings.local:
@@ -281,7 +280,7 @@ class Daemon:
                 timeout=process.watchdog_timeout(),
             )
             watchdog.start()
-            cleanup.callback(watchdog.close, STOP_TIMEOUT)
+            cleanup.callback(watchdog.close)
         if self._settings.test_control:
             control = Control(self._settings.control_socket, self._commands(), lock=session.LOCK)
             control.start()

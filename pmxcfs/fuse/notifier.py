@@ -17,6 +17,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread
+
 _log = logging.getLogger("pmxcfs.fuse")
 
 AGAIN_AFTER = 0.1  # seconds until a look-up that was being answered has reached the kernel
@@ -67,9 +69,7 @@ class Notifier:
         self._is_closed = False
         self._again: deque[tuple[float, list[int]]] = deque()  # monotonic second, attributes of
         work = [self._send_inodes] + [self._send_entries] * entry_threads
-        self._threads = [
-            threading.Thread(target=target, name="invalidation", daemon=True) for target in work
-        ]
+        self._threads = [BackgroundThread("invalidation", target) for target in work]
 
     def start(self) -> None:
         """Start sending."""
@@ -112,14 +112,14 @@ class Notifier:
         for node in nodes:
             self._queue_inode(node, pages=False)
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop the threads; those that the kernel blocks get *timeout* seconds in all."""
         with self._lock:
             self._is_closed = True
             self._has_inode.notify_all()
             self._has_directory.notify_all()
         for thread in self._threads:
-            thread.join(timeout / len(self._threads))
+            thread.close(timeout / len(self._threads))
 
     def _queue_inode(self, node: int, *, pages: bool) -> None:
         number, known_pages = self._inodes.get(node) or (self._next_number(), False)

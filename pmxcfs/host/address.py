@@ -7,9 +7,11 @@ neither at the start nor at the end.
 import ipaddress
 import logging
 import socket
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
+
+from pmxcfs.host.outage import Outage
+from pmxcfs.host.threads import BackgroundThread
 
 RETRY_INTERVAL = 30.0  # seconds
 
@@ -36,40 +38,29 @@ def resolve(nodename: str) -> Resolution:
     return Resolution(None, f"it is only known as {', '.join(sorted(set(addresses)))}")
 
 
-class AddressLookup:
+class AddressLookup(BackgroundThread):
     """Resolves the node's name until that succeeds, then calls *on_found* once, on its thread."""
 
     def __init__(self, nodename: str, on_found: Callable[[str], None]) -> None:
+        super().__init__("address")
         self._nodename = nodename
         self._on_found = on_found
-        self._is_stopping = threading.Event()
-        # A daemon thread: getaddrinfo can't be interrupted, and the end must not wait for it.
-        self._thread = threading.Thread(target=self._look_up, name="address", daemon=True)
 
-    def start(self) -> None:
-        """Start looking."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop looking; does not wait for a look-up that is under way."""
-        self._is_stopping.set()
-
-    def _look_up(self) -> None:
-        has_warned = False
-        while not self._is_stopping.is_set():
+    def run(self) -> None:
+        """Look up the address until there is one; getaddrinfo can't be interrupted."""
+        outage: Outage[str] = Outage(_log, level=logging.WARNING, describe=self._describe)
+        while not self.is_stopping:
             address, reason = resolve(self._nodename)
-            if self._is_stopping.is_set():
+            if self.is_stopping:
                 return
             if address:
                 self._on_found(address)
                 return
-            if not has_warned:
-                _log.warning(
-                    "can't resolve node name %s to an address that others can reach: %s. "
-                    "Add it to /etc/hosts; trying again every %d s",
-                    self._nodename,
-                    reason,
-                    RETRY_INTERVAL,
-                )
-                has_warned = True
-            self._is_stopping.wait(RETRY_INTERVAL)
+            outage.fails(reason)
+            self.pause(RETRY_INTERVAL)
+
+    def _describe(self, reason: str) -> str:
+        return (
+            f"can't resolve node name {self._nodename} to an address that others can reach: "
+            f"{reason}. Add it to /etc/hosts; trying again every {RETRY_INTERVAL:.0f} s"
+        )

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.text import escape
 
 DOMAINS = frozenset(["main", "dcdb", "status", "database", "quorum", "confdb", "ipcs", "fuse"])
@@ -74,7 +75,7 @@ class Terminal:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._lines: queue.Queue[tuple[float, str] | None] = queue.Queue(MAX_QUEUED)
-        self._writer = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._writer = BackgroundThread("log", self._write_all)
         self._writer.start()
 
     def send(self, level: str, line: str) -> bool:
@@ -89,7 +90,7 @@ class Terminal:
         """Wait until the queue is written, but not for a terminal that is stuck."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=FAREWELL)
-            self._writer.join(FAREWELL)
+            self._writer.close(FAREWELL)
 
     def _write_all(self) -> None:
         # A terminal that is gone (EIO, EPIPE) ends this; the queue fills up, the rest is dropped.

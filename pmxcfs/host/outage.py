@@ -1,28 +1,43 @@
-"""Whether something works: told to the log when that changes, and not each time."""
+"""A failure that lasts, logged once when it begins and once when it is over."""
 
 import logging
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from pmxcfs.errors import StoreError
-
-_log = logging.getLogger("pmxcfs.database")
+Cause = TypeVar("Cause")
 
 
-class Health:
-    """Whether one thing works, logged whenever that changes."""
+class Outage(Generic[Cause]):
+    """Whether one thing fails at present, and the cause of the last failure.
 
-    def __init__(self, failing: str, working: str) -> None:
-        self.error: StoreError | None = None
-        self._failing = failing
-        self._working = working
+    *describe* makes the log line of a cause; *over* is the line for the end, "" for none. While the
+    outage lasts, a failure is logged again only if its *kind* is not the kind of the last one.
+    """
 
-    def fails(self, error: StoreError) -> None:
-        """It failed. The same errno again is no news."""
-        if self.error is None or self.error.errno != error.errno:
-            _log.error("%s; %s", error, self._failing)
-        self.error = error
+    def __init__(
+        self,
+        logger: logging.Logger,
+        *,
+        describe: Callable[[Cause], str] = str,
+        over: str = "",
+        level: int = logging.ERROR,
+        kind: Callable[[Cause], object] = lambda cause: None,
+    ) -> None:
+        self.cause: Cause | None = None  # of the last failure; None while it works
+        self._logger = logger
+        self._describe = describe
+        self._over = over
+        self._level = level
+        self._kind = kind
+
+    def fails(self, cause: Cause) -> None:
+        """Note a failure."""
+        if self.cause is None or self._kind(self.cause) != self._kind(cause):
+            self._logger.log(self._level, "%s", self._describe(cause))
+        self.cause = cause
 
     def works(self) -> None:
-        """It worked."""
-        if self.error is not None:
-            _log.info("%s", self._working)
-        self.error = None
+        """Note a success."""
+        if self.cause is not None and self._over:
+            self._logger.info("%s", self._over)
+        self.cause = None

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.messages import MAX_FILE_SIZE
 from pmxcfs.settings import Settings
 
@@ -345,27 +346,28 @@ class SignalWaiter:
         # are not in place yet, or not any more.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self._is_closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: BackgroundThread | None = None
 
     def start(self, on_stop: Callable[[], None]) -> None:
         """Start the thread that will call *on_stop*."""
-        self._thread = threading.Thread(
-            target=self._wait, args=(on_stop,), name="signals", daemon=True
-        )
-        self._thread.start()
+        self._thread = thread = BackgroundThread("signals", lambda: self._wait(thread, on_stop))
+        thread.start()
 
     def close(self) -> None:
         """End the thread, whether a signal came or not; blocks until *on_stop* has returned."""
-        self._is_closing.set()
-        if self._thread and self._thread.is_alive():
+        thread = self._thread
+        if thread is None:
+            return
+        thread.stop()
+        if thread.is_alive:
             # To the process, where only the waiter takes it: the thread may be ending by itself.
             os.kill(os.getpid(), signal.SIGTERM)
-            self._thread.join()
+            thread.close(timeout=None)
 
-    def _wait(self, on_stop: Callable[[], None]) -> None:
+    @staticmethod
+    def _wait(thread: BackgroundThread, on_stop: Callable[[], None]) -> None:
         signal.sigwait(STOP_SIGNALS)
-        if not self._is_closing.is_set():
+        if not thread.is_stopping:
             on_stop()
 
 

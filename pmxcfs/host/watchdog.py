@@ -9,9 +9,10 @@ Contract: docs/spec/operations.md, "Lifecycle".
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+
+from pmxcfs.host.threads import BackgroundThread
 
 BEATS_PER_TIMEOUT = 4  # so that the lock may be busy for three quarters of the timeout
 IDLE_INTERVAL = 10.0  # seconds between two reports of the status if there is no timeout
@@ -19,7 +20,7 @@ IDLE_INTERVAL = 10.0  # seconds between two reports of the status if there is no
 _log = logging.getLogger("pmxcfs.main")
 
 
-class Watchdog:
+class Watchdog(BackgroundThread):
     """Calls *notify* with a beat and the status, again and again, each time with *lock* taken.
 
     *describe* returns the status as one line; it is called with the lock held. *timeout*, in
@@ -34,29 +35,19 @@ class Watchdog:
         notify: Callable[[str], None],
         timeout: float | None,
     ) -> None:
+        super().__init__("watchdog")
         self._lock = lock
         self._describe = describe
         self._notify = notify
         self._beat = "" if timeout is None else "WATCHDOG=1\n"
         self._interval = IDLE_INTERVAL if timeout is None else timeout / BEATS_PER_TIMEOUT
-        self._closing = threading.Event()
-        # A daemon thread: it may wait for the lock for good, and the end must not.
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def close(self, timeout: float) -> None:
-        """Stop the thread, which gets *timeout* seconds. Must not hold the lock."""
-        self._closing.set()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
+    def run(self) -> None:
+        """Send heartbeats until the thread is to stop."""
+        while not self.is_stopping:
             status = self._take_pulse()
             self._notify(f"{self._beat}STATUS={status}")
-            self._closing.wait(self._interval)
+            self.pause(self._interval)
 
     def _take_pulse(self) -> str:
         """Return the status; blocks until the lock can be had."""

@@ -18,7 +18,9 @@ from pathlib import Path
 import rrdtool
 
 from pmxcfs.errors import Failed, Invalid
+from pmxcfs.host.outage import Outage
 from pmxcfs.host.process import let_others_go_first
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.rrd.schema import Update, definition, update_of
 from pmxcfs.status.metrics import MAX_REFUSED
 
@@ -98,30 +100,11 @@ class Cached:
             self._socket = None
 
 
-class Report:
-    """Logs that something fails, once, and that it works again."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self.reason = ""  # why it fails; empty if it works
-
-    def fails(self, reason: str) -> None:
-        """Note a failure."""
-        if not self.reason:
-            _log.warning("%s: %s", self._what, reason)
-            self.reason = reason
-
-    def works(self) -> None:
-        """Note a success."""
-        if self.reason:
-            _log.info("%s works again", self._what)
-        self.reason = ""
-
-
-class Recorder:
+class Recorder(BackgroundThread):
     """The queue of metrics and the thread that empties it."""
 
     def __init__(self, directory: Path, cached: Path) -> None:
+        super().__init__("rrd")
         self._directory = directory
         self._cached = Cached(cached)
         self._queue: deque[tuple[str, bytes]] = deque()
@@ -131,20 +114,12 @@ class Recorder:
         self._create_after = 0.0  # monotonic seconds
         self._refused: set[str] = set()  # names that were logged
         self._wanted = threading.Event()
-        self._closing = threading.Event()
-        self._writing = Report("writing metrics")
-        self._caching = Report("handing metrics to rrdcached")
-        self._thread = threading.Thread(target=self._run, name="rrd", daemon=True)
+        self._writing = _outage_of("writing metrics")
+        self._caching = _outage_of("handing metrics to rrdcached")
 
-    def start(self) -> None:
-        """Start writing."""
-        self._thread.start()
-
-    def close(self, timeout: float) -> None:
-        """Stop; what waits gets *timeout* seconds."""
-        self._closing.set()
+    def wake(self) -> None:
+        """Have the thread look whether it is to stop, once the queued metrics are written."""
         self._wanted.set()
-        self._thread.join(timeout)
 
     @property
     def waiting(self) -> int:
@@ -154,7 +129,7 @@ class Recorder:
     @property
     def trouble(self) -> str:
         """What keeps metrics from being written; empty if nothing does."""
-        return self._caching.reason or self._writing.reason
+        return self._caching.cause or self._writing.cause or ""
 
     def record(self, name: str, data: bytes) -> None:
         """Queue a metric; never blocks. For ``metrics``, which has checked the name."""
@@ -167,9 +142,10 @@ class Recorder:
         if not self._wanted.is_set():
             self._wanted.set()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Write the metrics as they come."""
         let_others_go_first()
-        while not self._closing.is_set():
+        while not self.is_stopping:
             self._wanted.wait()
             self._wanted.clear()
             while self._queue and self._write_first():
@@ -186,7 +162,7 @@ class Recorder:
             self._write(*first)
         except Hung as error:
             self._caching.fails(str(error))
-            return not self._closing.wait(RETRY_AFTER)
+            return not self.pause(RETRY_AFTER)
         except Invalid as error:
             self._refuse(first[0], error)
         except Exception as error:  # noqa: BLE001, as one bad metric must not end the thread
@@ -231,6 +207,16 @@ class Recorder:
         except Exception:
             self._create_after = time.monotonic() + CREATE_AGAIN_AFTER
             raise
+
+
+def _outage_of(what: str) -> Outage[str]:
+    """Return the outage of *what*, whose causes are texts."""
+    return Outage(
+        _log,
+        describe=lambda reason: f"{what}: {reason}",
+        over=f"{what} works again",
+        level=logging.WARNING,
+    )
 
 
 def _update(file: Path, values: str) -> None:

@@ -1,44 +1,43 @@
-"""The thread that keeps a database's log short, off the request path.
+"""A background thread that runs the checkpoints of a database, so that no request waits for them.
 
-It decides nothing: the database says when a checkpoint is due, and does it.
+``Database`` decides when a checkpoint is due and does the work; this module has only the thread.
+Contract: docs/spec/storage.md, "Writing".
 """
 
 import threading
 
 from pmxcfs.host.process import let_others_go_first
+from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.storage.database import Database
 
 
-class Checkpointer:
-    """One thread for one database."""
+class Checkpointer(BackgroundThread):
+    """The checkpoint thread of one database."""
 
     def __init__(self, database: Database) -> None:
+        super().__init__("checkpointer")
         self._database = database
         self._wake = threading.Event()
-        self._is_closing = False
-        self._thread = threading.Thread(target=self._run, name="checkpointer", daemon=True)
 
     def start(self) -> None:
-        """Checkpoint from now on whenever the database asks for it."""
-        self._thread.start()
+        """Start the thread, and run a checkpoint whenever the database asks for one."""
+        super().start()
         self._database.on_growth = self.poke
 
     def poke(self) -> None:
-        """Ask for a checkpoint. Never blocks."""
+        """Request a checkpoint. Never blocks."""
         self._wake.set()
 
-    def close(self) -> None:
-        """End the thread. Blocks until a checkpoint that is under way has ended."""
-        self._is_closing = True
+    def wake(self) -> None:
+        """Let the thread notice that it has to stop. Never blocks."""
         self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Run a checkpoint for each request until the thread has to stop."""
         let_others_go_first()
         while True:
             self._wake.wait()
             self._wake.clear()
-            if self._is_closing:
+            if self.is_stopping:
                 return
             self._database.checkpoint()

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.host.files import make_file, make_numbered_file, make_private, sync_directory
-from pmxcfs.host.outage import Health
+from pmxcfs.host.outage import Outage
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.storage import divergence
 from pmxcfs.storage._sqlite import Writer
@@ -99,8 +99,10 @@ class Database:
         self._is_open = True
         self._suspect = False
         self._backup_time: int | None = None  # of the copy that must precede the next write
-        self._writing = Health("reads go on, changes are refused", f"{path} is written again")
-        self._checkpoints = Health("its log grows meanwhile", f"the log of {path} shrinks again")
+        self._writing = _outage("reads go on, changes are refused", over=f"{path} is written again")
+        self._checkpoints = _outage(
+            "its log grows meanwhile", over=f"the log of {path} shrinks again"
+        )
         self._checkpoint_lock = threading.Lock()  # held to checkpoint, or to open the file again
         self._write_lock = threading.Lock()  # held to commit; taken after the checkpoint's
         self._sync_lock = threading.Lock()  # held to use the log's descriptor, or to replace it
@@ -136,12 +138,12 @@ class Database:
     @property
     def degraded(self) -> StoreError | None:
         """Why the last attempt to write failed; None if it did not."""
-        return self._writing.error
+        return self._writing.cause
 
     @property
     def incomplete(self) -> StoreError | None:
         """Why the file lacks what its log has, as the last checkpoint found; None if it may not."""
-        return self._checkpoints.error
+        return self._checkpoints.cause
 
     @property
     def path(self) -> Path:
@@ -151,7 +153,7 @@ class Database:
     @property
     def is_sound(self) -> bool:
         """Tell whether nothing has failed that makes another save necessary."""
-        return not self._suspect and self._writing.error is None
+        return not self._suspect and self._writing.cause is None
 
     @property
     def wal_size(self) -> int:
@@ -198,7 +200,7 @@ class Database:
                 if not patient:
                     return False
                 self._catch_up(tree)
-            elif tree.has_unsaved or self._writing.error is not None:
+            elif tree.has_unsaved or self._writing.cause is not None:
                 if not self._write_lock.acquire(blocking=patient):
                     return False
                 try:
@@ -519,6 +521,16 @@ def find_damage(path: Path) -> list[str]:
     with reader(path) as connection:
         lines = [row[0] for row in connection.execute("PRAGMA integrity_check")]
     return [line.decode("utf-8", "replace") for line in lines if line != b"ok"]
+
+
+def _outage(consequence: str, *, over: str) -> Outage[StoreError]:
+    """Return an outage that is logged anew when the errno of its cause changes."""
+    return Outage(
+        _log,
+        describe=lambda error: f"{error}; {consequence}",
+        over=over,
+        kind=lambda error: error.errno,
+    )
 
 
 def _open_writer(path: Path) -> Writer:

@@ -9,25 +9,22 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from pmxcfs.host.threads import BackgroundThread
+
 _log = logging.getLogger("pmxcfs.dcdb")
 
 
-class Publisher:
+class Publisher(BackgroundThread):
     """Calls *publish_due* when something is due, with *lock* held."""
 
     def __init__(
         self, lock: AbstractContextManager[object], publish_due: Callable[[], int]
     ) -> None:
+        super().__init__("publisher")
         self._lock = lock
         self._publish_due = publish_due  # returns the ns until the next is due, 0 if none
         self._is_armed = False  # read and written with the lock held
         self._wanted = threading.Event()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def notice(self) -> None:
         """Something waits to be published. Needs the lock."""
@@ -35,20 +32,19 @@ class Publisher:
             self._is_armed = True
             self._wanted.set()
 
-    def close(self, timeout: float) -> None:
-        """Stop the thread, which gets *timeout* seconds. Must not hold the lock."""
-        self._closing.set()
+    def wake(self) -> None:
+        """Have the thread look whether it is to stop."""
         self._wanted.set()
-        self._thread.join(timeout)
 
-    def _run(self) -> None:
-        while not self._closing.is_set():
+    def run(self) -> None:
+        """Publish what is due, whenever something is."""
+        while not self.is_stopping:
             self._wanted.wait()
             self._wanted.clear()
             delay_ns = 1
-            while delay_ns and not self._closing.is_set():
+            while delay_ns and not self.is_stopping:
                 delay_ns = self._publish()
-                self._closing.wait(delay_ns / 1e9)
+                self.pause(delay_ns / 1e9)
 
     def _publish(self) -> int:
         with self._lock:
