@@ -1,4 +1,4 @@
-"""The edge to corosync: process groups, quorum, configuration, the host's corosync.conf.
+"""The edge to corosync: process groups, quorum, configuration, and the host's corosync.conf.
 
-Decides nothing about replication (``dfsm`` does) and nothing about content (``replica`` does).
+It decides nothing about replication, which ``dfsm`` does, or about content, which ``replica`` does.
 """

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""libquorum, libcmap, libcfg: corosync/quorum.h, cmap.h, cfg.h."""
+"""Declarations of libquorum, libcmap and libcfg: corosync/quorum.h, cmap.h and cfg.h."""
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 

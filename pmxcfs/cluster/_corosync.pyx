@@ -1,9 +1,11 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""What else corosync tells: quorum, its configuration, and that it shall read its file again.
+"""Bindings of libquorum, libcmap and libcfg: quorum, configuration, and reloads of corosync.conf.
 
-Handles are not thread-safe: their owner lets one thread at a time use an object. All but
-``dispatch_one`` and ``fileno`` block for as long as corosync is stopped, without the GIL. Methods
-raise ClusterError or a subclass of it, and ValueError unless connected.
+An object is not thread-safe: only one thread at a time may use it. All calls but ``dispatch_one``
+and ``fileno`` block for as long as corosync is stopped; they release the GIL. Methods raise
+ClusterError or a subclass of it, and ValueError if the object is not connected.
+
+Contract: docs/spec/cluster.md, "Quorum and configuration".
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -19,27 +21,27 @@ from pmxcfs.text import to_text
 
 
 cdef class _Connection:
-    """What the connections share: each is made once, and given up once."""
+    """The base of the connections. An object connects once and can't be used after ``close``."""
 
     cdef uint64_t _handle
     cdef int _fd  # owned by the library
     cdef bint _is_connected
     cdef bint _is_closed
-    cdef bint _was_called  # by the library, within this dispatch
+    cdef bint _was_called  # whether the library called back in this dispatch
 
     def fileno(self):
-        """Return the descriptor that is readable when something waits."""
+        """Return the descriptor that is readable when an event is pending."""
         self._ensure_connected()
         return self._fd
 
     def close(self):
-        """Give the connection up. Again: nothing."""
+        """Close the connection; may be called again."""
         self._is_closed = True
         self._finalize()
 
     cdef int _ensure_new(self) except -1:
         if self._is_connected or self._is_closed:
-            raise ValueError("connected before; a connection is made once")
+            raise ValueError("already connected or closed")
         return 0
 
     cdef int _ensure_connected(self) except -1:
@@ -52,7 +54,7 @@ cdef class _Connection:
 
 
 cdef class Quorum(_Connection):
-    """Whether this node belongs to a majority."""
+    """A connection to libquorum, for whether this node has quorum."""
 
     cdef readonly bint is_quorate  # as of the last dispatch
 
@@ -60,7 +62,7 @@ cdef class Quorum(_Connection):
         self._finalize()
 
     def connect(self):
-        """Connect, and ask for the state and for all that follow."""
+        """Connect and request an event for the present state and for each change of it."""
         cdef quorum_model_v0_data_t model
         cdef quorum_handle_t handle = 0
         cdef uint32_t provider = 0
@@ -82,7 +84,7 @@ cdef class Quorum(_Connection):
         check(status, "quorum_trackstart")
 
     def dispatch_one(self):
-        """Take one event; return False if none waits. Does not block."""
+        """Dispatch one event; return False if none is pending. Does not block."""
         cdef cs_error_t status
         self._ensure_connected()
         self._was_called = False
@@ -94,17 +96,17 @@ cdef class Quorum(_Connection):
         if self._is_connected:
             self._is_connected = False
             with nogil:
-                quorum_finalize(self._handle)  # whatever it answers, the handle is gone
+                quorum_finalize(self._handle)  # the handle is invalid after an error, too
 
 
 cdef class Cmap(_Connection):
-    """Corosync's configuration: a map from dotted keys to numbers and strings."""
+    """A connection to cmap, corosync's configuration: dotted keys with numbers and strings."""
 
     def __dealloc__(self):
         self._finalize()
 
     def connect(self):
-        """Connect."""
+        """Connect to corosync."""
         cdef cmap_handle_t handle = 0
         cdef cs_error_t status
         self._ensure_new()
@@ -116,7 +118,7 @@ cdef class Cmap(_Connection):
         check(cmap_fd_get(handle, &self._fd), "cmap_fd_get")
 
     def track(self, str prefix not None):
-        """Have an event for every change of a key that begins with *prefix*."""
+        """Request an event for every change of a key that begins with *prefix*."""
         cdef cmap_track_handle_t track = 0
         cdef cs_error_t status
         cdef int32_t kinds = (
@@ -146,7 +148,7 @@ cdef class Cmap(_Connection):
                 cmap_iter_finalize(self._handle, iterator)
 
     def get(self, str key not None):
-        """Return a string, an unsigned number, or None if the key is absent or something else."""
+        """Return the key's string or unsigned number; None if it is absent or of another type."""
         cdef uint64_t value = 0  # the widest number
         cdef size_t size = sizeof(value)
         cdef cmap_value_types_t kind = CMAP_VALUETYPE_STRING
@@ -165,7 +167,7 @@ cdef class Cmap(_Connection):
         return self._string(name) if kind == CMAP_VALUETYPE_STRING else as_number(&value, kind)
 
     def dispatch_one(self):
-        """Take one event; return False if none waits. Does not block."""
+        """Dispatch one event; return False if none is pending. Does not block."""
         cdef cs_error_t status
         self._ensure_connected()
         self._was_called = False
@@ -188,11 +190,11 @@ cdef class Cmap(_Connection):
             found.append(text_of(key))
 
     cdef object _string(self, const char *name):
-        cdef char *value = NULL  # ours: the library has it from malloc
+        cdef char *value = NULL  # from the library's malloc, freed below
         cdef cs_error_t status
         with nogil:
             status = cmap_get_string(self._handle, name, &value)
-        if status == CS_ERR_NOT_EXIST:  # gone since we asked for its type
+        if status == CS_ERR_NOT_EXIST:  # deleted after its type was read
             return None
         check(status, "cmap_get_string")
         try:
@@ -204,7 +206,7 @@ cdef class Cmap(_Connection):
         if self._is_connected:
             self._is_connected = False
             with nogil:
-                cmap_finalize(self._handle)  # whatever it answers, the handle is gone
+                cmap_finalize(self._handle)  # the handle is invalid after an error, too
 
 
 cdef str text_of(const char *value):
@@ -213,7 +215,7 @@ cdef str text_of(const char *value):
 
 
 cdef object as_number(const void *value, cmap_value_types_t kind):
-    """Return an unsigned number, as the library stores it: in the order of this machine."""
+    """Return the unsigned number at *value*, in host byte order; None for another *kind*."""
     if kind == CMAP_VALUETYPE_UINT8:
         return (<const uint8_t *>value)[0]
     if kind == CMAP_VALUETYPE_UINT16:
@@ -224,7 +226,7 @@ cdef object as_number(const void *value, cmap_value_types_t kind):
 
 
 def reload_configuration():
-    """Have corosync read its file again, here and on all other nodes. Blocks."""
+    """Have corosync reload corosync.conf on all nodes. Blocks; raises ClusterError."""
     cdef corosync_cfg_handle_t handle = 0
     cdef cs_error_t status
     with nogil:

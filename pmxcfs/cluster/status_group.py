@@ -1,12 +1,13 @@
-"""The status group: keys and the cluster log, on their way to the other nodes and from them.
+"""The status group: replication of the key/value store and the cluster log.
 
-What a client of this node sets takes effect here at once, with or without corosync; the message to
-the others follows when it can. ``StatusSource`` keeps what they have not been sent: of each key the
-newest value only, so a cluster that is away for long costs bounded memory.
+A key that a client of this node sets takes effect on this node at once, with or without corosync;
+the message to the other nodes is queued. ``StatusSource`` is the queue of unsent messages. It keeps
+only the newest value of each key and a limited number of log entries, so its memory is bounded
+during an outage of corosync.
 
-Threads: ``StatusContent`` is called by the group's thread and takes the tree's lock for what others
-see; ``StatusSource`` is for any thread and never blocks.
-Contract: docs/spec/status.md, "Key/value store" and "Cluster log"; cluster.md.
+Threads: the group's thread calls ``StatusContent``, which takes the tree's lock. ``StatusSource`` is
+for any thread and never blocks.
+Contract: docs/spec/status.md, "Key/value store" and "Cluster log"; cluster.md, "State machine".
 """
 
 import logging
@@ -29,24 +30,24 @@ from pmxcfs.status.log_ring import in_order
 
 _log = logging.getLogger("pmxcfs.status")
 
-MAX_UNSENT_BYTES = 16 << 20  # that keys with their values take; beyond it the oldest are dropped
-KEY_OVERHEAD = 256  # bytes that a key costs beside its name and value
-MAX_UNSENT_ENTRIES = 1000  # of the log; likewise
+MAX_UNSENT_BYTES = 16 << 20  # of unsent keys and values; beyond it the oldest are dropped
+KEY_OVERHEAD = 256  # bytes of memory that a key takes beside its name and value
+MAX_UNSENT_ENTRIES = 1000  # unsent entries of the log; beyond it the oldest are dropped
 
 
 class StatusSource:
-    """What the other nodes have not been sent, as ``cluster.Source``: keys first."""
+    """The queue of unsent status messages: a ``Source`` that sends keys before log entries."""
 
     def __init__(self) -> None:
-        self.wake: Callable[[], None] = lambda: None  # the group's thread, once there is one
+        self.wake: Callable[[], None] = lambda: None  # wakes the group's thread
         self._lock = threading.Lock()
         self._keys: OrderedDict[str, bytes] = OrderedDict()
-        self._bytes = 0  # that the keys take
+        self._bytes = 0  # memory that the keys take
         self._entries: deque[LogEntry] = deque(maxlen=MAX_UNSENT_ENTRIES)
         self._current: SetKey | LogEntry | None = None
 
     def put(self, *messages: SetKey | LogEntry) -> None:
-        """Have *messages* sent, instead of older values of the same keys."""
+        """Queue *messages*; a key's new value replaces its unsent value."""
         with self._lock:
             for message in messages:
                 if isinstance(message, SetKey):
@@ -68,7 +69,7 @@ class StatusSource:
             self._bytes -= _cost(key, value)
 
     def take(self, *, now: float) -> Body | None:
-        """Return the next message's body."""
+        """Return the next body, a key if there is any, or None if there is no unsent message."""
         with self._lock:
             if self._keys:
                 key, value = next(iter(self._keys.items()))
@@ -81,15 +82,15 @@ class StatusSource:
             return self._current
 
     def sent(self, serial: int) -> None:
-        """It is on its way."""
+        """Forget the body, which was sent."""
         self._current = None
 
     def not_sent(self) -> None:
-        """It is the next once more, unless there is a newer value by now."""
+        """Put the body back as the next one, unless the key has a newer value by now."""
         with self._lock:
             current, self._current = self._current, None
             if isinstance(current, LogEntry):
-                if len(self._entries) < MAX_UNSENT_ENTRIES:  # or it would push out the newest
+                if len(self._entries) < MAX_UNSENT_ENTRIES:  # else it would drop the newest
                     self._entries.appendleft(current)
             elif current is not None and current.key not in self._keys:
                 self._keys[current.key] = current.value
@@ -97,7 +98,7 @@ class StatusSource:
                 self._bytes += _cost(*current)
 
     def refused(self, error: PmxcfsError) -> None:
-        """Nobody waits for it; it stays until there is room."""
+        """Put the body back as ``not_sent`` does: no caller waits for it to be sent."""
         self.not_sent()
 
 
@@ -106,7 +107,7 @@ def _cost(key: str, value: bytes) -> int:
 
 
 class StatusContent:
-    """Keys and log as ``cluster.Merged``."""
+    """The ``Merged`` content of the status group: key/value store and cluster log."""
 
     def __init__(
         self, status: Status, source: StatusSource, *, lock: AbstractContextManager[object]
@@ -117,20 +118,20 @@ class StatusContent:
         self._me = Member(0, 0)
 
     def state(self) -> bytes:
-        """Return the ring in order."""
+        """Return the log's ring, ordered, as a STATE payload. Takes the tree's lock."""
         with self._lock:
             ring = self._status.log.share()
         return in_order(ring)
 
     def merge(self, states: Mapping[Member, bytes]) -> None:
-        """Take the rings of all members, and tell them our keys."""
+        """Merge the rings of all members, and queue all keys of this node. Takes the lock."""
         merged = clusterlog.merge(states.values())
         with self._lock:
             self._status.log.adopt(merged)
             self._source.put(*self._status.keys.own_messages())
 
     def deliver(self, changes: Sequence[Deliver]) -> bool:
-        """Take what other nodes told; no quorum is needed for it."""
+        """Apply log entries and other nodes' keys; needs no quorum. Takes the tree's lock."""
         now = time.monotonic()
         with self._lock:
             for sender, message in changes:
@@ -142,27 +143,27 @@ class StatusContent:
         return True
 
     def on_members(self, members: Sequence[Member], *, me: Member) -> None:
-        """Whoever is in the group is online."""
+        """Report the members of the group as online. Takes the tree's lock."""
         self._me = me
         with self._lock:
             self._status.members.set_present(members)
 
     def on_synced(self) -> None:
-        """Nothing depends on it: own keys are on their way already."""
+        """Do nothing: ``merge`` has queued the keys of this node already."""
 
     def on_left(self) -> None:
-        """Nobody waits for status messages; the next round sends all keys again."""
+        """Do nothing: no caller waits for a status message, and ``merge`` sends all keys again."""
 
 
 class Merged(Content, Protocol):
-    """A content that all members' copies are joined to."""
+    """A group's content that is the union of all members' states."""
 
     def merge(self, states: Mapping[Member, bytes]) -> None:
-        """Join what all members have."""
+        """Become the union of the members' *states*."""
 
 
 class StatusGroup(GroupThread):
-    """This node in the group of keys and cluster log."""
+    """This node's membership in the status group."""
 
     def __init__(self, content: Merged, source: Source, *, connect: Connect = Cpg) -> None:
         log = logging.getLogger("pmxcfs.status")

@@ -1,4 +1,4 @@
-"""The status group: what is kept until it can be sent, and what peers may tell."""
+"""The status group: the queue of unsent messages, and messages of peers."""
 
 import threading
 
@@ -19,13 +19,13 @@ ME, PEER = Member(1, 100), Member(2, 200)
 
 
 def entry(text: str, *, node: str = "node2", time: int = 1000) -> LogEntry:
-    """Return a line of another node's log."""
+    """Return a log entry of another node."""
     log = ClusterLog(node)
     return log.compose(text, ident="root", tag="test", priority=6, pid=1, time=time)
 
 
 def drain(source: StatusSource) -> list[Body]:
-    """Send everything."""
+    """Send all queued messages; return their bodies."""
     found: list[Body] = []
     while (body := source.take(now=1.0)) is not None:
         found.append(body)
@@ -33,7 +33,7 @@ def drain(source: StatusSource) -> list[Body]:
     return found
 
 
-def test_of_a_key_only_the_newest_value_is_sent() -> None:
+def test_only_the_newest_value_of_a_key_is_sent() -> None:
     wakes: list[None] = []
     source = StatusSource()
     source.wake = lambda: wakes.append(None)
@@ -44,7 +44,7 @@ def test_of_a_key_only_the_newest_value_is_sent() -> None:
     assert source.take(now=1.0) is None
 
 
-def test_keys_go_before_the_log_which_keeps_its_order() -> None:
+def test_keys_are_sent_before_log_entries_which_keep_their_order() -> None:
     source = StatusSource()
     first, second = entry("first"), entry("second")
     source.put(first, SetKey("a", b"1"), second)
@@ -52,7 +52,7 @@ def test_keys_go_before_the_log_which_keeps_its_order() -> None:
 
 
 @pytest.mark.parametrize("gone", ["not_sent", "refused"])
-def test_what_there_was_no_room_for_is_next_again(gone: str) -> None:
+def test_a_message_that_was_not_sent_is_the_next_again(gone: str) -> None:
     source = StatusSource()
     line = entry("line")
     source.put(SetKey("a", b"1"), SetKey("b", b"1"), line)
@@ -70,7 +70,7 @@ def test_what_there_was_no_room_for_is_next_again(gone: str) -> None:
     assert drain(source) == [line]
 
 
-def test_a_newer_value_replaces_the_one_there_was_no_room_for() -> None:
+def test_a_newer_value_replaces_one_that_was_not_sent() -> None:
     source = StatusSource()
     source.put(SetKey("a", b"old"), SetKey("b", b"1"))
     source.take(now=1.0)
@@ -79,7 +79,7 @@ def test_a_newer_value_replaces_the_one_there_was_no_room_for() -> None:
     assert drain(source) == [SetKey("b", b"1"), SetKey("a", b"new")]
 
 
-def test_a_cluster_that_is_away_for_long_costs_bounded_memory(
+def test_a_long_outage_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_UNSENT_BYTES", 10_000)
@@ -87,7 +87,7 @@ def test_a_cluster_that_is_away_for_long_costs_bounded_memory(
     for number in range(100):
         source.put(SetKey(f"key{number}", bytes(1000)))
         source.take(now=1.0)
-        source.not_sent()  # whatever was tried meanwhile
+        source.not_sent()
     for number in range(2000):
         source.put(SetKey("same", bytes(number % 1000)))
     kept = drain(source)
@@ -97,7 +97,7 @@ def test_a_cluster_that_is_away_for_long_costs_bounded_memory(
     assert [body.key for body in kept[:-1] if isinstance(body, SetKey)][-1] == "key99"
 
 
-def test_of_the_log_the_newest_lines_are_kept() -> None:
+def test_the_newest_log_entries_are_kept() -> None:
     source = StatusSource()
     lines = [entry(f"{number}") for number in range(module.MAX_UNSENT_ENTRIES + 5)]
     source.put(*lines[:-1])
@@ -108,7 +108,7 @@ def test_of_the_log_the_newest_lines_are_kept() -> None:
 
 
 class World:
-    """Node 1's status, and its group."""
+    """The status of node 1, and the content and the source of its status group."""
 
     def __init__(self) -> None:
         self.status = Status("node1", Guests(), start_time=0)
@@ -122,7 +122,7 @@ class World:
         assert self.content.deliver(messages)
 
 
-def test_peers_set_their_keys_and_ours_say_nothing_new() -> None:
+def test_peers_set_their_own_keys_and_echoes_set_none() -> None:
     world = World()
     world.status.keys.set("a", b"mine", now=1.0)
     world.deliver(PEER, SetKey("a", b"theirs"))
@@ -131,7 +131,7 @@ def test_peers_set_their_keys_and_ours_say_nothing_new() -> None:
     assert world.status.keys.get("a", "node2") == b"theirs"
 
 
-def test_a_line_of_ours_that_comes_back_is_no_second_one() -> None:
+def test_an_echoed_log_entry_is_not_inserted_twice() -> None:
     world = World()
     line = world.status.log.compose("x", ident="root", tag="t", priority=6, pid=1, time=2000)
     world.status.log.insert(line)
@@ -140,7 +140,7 @@ def test_a_line_of_ours_that_comes_back_is_no_second_one() -> None:
     assert [bytes(one.message) for one in world.status.log] == [b"theirs", b"x"]
 
 
-def test_a_merge_joins_the_logs_and_sends_our_keys_again() -> None:
+def test_a_merge_joins_the_logs_and_queues_the_keys_of_this_node() -> None:
     world = World()
     world.status.keys.set("a", b"1", now=1.0)
     world.status.members.set_resolved("192.0.2.1")
@@ -152,7 +152,7 @@ def test_a_merge_joins_the_logs_and_sends_our_keys_again() -> None:
     assert drain(world.source) == [SetKey("a", b"1"), SetKey("nodeip", b"192.0.2.1\0")]
 
 
-def test_who_is_in_the_group_is_online() -> None:
+def test_members_of_the_group_are_online() -> None:
     world = World()
     assert world.status.members.online == {1, 2}
     world.content.on_members([], me=ME)
