@@ -34,7 +34,7 @@ from pmxcfs.messages import (
     VerifyRequest,
     Write,
 )
-from tests.fakes.data.order import events_of
+from tests.fakes.data.recorded_order import events_of
 from tests.fakes.data.samples import SAMPLES, messages, name_of
 from tests.fakes.models import codec as oracle
 from tests.places import VECTORS

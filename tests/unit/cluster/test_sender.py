@@ -24,7 +24,7 @@ from pmxcfs.messages import (
     SyncStart,
     UpdateComplete,
 )
-from tests.fakes.simulation.hand import index
+from tests.fakes.simulation.single_machine import index
 
 ME, OTHER = Member(1, 100), Member(2, 200)
 EPOCH = Epoch(1, 0, 1, 100)

@@ -31,7 +31,7 @@ from pmxcfs.messages import (
     Verify,
     VerifyRequest,
 )
-from tests.fakes.simulation.hand import (
+from tests.fakes.simulation.single_machine import (
     ALL,
     ONE,
     RECORD,

@@ -20,7 +20,7 @@ from pmxcfs.tree import index
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.locks import LockTable
 from tests.conftest import ExpectLog
-from tests.fakes.data.order import CONFIGURATION, events_of
+from tests.fakes.data.recorded_order import CONFIGURATION, events_of
 from tests.fakes.data.trees import at, directory, file, tree_of, way_to
 from tests.fakes.doubles.store import Faults, faulty_connections, query, stored
 

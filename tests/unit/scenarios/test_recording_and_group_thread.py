@@ -1,7 +1,7 @@
 """What three nodes of the original saw, fed to a whole group's thread with tree and database.
 
 The thread must multicast what the original multicast, byte for byte, and its database must end with
-the tree that the originals ended with. ``test_recorded_order`` looks at the state machine alone.
+the tree that the originals ended with. ``test_recording_and_state_machine`` looks at the state machine alone.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from pmxcfs.replica.outbox import Outbox
 from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.storage.database import Database
 from pmxcfs.tree.guests import Guests
-from tests.fakes.data.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
+from tests.fakes.data.recorded_order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
 from tests.fakes.doubles.store import stored
 
 PATIENCE = 60.0  # seconds for all of it

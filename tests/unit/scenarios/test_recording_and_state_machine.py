@@ -32,7 +32,7 @@ from pmxcfs.messages import (
     VerifyRequest,
     Write,
 )
-from tests.fakes.data.order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
+from tests.fakes.data.recorded_order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
 from tests.fakes.simulation.peer import TreeContent
 
 
