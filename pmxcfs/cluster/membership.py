@@ -1,10 +1,11 @@
-"""All that joins this node to the others, as one part for ``daemon``.
+"""The clustering of one node: its two groups, quorum, configuration and host corosync.conf.
 
-The two groups, quorum and configuration as corosync tells them, and the host's corosync.conf. What
-they learn is brought here to those whom it concerns, with the tree's lock held.
+``Clustering`` builds and starts these parts, and passes events from corosync to the replica, the
+status and the daemon, and changes of the tree's corosync.conf to the host's file.
 
-Threads: those of its parts. ``start`` and ``stop`` must not be called with the lock held.
-Contract: docs/spec/cluster.md; operations.md, "corosync.conf".
+Threads: the parts have threads of their own. ``start`` and ``stop`` must not be called with the
+tree's lock held.
+Contract: docs/spec/cluster.md, "State machine"; docs/spec/operations.md, "corosync.conf".
 """
 
 import logging
@@ -30,11 +31,11 @@ from pmxcfs.tree.apply import Change
 _log = logging.getLogger("pmxcfs.dcdb")
 
 COROSYNC_CONF = "corosync.conf"  # its path in the tree
-CATCH_UP_INTERVAL = 1.0  # seconds between attempts to write a database that could not be written
+CATCH_UP_INTERVAL = 1.0  # seconds between attempts to write to the database after a failure
 
 
 class Clustering:
-    """This node's part in the cluster."""
+    """This node's connections to the cluster, and the wiring between them and the node."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Clustering:
         host_file: Path,
         on_quorum: Callable[[bool], None],
     ) -> None:
-        self.forced_quorum: bool | None = None  # by a test, whatever corosync says
+        self.forced_quorum: bool | None = None  # set by a test, overrides corosync
         self._replica = replica
         self._status = status
         self._lock = lock
@@ -78,7 +79,7 @@ class Clustering:
         return self.tree, self.status
 
     def start(self) -> None:
-        """Connect to corosync, now or as soon as it is there."""
+        """Start all threads; they connect as soon as corosync runs. Takes the tree's lock."""
         with self._lock:
             self._follow_host_file(reload=True)
         self._host_file.start()
@@ -89,7 +90,7 @@ class Clustering:
             group.start()
 
     def stop(self) -> None:
-        """Leave the groups; nothing that hangs is waited for much longer than half a second."""
+        """Leave both groups and end the threads; each wait takes half a second at most."""
         for group in self._groups:
             group.stop()
         for group in self._groups:
@@ -100,22 +101,22 @@ class Clustering:
         self._host_file.close()
 
     def refresh(self) -> bool:
-        """Tell whether this node has quorum, after a look at what corosync may have said since."""
+        """Return whether this node has quorum, after dispatching pending events. Does not block."""
         if self.forced_quorum is not None:
             return self.forced_quorum
         return self._quorum.refresh()
 
     def set_address(self, address: str) -> None:
-        """Tell all nodes how this one is reached."""
+        """Send this node's IP *address* to all nodes. Takes the tree's lock."""
         with self._lock:
             self._status.members.set_resolved(address)
             told = self._status.members.own.address
         self.source.put(SetKey(ADDRESS, told.encode("ascii") + b"\0"))
 
-    # For tests and for whoever looks.
+    # Reports and test control.
 
     def describe(self) -> Mapping[str, object]:
-        """Return where this node stands in both groups."""
+        """Return this node's mode, the members and the message counters of its groups."""
         return {
             "mode": self.tree.mode.value,
             "members": [member.nodeid for member in self.tree.members],
@@ -126,10 +127,10 @@ class Clustering:
         }
 
     def set_deadlines(self, **seconds: Any) -> None:
-        """Use other deadlines for the tree's group from now on: for tests."""
+        """Replace some deadlines of the tree's group by *seconds*. For tests."""
         self.tree.set_deadlines(replace(self.tree.dfsm.deadlines, **seconds))
 
-    # What corosync says.
+    # Events from corosync, on the watchers' and the group's threads.
 
     def _take_quorum(self, quorate: bool) -> None:
         if self.forced_quorum is None:
@@ -141,23 +142,23 @@ class Clustering:
             self._status.members.configure(config)
 
     def _note_common(self, members: Sequence[Member]) -> None:
-        """The tree is that of *members*, and what changes now reaches all of them."""
+        """Note that *members* have a common tree, and that changes reach all of them from now on."""
         self._replica.synced(with_others=len(members) > 1)
 
-    # What the tree says.
+    # Events from the tree, with its lock held.
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
-        """Keep the host's corosync.conf in step.
+        """Update the host's corosync.conf if *change* is of the tree's corosync.conf.
 
-        The node that changed it has corosync reload it, also if nobody waits for the change here
-        any more and it counts as *foreign* therefore.
+        The node that issued the change has corosync reload the file. The writer decides that, not
+        *foreign*: a change of this node is foreign if its issuer has given up waiting for it.
         """
         if COROSYNC_CONF in (change.path, change.source):
             is_ours = change.entry.writer == self.tree.dfsm.me.nodeid
             self._follow_host_file(reload=is_ours)
 
     def on_reload(self, *_: object) -> None:
-        """Do the same after a synchronization."""
+        """Update the host's corosync.conf after a synchronization, without a reload."""
         self._follow_host_file(reload=False)
 
     def _follow_host_file(self, *, reload: bool) -> None:
@@ -167,7 +168,7 @@ class Clustering:
 
 
 class _CatchUp(BackgroundThread):
-    """Writes the database, once that works again, up to what is in RAM."""
+    """A thread that brings the database up to date with the tree after failed writes."""
 
     def __init__(self, replica: Replica, lock: AbstractContextManager[object]) -> None:
         super().__init__("catch-up")
@@ -175,7 +176,7 @@ class _CatchUp(BackgroundThread):
         self._lock = lock
 
     def run(self) -> None:
-        """Write the database while the node is degraded, until that works."""
+        """Try to write the database as long as the node is degraded."""
         while not self.pause(CATCH_UP_INTERVAL):
             if self._replica.is_degraded:
                 with self._lock:

@@ -5,8 +5,8 @@ the message to the other nodes is queued. ``StatusSource`` is the queue of unsen
 only the newest value of each key and a limited number of log entries, so its memory is bounded
 during an outage of corosync.
 
-Threads: the group's thread calls ``StatusContent``, which takes the tree's lock. ``StatusSource`` is
-for any thread and never blocks.
+Threads: the group's thread calls ``StatusContent``, which takes the tree's lock. Any thread may use
+``StatusSource``, which never blocks.
 Contract: docs/spec/status.md, "Key/value store" and "Cluster log"; cluster.md, "State machine".
 """
 

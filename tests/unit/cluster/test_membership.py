@@ -1,4 +1,4 @@
-"""What joins a node to its cluster: when corosync is asked to read its file again."""
+"""The clustering of a node: which changes of corosync.conf make corosync reload it."""
 
 import contextlib
 from pathlib import Path
@@ -19,7 +19,7 @@ ME = Member(1, 100)
 
 
 class World:
-    """A replica in a cluster, and what its host file was asked to follow."""
+    """A replica in a cluster; *asked* lists the updates that the host's file was given."""
 
     def __init__(self, directory: Path) -> None:
         guests = Guests()
