@@ -1,1 +1,1 @@
-"""The commands: parsing, the offline tools on a database, questions to a running daemon."""
+"""The command line: parsing, the offline tools for a database, the queries of a running daemon."""

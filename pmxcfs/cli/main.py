@@ -1,8 +1,8 @@
-"""The command line: from arguments to ``Settings`` for the daemon, or to an offline command.
+"""The command line: turns arguments into ``Settings`` and runs the daemon, or runs a command.
 
-Nothing here opens a file. The modules that do the work are imported when their command runs, so
-``--help`` and ``--version`` need no extension. Failures are one line on stderr and exit status 1;
-wrong usage is exit status 2.
+Opens no file. Imports the module of a command only when that command runs, so ``--help`` and
+``--version`` need no extension. A failure is one line on stderr and exit status 1; wrong usage is
+exit status 2. Contract: docs/spec/operations.md, "Command line".
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pmxcfs.errors import PmxcfsError, StartError
 from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, Settings
 
-INTERRUPTED = 130  # exit status, as of a shell's command that SIGINT ended
-MAX_SERVICE_NAME = 100  # bytes; the address of a socket has 107
+INTERRUPTED = 130  # the exit status that a shell gives a command that SIGINT has ended
+MAX_SERVICE_NAME = 100  # bytes; the address of a Unix socket has at most 107
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon, or the command that the arguments name; return the exit status."""
+    """Run ``pmxcfs``: the daemon, or the command in the arguments. Return the exit status."""
     return run(build_parser(), argv)
 
 
@@ -32,7 +32,7 @@ def main_create_database(argv: Sequence[str] | None = None) -> int:
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parse *argv*, call what it asks for, and translate failures for a person at a shell."""
+    """Parse *argv*, run its action, and print a failure as one line. Return the exit status."""
     arguments = parser.parse_args(argv)
     action: Callable[[argparse.Namespace], int] = arguments.action
     try:
@@ -76,7 +76,7 @@ def build_creator_parser() -> argparse.ArgumentParser:
 
 
 def add_mode_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how the daemon runs."""
+    """Add the options for the daemon's way to run."""
     group = parser.add_argument_group("how to run")
     group.add_argument("-d", "--debug", action="store_true", help="log every request")
     group.add_argument(
@@ -94,27 +94,27 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--test-control",
         action="store_true",
-        help="open RUNDIR/control.sock, by which tests change quorum and inject messages",
+        help="open RUNDIR/control.sock, through which tests change quorum and inject messages",
     )
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the daemon keeps things and what it is called."""
+    """Add the options for the daemon's paths and names."""
     group = parser.add_argument_group("where")
     add_path(group, "--mountpoint", Settings.mountpoint, "where to mount")
-    add_path(group, "--statedir", Settings.statedir, "the database and the lock file")
-    add_path(group, "--rundir", Settings.rundir, "sockets")
+    add_path(group, "--statedir", Settings.statedir, "directory of database and lock file")
+    add_path(group, "--rundir", Settings.rundir, "directory of sockets and flag files")
     group.add_argument(
         "--pidfile",
         type=absolute_path,
         metavar="FILE",
-        help=f"default: {Settings.pidfile}, or pmxcfs.pid in a RUNDIR that is given",
+        help=f"the pid file (default: {Settings.pidfile}; with --rundir: RUNDIR/pmxcfs.pid)",
     )
     group.add_argument(
         "--nodename",
         type=node_name,
         metavar="NAME",
-        help="up to the first dot (default: the host name)",
+        help="this node's name, used up to the first dot (default: the host name)",
     )
     group.add_argument(
         "--group",
@@ -125,29 +125,31 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Add the option that local mode accepts and has no use for."""
+    """Add the option that has no effect in local mode."""
     group = parser.add_argument_group("cluster, without effect in local mode")
-    add_path(group, "--corosync-conf", Settings.corosync_conf, "the host's configuration", "FILE")
+    add_path(
+        group, "--corosync-conf", Settings.corosync_conf, "corosync's configuration file", "FILE"
+    )
 
 
 def add_client_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for what other daemons of this node have to do with us."""
+    """Add the options for local clients and for metrics."""
     group = parser.add_argument_group("local clients")
     group.add_argument(
         "--ipc-name",
         type=service_name,
         default=Settings.ipc_name,
         metavar="NAME",
-        help="the name that they connect to (default: %(default)s)",
+        help="the name that local clients connect to (default: %(default)s)",
     )
-    add_path(group, "--rrddir", Settings.rrddir, "round-robin databases")
+    add_path(group, "--rrddir", Settings.rrddir, "directory of round-robin databases")
     add_path(group, "--rrdcached-socket", Settings.rrdcached_socket, "rrdcached's socket", "PATH")
 
 
 def add_path(
     group: argparse._ArgumentGroup, option: str, default: Path, meaning: str, metavar: str = "DIR"
 ) -> None:
-    """Add an option whose value is a path."""
+    """Add an option that takes a path."""
     group.add_argument(
         option,
         type=absolute_path,
@@ -158,7 +160,7 @@ def add_path(
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Add the commands: some ask a running daemon, the others need none."""
+    """Add the commands: ``status`` and ``ipc`` ask a running daemon, the others work offline."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(
@@ -168,26 +170,32 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(action=action)
         return command
 
-    status = add("status", show_status, "tell how the daemon is; exit status 1 degraded, 2 absent")
+    status = add(
+        "status",
+        show_status,
+        "show the daemon's state; exit status: 0 healthy, 1 degraded or no answer, 2 not running",
+    )
     add_client_arguments(status)
-    ask = add("ipc", ask_daemon, "ask the daemon what Proxmox VE's tools ask it")
+    ask = add("ipc", ask_daemon, "send the daemon a request, as Proxmox VE's tools do")
     add_client_arguments(ask)
     add_questions(ask)
-    fsck = add("fsck", check_database, "check a database that nothing has open, or repair it")
-    fsck.add_argument("--repair", action="store_true", help="write the repairs (default: report)")
+    fsck = add("fsck", check_database, "check a database, or repair one that no process has open")
+    fsck.add_argument(
+        "--repair", action="store_true", help="write the repairs (default: only report them)"
+    )
     add_database(fsck)
     add_database(add("dump", dump_database, "print the database's entries"))
     export = add("export", export_database, "copy the database's files into a directory")
     export.add_argument("directory", metavar="DIR", type=absolute_path)
     add_database(export)
-    importer = add("import", import_directory, "make a database of the files in a directory")
+    importer = add("import", import_directory, "make a new database of the files in a directory")
     importer.add_argument("directory", metavar="DIR", type=absolute_path)
     add_database(importer)
 
 
 def add_client_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what all commands that ask the daemon have."""
-    # Defaults here would override what stands before a command, or before its question.
+    """Add the options that all commands have that ask the daemon."""
+    # Without SUPPRESS, a default here would override the same option before the command.
     command.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
     )
@@ -201,7 +209,7 @@ def add_client_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
-    """Add what the daemon can be asked."""
+    """Add the questions of ``ipc``."""
     questions = parser.add_subparsers(
         dest="question", title="questions", metavar="QUESTION", required=True
     )
@@ -211,22 +219,22 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         add_client_arguments(question)
         return question
 
-    add("version", "the counters of what has changed")
+    add("version", "the counters that rise with each change")
     add("members", "the nodes of the cluster")
-    add("guests", "the guests, and where they are")
-    add("config", "a file's content").add_argument("path", metavar="PATH")
+    add("guests", "the guests and their nodes")
+    add("config", "the content of a file").add_argument("path", metavar="PATH")
     get = add("get", "the value of a key of a node")
     get.add_argument("key", metavar="KEY")
-    get.add_argument("--node", metavar="NAME", default="", help="default: this one")
+    get.add_argument("--node", metavar="NAME", default="", help="default: this node")
     put = add("set", "set a key of this node; an empty value removes it")
     put.add_argument("key", metavar="KEY")
     put.add_argument("value", metavar="VALUE", help="- for standard input")
-    write = add("log", "put an entry into the cluster log")
+    write = add("log", "append an entry to the cluster log")
     write.add_argument("message", metavar="MESSAGE")
     write.add_argument("--user", metavar="NAME", default="root@pam", help="default: %(default)s")
     write.add_argument("--tag", metavar="NAME", default="pmxcfs", help="default: %(default)s")
     write.add_argument(
-        "--priority", metavar="LEVEL", choices=PRIORITIES, default="info", help="as of syslog"
+        "--priority", metavar="LEVEL", choices=PRIORITIES, default="info", help="a level of syslog"
     )
     read = add("clusterlog", "the newest entries of the cluster log")
     read.add_argument("-n", dest="most", type=positive, default=50, metavar="N", help="default: 50")
@@ -238,28 +246,28 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 def add_database(command: argparse.ArgumentParser) -> None:
-    """Add the two ways to say which database a command works on."""
+    """Add the two ways to name the database of an offline command."""
     command.add_argument(
         "file",
         metavar="FILE",
         nargs="?",
         type=absolute_path,
-        help="the database (default: config.db in STATEDIR)",
+        help="the database (default: config.db in the state directory)",
     )
     command.add_argument(
         "--statedir",
         metavar="DIR",
         type=absolute_path,
-        # A default here would override a --statedir that stands before the command.
+        # Without SUPPRESS, a default here would override a --statedir before the command.
         default=argparse.SUPPRESS,
-        help=f"default: {Settings.statedir}",
+        help=f"the state directory (default: {Settings.statedir})",
     )
 
 
 def absolute_path(text: str) -> Path:
-    """Return a path that still means the same after chdir("/"), without looking at the disk."""
+    """Return the path as an absolute one, without a look at the disk: the daemon changes to /."""
     if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
+        raise argparse.ArgumentTypeError("the path must not be empty")
     return Path(os.path.abspath(text))
 
 
@@ -267,14 +275,14 @@ def node_name(text: str) -> str:
     """Return a node's name without its domain."""
     name = text.partition(".")[0]
     if not name or "/" in name:
-        raise argparse.ArgumentTypeError(f"not a node name: {text!r}")
+        raise argparse.ArgumentTypeError(f"not a valid node name: {text!r}")
     return name
 
 
 def service_name(text: str) -> str:
-    """Return a name that clients can connect to: libqb makes an address and file names of it."""
+    """Return a valid IPC name: libqb makes a socket's address and file names of it."""
     if not text or "/" in text or len(os.fsencode(text)) > MAX_SERVICE_NAME:
-        raise argparse.ArgumentTypeError(f"not a name for local clients: {text!r}")
+        raise argparse.ArgumentTypeError(f"not a valid IPC name: {text!r}")
     return text
 
 
@@ -288,16 +296,18 @@ def positive(text: str) -> int:
 def property_name(text: str) -> str:
     """Return the name of a property, which starts with a lower-case letter."""
     if not "a" <= text[:1] <= "z":
-        raise argparse.ArgumentTypeError(f"not the name of a property: {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"not the name of a property, which starts with a lower-case letter: {text!r}"
+        )
     return text
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
-    """Return the daemon's settings, with the defaults that depend on other arguments."""
+    """Return the daemon's settings, with defaults that depend on the host or on other options."""
     given = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
     given["nodename"] = arguments.nodename or os.uname().nodename.partition(".")[0]
     if not given["nodename"]:
-        raise StartError("this host has no name: set one, or name the node with --nodename")
+        raise StartError("this host has no name: set the host name or use --nodename")
     if not arguments.pidfile:
         is_default = arguments.rundir == Settings.rundir
         given["pidfile"] = Settings.pidfile if is_default else arguments.rundir / "pmxcfs.pid"
@@ -305,7 +315,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 
 
 def run_daemon(arguments: argparse.Namespace) -> int:
-    """Run the daemon until it is told to stop."""
+    """Run the daemon until a signal or an unmount stops it."""
     from pmxcfs.daemon import daemon
 
     return daemon.run(settings_from(arguments))
@@ -313,20 +323,20 @@ def run_daemon(arguments: argparse.Namespace) -> int:
 
 def show_status(arguments: argparse.Namespace) -> int:
     """Run ``status``."""
-    from pmxcfs.cli import query as inquiry
+    from pmxcfs.cli import query
 
-    return inquiry.show_status(arguments)
+    return query.show_status(arguments)
 
 
 def ask_daemon(arguments: argparse.Namespace) -> int:
     """Run ``ipc``."""
-    from pmxcfs.cli import query as inquiry
+    from pmxcfs.cli import query
 
-    return inquiry.ask(arguments.question, arguments)
+    return query.ask(arguments.question, arguments)
 
 
 def database_of(arguments: argparse.Namespace) -> Path:
-    """Return the database that an offline command works on."""
+    """Return the path of the database that an offline command works on."""
     file: Path = arguments.file or arguments.statedir / DATABASE_NAME
     return file
 

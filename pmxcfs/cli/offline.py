@@ -1,9 +1,10 @@
-"""The commands that work on a database without a daemon: fsck, dump, export, import.
+"""The offline commands for a database: fsck, dump, export, import.
 
-Each prints its result, returns an exit status, and raises PmxcfsError or OSError for what the
-command line reports in one line. Reading leaves the file as it is, also if a daemon has it open;
-``fsck --repair`` and ``import`` refuse a file that anybody uses. None of it needs the group
-www-data, a host name, or a mount. Contract: docs/spec/operations.md, "Command line".
+A command prints its result and returns the exit status. It raises PmxcfsError or OSError on
+failure. Commands that read don't change the file, and work while a daemon has it open. ``fsck
+--repair`` refuses a file that another process has open; ``import`` refuses a file that exists. No
+command needs the group www-data, a host name, or a mount.
+Contract: docs/spec/operations.md, "Command line".
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from pmxcfs.tree.apply import apply
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.modes import mode_of
 
-# What a mounted file system has in its root without storing it; a copy of one has them, too.
+# Entries of a mount's root that are not stored. A directory copied from a mount has them, too.
 FIXED_LINKS = frozenset(["local", "qemu-server", "openvz", "lxc"])
 FIXED_FILES = frozenset([".version", ".members", ".vmlist", ".rrd", ".clusterlog", ".debug"])
 
@@ -45,9 +46,9 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
 def fsck(path: Path, *, repair: bool) -> int:
-    """Check a database and, if asked to, repair it; 0 says that it is sound now, 1 that it is not.
+    """Check a database and print its faults; return 0 if it is sound, else 1.
 
-    A repair leaves a copy of the file as it was beside it.
+    With *repair*, write the repairs first; a copy of the unrepaired file stays beside it.
     """
     loaded = _inspect(path, repair=repair)
     damage = database.find_damage(path)
@@ -60,7 +61,7 @@ def fsck(path: Path, *, repair: bool) -> int:
     for line in damage:
         print(f"{path}: damaged: {escape(line)}")
     if damage and (repair or not loaded.repairs):
-        print(f"{path}: sqlite3's .recover can save what is left of the table into a new file")
+        print(f"{path}: the sqlite3 command .recover can save the readable rows into a new file")
     if damage or (loaded.repairs and not repair):
         return 1
     root, *entries = loaded.records
@@ -69,14 +70,14 @@ def fsck(path: Path, *, repair: bool) -> int:
 
 
 def _inspect(path: Path, *, repair: bool) -> Loaded:
-    """Read the tree; if it is to be repaired, take a change that was interrupted back first."""
+    """Read the tree. With *repair*, roll back an interrupted transaction first."""
     try:
         return database.inspect(path)
     except StoreError as error:
         if not repair or error.errno != errno.EROFS:
             raise
     Database.open(path, now=int(time.time()), alone=True).close()
-    print(f"{path}: repaired: a change that was interrupted is taken back")
+    print(f"{path}: repaired: rolled back an interrupted transaction")
     return database.inspect(path)
 
 
@@ -86,11 +87,11 @@ def _repair(path: Path) -> None:
         _, copy = opened.mend(now=int(time.time()))
         if opened.degraded:
             raise opened.degraded
-    print(f"{path}: the file as it was is kept as {copy}")
+    print(f"{path}: a copy of the unrepaired file is {copy}")
 
 
 def dump(path: Path) -> int:
-    """Print every entry but no content, by path; returns 0."""
+    """Print a line for each entry, in the order of paths, without content; return 0."""
     tree = _load(path)
     root = tree.root
     print(f"version {root.version}, writer {root.writer}, mtime {root.mtime}")
@@ -109,7 +110,8 @@ def dump(path: Path) -> int:
 def export(path: Path, directory: Path) -> int:
     """Write the tree's files into a new or empty directory, with their modes and times.
 
-    Returns 1 if there were names that a directory can't have, or must not; they are reported.
+    Entries with names that are not valid in a directory are skipped and reported; return 1 if
+    there are any, else 0.
     """
     tree = _load(path)
     directory.mkdir(mode=0o755, exist_ok=True)
@@ -128,21 +130,21 @@ def export(path: Path, directory: Path) -> int:
             skipped.add(entry)
         else:
             written.append((target, entry.mtime))
-    for target, mtime in reversed(written):  # what is in a directory changes its time
+    for target, mtime in reversed(written):  # a directory after its entries, which change its time
         os.utime(target, (mtime, mtime), follow_symlinks=False)
     return 1 if skipped else 0
 
 
 def _export_entry(entry: Entry, target: bytes) -> str | None:
-    """Make one file or directory; return what is wrong with its name if that can't be had."""
+    """Make one file or directory at *target*; return the reason if the name is not valid."""
     if entry.name in (".", "..") or "\0" in entry.name or "/" in entry.name:
-        return "it would not stay in the directory"
+        return "not a valid file name"
     try:
         _make(entry, target)
     except OSError as error:
         if error.errno in _NAME_ERRORS:
             return error.strerror
-        error.filename = os.fsdecode(target)  # a write that failed does not know
+        error.filename = os.fsdecode(target)  # the error of a write has no path
         raise
     return None
 
@@ -159,10 +161,10 @@ def _make(entry: Entry, target: bytes) -> None:
 
 
 def import_(directory: Path, path: Path) -> int:
-    """Make a new database of the files and directories below *directory*; returns 0."""
+    """Make the new database *path* of the files and directories below *directory*; return 0."""
     for suffix in database.COMPANIONS:
         if os.path.lexists(f"{path}{suffix}"):
-            raise Exists(f"{path}{suffix} is there already: move it away or name another file")
+            raise Exists(f"{path}{suffix} already exists: move it away or name another file")
     tree = _read_directory(directory)
     with making(path, now=int(time.time())) as new:
         new.save(tree)
@@ -194,7 +196,7 @@ def _read_directory(directory: Path) -> Tree:
 
 
 def _find(top: bytes) -> Iterator[_Found]:
-    """Yield what is below *top*, directories before what they contain, in the order of names."""
+    """Yield the files and directories below *top*, in the order of names, parents first."""
     waiting = [b""]
     while waiting:
         below = waiting.pop()
@@ -205,13 +207,17 @@ def _find(top: bytes) -> Iterator[_Found]:
             status = entry.stat(follow_symlinks=False)
             mtime = max(0, min(int(status.st_mtime), MAX_TIME))
             if _is_fixed(path, status.st_mode):
-                print(f"left out: {escape(to_text(path))}", file=sys.stderr)
+                print(
+                    f"not imported, as every mount has it: {escape(to_text(path))}", file=sys.stderr
+                )
             elif stat.S_ISDIR(status.st_mode):
                 yield _Found(to_text(path), mtime, None)
             elif stat.S_ISREG(status.st_mode):
                 yield _Found(to_text(path), mtime, _read_file(entry.path))
             else:
-                raise Unsupported(f"{escape(to_text(entry.path))} is no file and no directory")
+                raise Unsupported(
+                    f"{escape(to_text(entry.path))} is neither a file nor a directory"
+                )
         waiting += [
             os.path.join(below, entry.name)
             for entry in reversed(found)
@@ -220,7 +226,7 @@ def _find(top: bytes) -> Iterator[_Found]:
 
 
 def _is_fixed(path: bytes, mode: int) -> bool:
-    """Tell whether a mount shows this by itself."""
+    """Tell whether this is a fixed entry of a mount, which is not stored."""
     name = to_text(path)
     if stat.S_ISLNK(mode):
         return name in FIXED_LINKS
@@ -240,14 +246,14 @@ def _load(path: Path) -> Tree:
     loaded = database.inspect(path)
     if loaded.repairs:
         count = len(loaded.repairs)
-        print(f"{path} needs {count} repairs, see pmxcfs fsck {path}", file=sys.stderr)
+        print(f"{path} needs {count} repairs: see pmxcfs fsck {path}", file=sys.stderr)
     tree = Tree(keep_undo=False)
     tree.load(loaded.records)
     return tree
 
 
 def _walk(top: Entry) -> Iterator[Entry]:
-    """Yield what is below *top*, directories before what they contain, by name."""
+    """Yield the entries below *top*, in the order of names, parents first."""
     waiting = [top]
     while waiting:
         entry = waiting.pop()

@@ -1,6 +1,7 @@
 """The commands that ask a running daemon: ``pmxcfs ipc`` and ``pmxcfs status``.
 
-What comes from the daemon is JSON; with ``--json`` it is printed as it is, else for a person.
+The daemon's answers are JSON. With ``--json`` a command prints them unchanged, else as text.
+Contract: docs/spec/operations.md.
 """
 
 import argparse
@@ -22,13 +23,13 @@ Printer = Callable[[bytes], Iterator[str]]
 
 
 def ask(question: str, arguments: argparse.Namespace) -> int:
-    """Run one of QUESTIONS for ``pmxcfs ipc``. Raises IpcError."""
+    """Run ``pmxcfs ipc``: one of QUESTIONS. Return the exit status. Raises IpcError."""
     with IpcClient(arguments.ipc_name) as client:
         return QUESTIONS[question](client, arguments)
 
 
 def _show(content: bytes, printer: Printer, arguments: argparse.Namespace) -> int:
-    """Print JSON as it came, or as *printer* makes it readable."""
+    """Print JSON unchanged, or the lines of text that *printer* makes of it; return 0."""
     if arguments.json:
         sys.stdout.buffer.write(content)
     else:
@@ -37,7 +38,7 @@ def _show(content: bytes, printer: Printer, arguments: argparse.Namespace) -> in
 
 
 def _show_raw(content: bytes, arguments: argparse.Namespace) -> int:
-    """Print bytes; as a JSON string if that is asked for."""
+    """Print bytes unchanged, or with ``--json`` as a JSON string; return 0."""
     if arguments.json:
         print(json.dumps(content.decode("utf-8", "replace")))
     else:
@@ -51,12 +52,12 @@ def _show_raw(content: bytes, arguments: argparse.Namespace) -> int:
 
 
 def version(client: IpcClient, arguments: argparse.Namespace) -> int:
-    """Print the counters."""
+    """Print the version counters."""
     return _show(client.version(), _version_lines, arguments)
 
 
 def members(client: IpcClient, arguments: argparse.Namespace) -> int:
-    """Print the nodes."""
+    """Print the nodes of the cluster."""
     return _show(client.members(), _member_lines, arguments)
 
 
@@ -83,24 +84,24 @@ def metrics(client: IpcClient, arguments: argparse.Namespace) -> int:
 
 
 def config(client: IpcClient, arguments: argparse.Namespace) -> int:
-    """Print a file."""
+    """Print the content of a file."""
     return _show_raw(client.config(arguments.path), arguments)
 
 
 def get_key(client: IpcClient, arguments: argparse.Namespace) -> int:
-    """Print the value of a key."""
+    """Print the value of a key of a node."""
     return _show_raw(client.get_key(arguments.key, node=arguments.node), arguments)
 
 
 def set_key(client: IpcClient, arguments: argparse.Namespace) -> int:
-    """Set a key."""
+    """Set a key of this node."""
     value = sys.stdin.buffer.read() if arguments.value == "-" else os.fsencode(arguments.value)
     client.set_key(arguments.key, value)
     return 0
 
 
 def log(client: IpcClient, arguments: argparse.Namespace) -> int:
-    """Add to the cluster log."""
+    """Append an entry to the cluster log."""
     client.log(
         arguments.message,
         ident=arguments.user,
@@ -124,7 +125,7 @@ QUESTIONS: Mapping[str, Callable[[IpcClient, argparse.Namespace], int]] = {
 }
 
 
-# For a person
+# Answers as text
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -147,7 +148,7 @@ def _version_lines(content: bytes) -> Iterator[str]:
 def _member_lines(content: bytes) -> Iterator[str]:
     told = json.loads(content)
     if "cluster" not in told:
-        return iter([f"{told['nodename']} is in no cluster"])
+        return iter([f"{told['nodename']} is not in a cluster"])
     rows = [("NODE", "ID", "STATE", "ADDRESS")]
     rows += [
         (name, str(node["id"]), "online" if node["online"] else "offline", node.get("ip", ""))
@@ -159,7 +160,7 @@ def _member_lines(content: bytes) -> Iterator[str]:
 def _guest_lines(content: bytes) -> Iterator[str]:
     found = json.loads(content).get("ids", {})
     if not found:
-        return iter(["there are no guests"])
+        return iter(["no guests"])
     rows = [("VMID", "TYPE", "NODE", "VERSION")]
     rows += [
         (vmid, guest["type"], guest["node"], str(guest["version"]))
@@ -177,7 +178,7 @@ def _log_lines(content: bytes) -> Iterator[str]:
 
 
 def _priority(number: int) -> str:
-    """Return the name of a priority; another node may have sent one that has none."""
+    """Return the name of a syslog priority, or its number: other nodes may send any number."""
     return PRIORITIES[number] if number < len(PRIORITIES) else str(number)
 
 
@@ -195,7 +196,7 @@ def _stamp(seconds: int) -> str:
 
 
 def show_status(arguments: argparse.Namespace) -> int:
-    """Print how the daemon is; return HEALTHY, DEGRADED or NOT_RUNNING."""
+    """Run ``pmxcfs status``: print the daemon's report. Return HEALTHY, DEGRADED or NOT_RUNNING."""
     try:
         with IpcClient(arguments.ipc_name, timeout_ms=STATUS_TIMEOUT_MS) as client:
             report = json.loads(client.report())
@@ -223,7 +224,7 @@ def _status_lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    if "node" not in report:  # nobody answered
+    if "node" not in report:  # the daemon did not answer
         return
     running = _span(time.time() - report["started"])
     yield (
@@ -233,7 +234,7 @@ def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "quorum", ["yes" if report["quorate"] else "no"]
     yield "members", _members_of(report["members"])
     cluster = report["cluster"]
-    yield "sync", [cluster["mode"] if cluster else "alone, in no cluster"]
+    yield "sync", [cluster["mode"] if cluster else "not in a cluster"]
     database, content = report["database"], report["content"]
     yield (
         "database",
@@ -245,7 +246,7 @@ def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     )
     yield "locks", [f"{path} for {_span(age)}" for path, age in report["locks"].items()]
     waiting = report["metrics_waiting"]
-    yield "clients", [f"{report['clients']} connected, {waiting} metrics wait to be written"]
+    yield "clients", [f"{report['clients']} connected, {waiting} metrics in the queue"]
     yield "errors", [_trouble(trouble) for trouble in report["troubles"]]
 
 

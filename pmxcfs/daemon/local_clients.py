@@ -1,10 +1,9 @@
-"""All that serves the local clients of this node, as one part for ``daemon``.
+"""The service for local clients: the IPC server, its requests, and the recorder of metrics.
 
-The IPC server and what answers its requests, and the recorder of metrics, which those clients set.
-What they ask about changes through listeners, which are called with the tree's lock held.
+Joins these parts for ``daemon``, and tells them of changes of the tree.
 
-Threads: those of its parts. ``start`` and ``stop`` must not be called with the lock held.
-Contract: docs/spec/ipc.md; status.md, "RRD".
+Threads: those of the IPC server and the recorder. The ``on_*`` methods need the tree's lock;
+``start`` and ``stop`` block and must not be called with it. Contract: docs/spec/ipc.md.
 """
 
 import time
@@ -24,12 +23,12 @@ from pmxcfs.status.files import StatusFile
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import Guests
 
-BREATH = 1e-5  # seconds by which a long answer lets others go first
-METRICS_STOP_TIMEOUT = 0.5  # seconds that metrics which wait get at the end
+GIVE_WAY_TIME = 1e-5  # seconds of sleep in a long query, without the lock, for other threads
+METRICS_STOP_TIMEOUT = 0.5  # seconds to write queued metrics at the daemon's end
 
 
 class Service:
-    """What this node does for its local clients."""
+    """The service for local clients of this node."""
 
     def __init__(
         self,
@@ -54,40 +53,40 @@ class Service:
             lock=lock,
             clock=time.time,
             monotonic=time.monotonic,
-            give_way=lambda: time.sleep(BREATH),
+            give_way=lambda: time.sleep(GIVE_WAY_TIME),
         )
         self.ipc = IpcServer(
             settings.ipc_name, self._requests, gid=gid, flag=settings.rundir / RESTART_FLAG
         )
 
     def start(self) -> None:
-        """Serve from now on. Raises StartError."""
+        """Start the recorder and the IPC server. Raises StartError."""
         self.recorder.start()
         self.ipc.start()
 
     def stop(self) -> None:
-        """Disconnect the clients, and write what metrics there are."""
+        """Disconnect the clients; write queued metrics for METRICS_STOP_TIMEOUT at most. Blocks."""
         self.ipc.close()
         self.recorder.close(METRICS_STOP_TIMEOUT)
 
     def tell_cluster(self, publish: Callable[[SetKey | LogEntry], None]) -> None:
-        """Have *publish* called with whatever clients set and the other nodes have to know."""
+        """Call *publish* with each key or log entry that a client sets, for the other nodes."""
         self._requests.publish = publish
 
     def set_report(self, report: Callable[[], Mapping[str, object]]) -> None:
-        """Have *report* called for who asks how the daemon is, with the lock held."""
+        """Call *report* for each request for the daemon's state, with the lock held."""
         self._requests.report = report
 
-    # What the tree says.
+    # Listeners to changes of the tree
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
-        """Forget what was known of a guest whose file has changed."""
+        """Invalidate the cached properties of a guest if its file has changed. Needs the lock."""
         self._properties.on_change(change.path, change.source or "")
 
     def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
-        """Do the same for files that are as before."""
+        """Invalidate the cached properties of guests if changes of their files were undone."""
         self._properties.on_change(*undone.values(), *[entry.path for entry in undone])
 
     def on_reload(self, *_: object) -> None:
-        """Forget all that was known."""
+        """Invalidate the cached properties of all guests, after a reload of the tree."""
         self._properties.on_reload()

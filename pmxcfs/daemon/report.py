@@ -1,7 +1,9 @@
-"""How the daemon is, for ``pmxcfs status``: plain data, and what is wrong in words.
+"""The report on the daemon's state for ``pmxcfs status``: plain data, and a list of problems.
 
-Whatever is listed as a problem makes the node *degraded*. Called with the tree's lock held; nothing
-here waits for anything.
+A node with at least one problem in the list is *degraded*.
+
+Threads: ``describe`` needs the tree's lock and does not block.
+Contract: docs/spec/operations.md, "Status".
 """
 
 import contextlib
@@ -25,19 +27,19 @@ from pmxcfs.status.files import StatusFile
 from pmxcfs.tree.locks import LockTable
 from pmxcfs.vfs.filesystem import FileSystem
 
-REMEMBERED = 10  # warnings and errors
-NEARLY_FULL = 0.9  # of a limit
+MAX_TROUBLES = 10  # warnings and errors in the report
+NEARLY_FULL = 0.9  # the part of a limit above which it is a problem
 
 
 class Troubles(logging.Handler):
-    """Remembers the latest warnings and errors of this process."""
+    """A log handler that keeps the latest warnings and errors of this process."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._latest: deque[Mapping[str, object]] = deque(maxlen=REMEMBERED)
+        self._latest: deque[Mapping[str, object]] = deque(maxlen=MAX_TROUBLES)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Remember the first line of a record."""
+        """Keep the first line of a record."""
         self._latest.append(
             {
                 "time": int(record.created),
@@ -48,12 +50,12 @@ class Troubles(logging.Handler):
         )
 
     def latest(self) -> list[Mapping[str, object]]:
-        """Return them, the oldest first."""
+        """Return the kept warnings and errors, the oldest first."""
         return list(self._latest)
 
 
 class Parts(NamedTuple):
-    """Who is asked."""
+    """The parts of the daemon that the report describes."""
 
     settings: Settings
     tree: Tree
@@ -62,13 +64,13 @@ class Parts(NamedTuple):
     locks: LockTable
     members: StatusFile
     service: Service
-    cluster: Callable[[], Mapping[str, object]] | None  # None: no cluster
+    cluster: Callable[[], Mapping[str, object]] | None  # None: not in a cluster
     troubles: Troubles
     start_time: int  # seconds since 1970
 
 
 def describe(parts: Parts) -> Mapping[str, object]:
-    """Return the report; its keys are those of ``pmxcfs status --json``."""
+    """Return the report, which ``pmxcfs status --json`` prints. Needs the lock."""
     cluster = parts.cluster() if parts.cluster else None
     return {
         "version": pmxcfs.__version__,
@@ -100,22 +102,22 @@ def describe(parts: Parts) -> Mapping[str, object]:
 def _problems(parts: Parts, cluster: Mapping[str, object] | None) -> list[str]:
     found = []
     if not parts.files.quorate:
-        found.append("this node has no quorum: nothing can be changed")
+        found.append("this node has no quorum: the file system is read-only")
     if cluster and cluster["mode"] != Mode.SYNCED.value:
         found.append(f"not in sync with the other nodes: {cluster['mode']}")
     if parts.replica.is_degraded:
-        found.append("the database can't be written; see the errors")
+        found.append("the database can't be written: see the latest errors")
     if parts.service.recorder.trouble:
         found.append(f"metrics: {parts.service.recorder.trouble}")
     if parts.tree.content_bytes > NEARLY_FULL * MAX_TOTAL_SIZE:
-        found.append("the limit of content is nearly reached")
+        found.append(f"the content takes more than {NEARLY_FULL:.0%} of its limit")
     if parts.tree.entry_count > NEARLY_FULL * MAX_ENTRIES:
-        found.append("the limit of files and directories is nearly reached")
+        found.append(f"files and directories are more than {NEARLY_FULL:.0%} of their limit")
     return found
 
 
 def _size_of(parts: Parts) -> int:
-    """Return the bytes of the database and of the log beside it."""
+    """Return the size in bytes of the database file and its write-ahead log."""
     path = parts.settings.database
     total = 0
     for file in (path, path.with_name(f"{path.name}-wal")):

@@ -356,7 +356,7 @@ def test_the_questions(tmp_path: Path) -> None:
         home = daemon.path / "nodes" / "node1" / "lxc"
         home.mkdir(parents=True)
         (home / "100.conf").write_text("hostname: web\ncores: 2\n")
-        assert output(tmp_path, "ipc", "members") == "node1 is in no cluster\n"
+        assert output(tmp_path, "ipc", "members") == "node1 is not in a cluster\n"
         assert json.loads(output(tmp_path, "ipc", "members", "--json"))["nodename"] == "node1"
         rows = output(tmp_path, "ipc", "guests").splitlines()
         assert [row.split()[:3] for row in rows] == [

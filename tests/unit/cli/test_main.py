@@ -1,4 +1,4 @@
-"""The command line: what becomes of arguments, and what a person at a shell is told."""
+"""The command line: the settings that arguments become, and the messages for wrong ones."""
 
 import dataclasses
 import os
@@ -182,12 +182,12 @@ def test_a_command_gets_its_database(
     assert offline_calls == [call]
 
 
-def test_the_creator_of_databases(offline_calls: list[tuple[object, ...]]) -> None:
+def test_create_pmxcfs_db_imports_a_directory(offline_calls: list[tuple[object, ...]]) -> None:
     assert cli.main_create_database(["/d", "/f"]) == 3
     assert offline_calls == [("import_", Path("/d"), Path("/f"))]
 
 
-def test_the_creator_needs_both_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_create_pmxcfs_db_needs_both_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main_create_database(["/d"])
     assert "FILE" in capsys.readouterr().err
@@ -259,7 +259,7 @@ def test_the_documentation_lists_every_option() -> None:
         ["--ipc-name", "x", "ipc", "members", "--json"],
     ],
 )
-def test_options_of_a_question_may_stand_anywhere(argv: list[str]) -> None:
+def test_options_of_a_question_may_come_anywhere(argv: list[str]) -> None:
     arguments = cli.build_parser().parse_args(argv)
     assert (arguments.question, arguments.ipc_name, arguments.json) == ("members", "x", True)
 
@@ -269,7 +269,7 @@ def test_a_question_without_options_has_the_defaults() -> None:
     assert (arguments.ipc_name, arguments.json) == (DEFAULTS.ipc_name, False)
 
 
-def test_a_property_starts_with_a_small_letter(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_property_starts_with_a_lower_case_letter(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.build_parser().parse_args(["ipc", "property", "Name"])
-    assert "not the name of a property: 'Name'" in capsys.readouterr().err
+    assert "starts with a lower-case letter: 'Name'" in capsys.readouterr().err

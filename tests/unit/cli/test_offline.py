@@ -112,7 +112,7 @@ def test_fsck_repairs(path: Path, capsys: Output) -> None:
     assert offline.fsck(path, repair=True) == 0
     [copy] = path.parent.glob("config.db.bak-*")
     assert capsys.readouterr().out.splitlines() == [
-        f"{path}: the file as it was is kept as {copy}",
+        f"{path}: a copy of the unrepaired file is {copy}",
         f"{path}: repaired: entry 25: its parent 99 does not exist; moved to priv/lost+found",
         f"{path}: repaired: entry 1: made the directory lost+found",
         f"{path}: sound, version 27, 14 entries",
@@ -121,8 +121,8 @@ def test_fsck_repairs(path: Path, capsys: Output) -> None:
     assert contents_of(tree_of(path))["priv/lost+found/25-empty.cfg"] == b""
 
 
-def test_fsck_takes_an_interrupted_change_back(path: Path, capsys: Output) -> None:
-    """A process was killed in the middle of one, in a file without a write-ahead log."""
+def test_fsck_rolls_back_an_interrupted_transaction(path: Path, capsys: Output) -> None:
+    """A killed process leaves an unfinished transaction in a file without a write-ahead log."""
     damage(path, "PRAGMA journal_mode = DELETE")
     before = query(path, "SELECT * FROM tree ORDER BY inode")
     interrupted = (
@@ -132,14 +132,14 @@ def test_fsck_takes_an_interrupted_change_back(path: Path, capsys: Output) -> No
         "os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", interrupted, path], check=False)
-    with pytest.raises(StoreError, match=r"take that back with pmxcfs fsck --repair"):
+    with pytest.raises(StoreError, match=r"roll it back with pmxcfs fsck --repair"):
         offline.fsck(path, repair=False)
     assert offline.fsck(path, repair=True) == 0
-    assert "repaired: a change that was interrupted is taken back\n" in capsys.readouterr().out
+    assert "repaired: rolled back an interrupted transaction\n" in capsys.readouterr().out
     assert query(path, "SELECT * FROM tree ORDER BY inode") == before
 
 
-def test_fsck_does_not_repair_what_is_in_use(path: Path) -> None:
+def test_fsck_does_not_repair_a_database_in_use(path: Path) -> None:
     damage(path, "UPDATE tree SET parent = 99 WHERE inode = 25")
     with contextlib.closing(sqlite3.connect(path)) as user:
         user.execute("SELECT * FROM tree").fetchone()
@@ -148,7 +148,7 @@ def test_fsck_does_not_repair_what_is_in_use(path: Path) -> None:
     assert offline.fsck(path, repair=True) == 0
 
 
-def test_fsck_says_what_only_sqlite_can_mend(path: Path, capsys: Output) -> None:
+def test_fsck_reports_damage_that_only_sqlite3_can_repair(path: Path, capsys: Output) -> None:
     damage(path, "CREATE TABLE other (x UNIQUE)")
     damage(path, "INSERT INTO other VALUES (1), (2)")
     [(page,)] = query(path, "SELECT rootpage FROM sqlite_master WHERE name LIKE 'sqlite_auto%'")
@@ -160,11 +160,11 @@ def test_fsck_says_what_only_sqlite_can_mend(path: Path, capsys: Output) -> None
         lines = capsys.readouterr().out.splitlines()
         assert f"{path}: damaged: wrong # of entries in index sqlite_autoindex_other_1" in lines
         assert lines[-1] == (
-            f"{path}: sqlite3's .recover can save what is left of the table into a new file"
+            f"{path}: the sqlite3 command .recover can save the readable rows into a new file"
         )
 
 
-def test_fsck_repairs_values_that_the_table_would_not_take(path: Path) -> None:
+def test_fsck_repairs_values_that_the_table_refuses(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute("UPDATE tree SET mtime = 'x' WHERE inode = 25")
@@ -219,7 +219,7 @@ def test_dump_shows_a_damaged_tree_as_a_daemon_would_start_it(path: Path, capsys
     damage(path, "UPDATE tree SET parent = 99 WHERE inode = 25")
     assert offline.dump(path) == 0
     output = capsys.readouterr()
-    assert output.err == f"{path} needs 2 repairs, see pmxcfs fsck {path}\n"
+    assert output.err == f"{path} needs 2 repairs: see pmxcfs fsck {path}\n"
     assert "priv/lost+found/25-empty.cfg\n" in output.out
 
 
@@ -244,7 +244,7 @@ def test_export_makes_files_with_modes_and_times(
     assert (target / "nodes").stat().st_mtime == 1795367941
 
 
-def test_what_is_private_stays_private(source: Path, tmp_path: Path) -> None:
+def test_private_files_stay_private(source: Path, tmp_path: Path) -> None:
     path, target = tmp_path / "config.db", tmp_path / "target"
     offline.import_(source, path)
     offline.export(path, target)
@@ -290,7 +290,7 @@ def test_export_takes_a_new_or_empty_directory(path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["..", ".", "n" * 300])
-def test_export_leaves_out_names_that_no_directory_can_have(
+def test_export_skips_names_that_no_directory_can_have(
     path: Path, tmp_path: Path, capsys: Output, name: str
 ) -> None:
     put(path, name)
@@ -301,17 +301,19 @@ def test_export_leaves_out_names_that_no_directory_can_have(
     assert sorted(os.listdir(tmp_path)) == ["config.db", "target"]
 
 
-def test_export_leaves_out_what_is_below_such_a_name(
+def test_export_skips_the_entries_of_a_directory_with_such_a_name(
     path: Path, tmp_path: Path, capsys: Output
 ) -> None:
     damage(path, "UPDATE tree SET name = '..' WHERE name = 'node2'")
     assert offline.export(path, tmp_path / "target") == 1
-    assert "not exported: nodes/..: it would not stay in the directory" in capsys.readouterr().err
+    assert "not exported: nodes/..: not a valid file name" in capsys.readouterr().err
     assert not (tmp_path / "target/qemu-server").exists()
     assert not (tmp_path / "target/nodes/qemu-server").exists()
 
 
-def test_import_makes_what_the_daemon_would(source: Path, tmp_path: Path, capsys: Output) -> None:
+def test_import_makes_the_tree_that_the_daemon_would_make(
+    source: Path, tmp_path: Path, capsys: Output
+) -> None:
     path = tmp_path / "config.db"
     assert offline.import_(source, path) == 0
     tree = tree_of(path)
@@ -338,7 +340,7 @@ def test_import_needs_neither_group_nor_host_name(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("nobody should ask")
+        raise AssertionError("import must not look this up")
 
     for function in ("gethostbyname", "getaddrinfo", "gethostname"):
         monkeypatch.setattr(socket, function, refuse)
@@ -346,7 +348,7 @@ def test_import_needs_neither_group_nor_host_name(
     assert offline.import_(source, tmp_path / "config.db") == 0
 
 
-def test_import_leaves_out_what_a_mount_shows_by_itself(
+def test_import_skips_the_fixed_entries_of_a_mount(
     source: Path, tmp_path: Path, capsys: Output
 ) -> None:
     for name in offline.FIXED_FILES:
@@ -376,17 +378,17 @@ def test_import_of_nothing_is_a_fresh_database(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def refused(tmp_path: Path, error: type[Exception], match: str) -> Iterator[None]:
-    """Insist on an error, and that nothing is left of the database."""
+    """Expect *error*, and no new file in *tmp_path*."""
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(error, match=match):
         yield
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_import_refuses_what_a_tree_can_t_hold(source: Path, tmp_path: Path) -> None:
+def test_import_refuses_files_that_a_tree_can_t_hold(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "config.db"
     (source / "link").symlink_to("datacenter.cfg")
-    with refused(tmp_path, Unsupported, "link is no file and no directory"):
+    with refused(tmp_path, Unsupported, "link is neither a file nor a directory"):
         offline.import_(source, target)
     (source / "link").unlink()
     write(source / "big", bytes(MAX_FILE_SIZE + 1))
@@ -409,21 +411,21 @@ def test_import_keeps_to_the_limits_of_the_tree(
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
-def test_import_replaces_nothing(source: Path, tmp_path: Path, suffix: str) -> None:
+def test_import_replaces_no_file(source: Path, tmp_path: Path, suffix: str) -> None:
     there = tmp_path / f"config.db{suffix}"
     write(there, b"mine")
-    with refused(tmp_path, Exists, "is there already: move it away or name another file"):
+    with refused(tmp_path, Exists, "already exists: move it away or name another file"):
         offline.import_(source, tmp_path / "config.db")
     assert there.read_bytes() == b"mine"
 
 
-def test_a_failed_write_leaves_nothing(source: Path, tmp_path: Path) -> None:
+def test_a_failed_import_leaves_no_file(source: Path, tmp_path: Path) -> None:
     with refused(tmp_path, PmxcfsError, r"can't be opened: No such file or directory"):
         offline.import_(source, tmp_path / "missing/config.db")
 
 
 @pytest.mark.expect_log("can't be checkpointed")
-def test_a_disk_that_fills_up_at_the_end_leaves_nothing(source: Path, tmp_path: Path) -> None:
+def test_an_import_that_fills_the_disk_leaves_no_file(source: Path, tmp_path: Path) -> None:
     with faulty_connections() as faults:
         faults.arm(sqlite3.SQLITE_FULL, matching="wal_checkpoint")
         with refused(tmp_path, StoreError, "can't be checkpointed: .* free some space"):
@@ -431,7 +433,7 @@ def test_a_disk_that_fills_up_at_the_end_leaves_nothing(source: Path, tmp_path: 
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_what_a_killed_import_left_is_not_used(source: Path, tmp_path: Path) -> None:
+def test_import_does_not_use_the_file_of_a_killed_import(source: Path, tmp_path: Path) -> None:
     left = tmp_path / f".config.db.{os.getpid()}"
     Database.open(left, now=1).close()
     put(left, "other")
@@ -440,12 +442,12 @@ def test_what_a_killed_import_left_is_not_used(source: Path, tmp_path: Path) -> 
     assert not left.exists()
 
 
-def test_a_missing_directory_is_said(tmp_path: Path) -> None:
+def test_import_reports_a_missing_directory(tmp_path: Path) -> None:
     with refused(tmp_path, FileNotFoundError, "missing"):
         offline.import_(tmp_path / "missing", tmp_path / "config.db")
 
 
-# Files that can't be used, by every command that reads one.
+# Unusable files, with every command that reads one
 
 
 @pytest.mark.parametrize("command", ["fsck", "repair", "dump", "export"])
@@ -458,7 +460,7 @@ def test_a_missing_directory_is_said(tmp_path: Path) -> None:
     ],
     ids=["missing", "empty", "text"],
 )
-def test_useless_files_are_named(
+def test_unusable_files_are_named(
     tmp_path: Path, command: str, content: bytes | None, reason: str
 ) -> None:
     path = tmp_path / "config.db"

@@ -1,4 +1,4 @@
-"""What the commands print for a person, from what a daemon tells."""
+"""The text that ``pmxcfs status`` and ``pmxcfs ipc`` print of a daemon's answers."""
 
 import json
 import logging
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pmxcfs.cli import query as inquiry
-from pmxcfs.daemon.report import REMEMBERED, Troubles
+from pmxcfs.cli import query
+from pmxcfs.daemon.report import MAX_TROUBLES, Troubles
 
-CONDITION: dict[str, Any] = {
+REPORT: dict[str, Any] = {
     "running": True,
     "version": "1.2",
     "node": "node1",
@@ -39,7 +39,7 @@ CLUSTER = {
 
 
 def status(**changes: Any) -> str:
-    return "\n".join(inquiry._status_lines({**CONDITION, **changes}))
+    return "\n".join(query._status_lines({**REPORT, **changes}))
 
 
 def test_a_healthy_node_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +49,12 @@ def test_a_healthy_node_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         "node      node1, pmxcfs 1.2, pid 77, for 3 d",
         "quorum    yes",
         "members   node1",
-        "sync      alone, in no cluster",
+        "sync      not in a cluster",
         "database  /db, 3.0 MiB, version 9",
         "          500 bytes of 128.0 MiB content, 3 of 10 files and directories",
         "locks     priv/lock/a for 3 s",
         "          priv/lock/b for 5 min",
-        "clients   2 connected, 0 metrics wait to be written",
+        "clients   2 connected, 0 metrics in the queue",
     ]
 
 
@@ -74,13 +74,13 @@ def test_a_degraded_member_of_a_cluster() -> None:
     assert text.endswith("errors    1970-01-01 00:00:00 [database] error: disk full")
 
 
-def test_nobody_answers() -> None:
-    lines = list(inquiry._status_lines({"running": False, "problems": ["is it running?"]}))
+def test_no_daemon_answers() -> None:
+    lines = list(query._status_lines({"running": False, "problems": ["is it running?"]}))
     assert lines == ["state     not running", "          is it running?"]
 
 
 def test_members_of_a_cluster() -> None:
-    assert list(inquiry._member_lines(json.dumps(CLUSTER).encode())) == [
+    assert list(query._member_lines(json.dumps(CLUSTER).encode())) == [
         "NODE   ID  STATE    ADDRESS",
         "node1  1   online   10.0.0.1",
         "node2  2   offline",
@@ -88,12 +88,12 @@ def test_members_of_a_cluster() -> None:
 
 
 def test_no_guests() -> None:
-    assert list(inquiry._guest_lines(b'{"version": 1}')) == ["there are no guests"]
+    assert list(query._guest_lines(b'{"version": 1}')) == ["no guests"]
 
 
 def test_guests_are_in_order() -> None:
     ids = {vmid: {"node": "n", "type": "lxc", "version": 1} for vmid in ("1000", "200", "30000")}
-    lines = inquiry._guest_lines(json.dumps({"version": 1, "ids": ids}).encode())
+    lines = query._guest_lines(json.dumps({"version": 1, "ids": ids}).encode())
     assert [line.split()[0] for line in lines] == ["VMID", "200", "1000", "30000"]
 
 
@@ -101,18 +101,20 @@ def test_guests_are_in_order() -> None:
     ("seconds", "text"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (1e6, "12 d")]
 )
 def test_spans(seconds: float, text: str) -> None:
-    assert inquiry._span(seconds) == text
+    assert query._span(seconds) == text
 
 
-def test_only_the_latest_troubles_are_remembered() -> None:
+def test_only_the_latest_troubles_are_kept() -> None:
     troubles = Troubles()
     logger = logging.Logger("pmxcfs.status")
     logger.addHandler(troubles)
     logger.info("no trouble")
-    for number in range(REMEMBERED + 5):
+    for number in range(MAX_TROUBLES + 5):
         logger.warning("number %d", number)
     latest = troubles.latest()
-    assert [entry["text"] for entry in latest] == [f"number {n}" for n in range(5, REMEMBERED + 5)]
+    assert [entry["text"] for entry in latest] == [
+        f"number {n}" for n in range(5, MAX_TROUBLES + 5)
+    ]
     assert {(entry["level"], entry["domain"]) for entry in latest} == {("warning", "status")}
 
 
@@ -120,5 +122,5 @@ def test_only_the_latest_troubles_are_remembered() -> None:
 def test_the_log_names_priorities_that_have_a_name(priority: int, name: str) -> None:
     entry = {"uid": 1, "time": 0, "pri": priority, "tag": "t", "pid": 9, "node": "n"}
     content = json.dumps({"data": [{**entry, "user": "u", "msg": "m"}]}).encode()
-    (line,) = inquiry._log_lines(content)
+    (line,) = query._log_lines(content)
     assert line.endswith(f"n t[9] {name} u: m")

@@ -1,4 +1,4 @@
-"""How many threads there are."""
+"""The number of worker threads."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.conftest import ExpectLog
     ("wanted", "is_clustered", "expected"),
     [(None, False, 3), (1, False, 1), (None, True, 16), (5, True, 5)],
 )
-def test_the_workers_are_those_asked_for_or_what_suits_the_mode(
+def test_the_number_of_workers_is_the_option_or_depends_on_the_mode(
     wanted: int | None, is_clustered: bool, expected: int
 ) -> None:
     settings = Settings(nodename="a", workers=wanted)
