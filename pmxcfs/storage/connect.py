@@ -1,6 +1,6 @@
-"""How a database's file is opened: by users of it, by readers beside them, and by which library.
+"""Opening SQLite connections to a database file: to write, to read only, and to check the library.
 
-Contract: docs/spec/storage.md.
+Contract: docs/spec/storage.md, "The database".
 """
 
 import contextlib
@@ -17,16 +17,21 @@ from pmxcfs.storage.schema import check_format
 from pmxcfs.storage.sqlite_errors import translated
 
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
-WRITING = f"mode=rw&vfs={VFS}"  # for who commits; it needs the library that check_library finds
+# URI options of a connection that commits. The VFS exists only in the library that _sqlite is
+# linked with, see check_library.
+WRITING = f"mode=rw&vfs={VFS}"
 
 
 def real(path: Path) -> Path:
-    """Return where a file is that *path* may be a link to: SQLite has its log there."""
+    """Return *path* with symbolic links resolved: SQLite keeps the log beside the real file."""
     return Path(os.path.realpath(path))
 
 
 def connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.Connection:
-    """Open a connection in autocommit mode, whose TEXT is bytes. Raises sqlite3.Error."""
+    """Open a connection in autocommit mode that returns TEXT as bytes.
+
+    *timeout* is the busy timeout in seconds, *options* are URI parameters. Raises sqlite3.Error.
+    """
     connection = sqlite3.connect(
         f"file:{quote(os.fsencode(path))}?{options}",
         uri=True,
@@ -39,22 +44,28 @@ def connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.
 
 
 def settings(*, log_limit: int) -> tuple[str, ...]:
-    """Return what is executed on a connection that writes; the log is kept at *log_limit* bytes."""
+    """Return the statements to execute on a new connection that writes.
+
+    A restarted log is cut to *log_limit* bytes.
+    """
     return (
-        "PRAGMA synchronous = NORMAL",  # a commit survives a crash of the daemon
+        "PRAGMA synchronous = NORMAL",  # a commit survives a crash of the daemon, not of the host
         "PRAGMA wal_autocheckpoint = 0",
-        f"PRAGMA journal_size_limit = {log_limit}",  # cutting it costs growing it again
-        "PRAGMA secure_delete = FAST",  # no page is written only to blank what was deleted
-        "PRAGMA ignore_check_constraints = ON",  # they say what all rows from here are
+        f"PRAGMA journal_size_limit = {log_limit}",  # a shorter log would have to grow again
+        "PRAGMA secure_delete = FAST",  # zero deleted content only in pages that are written anyway
+        "PRAGMA ignore_check_constraints = ON",  # rows that this program writes satisfy them
     )
 
 
 @contextlib.contextmanager
 def reader(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a file for reading. Beside a log without its -shm, SQLite leaves one."""
+    """Open a database file to read it, and close it after the block. Blocks. Raises StoreError.
+
+    If the file has a log but no -shm file, SQLite creates one and leaves it there.
+    """
     path = real(path)
-    # A connection that only reads can't remove the log that it makes, so a file without one is
-    # read as if nothing could change it.
+    # A read-only connection would create a log and could not remove it. So a file without a log is
+    # opened as immutable.
     has_log = any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
     options = "mode=ro" if has_log else "mode=ro&immutable=1"
     with translated(path, "read"):
@@ -67,11 +78,14 @@ def reader(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def check_library(path: Path) -> None:
-    """Refuse if Python's module has an SQLite of its own: each would drop the other's locks."""
+    """Raise StoreError if Python's sqlite3 module uses another copy of SQLite than ``_sqlite``.
+
+    POSIX locks belong to the process, so each copy would drop the locks of the other.
+    """
     before = memory_used()
     with contextlib.closing(sqlite3.connect(":memory:")):
         if memory_used() == before:
             raise StoreError(
-                f"{path} can't be opened: Python's sqlite3 module does not use the library that "
-                "pmxcfs was linked with: use the system's Python"
+                f"{path} can't be opened: Python's sqlite3 module does not use the SQLite library "
+                "that pmxcfs was linked with: use the system's Python"
             )

@@ -1,17 +1,18 @@
 """The tree on disk: one SQLite file in WAL mode, in the format of the existing implementation.
 
 ``save`` brings the file to the state of a tree in one transaction, so the file always equals a
-state that the tree was in. What fails raises StoreError with the errno that a system call gets,
-and changes nothing. After an I/O error the connection is suspect, because what it believes about
-the file need not be true any more: the next save opens the file again, compares every row with the
-tree and writes the difference.
+state that the tree was in. A failure raises StoreError with an errno for the caller and leaves the
+file unchanged. After an I/O error the connection is suspect, because its cached pages may differ
+from the file. Then the next save opens the file again, compares every row with the tree and writes
+the difference.
 
-Only the -wal file is ever opened by hand, for ``sync``: closing any descriptor of the database
-file itself would drop SQLite's locks on it (POSIX).
+Only the -wal file is opened outside SQLite, for ``sync``: closing any descriptor of the database
+file itself would drop SQLite's POSIX locks on it.
 
-Threads: ``load``, ``save`` and ``close`` by one thread at a time; ``sync`` and ``checkpoint`` may
-run beside them and wait for no writer. There is no clock here: time comes in, in seconds.
-Contract: docs/spec/storage.md.
+Threads: only one thread at a time may call ``load``, ``save`` and ``close``. ``sync`` and
+``checkpoint`` may run beside them and do not wait for a writer. This module reads no clock: callers
+give the time in seconds since 1970.
+Contract: docs/spec/storage.md, "The database", "Loading" and "Writing".
 """
 
 import contextlib
@@ -70,11 +71,11 @@ from pmxcfs.tree.guests import vmid_of
 
 _log = logging.getLogger("pmxcfs.database")
 
-CHECKPOINT_AFTER = 4 << 20  # bytes of log that are worth a checkpoint
-LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log from which on writers wait for its last part
-PAGE_SIZE = 1024  # bytes, of a new file: most changes are small, and each logs two pages or more
-_FRAME_HEADER = 24  # bytes of log before each page that a transaction changes
-CACHE_KIB = 8192  # old and new pages of a file of the largest size fit several times
+CHECKPOINT_AFTER = 4 << 20  # bytes of log after which a checkpoint is due
+LOG_LIMIT = 4 * CHECKPOINT_AFTER  # bytes of log; above this the end of a checkpoint blocks writers
+PAGE_SIZE = 1024  # bytes, in a new file: most changes are small, and each logs two pages or more
+_FRAME_HEADER = 24  # bytes in the log before each page
+CACHE_KIB = 8192  # page cache; the old and new pages of the largest file fit several times
 _LOG_SUFFIX = "-wal"
 COMPANIONS = ("", _LOG_SUFFIX, "-shm", "-journal")
 
@@ -86,42 +87,48 @@ class Loaded(NamedTuple):
     """The tree that a file holds."""
 
     records: list[Record]  # the root first, then by ascending inode
-    repairs: list[str]  # what had to be repaired, a line each
+    repairs: list[str]  # one line per repair
 
 
 class Database:
-    """One open database file, with a faster second connection for ``save``. Made by ``open``."""
+    """An open database file, with a second, faster connection for ``save``. Made by ``open``."""
 
     def __init__(self, path: Path, *, alone: bool) -> None:
-        self.on_growth: Callable[[], None] = lambda: None  # the log is worth a checkpoint
+        self.on_growth: Callable[[], None] = lambda: None  # called when a checkpoint is due
         self._path = path
         self._alone = alone
         self._is_open = True
         self._suspect = False
-        self._backup_time: int | None = None  # of the copy that must precede the next write
-        self._writing = _outage("reads go on, changes are refused", over=f"{path} is written again")
+        self._backup_time: int | None = None  # of the copy to make before the next write
+        self._writing = _outage(
+            "reads go on, changes are refused", over=f"{path} can be written again"
+        )
         self._checkpoints = _outage(
             "its log grows meanwhile", over=f"the log of {path} shrinks again"
         )
-        self._checkpoint_lock = threading.Lock()  # held to checkpoint, or to open the file again
-        self._write_lock = threading.Lock()  # held to commit; taken after the checkpoint's
-        self._sync_lock = threading.Lock()  # held to use the log's descriptor, or to replace it
-        # Bytes of log since the start: written, when a checkpoint was last tried, and when it
-        # last was complete. Each has one thread that sets it.
+        # Lock order as here. The first is held during a checkpoint and while the file is opened
+        # again, the second during a commit, the third while _log_fd is used or replaced.
+        self._checkpoint_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        # Bytes of log since the start: written so far, at the last attempt of a checkpoint, and at
+        # the last complete checkpoint. Each is set by one thread only.
         self._written = self._tried = self._copied = 0
-        # The last version that other nodes had, too; None while they have all of the tree.
+        # The last version that another node has, too; None while others have the whole tree.
         self.diverged_at: int | None = None
-        self._known_commits = 0  # by all but ``save``, as its connection counts them
+        # PRAGMA data_version of the connection of ``save`` after our last commit by the other.
+        self._known_commits = 0
         self._log_fd = -1
-        self._frame = _FRAME_HEADER + PAGE_SIZE  # bytes of log for each page
+        self._frame = _FRAME_HEADER + PAGE_SIZE  # bytes of log per page
         self._connection = connect(path, timeout=0 if alone else BUSY_TIMEOUT, options=WRITING)
         self._writer: Writer | None = None
 
     @classmethod
     def open(cls, path: Path, *, now: int, alone: bool = False) -> "Database":
-        """Open the file, made with an empty tree of mtime *now* if it is missing. Blocks.
+        """Open the file; create it with an empty tree of mtime *now* if it is missing. Blocks.
 
-        *alone* refuses a file that another process has open, and keeps others out.
+        With *alone*, the file is locked exclusively: opening fails while another process has it
+        open, and other processes can't open it. Raises StoreError.
         """
         check_library(path)
         with translated(path, "opened"):
@@ -137,44 +144,48 @@ class Database:
 
     @property
     def degraded(self) -> StoreError | None:
-        """Why the last attempt to write failed; None if it did not."""
+        """The error of the last attempt to write; None if it succeeded."""
         return self._writing.cause
 
     @property
     def incomplete(self) -> StoreError | None:
-        """Why the file lacks what its log has, as the last checkpoint found; None if it may not."""
+        """The error of the last checkpoint, so the file may lack commits; None if it succeeded."""
         return self._checkpoints.cause
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The path of the file, with links resolved."""
         return self._path
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether nothing has failed that makes another save necessary."""
+        """Tell whether no failure requires another save."""
         return not self._suspect and self._writing.cause is None
 
     @property
     def wal_size(self) -> int:
-        """About how many bytes of log a checkpoint would have to copy."""
+        """The approximate number of bytes in the log that a checkpoint would copy."""
         return self._written - self._copied
 
     def load(self, *, now: int) -> Loaded:
-        """Return the tree, repaired if need be, also in the file. Blocks.
+        """Return the tree. If it is damaged, repair it in RAM and in the file. Blocks.
 
-        The damaged file is copied to ``<file>.bak-<now>`` first. Where copy or repair can't be
-        written, the tree is repaired all the same, and the next save writes both.
+        The damaged file is copied to ``<file>.bak-<now>`` first. If the copy or the repair can't be
+        written, the returned tree is repaired all the same, and the next save writes both. Logs
+        each repair. Raises StoreError if the file can't be read.
         """
         loaded, copy = self.mend(now=now)
         for line in loaded.repairs:
             _log.warning("repaired %s: %s", self._path, line)
         if copy:
-            _log.warning("%s as it was is kept as %s", self._path, copy)
+            _log.warning("a copy of %s before the repair is kept as %s", self._path, copy)
         return loaded
 
     def mend(self, *, now: int) -> tuple[Loaded, Path | None]:
-        """Do what ``load`` does without logging it; return also where the copy is. Blocks."""
+        """Load and repair as described at ``load``, but log no repairs. Blocks.
+
+        Also return the path of the copy of the damaged file, or None if none was made.
+        """
         with translated(self._path, "read"):
             loaded = _read(self._connection, self._path)
         copy = None
@@ -189,11 +200,11 @@ class Database:
         return loaded, copy
 
     def save(self, tree: Tree, *, patient: bool = True) -> bool:
-        """Commit what *tree* has unsaved, and its version, as one transaction. Blocks.
+        """Commit the unsaved entries of *tree* and its version in one transaction. Blocks.
 
-        If it has to wait for another process or a checkpoint that writes, or to compare all of the
-        file, and is not *patient*, it changes nothing and returns False; else it returns True.
-        Raises StoreError; the file is then at the state before, or will be after the next save.
+        Returns True. A save that is not *patient* changes nothing and returns False if it would
+        have to wait for another process or a checkpoint, or to compare the whole file. Raises
+        StoreError; the file is then in the state before, or will be after the next save.
         """
         try:
             if self._suspect:
@@ -215,11 +226,11 @@ class Database:
         return True
 
     def adopt(self, adoption: Adoption) -> None:
-        """Commit another node's tree in place of ours, which the file must soundly hold. Blocks.
+        """Replace our tree in the file by another node's, in one transaction. Blocks.
 
-        What was written is read back before the commit; all other rows are as they were compared
-        with a tree before, unless another process has written. Raises StoreError; the file is then
-        at the state before.
+        The file must hold our tree (``is_sound``). The written rows are read back before the
+        commit. All other rows are known to be right, unless another process wrote to the file,
+        which is an error. Raises StoreError; the file is then in the state before.
         """
         rows = [record_row(adoption.stored(inode)) for inode in adoption.written if inode != 0]
         rows.append(version_row(adoption.root, kind=EntryType.DIRECTORY))
@@ -232,32 +243,38 @@ class Database:
             divergence.end(execute)
             check_written(execute, self._path, rows=rows, count=adoption.count + 1)
             if self._others_commits() != self._known_commits:
-                raise StoreError(f"{self._path} was written by another process: end that one")
+                raise StoreError(f"{self._path} was written by another process: stop that process")
         self.diverged_at = None
 
     def diverge(self, version: int) -> None:
-        """Note, before it happens, that what follows *version* is this node's alone. Blocks.
+        """Record that no other node will receive the versions above *version*. Blocks.
 
-        Raises StoreError.
+        Call this before the first such change. Raises StoreError.
         """
         with self._transaction() as execute:
             divergence.begin(execute, version)
         self.diverged_at = version
 
     def converge(self) -> None:
-        """Note that other nodes have all of the tree. Blocks. Raises StoreError."""
+        """Record that other nodes have the whole tree again. Blocks. Raises StoreError."""
         with self._transaction() as execute:
             divergence.end(execute)
         self.diverged_at = None
 
     def copy_to(self, path: Path) -> Path:
-        """Copy what is committed; return where: *path*, numbered if taken. Raises StoreError."""
+        """Copy the committed state to *path*, or to a numbered name if *path* exists. Blocks.
+
+        Return the path of the copy. Raises StoreError.
+        """
         with translated(path, "written"):
             return self._copy_to(path)
 
     @contextlib.contextmanager
     def _transaction(self, *, weight: int = 0) -> Iterator[Execute]:
-        """Let the block write *weight* bytes; commit, or change nothing and raise StoreError."""
+        """Run the block in a transaction that adds about *weight* bytes to the log. Blocks.
+
+        Commit after the block. On a failure roll back and raise StoreError.
+        """
         try:
             if self._suspect:
                 self._open_again()
@@ -276,11 +293,11 @@ class Database:
         self._worked()
 
     def _others_commits(self) -> int:
-        """Return a number that changes whenever something else than ``save`` commits."""
+        """Return a number that changes with each commit that is not made by ``save``."""
         return 0 if self._writer is None else self._writer.others_commits()
 
     def _failed(self, exc: Exception) -> StoreError:
-        """Note that a write failed with *exc*; return what to raise."""
+        """Record that a write failed with *exc*; return the StoreError to raise."""
         is_stuck = self._writer is not None and self._writer.is_stuck
         self._suspect = self._suspect or is_stuck or not is_harmless(exc)
         error = translate(self._path, "written", exc)
@@ -293,27 +310,31 @@ class Database:
             self.on_growth()
 
     def sync(self) -> None:
-        """Have everything committed on the device. Blocks; needs no lock. Raises StoreError."""
+        """Write all commits to the device (fdatasync of the log). Blocks. Raises StoreError.
+
+        For any thread, with or without the tree's lock.
+        """
         with self._sync_lock:
             if self._log_fd < 0:
                 raise StoreError(f"{self._path} can't be synced: it is not open")
             try:
                 os.fdatasync(self._log_fd)
             except OSError as exc:
-                self._suspect = True  # what was not written need not stay in the kernel's cache
+                self._suspect = True  # the kernel may drop dirty pages that it failed to write
                 error = translate(self._path, "synced", exc)
                 self._writing.fails(error)
                 raise error from exc
 
     def checkpoint(self) -> None:
-        """Copy the log into the file, on a connection of its own. Blocks; logs what fails.
+        """Copy the log into the file, on a separate connection. Blocks. Logs a failure.
 
-        Writers go on meanwhile, so under constant writing the log is never copied to its end and
-        would grow for ever: past LOG_LIMIT they wait for the last, short part of it.
+        Writers are not blocked. So under constant writing the log would never be copied to its end
+        and would grow without limit: above LOG_LIMIT, writers wait while the last, short part of it
+        is copied.
         """
         with self._checkpoint_lock:
             if self._suspect:
-                return  # the log is not to be trusted, or closed
+                return  # the log can't be trusted, or is closed
             self._tried = before = self._written
             try:
                 if self._copy_log():
@@ -325,15 +346,15 @@ class Database:
                 self._checkpoints.works()
 
     def _copy_log(self) -> bool:
-        """Copy the log on a connection of its own; return whether all of it could be."""
+        """Copy the log on a separate connection; return whether all of it was copied."""
         with contextlib.closing(connect(self._path, timeout=0)) as connection:
-            connection.execute("PRAGMA synchronous = NORMAL")  # opens the log, too
+            connection.execute("PRAGMA synchronous = NORMAL")  # this also opens the log
             self._let_go()
             is_complete = _checkpoint(connection)
             if is_complete or self.wal_size <= LOG_LIMIT:
-                self._let_go()  # so that the next save can begin the log anew
+                self._let_go()  # so that the next save can restart the log
                 return is_complete
-            _checkpoint(connection)  # what was written during the first, so that little is left
+            _checkpoint(connection)  # copies what was written during the first pass
             with self._write_lock:
                 if self._writer is not None:
                     self._writer.let_go()
@@ -345,7 +366,10 @@ class Database:
                 self._writer.let_go()
 
     def close(self) -> None:
-        """Close the file, complete and with no log beside it unless that failed. Blocks."""
+        """Checkpoint and close the file; no log remains beside it, unless that fails. Blocks.
+
+        Can be repeated. Logs a failure.
+        """
         with self._checkpoint_lock:
             if not self._is_open:
                 return
@@ -358,7 +382,7 @@ class Database:
                 self._suspect = True
                 self._checkpoints.fails(translate(self._path, "checkpointed", exc))
             self._disconnect()
-            self._suspect = True  # so that a save looks, and sees that it is closed
+            self._suspect = True  # so that a later save finds the file closed
 
     # Opening and closing.
 
@@ -378,10 +402,10 @@ class Database:
             execute(setting)
         if is_new:
             self._create(now)
-        execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # makes the log, if there was none
+        execute("SELECT 1 FROM tree LIMIT 1").fetchall()  # creates the log if there is none
         for suffix in COMPANIONS:
             make_private(Path(f"{self._path}{suffix}"))
-        sync_directory(self._path.parent)  # a log that can't be found was not synced
+        sync_directory(self._path.parent)  # or the log's directory entry could be lost
         with self._sync_lock:
             self._log_fd = os.open(f"{self._path}{_LOG_SUFFIX}", os.O_RDONLY)
         if not self._alone:
@@ -399,11 +423,11 @@ class Database:
         self._connection.execute("COMMIT")
 
     def _disconnect(self) -> None:
-        """Close the connection; a suspect one without copying its log into the file.
+        """Close both connections; if they are suspect, without copying the log into the file.
 
-        SQLite makes a checkpoint when the last connection closes, and does not look at the log's
-        checksums then: pages that the kernel failed to write would be copied as they are. So
-        another connection, which can't write, is there until the end.
+        SQLite checkpoints when the last connection closes, and does not verify the checksums in the
+        log then: it would copy pages that the kernel failed to write. A read-only connection that
+        is closed last prevents that.
         """
         guard = None
         if self._suspect:
@@ -442,22 +466,23 @@ class Database:
         self._commit([*rows, version_row(tree.root)], gone)
 
     def _catch_up(self, tree: Tree) -> None:
-        """Open the file again and bring it to the state of *tree*."""
+        """Open the file again and bring it to the state of *tree*. Blocks."""
         self._open_again()
         if self._backup_time is not None:
             copy = self._back_up(self._backup_time)
-            _log.warning("%s as it was is kept as %s", self._path, copy)
+            _log.warning("a copy of %s before the repair is kept as %s", self._path, copy)
             self._backup_time = None
         rows = [version_row(tree.root), *map(entry_row, entries(tree))]
-        # An unsaved row that the file seems to have may be one whose commit failed half-way, with
-        # the same version and other content.
+        # A row of an unsaved entry can be left from a commit that reported a failure. It may have
+        # the version and size of the entry but other content, so it is written in any case.
         self._write_difference(rows, always=tree.unsaved())
         self._suspect = False
 
     def _write_difference(self, rows: Iterable[Row], always: Iterable[int] = ()) -> None:
-        """Commit those of all *rows* that the file lacks or has otherwise, by everything but data.
+        """Commit the differences between the file and *rows*, the rows of the whole tree.
 
-        Rows with an inode in *always* are written in any case; what is not in *rows* is deleted.
+        Rows are compared by all columns, but only by the size of data. Rows with an inode in
+        *always* are written in any case. Rows that are not in *rows* are deleted.
         """
         present = {row[0]: row for row in self._connection.execute(SELECT_STATE)}
         forced = {signed(inode) for inode in always}
@@ -469,7 +494,7 @@ class Database:
         self._commit(changed, present)
 
     def _commit(self, rows: Sequence[Row], gone: Collection[int]) -> None:
-        """Write *rows* and delete the inodes *gone* (signed), or do nothing."""
+        """Write *rows* and delete the inodes *gone* (signed) in one transaction."""
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -485,7 +510,7 @@ class Database:
         self._written += self._weight(rows, gone)
 
     def _weight(self, rows: Sequence[Row], gone: Collection[int]) -> int:
-        """Return about how many bytes of log it takes to write *rows* and delete *gone*."""
+        """Return the approximate bytes of log for writing *rows* and deleting *gone*."""
         return self._frame * (len(rows) + len(gone)) + sum(len(row[7] or b"") for row in rows)
 
     def _roll_back(self) -> None:
@@ -496,7 +521,7 @@ class Database:
             self._suspect = True
 
     def _back_up(self, now: int) -> Path:
-        """Copy the file, as it is with its log, beside itself."""
+        """Copy the file, with the commits in its log, to ``<file>.bak-<now>``."""
         return self._copy_to(self._path.with_name(f"{self._path.name}.bak-{now}"))
 
     def _copy_to(self, path: Path) -> Path:
@@ -511,13 +536,19 @@ class Database:
 
 
 def inspect(path: Path) -> Loaded:
-    """Return the tree of a file, repaired in RAM only. Blocks; neither file nor users notice."""
+    """Return the tree of a file, repaired in RAM only. Blocks. Raises StoreError.
+
+    The file is not changed, and its other users are not blocked.
+    """
     with reader(path) as connection:
         return _read(connection, path)
 
 
 def find_damage(path: Path) -> list[str]:
-    """Return what SQLite finds wrong with the structure of a file, a line each. Blocks."""
+    """Return the result of SQLite's integrity check: one line per error. Blocks.
+
+    Raises StoreError.
+    """
     with reader(path) as connection:
         lines = [row[0] for row in connection.execute("PRAGMA integrity_check")]
     return [line.decode("utf-8", "replace") for line in lines if line != b"ok"]
@@ -553,6 +584,6 @@ def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
 
 
 def _checkpoint(connection: sqlite3.Connection) -> bool:
-    """Copy what the log holds now; return whether all of it could be."""
+    """Copy the current log into the file; return whether all of it was copied."""
     is_busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return not is_busy and copied == frames >= 0

@@ -1,13 +1,14 @@
-"""Checks of a database's rows, and the repairs that let a damaged database start.
+"""Checks of a database's rows, and the repairs that let the daemon start on a damaged database.
 
-Rows go in as SQLite keeps them, the records of a sound tree come out, with one line for each thing
-that had to change. What is damaged keeps its content and moves to ``priv/lost+found``, because
-nobody knows any more whether it was secret; the lines name entries by inode for the same reason.
+Input are rows as SQLite stores them. Output are the records of a sound tree, and one line of text
+for each repair. A damaged entry keeps its content and moves to ``priv/lost+found``, because its
+content may have been secret. The lines name entries by inode, not by path, for the same reason.
 
 A repair never raises the version: it only gives a missing or too low version row the highest
 version found. The repaired tree has mtime 0, so that at equal version an intact member of the
-cluster leads and its tree replaces this one. The same rows always give the same records. There is
-no SQLite, no file and no clock here. Contract: docs/spec/storage.md, "Loading".
+cluster leads the next sync and its tree replaces this one. The same rows always give the same
+records. This module uses no SQLite, no files and no clock.
+Contract: docs/spec/storage.md, "Loading".
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,43 +19,43 @@ from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record
 from pmxcfs.text import to_text
 
 VERSION_NAME = b"__version__"  # the name of the row that holds the tree's version, inode 0
-FRESH_VERSION = 1  # the version of a tree that nothing was done to
-MAX_NAME = 1024  # bytes in a name; the kernel can't list longer ones
+FRESH_VERSION = 1  # the version of an unchanged new tree
+MAX_NAME = 1024  # bytes in a name; the kernel can't list longer names
 
-_DIRECTORY = int(EntryType.DIRECTORY)  # plain numbers, because rows are compared by the 100,000
+_DIRECTORY = int(EntryType.DIRECTORY)  # plain integers compare faster than enum members
 _FILE = int(EntryType.FILE)
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
-_OUT_OF_REACH = (1 << 63) - 1  # SQLite's largest row number; no version ever counts up to it
+_OUT_OF_REACH = (1 << 63) - 1  # SQLite's largest rowid; no version ever counts up to it
 
-# The columns inode, parent, version, writer, mtime, type as SQLite keeps them (integers signed;
-# all but the inode of any type where the table lacks its checks), then the bytes of name and data.
+# The columns inode, parent, version, writer, mtime, type as SQLite stores them: signed integers, or
+# values of any type (except the inode) if the table has no CHECKs. Then the bytes of name and data.
 Row = tuple[Any, ...]
 
 
 class Repaired(NamedTuple):
-    """A sound tree, and what was done to get it."""
+    """A sound tree and the repairs that were needed."""
 
     records: list[Record]  # the root first, then by ascending inode
     repairs: list[str]  # one line per repair; empty when the rows were sound
 
 
 def repair(rows: Iterable[Row], *, vmid_of: Callable[[str], int | None]) -> Repaired:
-    """Return the sound tree nearest to *rows*, whose inodes differ from one another.
+    """Return the sound tree that keeps most of *rows*, whose inodes must be distinct.
 
-    *vmid_of* gives the vmid of the guest whose configuration belongs at a path, if one does.
+    *vmid_of* returns the vmid for the path of a guest's configuration, None for any other path.
     """
     return _Repair(rows).run(vmid_of)
 
 
 class _Repair:
-    """One run: the entries, which of them can't stay where they are, and what was done."""
+    """State of one repair: the entries, which of them have to move, and the lines so far."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._entries: dict[int, Record] = {}  # by ascending inode, without the root
-        self._unsound: list[int] = []  # entries with something wrong in their own row
-        self._displaced: dict[int, None] = {}  # entries that have to move, in the order found
-        self._loose: list[Record] = []  # directories as they were, with content
+        self._unsound: list[int] = []  # entries whose own row is invalid
+        self._displaced: dict[int, None] = {}  # entries to move to lost+found, in the order found
+        self._with_data: list[Record] = []  # directories with data, which moves to lost+found
         self._lines: list[str] = []
         version_row = None
         for row in sorted(rows, key=_unsigned_inode):
@@ -65,7 +66,7 @@ class _Repair:
         self._root = self._read_version(version_row)
 
     def run(self, vmid_of: Callable[[str], int | None]) -> Repaired:
-        """Apply every rule, from the single row to the whole tree; each relies on those before."""
+        """Apply all rules, from single rows to the whole tree. Each relies on the earlier ones."""
         self._mend_types()
         self._mend_names()
         self._mend_contents()
@@ -73,7 +74,7 @@ class _Repair:
         self._displace_cycles()
         self._displace_duplicates()
         self._displace_second_guests(vmid_of)
-        if self._displaced or self._loose:
+        if self._displaced or self._with_data:
             self._move_to_lost_and_found()
         root = self._root._replace(mtime=0) if self._lines else self._root
         return Repaired([root, *map(self._entries.__getitem__, sorted(self._entries))], self._lines)
@@ -89,7 +90,7 @@ class _Repair:
         self._put(record)
 
     def _mend_numbers(self, row: Row, label: str) -> Record:
-        """Give each number of *row* its type and range; a version that is none is the lowest."""
+        """Convert each number of *row* to its type and range; an invalid version becomes 1."""
         inode, parent, version, writer, mtime, kind, name, data = row
         return Record(
             inode & _U64,
@@ -116,7 +117,7 @@ class _Repair:
         return mended
 
     def _read_version(self, row: Row | None) -> Record:
-        """Return the root as the version row has it, put right."""
+        """Return the root's record, made from the version row and repaired."""
         highest = max((r.version for r in self._entries.values()), default=FRESH_VERSION)
         highest = max(highest, FRESH_VERSION)
         if row is None:
@@ -130,17 +131,17 @@ class _Repair:
         if root.type not in (_DIRECTORY, _FILE):
             self._note(f"version row: unknown type; set to {_FILE}")
         if root.data:
-            self._loosen(root._replace(name=VERSION_NAME))
+            self._detach_data(root._replace(name=VERSION_NAME))
         if root.version < highest:
             self._note(f"version row: {root.version} is below {highest}, the highest version found")
         return Record(
             0, 0, max(root.version, highest), root.writer, root.mtime, _DIRECTORY, b"", None
         )
 
-    # The single entry.
+    # Rules for a single entry.
 
     def _mend_types(self) -> None:
-        """Make what has children a directory and everything else of unknown type a file."""
+        """Make an entry of unknown type a directory if it has children, else a file."""
         unknown = [i for i in self._unsound if self._entries[i].type not in (_DIRECTORY, _FILE)]
         parents = {r.parent for r in self._entries.values()} if unknown else set()
         for inode in unknown:
@@ -151,7 +152,7 @@ class _Repair:
     def _mend_names(self) -> None:
         for inode in self._unsound:
             if not _is_name(self._entries[inode].name):
-                self._displace(inode, "its name is none")
+                self._displace(inode, "it has no valid name")
 
     def _mend_contents(self) -> None:
         for inode in self._unsound:
@@ -159,13 +160,13 @@ class _Repair:
             if not record.data:
                 continue
             if record.type == _DIRECTORY:
-                self._loosen(record)
+                self._detach_data(record)
                 self._put(record._replace(data=None))
             elif len(record.data) > MAX_FILE_SIZE:
                 self._put(record._replace(data=record.data[:MAX_FILE_SIZE]))
                 self._displace(inode, f"{len(record.data)} bytes, cut to {MAX_FILE_SIZE}")
 
-    # The tree.
+    # Rules for the tree.
 
     def _displace_orphans(self) -> None:
         entries = self._entries
@@ -179,8 +180,8 @@ class _Repair:
                 self._displace(inode, f"its parent {record.parent} is not a directory")
 
     def _displace_cycles(self) -> None:
-        """Cut each cycle at its smallest inode; the rest of it stays below that one."""
-        grounded = {0}  # what leads to the root, or to an entry that moves
+        """Displace the smallest inode of each cycle; the rest of the cycle stays below it."""
+        grounded = {0}  # inodes whose ancestors lead to the root or to a displaced entry
         for inode, record in self._entries.items():
             if record.type == _DIRECTORY:
                 trail: dict[int, None] = {}
@@ -205,7 +206,7 @@ class _Repair:
     def _displace_second_guests(self, vmid_of: Callable[[str], int | None]) -> None:
         holders: dict[int, int] = {}
         for inode, record in self._entries.items():
-            # Asking for the vmid costs a path, so everything that can't be a guest is kept from it.
+            # Building a path is slow, so entries that can't be a guest are skipped first.
             if record.type != _FILE or not record.name.endswith(b".conf"):
                 continue
             path = self._path(record)
@@ -216,13 +217,13 @@ class _Repair:
                     holders[vmid] = self._displace_older(holder, inode, f"vmid {vmid}")
 
     def _displace_older(self, one: int, other: int, what: str) -> int:
-        """Displace one of two entries that must not share *what*; return the one that stays."""
+        """Displace the older of two entries that share *what*; return the inode that stays."""
         loser, winner = sorted((one, other), key=lambda i: (self._entries[i].version, i))
         self._displace(loser, f"entry {winner} has the same {what} and is not older")
         return winner
 
     def _path(self, record: Record) -> str | None:
-        """Return the path of *record*, or None if it is going to move."""
+        """Return the path of *record*, or None if it or an ancestor is displaced."""
         names = []
         while record.inode not in self._displaced:
             names.append(record.name)
@@ -244,7 +245,7 @@ class _Repair:
             name = _free_name(record, taken)
             self._put(record._replace(parent=home, name=name))
             taken.add(name)
-        for owner in self._loose:
+        for owner in self._with_data:
             name = _free_name(owner, taken)
             content = (owner.data or b"")[:MAX_FILE_SIZE]
             self._put(
@@ -255,7 +256,7 @@ class _Repair:
             taken.add(name)
 
     def _ensure_directory(self, parent: int, name: bytes, numbers: Iterator[int]) -> int:
-        """Return the inode of the directory *name*; what else has that name has to make way."""
+        """Return the inode of the directory *name*; make it if missing, displace a file there."""
         for inode, record in self._entries.items():
             here = record.parent == parent and record.name == name
             if here and inode not in self._displaced:
@@ -269,20 +270,20 @@ class _Repair:
         return inode
 
     def _free_inodes(self) -> Iterator[int]:
-        """Yield numbers that are free and that no coming mutation gives to a new entry."""
-        reachable = self._root.version + 1  # the number of the next entry
+        """Yield free inodes that no future mutation gives to a new entry."""
+        reachable = self._root.version + 1  # the inode of the next new entry
         for inode in chain(range(2, reachable), count(_OUT_OF_REACH, -1)):
             if inode not in self._entries:
                 yield inode
 
-    # What was done.
+    # Recording repairs.
 
     def _displace(self, inode: int, reason: str) -> None:
         self._displaced[inode] = None
         self._note(f"entry {inode}: {reason}; moved to priv/lost+found")
 
-    def _loosen(self, directory: Record) -> None:
-        self._loose.append(directory)
+    def _detach_data(self, directory: Record) -> None:
+        self._with_data.append(directory)
         size = len(directory.data or b"")
         self._note(
             f"entry {directory.inode}: a directory with {size} bytes of content; "
@@ -302,7 +303,7 @@ def _unsigned_inode(row: Row) -> int:
 
 
 def _is_sound(row: Row) -> bool:
-    """Say whether *row*, taken by itself, is an entry as it should be. A quick look, no reasons."""
+    """Tell whether *row* by itself is a valid entry; a fast check without reasons."""
     inode, parent, version, writer, mtime, kind, name, data = row
     return (
         type(parent) is type(version) is type(writer) is type(mtime) is type(kind) is int
@@ -324,7 +325,7 @@ def _is_name(name: bytes | None) -> bool:
 
 
 def _free_name(record: Record, taken: set[bytes]) -> bytes:
-    """Return a name for *record* in lost+found: its inode, then what it was called."""
+    """Return a free name for *record* in lost+found: its inode, ``-`` and its old name."""
     rest = record.name.replace(b"/", b"_").replace(b"\0", b"_")
     prefix = start = b"%d-" % record.inode
     while True:

@@ -1,7 +1,7 @@
-"""The database's table: its columns, its statements, entries as its rows, and the checks of a file.
+"""The table of the database: its SQL, the conversion of entries to rows, and checks of a file.
 
-``_sqlite`` binds the same fields, without making a row of them first. What is repaired where rows
-break the rules for content is ``repair``'s; nothing here changes a file.
+``_sqlite`` binds the same fields without building a row first. ``repair`` handles rows that break
+the rules for content. Nothing in this module changes a file.
 Contract: docs/spec/storage.md, "The database".
 """
 
@@ -15,10 +15,11 @@ from pmxcfs.storage.divergence import Execute
 from pmxcfs.storage.repair import VERSION_NAME, Row
 from pmxcfs.text import to_bytes
 
-# The table as the existing implementation makes it, to the letter. inode is the row number; inode,
-# parent and version are unsigned 64 bits in SQLite's signed ones. type is 8 for a file, 4 for a
-# directory. name is bytes, whatever the column says. data is NULL for directories and empty files.
-# Row 0 is the tree's version, writer and mtime; parent 0 is the root.
+# Exactly the text by which the existing implementation creates the table. inode is the rowid.
+# inode, parent and version are unsigned 64-bit numbers, stored as signed ones. type is 8 for a
+# file, 4 for a directory. name holds bytes, although the column is TEXT. data is NULL for
+# directories and empty files. Row 0 holds version, writer and mtime of the tree; parent 0 is the
+# root.
 TABLE = (
     "CREATE TABLE tree (  inode INTEGER PRIMARY KEY NOT NULL,"
     "  parent INTEGER NOT NULL CHECK(typeof(parent)=='integer'),"
@@ -34,7 +35,7 @@ _SELECT = (
 )
 SELECT_ROWS = _SELECT.format(data="CAST(data AS BLOB)")
 SELECT_STATE = _SELECT.format(data="ifnull(length(data), 0)")
-# An UPDATE in place: where size and most bytes stay the same, SQLite leaves those pages alone.
+# An UPDATE in place: SQLite does not rewrite pages whose bytes stay the same.
 WRITE = (
     "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) "
     "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?) "
@@ -54,7 +55,7 @@ _MAX_SIGNED = (1 << 63) - 1
 
 
 def entries(tree: Tree) -> Iterator[Entry]:
-    """Yield every entry but the root."""
+    """Yield every entry of *tree* except the root."""
     waiting = tree.root.children()
     while waiting:
         entry = waiting.pop()
@@ -63,9 +64,9 @@ def entries(tree: Tree) -> Iterator[Entry]:
 
 
 def entry_row(entry: Entry) -> Row:
-    """Return the row of an entry that is in the tree."""
+    """Return the row of an entry that is attached to the tree and is not the root."""
     parent = entry.parent
-    assert parent is not None, "an entry without a place can't be stored"
+    assert parent is not None, "an entry outside the tree can't be stored"
     return (
         signed(entry.inode),
         signed(parent.inode),
@@ -79,12 +80,15 @@ def entry_row(entry: Entry) -> Row:
 
 
 def version_row(root: Entry | Record, *, kind: int = _FILE) -> Row:
-    """Return row 0, which has the tree's version; its *kind* tells how that came about."""
+    """Return row 0 with the tree's version, writer and mtime.
+
+    *kind* is its type: FILE if an operation made this version, DIRECTORY if a sync did.
+    """
     return (0, 0, signed(root.version), root.writer, root.mtime, kind, VERSION_NAME, None)
 
 
 def record_row(record: Record) -> Row:
-    """Return the row of a record, the root's included."""
+    """Return the row of a record; the root's record gives the version row."""
     if record.inode == 0:
         return version_row(record)
     inode, parent, version, *rest, data = record
@@ -92,18 +96,21 @@ def record_row(record: Record) -> Row:
 
 
 def signed(number: int) -> int:
-    """Return the signed integer that SQLite keeps for an unsigned one of 64 bits."""
+    """Return the signed integer that SQLite stores for an unsigned 64-bit *number*."""
     return number if number <= _MAX_SIGNED else number - (1 << 64)
 
 
 def is_blank(execute: Execute) -> bool:
-    """Tell whether nothing was ever stored; a damaged file may look empty, but is longer."""
+    """Tell whether the file never held a table.
+
+    A damaged file can seem to have no tables, but is longer than one page.
+    """
     tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     return not tables and execute("PRAGMA page_count").fetchone()[0] <= 1
 
 
 def check_format(execute: Execute, path: Path) -> None:
-    """Refuse a file that was not made for a tree; its rows are not looked at."""
+    """Raise StoreError if a file does not have the table of a pmxcfs database. Reads no rows."""
     found = execute(
         "SELECT 1 FROM pragma_table_list('tree') "
         "WHERE schema = 'main' AND type = 'table' AND NOT wr"
@@ -119,14 +126,17 @@ def check_format(execute: Execute, path: Path) -> None:
         reason = "its names are not stored byte by byte"
     else:
         return
-    raise StoreError(f"{path} is no database of pmxcfs ({reason}): restore a backup or remove it")
+    raise StoreError(f"{path} is not a pmxcfs database ({reason}): restore a backup or remove it")
 
 
 def check_written(execute: Execute, path: Path, *, rows: Sequence[Row], count: int) -> None:
-    """Check that *rows* can be read as they were written, and that there are *count* in all."""
+    """Read *rows* back inside the transaction that wrote them, and count all rows.
+
+    Raises StoreError if a row differs, or if the table does not have *count* rows.
+    """
     for row in rows:
         if execute(_SELECT_ROW, (row[0],)).fetchone() != row:
-            raise StoreError(f"{path}: entry {row[0]} is not what was just written")
+            raise StoreError(f"{path}: entry {row[0]} reads back different from what was written")
     found = execute("SELECT count(*) FROM tree").fetchone()[0]
     if found != count:
-        raise StoreError(f"{path} has {found} rows where {count} should be")
+        raise StoreError(f"{path} has {found} rows instead of {count}")

@@ -1,6 +1,6 @@
-"""What SQLite's errors mean: the errno that a caller gets, and the advice for the administrator.
+"""Translation of SQLite's errors: the errno for a caller and the advice for the administrator.
 
-The only place that knows SQLite's codes. Contract: docs/spec/storage.md, "Writing".
+The only module that interprets SQLite's error codes. Contract: docs/spec/storage.md, "Writing".
 """
 
 import contextlib
@@ -18,57 +18,66 @@ CORRUPT_ADVICE = "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWF
 
 
 class _Meaning(NamedTuple):
-    """What an SQLite error is for a caller of the file system and for the administrator."""
+    """The errno for a caller of the file system, and the advice for the administrator."""
 
     errno: int
     advice: str
 
 
-# By extended or primary code; everything else is EIO.
+# Keys are extended or primary codes. Any other code means EIO.
 _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
     {
         sqlite3.SQLITE_FULL: _Meaning(errno.ENOSPC, "free some space"),
         sqlite3.SQLITE_IOERR_SHMSIZE: _Meaning(errno.ENOSPC, "free some space"),
         sqlite3.SQLITE_IOERR: _Meaning(errno.EIO, "look for the device's errors with dmesg"),
         sqlite3.SQLITE_READONLY_ROLLBACK: _Meaning(
-            errno.EROFS, "its last change was interrupted: take that back with pmxcfs fsck --repair"
+            errno.EROFS,
+            "its last transaction was interrupted: roll it back with pmxcfs fsck --repair",
         ),
         sqlite3.SQLITE_READONLY: _Meaning(errno.EROFS, "make it and its directory writable"),
-        sqlite3.SQLITE_BUSY: _Meaning(errno.EBUSY, "another process has it open: end that one"),
-        sqlite3.SQLITE_CANTOPEN: _Meaning(errno.EIO, "check that it is a file in a usable place"),
+        sqlite3.SQLITE_BUSY: _Meaning(
+            errno.EBUSY, "another process has it open: stop that process"
+        ),
+        sqlite3.SQLITE_CANTOPEN: _Meaning(
+            errno.EIO, "check that it is a file in a directory that exists"
+        ),
         sqlite3.SQLITE_CORRUPT: _Meaning(errno.EIO, CORRUPT_ADVICE),
         sqlite3.SQLITE_NOTADB: _Meaning(errno.EIO, "restore a backup in its place"),
     }
 )
-# All that can come out of a look at the file, or a write to it.
+# All exceptions that reading or writing a database file can raise.
 FAILURES = (sqlite3.Error, SqliteError, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
 
 def _code(exc: Exception) -> int:
-    """Return SQLite's extended code; an error that Python's module found has none."""
+    """Return SQLite's extended code; SQLITE_ERROR if Python's module raised *exc* by itself."""
     code: Any = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return int(code)
 
 
 def is_busy(exc: Exception) -> bool:
-    """Tell whether another process is writing."""
+    """Tell whether *exc* means that another process holds the write lock."""
     return _code(exc) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def is_harmless(exc: Exception) -> bool:
-    """Tell whether nothing was done, and the connection is as good as before."""
+    """Tell whether *exc* left the file unchanged and the connection usable."""
     return isinstance(exc, sqlite3.Error | SqliteError) and _code(exc) & 0xFF in _HARMLESS
 
 
 def translate(path: Path, attempt: str, exc: Exception) -> StoreError:
-    """Return what to raise for *exc*: which file, what could not be done, why, what to do next."""
+    """Return the StoreError to raise for *exc*, with the errno for the caller.
+
+    Its text names the file, the failed action (*attempt*, a past participle like "written"), the
+    reason and the advice.
+    """
     if isinstance(exc, StoreError):
         return exc
     if isinstance(exc, OSError):
         return StoreError(f"{path} can't be {attempt}: {exc.strerror}", exc.errno or errno.EIO)
-    if isinstance(exc, UnicodeDecodeError):  # SQLite's message about a damaged name quotes it
+    if isinstance(exc, UnicodeDecodeError):  # a damaged name in SQLite's error message
         exc = sqlite3.DatabaseError("database disk image is malformed")
         exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     meaning = _MEANINGS.get(_code(exc)) or _MEANINGS.get(_code(exc) & 0xFF, _UNKNOWN)
@@ -77,7 +86,7 @@ def translate(path: Path, attempt: str, exc: Exception) -> StoreError:
 
 @contextlib.contextmanager
 def translated(path: Path, attempt: str) -> Iterator[None]:
-    """Let only StoreError out of the block."""
+    """Turn every failure of the block into a StoreError, see ``translate``."""
     try:
         yield
     except StoreError:

@@ -148,7 +148,7 @@ def test_a_full_disk_refuses_every_change_until_there_is_space(
         assert refusals(daemon.path)["overwrite"] == 0
         after = daemon.control("info")
         assert not after["degraded"]
-        daemon.wait_for_log("is written again")
+        daemon.wait_for_log("can be written again")
     assert checksum_in_file(small_disk) == after["checksum"]
 
 

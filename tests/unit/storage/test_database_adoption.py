@@ -189,7 +189,7 @@ def test_a_commit_that_only_seemed_to_fail(
 def test_what_can_not_be_read_as_it_was_written_is_not_committed(
     world: World, expect_log: ExpectLog
 ) -> None:
-    expect_log("entry 9 is not what was just written")
+    expect_log("entry 9 reads back different from what was written")
     world.database._connection.execute(  # not by another process, which would be noticed as such
         "CREATE TEMP TRIGGER spoil AFTER INSERT ON main.tree WHEN new.inode = 9 "
         "BEGIN UPDATE tree SET mtime = 1 WHERE inode = 9; END"
@@ -201,7 +201,7 @@ def test_what_can_not_be_read_as_it_was_written_is_not_committed(
 
 @in_local_mode
 def test_rows_that_nobody_knows_of_are_noticed(world: World, expect_log: ExpectLog) -> None:
-    expect_log("has 6 rows where 5 should be")
+    expect_log("has 6 rows instead of 5")
     world.database._connection.execute("INSERT INTO tree VALUES (77, 0, 1, 1, 1, 8, 'x', NULL)")
     with pytest.raises(StoreError):
         world.adopt()

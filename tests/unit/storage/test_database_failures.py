@@ -208,7 +208,7 @@ def test_each_change_of_state_is_logged_once(
             f"{store.path} can't be written: injected: look for the device's errors with "
             "dmesg; reads go on, changes are refused",
         ),
-        ("INFO", f"{store.path} is written again"),
+        ("INFO", f"{store.path} can be written again"),
     ]
 
 
@@ -306,7 +306,7 @@ def test_a_repair_that_can_t_be_written_is_made_by_the_next_save(
         connection.execute("INSERT INTO tree VALUES (5, 99, 5, 0, 1, 8, 'lost', 'x')")
     expect_log("repaired")
     expect_log("can't be repaired: injected.*; reads go on")
-    expect_log("as it was is kept")
+    expect_log("before the repair is kept")
     faults.arm(sqlite3.SQLITE_FULL, matching="BACKUP")
     store = Store(path)
     with contextlib.closing(store.database):

@@ -267,7 +267,7 @@ def test_a_damaged_tree_starts_repaired(
         connection.executescript(specimen.damage)
     damaged = rows_of(path)
     expect_log(r"pmxcfs\.database WARNING repaired .*config\.db: ")
-    expect_log(r"WARNING .*config\.db as it was is kept as .*config\.db\.bak-1800000000")
+    expect_log(r"WARNING a copy of .*config\.db before the repair is kept as .*config\.db\.bak-1800000000")
     tree = start(path)
     assert contents_of(tree) == specimen.tree
     assert (tree.version, tree.root.mtime) == (specimen.version, 0)
@@ -400,7 +400,7 @@ def test_what_is_no_file_is_fatal(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     else:
         path.symlink_to("missing")
-    with pytest.raises(StoreError, match=r"config\.db can't be opened: .*usable place"):
+    with pytest.raises(StoreError, match=r"config\.db can't be opened: .*in a directory that exists"):
         start(path)
 
 
