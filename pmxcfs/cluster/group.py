@@ -1,23 +1,27 @@
-"""One process group of corosync's: the thread that owns its handle and does what ``Dfsm`` wants.
+"""A thread that is this node's member of one corosync process group and runs its state machine.
 
-``GroupThread`` connects, joins, dispatches, sends and reconnects; it decides nothing. What a
-message is about is left to a ``Content``, what this node wants to send comes from a ``Source``;
-there is one of each for the tree's group and for the status group, and the two groups share
-nothing, so the one never holds up the other.
+``GroupThread`` connects, joins, dispatches, sends and reconnects; ``Dfsm`` decides. A ``Content``
+applies the delivered changes, and a ``Source`` holds the changes that this node wants to send. The
+tree's group and the status group have a thread, a Content and a Source each and share nothing, so
+neither delays the other.
 
-libcpg blocks for as long as corosync is stopped, in any call. So the thread owns nothing that
-others wait for: they leave messages in a ``Source`` and have deadlines of their own.
+Every call of libcpg can block for as long as corosync is stopped. So other threads queue their
+changes in the Source, and wait for the group's thread only with a timeout.
 
-Changes that are delivered together reach the Content together, and share a transaction there.
+Changes that are delivered together are given to the Content together, which applies them in one
+transaction.
 
 Threads: one per group, a daemon thread, so that a corosync that hangs does not delay the end of the
-process. ``wake``, ``dispatch_until``, ``stop_soon`` and ``close`` may be called from any thread. A
-group's handle and state machine have one owner at a time, normally the group's thread. A request
-thread that waits for its own change takes ownership while that thread sleeps, sends the change and
-dispatches until it is delivered; that saves two thread switches a change. It goes on only while
-this node is in sync; work that can take long is left to the group's thread. The ownership lock
-comes before all other locks, the tree's included, and request threads take it only if it is free.
-Contract: docs/spec/cluster.md.
+process. Any thread may call ``wake``, ``dispatch_until``, ``stop`` and ``close``.
+
+Ownership: a group's handle and state machine have one owner at a time, normally the group's thread.
+While that thread sleeps, a request thread that waits for its own change takes ownership, sends the
+change and dispatches until the change is delivered; that saves two thread switches per change. The
+request thread gives the ownership back when this node is no longer in sync, and leaves work that can
+take long to the group's thread. Lock order: the ownership lock comes before all other locks, the
+tree's included. A request thread takes it only if it is free.
+
+Contract: docs/spec/cluster.md, "State machine" and "A mutation must not block forever".
 """
 
 import contextlib
@@ -57,36 +61,36 @@ from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread
 from pmxcfs.messages import Group, Member, State
 from pmxcfs.replica.waiting import RequestWatch
 
-BURST = 256  # messages that are dispatched at most before something is sent, or a tick comes
-# Messages that may be on their way where another thread sends one more: libcpg blocks once
-# corosync, stopped, has left some 280 unread.
+MAX_BURST = 256  # messages dispatched in a row before the thread sends and checks deadlines
+# Messages in flight above which only the group's thread sends: libcpg blocks as soon as a stopped
+# corosync has left about 280 messages unread.
 MANY_IN_FLIGHT = 64
-TICK = 1.0  # seconds between two looks at the deadlines, at most
-JOIN_PAUSE = 0.1  # seconds until a join is tried again that corosync was not ready for
-LEAVE_TIMEOUT = 5.0  # seconds for the others to see us leave
+MAX_TICK_INTERVAL = 1.0  # seconds between two checks of the deadlines
+JOIN_PAUSE = 0.1  # seconds until a join is retried for which corosync was not ready
+LEAVE_TIMEOUT = 5.0  # seconds to wait for the membership change that confirms a leave
 
 
 class Content(Protocol):
-    """What a group is about. All of it is called in turn, and without the tree's lock."""
+    """The replicated content of a group. The group's owner calls it without the tree's lock."""
 
     def state(self) -> bytes:
         """Return the payload of a STATE message."""
 
     def deliver(self, changes: Sequence[Deliver]) -> bool:
-        """Apply changes in order; False if that may not be, because there is no quorum."""
+        """Apply *changes* in order; return False, and apply none, if the node has no quorum."""
 
     def on_members(self, members: Sequence[Member], *, me: Member) -> None:
-        """The group has these members now, and we are *me*; none: we are in no group."""
+        """Note the group's *members*, and this node's own entry *me*. No members: it has left."""
 
     def on_synced(self) -> None:
-        """From here on changes are delivered as they come."""
+        """Note that this node is SYNCED: changes are delivered at once from now on."""
 
     def on_left(self) -> None:
-        """What was sent and not delivered is lost, for all that we can know."""
+        """Note that the group was left: the outcome of sent, undelivered changes is unknown."""
 
 
 class Handle(Protocol):
-    """One connection to corosync's process groups, as ``_cpg.Cpg`` is."""
+    """A connection to corosync's process groups, such as ``_cpg.Cpg``."""
 
     def connect(self) -> None: ...
     def local_nodeid(self) -> int: ...
@@ -98,38 +102,38 @@ class Handle(Protocol):
     def close(self) -> None: ...
 
 
-Connect = Callable[["GroupThread"], Handle]  # given who is called while it dispatches
+Connect = Callable[["GroupThread"], Handle]  # its argument gets the dispatched events
 
 
 class _Delivered(NamedTuple):
-    """A message that was dispatched and not looked at yet."""
+    """A message that was dispatched and is not processed yet."""
 
     sender: Member
     data: bytes
 
 
 class _Changed(NamedTuple):
-    """A membership that was dispatched and not looked at yet."""
+    """A membership change that was dispatched and is not processed yet."""
 
     members: list[Member]
     joined: list[Member]
 
 
 class Awaited(Protocol):
-    """What a thread waits for."""
+    """An object that a thread waits for, such as a Ticket."""
 
     is_done: bool
 
 
-class _Line(NamedTuple):
-    """A connection that is joined to the group."""
+class _Connection(NamedTuple):
+    """A handle that has joined the group, and the poller of its descriptor."""
 
     handle: Handle
     poller: Poller
 
 
 class _Leaving(Exception):
-    """We are leaving the group; *for_good* until this node is updated."""
+    """Raised to leave the group; with *for_good*, the thread ends and does not join again."""
 
     def __init__(self, *, for_good: bool) -> None:
         super().__init__(for_good)
@@ -137,7 +141,7 @@ class _Leaving(Exception):
 
 
 class GroupThread(BackgroundThread):
-    """This node's membership in one group; a subclass knows what only its group has."""
+    """This node's membership in one group. A subclass adds what only its group needs."""
 
     def __init__(
         self,
@@ -151,7 +155,7 @@ class GroupThread(BackgroundThread):
     ) -> None:
         super().__init__(group.cpg_name)
         self.dfsm = Dfsm(group)
-        self.dropped = 0  # messages of peers that were none
+        self.dropped = 0  # messages of peers that could not be decoded
         self._group = group
         self._content = content
         self._clock = clock or now
@@ -159,77 +163,78 @@ class GroupThread(BackgroundThread):
         self._connect = connect
         self._log = log
         self.ownership = threading.Lock()  # held by the thread that acts for the group
-        self._line: _Line | None = None  # for others to act through; None: they can't
-        self._watch: RequestWatch | None = None  # of the one that does
-        self._failure: Exception | None = None  # theirs, for the group's thread to cope with
+        self._connection: _Connection | None = None  # None: other threads must not take ownership
+        self._watch: RequestWatch | None = None  # of the request thread that is the owner
+        self._failure: Exception | None = None  # of another owner, for the group's thread to raise
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._outage: Outage[ClusterError] = Outage(
             log, describe=self._describe_outage, over="connected to corosync again"
         )
         self._joined_at = float("-inf")  # monotonic
         self._events: deque[_Delivered | _Changed] = deque()
-        self._batch: list[Deliver] = []  # delivered, not applied
-        self._tick_at = 0.0  # monotonic
+        self._batch: list[Deliver] = []  # changes delivered by the state machine, not applied yet
+        self._tick_at = 0.0  # monotonic second of the next check of the deadlines
         self._executors: dict[type, Callable[[Any], None]] = {
             Send: self._send_later,
             SendState: self._send_state,
             Enter: self._enter,
             Leave: self._leave,
             Quit: self._quit,
-            Log: self._tell,
+            Log: self._write_log,
         }
 
     def __del__(self) -> None:
-        # Not before: the thread, and whoever wakes it, may use the descriptor until nobody can.
+        # Not in ``close``: the thread, or a thread that wakes it, may still use the descriptor.
         os.close(self._wakeup)
 
     # For other threads.
 
     @property
     def sent_bytes(self) -> int:
-        """What this node has sent to the group since it was started."""
+        """Bytes that this node has sent to the group since it was started."""
         return self._sender.sent_bytes
 
     @property
     def mode(self) -> Mode:
-        """Where this node stands in the group."""
+        """The mode of the state machine."""
         return self.dfsm.mode
 
     @property
     def members(self) -> Sequence[Member]:
-        """Who is in the group, as far as this node knows."""
+        """The members of the group that this node knows of."""
         return self.dfsm.members
 
     def set_deadlines(self, deadlines: Deadlines) -> None:
-        """Use other deadlines from now on: for tests."""
+        """Use other *deadlines* from now on. For tests."""
         self.dfsm.deadlines = deadlines
         self._tick_at = 0.0
         self.wake()
 
     def wake(self) -> None:
-        """Look at the source again. Never blocks; for any thread."""
+        """Have the group's thread look at the source again. Never blocks; for any thread."""
         os.eventfd_write(self._wakeup, 1)
 
     def dispatch_until(self, awaited: Awaited, seconds: float, watch: RequestWatch) -> None:
-        """Act for the group until *awaited* is done or *seconds* are over, if its thread sleeps.
+        """Own the group until *awaited* is done or *seconds* are over, if its thread sleeps.
 
-        Stops the *watch* when a request comes. May return sooner, and at once; the thread then goes
-        on. Not with the tree's lock held.
+        Blocks, and sends and dispatches meanwhile. Stops the *watch* when the kernel sends a
+        request. May return earlier, even at once; the group's thread then does the work. The caller
+        must not hold the tree's lock.
         """
         if not self.ownership.acquire(blocking=False):
             self.wake()
             return
         try:
-            is_settled = self._act_until(awaited, time.monotonic() + seconds, watch)
+            is_finished = self._dispatch_until(awaited, time.monotonic() + seconds, watch)
         finally:
             self.ownership.release()
-        if not is_settled:
+        if not is_finished:
             self.wake()
 
     # The handle's life.
 
     def run(self) -> None:
-        """Be a member of the group, again and again."""
+        """Join the group, and join again after each loss of the membership, until ``stop``."""
         while not self.is_stopping:
             try:
                 self._be_member()
@@ -244,7 +249,7 @@ class GroupThread(BackgroundThread):
             self.pause(max(wait, 0.0))
 
     def _be_member(self) -> None:
-        """Join and stay until something ends it."""
+        """Join the group and serve it until the membership ends. Raises _Leaving, ClusterError."""
         self._joined_at = time.monotonic()
         with contextlib.closing(self._connect(self)) as handle, self._membership():
             handle.connect()
@@ -253,12 +258,12 @@ class GroupThread(BackgroundThread):
             try:
                 self._serve(handle)
             except _Leaving:
-                self._part(handle, LEAVE_TIMEOUT)
+                self._leave_group(handle, LEAVE_TIMEOUT)
                 raise
-            self._part(handle, STOP_TIMEOUT)
+            self._leave_group(handle, STOP_TIMEOUT)
 
     def _join(self, handle: Handle) -> None:
-        """Join, as soon as corosync has made out who is there."""
+        """Join the group; retry as long as corosync is not ready for a join."""
         while not self.is_stopping:
             self._joined_at = time.monotonic()  # connecting may have taken long
             try:
@@ -270,7 +275,7 @@ class GroupThread(BackgroundThread):
 
     @contextlib.contextmanager
     def _membership(self) -> Iterator[None]:
-        """Whatever happens: nothing of this membership is left for the next one."""
+        """Clear all state of this membership at its end, also after an exception."""
         try:
             yield
         finally:
@@ -284,20 +289,23 @@ class GroupThread(BackgroundThread):
     def _describe_outage(self, error: ClusterError) -> str:
         return f"{error}; connecting again every {self.dfsm.deadlines.rejoin:.0f} s"
 
-    def _part(self, handle: Handle, timeout: float) -> None:
-        """Leave, and see that happen: until then others may take us for a member."""
+    def _leave_group(self, handle: Handle, timeout: float) -> None:
+        """Leave, and wait *timeout* seconds for the membership change that confirms it.
+
+        Until that change, the other members count this node as a member.
+        """
         deadline = time.monotonic() + timeout
         me = self.dfsm.me
         try:
             handle.leave(self._group.cpg_name)
-            while not self._saw_end_of(me) and (left := deadline - time.monotonic()) > 0:
+            while not self._has_left(me) and (left := deadline - time.monotonic()) > 0:
                 if not handle.dispatch_one():
                     select.select([handle], [], [], left)
         except ClusterError as error:
             self._log.debug("leaving the group: %s", error)
 
-    def _saw_end_of(self, me: Member) -> bool:
-        """Tell whether one of the events is a membership without *me*. All others are void."""
+    def _has_left(self, me: Member) -> bool:
+        """Return whether one of the events is a membership without *me*; drop all events."""
         events = list(self._events)
         self._events.clear()
         return any(isinstance(event, _Changed) and me not in event.members for event in events)
@@ -306,34 +314,34 @@ class GroupThread(BackgroundThread):
 
     def _serve(self, handle: Handle) -> None:
         with contextlib.closing(Poller(handle.fileno(), self._wakeup)) as poller:
-            line = _Line(handle, poller)
+            connection = _Connection(handle, poller)
             try:
                 while not self.is_stopping:
-                    poller.sleep(self._sleep())
+                    poller.sleep(self._sleep_seconds())
                     with self.ownership:
-                        self._line = None  # unless all goes well
+                        self._connection = None  # in case of an exception
                         self._raise_failure()
-                        self._act(line)
-                        self._line = line
+                        self._dispatch_and_send(connection)
+                        self._connection = connection
             finally:
                 with self.ownership:
-                    self._line = None
+                    self._connection = None
 
-    def _act(self, line: _Line) -> None:
-        """Take what the group says by now, and send what there is to be sent."""
-        count = self._dispatch(line.handle)
+    def _dispatch_and_send(self, connection: _Connection) -> None:
+        """Dispatch and apply pending messages, check the deadlines, and send what is queued."""
+        count = self._dispatch(connection.handle)
         if not count:
-            line.poller.listen(0.0)  # a wake-up is settled by that, which a message need not be
+            connection.poller.listen(0.0)  # consumes a wake-up, which may have ended the sleep
         self._flush()
-        if count < BURST:
+        if count < MAX_BURST:
             self._tick()
-        self._sender.send(line.handle.mcast)
+        self._sender.send(connection.handle.mcast)
 
-    # The same in another thread.
+    # The loop of a request thread that owns the group for a while.
 
     @property
     def _is_quiet(self) -> bool:
-        """Tell whether there is nothing to do that another thread should not do."""
+        """Whether a request thread may own the group: it is in sync and has no urgent work."""
         return (
             self.dfsm.is_synced
             and not self.is_stopping
@@ -341,53 +349,61 @@ class GroupThread(BackgroundThread):
             and self._sender.in_flight < MANY_IN_FLIGHT
         )
 
-    def _act_until(self, awaited: Awaited, until: float, watch: RequestWatch) -> bool:
-        """Act as ``dispatch_until`` says; return whether the thread has nothing left to do."""
-        line = self._line
-        if line is None:
+    def _dispatch_until(self, awaited: Awaited, until: float, watch: RequestWatch) -> bool:
+        """Dispatch and send in a request thread until *awaited* is done or the second *until*.
+
+        Return False if the group's thread has to go on. *until* is monotonic.
+        """
+        connection = self._connection
+        if connection is None:
             return False
-        line.poller.mute()
+        connection.poller.mute()
         self._watch = watch
         try:
             seconds = 0.0
-            while self._act_quietly(line, seconds):
+            while self._dispatch_and_send_briefly(connection, seconds):
                 left = until - time.monotonic()
                 if awaited.is_done or left <= 0:
                     return True
-                seconds = min(left, self._sleep())
-        except Exception as failure:  # noqa: BLE001, as the group's thread copes with all of them
-            self._line, self._failure = None, failure
+                seconds = min(left, self._sleep_seconds())
+        except Exception as failure:  # noqa: BLE001, as the group's thread raises it again
+            self._connection, self._failure = None, failure
         finally:
             self._watch = None
-            line.poller.unmute()
+            connection.poller.unmute()
         return False
 
-    def _act_quietly(self, line: _Line, seconds: float) -> bool:
-        """Do what ``_act`` does, after some *seconds* at most; return whether all is quiet."""
-        if line.poller.listen(seconds, self._watch):
-            self._dispatch_quietly(line.handle)
+    def _dispatch_and_send_briefly(self, connection: _Connection, seconds: float) -> bool:
+        """Wait for an event for *seconds* at most, then dispatch and send as far as that is brief.
+
+        Return False if the group's thread has to go on.
+        """
+        if connection.poller.listen(seconds, self._watch):
+            self._dispatch_until_echoed(connection.handle)
             self._flush()
         if not self._is_quiet:
             return False
         self._tick()
-        self._sender.send(line.handle.mcast)
+        self._sender.send(connection.handle.mcast)
         return not self._sender.is_retrying
 
     def _raise_failure(self) -> None:
-        """Raise what went wrong there."""
+        """Raise the exception that ended the ownership of a request thread, if any."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
-    def _sleep(self) -> float:
-        """Return the seconds until something is to be done without being woken."""
+    def _sleep_seconds(self) -> float:
+        """Return the seconds until a deadline or a retry is due without an event."""
         now = time.monotonic()
         until = min(self._tick_at, self._sender.retry_at)
         return max(0.0, until - now)
 
     def _tick_interval(self) -> float:
         limits = self.dfsm.deadlines
-        return min(TICK, limits.verification / 4, limits.updates / 4, limits.restarts[0] / 4)
+        return min(
+            MAX_TICK_INTERVAL, limits.verification / 4, limits.updates / 4, limits.restarts[0] / 4
+        )
 
     def _tick(self) -> None:
         if time.monotonic() >= self._tick_at:
@@ -396,16 +412,16 @@ class GroupThread(BackgroundThread):
             self._carry_out(self.dfsm.on_tick(at))
 
     def _dispatch(self, handle: Handle) -> int:
-        """Look at what the group says, a burst at most; return how many events that was."""
+        """Dispatch and process at most MAX_BURST pending events; return their number."""
         count = 0
-        while count < BURST and handle.dispatch_one():
+        while count < MAX_BURST and handle.dispatch_one():
             count += 1
             self._take_events()
         return count
 
-    def _dispatch_quietly(self, handle: Handle) -> None:
-        """Do the same while this node is in sync, and until no message of its own is awaited."""
-        for _ in range(BURST):
+    def _dispatch_until_echoed(self, handle: Handle) -> None:
+        """Dispatch pending events until the node is out of sync or has no message in flight."""
+        for _ in range(MAX_BURST):
             if not self.dfsm.is_synced or not handle.dispatch_one():
                 return
             self._take_events()
@@ -420,14 +436,14 @@ class GroupThread(BackgroundThread):
             else:
                 self._carry_out(self._on_membership(event))
 
-    # What libcpg calls, while it dispatches: only to note it.
+    # Callbacks of libcpg while it dispatches: they only queue the event.
 
     def on_deliver(self, sender: Member, data: bytes) -> None:
-        """A message was delivered."""
+        """Queue a message that was delivered."""
         self._events.append(_Delivered(sender, data))
 
     def on_confchg(self, members: list[Member], left: list[Member], joined: list[Member]) -> None:
-        """The group has other members from here on."""
+        """Queue a membership change."""
         self._events.append(_Changed(members, joined))
 
     def _on_bytes(self, sender: Member, data: bytes) -> list[Effect]:
@@ -460,18 +476,18 @@ class GroupThread(BackgroundThread):
             else:
                 self._flush()
                 if self._watch is not None:
-                    self._watch.stop()  # it may take long, such as a checksum
+                    self._watch.stop()  # as the effect may take long, for example a checksum
                 self._executors[type(effect)](effect)
 
     def _flush(self) -> None:
-        """Apply what was delivered, together."""
+        """Apply the delivered changes together."""
         if not self._batch:
             return
         batch, self._batch = self._batch, []
         if not self._content.deliver(batch):
             self._carry_out(self.dfsm.leave("a change was delivered to a node without quorum"))
 
-    def _tell(self, effect: Log) -> None:
+    def _write_log(self, effect: Log) -> None:
         self._log.log(effect.level, "%s", effect.text)
 
     def _enter(self, effect: Enter) -> None:
@@ -493,5 +509,5 @@ class GroupThread(BackgroundThread):
 
 
 def now() -> Moment:
-    """Return the present time by both clocks."""
+    """Return the present time by the wall clock and the monotonic clock."""
     return Moment(int(time.time()), time.monotonic())

@@ -142,7 +142,7 @@ class Clustering:
             self._status.members.configure(config)
 
     def _note_common(self, members: Sequence[Member]) -> None:
-        """Note that *members* have a common tree, and that changes reach all of them from now on."""
+        """Note that *members* have the same tree, and that changes reach all of them now."""
         self._replica.synced(with_others=len(members) > 1)
 
     # Events from the tree, with its lock held.
