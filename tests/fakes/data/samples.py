@@ -1,4 +1,4 @@
-"""One message of each kind, and Hypothesis strategies for all of them."""
+"""A sample message of each kind, and Hypothesis strategies for all kinds."""
 
 from hypothesis import strategies as st
 
@@ -61,7 +61,7 @@ SAMPLES: list[tuple[Group, Message]] = [
 
 
 def name_of(sample: tuple[Group, Message]) -> str:
-    """Return what a test of this message is called."""
+    """Return the test id of a sample."""
     group, message = sample
     what = message.body if isinstance(message, Normal) else message
     return f"{group.name.lower()}-{type(what).__name__}"

@@ -1,4 +1,4 @@
-"""Trees made of records, and adoptions of one by the other, for tests that fork."""
+"""Trees built from records, and plans to adopt one of them, for tests of forked histories."""
 
 from collections.abc import Iterable
 
@@ -11,24 +11,27 @@ ROOT = Record(0, 0, 50, 1, 1000, EntryType.DIRECTORY, b"", None)
 
 
 def directory(inode: int, name: str, *, parent: int = 0, version: int = 7) -> Record:
-    """A record of a directory."""
+    """Return the record of a directory."""
     return Record(inode, parent, version, 1, 1000, EntryType.DIRECTORY, name.encode(), None)
 
 
 def file(inode: int, name: str, data: bytes = b"", *, parent: int = 0, version: int = 7) -> Record:
-    """A record of a file."""
+    """Return the record of a file."""
     return Record(inode, parent, version, 1, 1000, EntryType.FILE, name.encode(), data)
 
 
 def tree_of(*records: Record, root: Record = ROOT) -> Tree:
-    """A tree of these, with nothing unsaved."""
+    """Return a tree of *records*, without unsaved changes."""
     tree = Tree()
     tree.load([root, *records])
     return tree
 
 
 def made_a_tree(records: list[Record], *, below: Iterable[Record] = ()) -> list[Record]:
-    """Leave out what does not fit: what can be reached from the root, or *below*, is a tree."""
+    """Return those *records* that make a tree below the root and the directories *below*.
+
+    A record whose parent is missing or whose name is taken is left out.
+    """
     kept: list[Record] = []
     taken = {(record.parent, record.name) for record in below}
     directories = {0, *[record.inode for record in below]}
@@ -49,18 +52,18 @@ def made_a_tree(records: list[Record], *, below: Iterable[Record] = ()) -> list[
 
 
 def records_of(tree: Tree, inodes: Iterable[int]) -> list[Record]:
-    """What a leader with *tree* would send for *inodes*."""
+    """Return the records that a leader with *tree* would send for *inodes*."""
     return [record_of(found(tree, inode)) for inode in inodes]
 
 
 def way_to(tree: Tree, leader: Tree) -> Adoption:
-    """The adoption of what *leader* would send."""
+    """Plan how *tree* adopts *leader*, given the records that the leader would send."""
     raw = leader.index()
     return plan(tree, raw, records_of(leader, index.records_needed(raw, [tree.index()])))
 
 
 def forge(records: list[Record]) -> bytes:
-    """An index of *records* by ascending inode, whether or not they make a tree."""
+    """Return an index of *records* by ascending inode, even if they do not make a tree."""
     ordered = sorted(records)
     root = ordered[0]
     header = (root.version, ordered[-1].inode, root.writer, root.mtime)
@@ -70,14 +73,14 @@ def forge(records: list[Record]) -> bytes:
 
 
 def found(tree: Tree, inode: int) -> Entry:
-    """The entry with this inode, which must be there."""
+    """Return the entry with this inode; fail if there is none."""
     entry = tree.get(inode)
     assert entry is not None
     return entry
 
 
 def at(tree: Tree, path: str) -> Entry:
-    """The entry at *path*, which must be there."""
+    """Return the entry at *path*; fail if there is none."""
     entry = tree.find(path)
     assert entry is not None
     return entry

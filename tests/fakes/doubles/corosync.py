@@ -1,7 +1,7 @@
-"""A corosync in memory, as one group's thread sees it: what it says, and how its calls fail.
+"""A CPG service in memory for one group's thread, with deliveries and failures on demand.
 
-Everything goes through ``World``: it hands out connections, keeps what was sent, and delivers what
-the test puts in. ``wait_until`` waits for something that the thread under test does.
+``World`` opens the connections, keeps the messages that were sent and delivers those that the test
+puts in. ``World.wait_until`` waits for an effect of the thread under test.
 """
 
 import os
@@ -15,20 +15,20 @@ from pmxcfs.cluster.group import GroupThread
 from pmxcfs.errors import ClusterError, Disconnected, TryAgain
 from pmxcfs.messages import Group, Member, Message
 
-PATIENCE = 30.0  # seconds for the thread under test to do something
+PATIENCE = 30.0  # seconds that the thread under test may take for one step
 NO_ROOM = TryAgain("cpg_mcast_joined", 6, "try again")
 GONE = Disconnected("cpg_dispatch", 2, "the connection is gone")
 
 
 class Sent(NamedTuple):
-    """A message of this node's."""
+    """A message that this node has sent."""
 
-    handle: int  # the number of the connection
+    handle: int  # the index of the connection in World.handles
     message: Message
 
 
 class World:
-    """Corosync on one node, and who else is in the group."""
+    """Corosync on one node, and the other members of the group."""
 
     def __init__(self, group: Group, *, nodeid: int = 1) -> None:
         self.group = group
@@ -36,13 +36,15 @@ class World:
         self.others: list[Member] = []
         self.handles: list[FakeCpg] = []
         self.sent: list[Sent] = []
-        self.failures: dict[str, deque[ClusterError]] = {}  # call -> what it raises next
-        self.echoes = True  # what is sent comes back
-        self.says_goodbye = True  # a leave is followed by the membership without us
+        self.failures: dict[
+            str, deque[ClusterError]
+        ] = {}  # by call, the errors that it raises next
+        self.echoes = True  # sent messages are delivered to this node too
+        self.says_goodbye = True  # a leave is answered by a membership without this node
         self.changed = threading.Condition(threading.RLock())
 
     def connect(self, sink: GroupThread) -> "FakeCpg":
-        """Be what ``Cpg`` is: a new connection."""
+        """Open a connection; stands in for the constructor of ``Cpg``."""
         with self.changed:
             self.handles.append(FakeCpg(self, sink, len(self.handles)))
             self.changed.notify_all()
@@ -55,23 +57,23 @@ class World:
 
     @property
     def messages(self) -> list[Message]:
-        """All that was sent."""
+        """All messages that this node has sent."""
         return [sent.message for sent in self.sent]
 
     def fail(self, call: str, *errors: ClusterError) -> None:
-        """Have the next calls fail with these."""
+        """Let the next calls of *call* raise *errors*, one each."""
         with self.changed:
             self.failures.setdefault(call, deque()).extend(errors)
 
     def meet(self, *others: Member) -> None:
-        """These are in the group from now on, beside us."""
+        """Deliver a membership of this node and *others*."""
         with self.changed:
             joined = [member for member in others if member not in self.others]
             self.others = list(others)
             self.handle.tell_members(joined)
 
     def deliver(self, sender: Member, *messages: Message) -> None:
-        """Have the group say this."""
+        """Deliver *messages* of *sender*."""
         with self.changed:
             for message in messages:
                 self.handle.put(sender, encode(message, group=self.group))
@@ -83,7 +85,7 @@ class World:
 
 
 class FakeCpg:
-    """One connection, as ``_cpg.Cpg``."""
+    """One connection, with the interface of ``_cpg.Cpg``."""
 
     def __init__(self, world: World, sink: GroupThread, number: int) -> None:
         self.calls: list[str] = []
@@ -144,23 +146,23 @@ class FakeCpg:
         self.is_closed = True
         os.close(self._readable)
 
-    # What corosync says; for the world.
+    # Events of corosync, called by World.
 
     def put(self, sender: Member, data: bytes) -> None:
-        """Deliver bytes."""
+        """Deliver an encoded message."""
         self._put(lambda: self._sink.on_deliver(sender, data))
 
     def tell_members(self, joined: list[Member]) -> None:
-        """Deliver the membership."""
+        """Deliver the membership of the world, in which *joined* are new."""
         members = [self._world.me, *self._world.others]
         self._put(lambda: self._sink.on_confchg(members, [], joined))
 
     def expel(self) -> None:
-        """Deliver a membership without us."""
+        """Deliver a membership without this node."""
         self._put(lambda: self._sink.on_confchg(self._world.others, [self._world.me], []))
 
     def break_off(self) -> None:
-        """Corosync is gone."""
+        """Let the next dispatch find that corosync is gone."""
 
         def fail() -> None:
             raise GONE

@@ -1,11 +1,11 @@
-"""A database that takes everything."""
+"""A database whose saves always succeed and store nothing."""
 
 from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
 
 
 class FakeDatabase:
-    """Takes everything."""
+    """Counts the saves, which store nothing."""
 
     def __init__(self) -> None:
         self.degraded: StoreError | None = None

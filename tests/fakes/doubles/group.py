@@ -1,4 +1,4 @@
-"""A group's thread on a corosync in memory, with a content that notes what happens to it."""
+"""A real group thread on a CPG service in memory, with a content that records its calls."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -25,18 +25,18 @@ from pmxcfs.messages import (
 from tests.fakes.doubles.corosync import World
 
 OTHER = Member(2, 200)
-REJOIN = 0.3  # seconds, instead of 5
+REJOIN = 0.3  # seconds until a thread joins again; 5 in the product
 RECORD = Record(0, 0, 1, 0, 0, EntryType.DIRECTORY, b"", None)
 
 
 def index(version: int) -> bytes:
-    """Return a tree's index with the root alone."""
+    """Return the index of a tree that holds the root alone."""
     numbers = [(version, 8), (0, 8), (0, 4), (0, 4), (1, 4), (72, 4), (0, 8)]
     return b"".join(value.to_bytes(size, "little") for value, size in numbers) + bytes(32)
 
 
 class FakeContent:
-    """Notes what happens to it. Its tree is a version."""
+    """A ``Content`` that records its calls; a version number stands for the tree."""
 
     def __init__(self, world: World) -> None:
         self.version = 5
@@ -44,7 +44,7 @@ class FakeContent:
         self.commit_failure: PmxcfsError | None = None
         self.crash: Exception | None = None
         self.batches: list[list[Body]] = []
-        self.threads: list[int] = []  # that delivered them
+        self.threads: list[int] = []  # the thread of each delivery
         self.members: list[list[Member]] = []
         self.synced = self.left = 0
         self.commits: list[Commit] = []
@@ -102,7 +102,7 @@ class FakeContent:
 
 
 class FakeSource:
-    """A list of changes."""
+    """A ``Source`` that offers a list of changes in order."""
 
     def __init__(self) -> None:
         self.bodies: list[Body] = []
@@ -121,7 +121,7 @@ class FakeSource:
 
 
 class Node:
-    """A thread under test in the tree's group, and what it is joined to."""
+    """A group thread under test, with its content, its source and its CPG service."""
 
     def __init__(self, group: Group = Group.TREE) -> None:
         self.world = World(group)
@@ -141,7 +141,7 @@ class Node:
         self.world.wait_until(lambda: self.content.synced >= times, f"{times} times synced")
 
     def meet(self, *others: Member) -> Epoch:
-        """Have others in the group; return the epoch of the round that begins."""
+        """Deliver a membership with *others*; return the epoch of the round that follows."""
         before = len(self.world.sent)
         self.world.meet(*others)
         if min(others) < self.world.me:
@@ -151,7 +151,7 @@ class Node:
         return state.epoch
 
     def begin(self, leader: Member) -> Epoch:
-        """Have another member begin a round."""
+        """Deliver a SYNC_START of *leader*, wait for the STATE, and return the epoch."""
         epoch = Epoch(9, 9, *leader)
         before = len(self.world.sent)
         self.world.deliver(leader, SyncStart(0, epoch))

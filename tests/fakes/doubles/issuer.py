@@ -1,4 +1,4 @@
-"""An issuer that applies mutations at once, remembers them, and fails on demand."""
+"""An issuer that applies mutations at once, records them and fails on demand."""
 
 from collections.abc import Callable
 
@@ -11,15 +11,15 @@ from pmxcfs.tree.guests import Guests
 
 
 class FakeIssuer:
-    """Delivery without a database and without waiting."""
+    """An issuer without a database: each mutation is applied before the call returns."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.guests = Guests()
         self.issued: list[Mutation] = []
         self.saves = self.syncs = 0
-        self.failure: PmxcfsError | None = None  # instead of doing anything
-        self.on_submit: Callable[[], None] = lambda: None  # what happens while it waits
+        self.failure: PmxcfsError | None = None  # raised by the next calls instead
+        self.on_submit: Callable[[], None] = lambda: None  # called where a real issuer waits
         self.on_change: Callable[[Change], None] = lambda change: None
         self.mtime = 1000
 
@@ -38,7 +38,7 @@ class FakeIssuer:
         return change
 
     def deliver(self, mutation: Mutation, *, writer: int) -> Change:
-        """Apply something, of this node or another one."""
+        """Apply a mutation of this node or of another one."""
         change = apply(self.tree, self.guests, mutation, writer=writer, mtime=self.mtime)
         self.on_change(change)
         return change

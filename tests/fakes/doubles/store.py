@@ -1,4 +1,4 @@
-"""A database together with the tree that is kept in it, and connections that fail on demand."""
+"""A real database with its tree, and SQLite connections that fail on demand."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ Contents = dict[str, bytes | None]  # by path; None for a directory
 
 
 class Store:
-    """A database with the tree that is kept in it, as a replica has them."""
+    """A database with the tree that it stores, as a replica has them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,14 +31,14 @@ class Store:
         self.tree.load(self.database.load(now=7).records)
 
     def write(self, name: str, data: bytes) -> None:
-        """Make or replace a file of the root, unsaved."""
+        """Create or replace a file in the root, without saving."""
         entry = self.tree.find(name)
         if entry is None:
             entry = self.tree.create(self.tree.root, name, EntryType.FILE, **BY)
         self.tree.write(entry, 0, data, truncate=True, **BY)
 
     def save(self) -> None:
-        """Save, or take everything back, as local mode does."""
+        """Save; if that fails, roll the tree back as local mode does."""
         try:
             self.database.save(self.tree)
         except StoreError:
@@ -47,18 +47,18 @@ class Store:
         self.tree.mark_saved()
 
     def put(self, name: str, data: bytes) -> None:
-        """Make or replace a file of the root."""
+        """Create or replace a file in the root, and save."""
         self.write(name, data)
         self.save()
 
     @property
     def log_size(self) -> int:
-        """Bytes that the log file has."""
+        """The size of the write-ahead log in bytes."""
         return os.stat(f"{self.path}-wal").st_size
 
 
 def stored(path: Path) -> Tree:
-    """The tree that is committed in a file, which may be open."""
+    """Return the tree committed in a database file, which another connection may have open."""
     loaded = inspect(path)
     assert loaded.repairs == []
     tree = Tree()
@@ -67,14 +67,14 @@ def stored(path: Path) -> Tree:
 
 
 def query(path: Path, statement: str) -> list[tuple[Any, ...]]:
-    """The answer of a connection of its own, with text as bytes."""
+    """Return the rows of *statement*, run on a new connection; text as bytes."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.text_factory = bytes
         return connection.execute(statement).fetchall()
 
 
 class Faults:
-    """Which statement of the next connections fails, and how. Without ``arm`` none does."""
+    """A failure to inject into SQLite connections; none before ``arm`` is called."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -91,19 +91,20 @@ class Faults:
         matching: str = "",
         is_done: bool = False,
     ) -> None:
-        """Fail the statement number *at* of those with *matching*, once; 0 means all of them.
+        """Let the statement number *at* that contains *matching* fail once; 0: all of them fail.
 
-        *is_done*: it is executed all the same. Taking a transaction back never fails.
+        *code* is an SQLite result code, or the exception to raise. With *is_done* the statement is
+        executed before it fails. ROLLBACK never fails.
         """
         self._error = injected(code) if isinstance(code, int) else code
         self._countdown, self._matching, self._is_done = at or -1, matching, is_done
 
     def disarm(self) -> None:
-        """Let everything work again."""
+        """Let all statements succeed again."""
         self._countdown = 0
 
     def run(self, sql: str, action: Callable[[], T]) -> T:
-        """Do what a connection was asked to, or fail."""
+        """Run *action* for the statement *sql*, or raise the injected failure."""
         self.seen.append(sql)
         if not self._is_due(sql):
             return action()
@@ -121,7 +122,7 @@ class Faults:
 
 
 def injected(code: int) -> sqlite3.Error:
-    """An error as SQLite would report it."""
+    """Return an exception as sqlite3 raises it for a result code."""
     error = sqlite3.OperationalError("injected")
     error.sqlite_errorcode = code
     return error
@@ -129,7 +130,7 @@ def injected(code: int) -> sqlite3.Error:
 
 @contextlib.contextmanager
 def faulty_connections() -> Iterator[Faults]:
-    """Let every connection that is made in the block do what the faults say."""
+    """Let every connection opened in the block fail as the yielded ``Faults`` say."""
     faults = Faults()
 
     class Faulty(sqlite3.Connection):
@@ -151,7 +152,7 @@ def faulty_connections() -> Iterator[Faults]:
 
 
 def contents_of(tree: Tree) -> Contents:
-    """Return what stands at each path of *tree*."""
+    """Return the content of each path of *tree*."""
     entries = tree.root.children()
     for entry in entries:
         entries += entry.children()

@@ -1,4 +1,4 @@
-"""What lets others have the tree's lock, with a lock of its own: ``replica.Yielding``."""
+"""The protocol ``replica.waiting.Yielding`` on a lock of its own, without FUSE workers."""
 
 import contextlib
 import threading
@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from pmxcfs.errors import Busy
 from pmxcfs.replica.waiting import RequestWatch
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 10.0  # seconds for another thread to release the lock
 NO_WATCH = RequestWatch(-1, lambda: None, is_active=False)
 
 
 class Yielding:
-    """Gives *lock* back, counts those without it, and has room for some that wait for nodes."""
+    """Releases *lock* on request; at most *room* threads may wait for nodes at a time."""
 
     def __init__(self, *, room: int) -> None:
         self.lock = threading.Condition(threading.Lock())
-        self.away = self.count = 0  # without the lock; of these, that wait for nodes
+        self.away = self.count = (
+            0  # threads without the lock, and those of them that wait for nodes
+        )
         self.room = room
 
     def give_way(self) -> None: ...
@@ -53,6 +55,6 @@ class Yielding:
             self.count -= 1
 
     def await_away(self, count: int) -> None:
-        """Wait until so many are without the lock."""
+        """Wait until *count* threads have released the lock."""
         with self.lock:
             assert self.lock.wait_for(lambda: self.away == count, PATIENCE)

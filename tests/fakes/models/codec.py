@@ -1,6 +1,7 @@
-"""The messages of docs/spec/cluster.md once more, slowly, from the page: what ``_cpg`` is compared with.
+"""Reference codec of the CPG messages, which ``_cpg`` is compared with.
 
-``struct`` and slices, no cleverness. Encoding takes valid messages only.
+Written from the contract with ``struct`` and slices: slow and plain. ``encode`` takes valid
+messages only. Contract: docs/spec/cluster.md.
 """
 
 import struct
@@ -40,7 +41,7 @@ ENTRY = "<IIIIQQIBBBBI"  # prev, next, uid, time, digests, pid, priority, the fo
 
 
 class Change(NamedTuple):
-    """The fields that all changes of the tree but unlocking travel in."""
+    """The fields of a change of the tree on the wire; UNLOCK and its request have others."""
 
     path: str
     to: str = ""
@@ -62,7 +63,7 @@ def encode(message: Message, *, group: Group) -> bytes:
 
 
 def normal_payload(message: Normal) -> tuple[int, bytes]:
-    """Return the subtype and what follows the counter."""
+    """Return the subtype and the bytes that follow the serial number."""
     match message.body:
         case SetKey(key, value):
             return 1, struct.pack("256s", to_bytes(key)) + value
@@ -108,7 +109,7 @@ def log_entry(entry: LogEntry) -> bytes:
 
 
 def state_payload(message: StateMessage) -> bytes:
-    """Return what follows the epoch."""
+    """Return the bytes that follow the epoch."""
     match message:
         case State(payload=payload):
             return payload
@@ -125,7 +126,7 @@ def state_payload(message: StateMessage) -> bytes:
 
 
 class Cursor:
-    """What is left of a message."""
+    """Reads a message from the front; ``left`` is the rest."""
 
     def __init__(self, data: bytes) -> None:
         self.left = data
@@ -147,7 +148,7 @@ class Cursor:
 
 
 def decode(data: bytes, *, group: Group) -> Message:
-    """Return the message; raises what ``_cpg.decode`` raises."""
+    """Return the message; raise BadMessage or OtherProtocol as ``_cpg.decode`` does."""
     cursor = Cursor(data)
     number, subtype, protocol, time, _ = cursor.numbers(HEADER)
     if protocol != group.protocol:

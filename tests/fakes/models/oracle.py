@@ -1,8 +1,8 @@
-"""The tree once more, slow and plain: what _core, guests and delivery must agree with.
+"""Reference model of the tree, which ``_core``, ``tree.guests`` and ``tree.apply`` must agree with.
 
-Written from the specification, not from the code: one dict from path to node, snapshots by copying,
-totals and checksums computed anew each time. Unpublished content is a list of layers over the
-published one instead of a buffer. Refusals are errno names.
+Written from the specification, not from the code, slow and plain: one dict from path to node,
+snapshots by copying, totals and checksums computed anew each time. Unpublished content is a list of
+layers over the published content instead of a buffer. Refusals are errno names.
 """
 
 import errno
@@ -27,7 +27,7 @@ class Refused(Exception):
 
     @property
     def errno(self) -> int:
-        """The number."""
+        """The number of the errno."""
         return int(getattr(errno, self.args[0]))
 
 
@@ -39,12 +39,12 @@ class Layer(NamedTuple):
     whole: bool
 
     def over(self, content: bytes) -> bytes:
-        """Return what is seen through this layer."""
+        """Return *content* as it looks with this layer on top."""
         return self.data if self.whole else splice(content, self.offset, self.data)
 
 
 class Stamped(NamedTuple):
-    """Everything published about a node."""
+    """The published attributes and content of a node."""
 
     version: int
     writer: int
@@ -66,17 +66,17 @@ class Node:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether only a size is known."""
+        """Whether the file has a size, but fewer bytes stored; readers see zeros."""
         return len(self.published.data) < self.published.size
 
     @property
     def content(self) -> bytes:
-        """The published bytes."""
+        """The published content; zeros for a sparse file."""
         return self.published.data or bytes(self.published.size)
 
     @property
     def visible(self) -> bytes:
-        """What readers on this node see."""
+        """The content that readers on this node see, unpublished bytes included."""
         content = self.content
         for layer in [*self.in_flight, *([self.dirty] if self.dirty else [])]:
             content = layer.over(content)
@@ -84,27 +84,27 @@ class Node:
 
 
 def splice(content: bytes, offset: int, data: bytes) -> bytes:
-    """Put *data* at *offset* and zeros in a gap."""
+    """Return *content* with *data* written at *offset*; a gap is filled with zeros."""
     return content[:offset].ljust(offset, b"\0") + data + content[offset + len(data) :]
 
 
 def normalize(path: str) -> str:
-    """Drop empty components."""
+    """Return *path* without empty components."""
     return "/".join(name for name in path.split("/") if name)
 
 
 def parent_of(path: str) -> str:
-    """Return the path of the directory; the root's for the root."""
+    """Return the path of the parent directory; the root is its own parent."""
     return path.rpartition("/")[0]
 
 
 def is_private(path: str) -> bool:
-    """Whether only the superuser may look at it."""
+    """Tell whether only root may access *path*."""
     return re.match(r"(priv|nodes/[^/]+/priv)(/|$)", path) is not None
 
 
 class Oracle:
-    """The tree, the guest registry and delivery in one."""
+    """The tree, the guest registry and the delivery of changes."""
 
     def __init__(self) -> None:
         self.root = Node(0, is_directory=True, published=Stamped(1, 0, 0, b"", 0))
@@ -112,7 +112,7 @@ class Oracle:
         self.guests: dict[str, str] = {}  # vmid -> "NODE/DIRECTORY"
         self.mark_saved()
 
-    # Looking.
+    # Lookups.
 
     def find(self, path: str) -> Node | None:
         """Return the node at *path*."""
@@ -140,7 +140,7 @@ class Oracle:
     # Delivery.
 
     def apply(self, mutation: Mutation, *, writer: int, mtime: int) -> None:
-        """Apply one message, or raise Refused."""
+        """Apply one delivered change, or raise Refused."""
         match mutation:
             case Write() | Create():
                 self._write_or_create(mutation, writer, mtime)
@@ -252,7 +252,9 @@ class Oracle:
         if not node.is_directory:
             self._guest_rule(to, path)
         self._refuse_if("EACCES", node.is_directory and path.startswith("priv/lock/"))
-        self._refuse_if("EACCES", not to)  # outside the contract, as the next two
+        self._refuse_if(
+            "EACCES", not to
+        )  # the contract leaves this order of checks open, and that of the next two
         self._parent(to)
         self._refuse_if("EACCES", not path)
         self._refuse_if("EINVAL", f"{to}/".startswith(f"{path}/"))
@@ -289,13 +291,13 @@ class Oracle:
     # Saving.
 
     def mark_saved(self) -> None:
-        """Remember this state for a rollback."""
+        """Take the present state as the one that ``rollback`` returns to."""
         self._saved = [(path, node, node.published) for path, node in self.nodes.items()]
         self._saved_guests = dict(self.guests)
         self._born: list[Node] = []
 
     def rollback(self) -> None:
-        """Go back to the remembered state; unpublished layers stay."""
+        """Return to the state of the last ``mark_saved``; unpublished layers stay."""
         for node in self._born:
             node.published = Stamped(0, 0, 0, b"", 0)
         self.nodes = {path: node for path, node, _ in self._saved}
@@ -309,14 +311,14 @@ class Oracle:
     # Unpublished content.
 
     def write_unpublished(self, node: Node, offset: int, data: bytes) -> None:
-        """Write without publishing."""
+        """Write bytes that stay unpublished."""
         if data:
             before = node.visible
             after = splice(before, offset, data)
             self._dirty(node, after, min(offset, len(before)), offset + len(data))
 
     def truncate_unpublished(self, node: Node, size: int) -> None:
-        """Set the size without publishing."""
+        """Set the size; the change stays unpublished."""
         before = node.visible
         if size > len(before):
             self._dirty(node, before.ljust(size, b"\0"), len(before), size)
@@ -324,7 +326,7 @@ class Oracle:
             node.dirty = Layer(0, before[:size], whole=True)
 
     def _dirty(self, node: Node, after: bytes, low: int, high: int) -> None:
-        """Let *after* be seen, of which [low, high) is new."""
+        """Make *after* the visible content; its bytes [low, high) are dirty."""
         is_first = node.dirty is None and not node.in_flight
         if node.dirty is not None:
             low = min(low, node.dirty.offset)
@@ -335,7 +337,7 @@ class Oracle:
             node.dirty = Layer(low, after[low:high], whole=False)
 
     def take_unpublished(self, node: Node) -> Layer | None:
-        """Move what is dirty into a WRITE under way."""
+        """Begin a writeback: move the dirty layer to those in flight, and return it."""
         taken = None if node.is_orphan else node.dirty
         if taken:
             node.in_flight.append(taken)
@@ -343,16 +345,16 @@ class Oracle:
         return taken
 
     def finish_unpublished(self, node: Node) -> None:
-        """Forget the oldest WRITE under way: its bytes are published."""
+        """End the oldest writeback in flight: its bytes are published."""
         del node.in_flight[:1]
         if node.dirty and node.is_sparse:
             node.dirty = Layer(0, node.visible, whole=True)
 
     def discard_unpublished(self, node: Node) -> None:
-        """Drop everything unpublished."""
+        """Drop all unpublished bytes."""
         node.in_flight, node.dirty = [], None
 
-    # Comparing.
+    # Checksums.
 
     def _fields(self, path: str) -> bytes:
         node = self.nodes[path]
@@ -366,17 +368,17 @@ class Oracle:
         return sorted((node.inode, self._fields(path)) for path, node in self.nodes.items())
 
     def checksum(self) -> bytes:
-        """Return the state checksum."""
+        """Return the SHA-256 state checksum of the whole tree."""
         parts = [struct.pack("<Q", inode) + fields for inode, fields in self._in_order()]
         return hashlib.sha256(b"".join(parts)).digest()
 
     def entry_checksum(self, path: str) -> bytes:
-        """Return the checksum of one entry."""
+        """Return the SHA-256 checksum of the entry at *path*."""
         inode = struct.pack("<Q", self.nodes[path].inode)
         return hashlib.sha256(inode + self._fields(path)).digest()
 
     def index(self) -> bytes:
-        """Return the index."""
+        """Return the index that a STATE message carries."""
         rows = self._in_order()
         version, writer, mtime, _, _ = self.root.published
         size = 32 + 40 * len(rows)

@@ -1,4 +1,4 @@
-"""Waits for a signal by ``process.SignalWaiter``; says when it waits, and what it called.
+"""Waits for a signal with ``process.SignalWaiter`` and prints each step.
 
 ``await_signal.py close`` ends the waiter without a signal.
 """
@@ -15,7 +15,7 @@ stopped = threading.Event()
 
 
 def on_stop() -> None:
-    """Report where the call came from."""
+    """Print the name of the calling thread."""
     print("stopped by", threading.current_thread().name, flush=True)
     stopped.set()
 

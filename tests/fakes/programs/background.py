@@ -1,4 +1,7 @@
-"""Goes to the background by ``process.daemonize``: ``background.py MOUNTPOINT HOW``."""
+"""Calls ``process.daemonize`` and ends as told: ``background.py MOUNTPOINT HOW``.
+
+HOW is ``refuse``, ``die``, ``fail-later`` or anything else, which succeeds without a mount.
+"""
 
 import os
 import sys
@@ -10,7 +13,7 @@ from pmxcfs.host.process import daemonize
 
 
 def body(ready: Callable[[], None]) -> int:
-    """End in the way that the command line names."""
+    """End in the way that HOW names."""
     how = sys.argv[2]
     if how == "refuse":
         raise StartError("no: \xe4")
@@ -18,7 +21,7 @@ def body(ready: Callable[[], None]) -> int:
         os._exit(7)
     ready()
     if how == "fail-later":
-        raise StartError("nobody hears this")
+        raise StartError("too late to be reported")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""A process that commits as fast as it can until it is killed: ``busy_writer.py DATABASE``.
+"""Commits to a database as fast as it can until it is killed: ``busy_writer.py DATABASE``.
 
 Each transaction writes a number to ``last`` and, a hundred times, to one of fifty other files.
-Once it is committed the number goes to standard output.
+The number is printed after the commit.
 """
 
 import sys
@@ -13,7 +13,7 @@ from tests.fakes.doubles.store import Store
 
 
 def main(path: Path) -> None:
-    """Write, with a checkpoint every few transactions."""
+    """Commit without end, with a checkpoint every few transactions."""
     database.CHECKPOINT_AFTER = 1 << 16
     store = Store(path)
     Checkpointer(store.database).start()

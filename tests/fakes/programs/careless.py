@@ -1,6 +1,6 @@
-"""Daemons that break a promise on purpose, so that tests can show that they would notice.
+"""Daemons with a deliberate bug, which show that a test would find it.
 
-Run as a program: the first argument says what is broken, the others go to the daemon.
+The first argument names an entry of ``SABOTAGE``; the others go to the daemon.
 """
 
 import sys
@@ -24,12 +24,12 @@ from pmxcfs.storage.database import Database
 from pmxcfs.tree import adoption
 from pmxcfs.tree.adoption import Adoption
 
-DELAY = 0.005  # seconds by which a commit comes too late
-PAUSE = 0.001  # seconds between the pieces of a transaction
+DELAY = 0.005  # seconds between an answer and its commit
+PAUSE = 0.001  # seconds between two parts of a transaction
 
 
 def reply_before_commit() -> None:
-    """Apply mutations and answer; the database is written a moment later."""
+    """Answer before the commit: the database is written ``DELAY`` later."""
     started: list[Replica] = []
 
     def save_later(replica: Replica) -> None:
@@ -51,7 +51,7 @@ def reply_before_commit() -> None:
 
 
 def commit_in_pieces() -> None:
-    """Save each row in a transaction of its own."""
+    """Commit each row of a transaction on its own."""
 
     class InPieces(Writer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -72,12 +72,12 @@ def commit_in_pieces() -> None:
 
 
 def forget_to_sync() -> None:
-    """Answer an fsync without asking the device for anything."""
+    """Answer an fsync without flushing to the device."""
     setattr(Database, "sync", lambda database: None)  # noqa: B010
 
 
 def skip_update() -> None:
-    """In each sync, do without one of the new files that the leader has sent."""
+    """Leave out one new file of the leader in each synchronization."""
     plan = adoption.plan
 
     def plan_less(tree: Tree, leader: bytes, records: Iterable[Record]) -> Adoption:

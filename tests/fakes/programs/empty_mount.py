@@ -1,4 +1,7 @@
-"""An empty file system on llfuse, stopped the way the daemon is: ``empty_mount.py DIR WORKERS``."""
+"""Mounts an empty llfuse file system that stops as the daemon does.
+
+Usage: ``empty_mount.py DIRECTORY WORKERS``.
+"""
 
 import sys
 import threading
@@ -9,7 +12,7 @@ from pmxcfs.host.process import SignalWaiter, end_llfuse_main
 
 
 def main(mountpoint: str, workers: int) -> None:
-    """Mount, and serve until a signal or an unmount."""
+    """Mount, and serve requests until a signal or an unmount."""
     waiter = SignalWaiter()
     llfuse.init(llfuse.Operations(), mountpoint, {"fsname=empty_mount"})
     finished = threading.Event()

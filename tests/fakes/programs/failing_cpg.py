@@ -1,4 +1,7 @@
-"""What ``Cpg`` makes of each status of libcpg; runs with libcpg.c preloaded, prints JSON."""
+"""Calls ``Cpg`` on the preloaded libcpg.c and prints the outcomes as JSON.
+
+The argument is a JSON list: the name of a function of this file, and its arguments.
+"""
 
 import ctypes
 import json
@@ -22,7 +25,7 @@ CALLS: dict[str, Callable[[Cpg], object]] = {
 
 
 class Sink:
-    """Keeps what is delivered, and fails if it is told to."""
+    """Records deliveries, and raises ``failure`` if it is set."""
 
     def __init__(self) -> None:
         self.seen: list[object] = []
@@ -34,7 +37,7 @@ class Sink:
             raise self.failure
 
     def on_confchg(self, *_lists: object) -> None:
-        raise AssertionError("nobody joined")
+        raise AssertionError("a membership change that was not injected")
 
 
 def set_answer(call: str, status: int) -> None:
@@ -42,7 +45,7 @@ def set_answer(call: str, status: int) -> None:
 
 
 def outcome(call: Callable[[], object]) -> object:
-    """Return the result, or what was raised."""
+    """Return the result, or the exception that was raised, as JSON."""
     try:
         return call()
     except ClusterError as error:
@@ -58,7 +61,7 @@ def connected(sink: Sink | None = None) -> Cpg:
 
 
 def statuses(codes: list[int]) -> object:
-    """Return, for each call, the outcome with each code."""
+    """Return the outcomes of each call for each status."""
     cpg = connected()
     results: dict[str, list[object]] = {}
     for name, call in CALLS.items():
@@ -71,7 +74,7 @@ def statuses(codes: list[int]) -> object:
 
 
 def connecting(codes: list[int]) -> object:
-    """Return the outcomes of a connect that fails, and how often a handle was given up."""
+    """Return the outcomes of a connect that fails, and the number of finalized handles."""
     found = []
     for code in codes:
         cpg = Cpg(Sink())
@@ -84,8 +87,8 @@ def connecting(codes: list[int]) -> object:
 
 
 def lifetime() -> object:
-    """Return what a closed connection answers, and the finalizes of several ways to end."""
-    set_answer("cpg_finalize", 6)  # it is gone whatever that says
+    """Return the outcomes of calls after a close, and the finalize calls of each way to end."""
+    set_answer("cpg_finalize", 6)  # the handle is gone whatever the status
     cpg = connected()
     again = outcome(cpg.connect)
     cpg.close()
@@ -104,12 +107,12 @@ def lifetime() -> object:
 
 
 def dispatching() -> object:
-    """Return what dispatches answer that call back, or do not, or whose descriptor is gone."""
+    """Return the outcomes of dispatches with a callback, without one, and without a descriptor."""
     sink = Sink()
     cpg = connected(sink)
     FAKE.fake_queue(1)
     found = [cpg.dispatch_one(), sink.seen]
-    found.append(outcome(cpg.dispatch_one))  # CS_OK without a call: a fragment
+    found.append(outcome(cpg.dispatch_one))  # CS_OK without a callback: a fragment of a message
     sink.failure = KeyboardInterrupt("of the sink")
     FAKE.fake_queue(1)
     set_answer("cpg_dispatch", 2)
@@ -125,7 +128,7 @@ def dispatching() -> object:
 
 
 def names() -> object:
-    """Return the outcome of joining groups with names at the limit, and of bad arguments."""
+    """Return the outcomes of joins with names at the limit, too long, and with a NUL."""
     cpg = connected()
     return [outcome(lambda name=name: cpg.join(name)) for name in ("x" * 127, "x" * 128, "a\0b")]  # type: ignore[misc]
 

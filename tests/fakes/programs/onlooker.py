@@ -1,9 +1,9 @@
-"""A process that looks at files all the time, as daemons and backup tools do: ``onlooker.py SEED``.
+"""Reads files all the time, as daemons and backup tools do: ``onlooker.py SEED``.
 
-Each line on standard input is the path of a file that nobody has looked at yet: it is looked up at
-once, about as fast as the kernel can, and from then on it is one of those that are looked at in
-between, in random ways, whatever comes of it. At the end of the input the number of looks is
-printed.
+Each line on standard input is the path of a file that no process has looked up yet. The program
+looks it up at once, about as fast as the kernel can. From then on it accesses this file and the
+other recent ones in random ways, and ignores errors. At the end of the input it prints the number
+of accesses.
 """
 
 import collections
@@ -23,7 +23,7 @@ def read(path: str) -> None:
 
 
 def map_page(path: str) -> None:
-    """Read by a page fault, on the only page that is sure to stay."""
+    """Read the first page by a page fault; later pages may be truncated meanwhile."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = min(os.fstat(descriptor).st_size, mmap.PAGESIZE)
@@ -41,18 +41,18 @@ def list_around(path: str) -> None:
 WAYS: tuple[Callable[[str], object], ...] = (os.stat, os.stat, read, map_page, list_around)
 
 
-RECENT = 40  # paths that are looked at in between
-JITTER = 200  # turns of an empty loop at most before a new path is looked up
+RECENT = 40  # paths that are accessed between two new ones
+JITTER = 200  # iterations of an empty loop at most before a new path is looked up
 
 
 def look(way: Callable[[str], object], path: str) -> None:
-    """Look once; it may be gone, and an empty file can't be mapped."""
+    """Access *path* once; the file may be gone, and an empty file can't be mapped."""
     with contextlib.suppress(OSError, ValueError):
         way(path)
 
 
 def main(seed: int) -> int:
-    """Look until standard input ends; return how often."""
+    """Access files until standard input ends; return the number of accesses."""
     chance = random.Random(seed)
     paths: collections.deque[str] = collections.deque(maxlen=RECENT)
     looks = 0

@@ -1,8 +1,8 @@
-"""Commands by a user who is not root: ``user.py DIR GID``, one JSON list a line, paths from DIR.
+"""File operations as an unprivileged user: ``user.py DIRECTORY GID``.
 
-``["read", PATH]``, ``["stat", PATH]``, ``["list", PATH]``, ``["write", PATH]``, ``["hold", PATH]``
-(open it and keep it open) and ``["reopen"]`` (what is held, anew). Each is answered by the name of
-its errno, or ``ok``.
+Each line on standard input is a JSON list, with paths relative to DIRECTORY: ``["read", PATH]``,
+``["stat", PATH]``, ``["list", PATH]``, ``["write", PATH]``, ``["hold", PATH]`` (open a file and
+keep it open) or ``["reopen"]`` (open the held file again). The answer is ``ok`` or an errno name.
 """
 
 import errno
@@ -15,7 +15,7 @@ NOBODY = 65534
 
 
 def main(directory: str, gid: int) -> None:
-    """Go to a directory, drop root's rights, answer until the input ends."""
+    """Change to *directory*, drop root's privileges, and answer until the input ends."""
     os.chdir(directory)
     os.setgroups([])
     os.setresgid(gid, gid, gid)

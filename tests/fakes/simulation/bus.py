@@ -1,14 +1,16 @@
-"""A process group without corosync: total order, and membership changes within it.
+"""A CPG process group in memory: total order of messages and membership changes.
 
-Extended virtual synchrony as libcpg promises it for CPG_TYPE_AGREED. All nodes that can reach one
-another form a *ring*, which has one order of messages and views. When a ring breaks, each part of
-it has received everything up to some point, and behind that only what its own nodes sent. Nothing
-happens by itself: whoever has the bus says which node's next message is ordered (``order``), who is
-in reach of whom (``reconfigure``), and reads what has been delivered from a ``Port``.
+The bus keeps the promises of libcpg for CPG_TYPE_AGREED (extended virtual synchrony). All nodes
+that can reach one another form a *ring*, which has one order of messages and membership views. When
+a ring breaks, each part of it has received all messages up to some place in that order, and after
+this place only the messages of its own nodes. Nothing happens by itself: the caller orders the next
+message of a node (``order``), changes which nodes reach one another (``reconfigure``), and reads
+deliveries from a ``Port``.
 
-Quorum comes in the same order: a view that ends it, behind its end; a view that brings it, before
-that. What only a part of a ring has received is delivered with that part's quorum. Corosync counts
-nodes; *counts_members* counts those whose daemon is in the group.
+Quorum changes are events in the same order: the loss of quorum comes before the view that causes
+it, the gain of quorum after. A message that only a part of a ring has received is delivered with
+the quorum of that part. Corosync counts nodes; with *counts_members* the bus counts nodes whose
+daemon is in the group.
 """
 
 import itertools
@@ -20,14 +22,14 @@ from pmxcfs.messages import Member, Message
 
 
 class Delivery(NamedTuple):
-    """A message."""
+    """A delivered message."""
 
     sender: Member
     message: Message
 
 
 class View(NamedTuple):
-    """A membership change; those who see the same one came the same way."""
+    """A membership change. Members that see the same *number* have seen the same history."""
 
     number: int
     members: tuple[Member, ...]
@@ -35,7 +37,7 @@ class View(NamedTuple):
 
 
 class Quorum(NamedTuple):
-    """Whether the node sees a majority from here on."""
+    """A quorum change: whether the node has a majority from here on."""
 
     is_there: bool
 
@@ -48,11 +50,11 @@ class Foreign(NamedTuple):
 
 
 class Departure(NamedTuple):
-    """The last thing that a member sends: it leaves, or its process has died."""
+    """The last event of a member: it leaves, or its process has died."""
 
 
 class Arrival(NamedTuple):
-    """The first thing that a member sends."""
+    """The first event of a member: it joins."""
 
 
 Event = Delivery | View | Quorum | Foreign
@@ -61,13 +63,13 @@ Cut = Callable[[int, int], int]  # from the lowest and highest possible place to
 
 
 class _Ring:
-    """NodeIds in reach of one another."""
+    """Nodes that can reach one another."""
 
     def __init__(self, nodes: Collection[int], members: Iterable[Member]) -> None:
         self.nodes = frozenset(nodes)
         self.members = sorted(members)
         self.length = 0  # events ordered so far
-        self.last_view = 0  # the place behind the last view
+        self.last_view = 0  # the place after the last view
 
 
 class Port:
@@ -76,9 +78,11 @@ class Port:
     def __init__(self, member: Member, ring: _Ring) -> None:
         self.member = member
         self.ring = ring
-        self.queue: deque[Sent] = deque([Arrival()])  # accepted, but without a place in the order
-        self.inbox: deque[tuple[int, Event]] = deque()  # delivered, with the place in its ring
-        self.seen = 0  # the place in the present ring behind what was read
+        self.queue: deque[Sent] = deque([Arrival()])  # accepted for sending, not ordered yet
+        self.inbox: deque[tuple[int, Event]] = (
+            deque()
+        )  # delivered and not read, each with its place in the ring
+        self.seen = 0  # the place in the present ring after the last event that was read
 
     def read(self) -> Event:
         """Take the next event."""
@@ -88,15 +92,15 @@ class Port:
 
 
 def all_received(_lowest: int, highest: int) -> int:
-    """The cut of a ring whose parts have all received everything."""
+    """Choose a cut at which each part of the ring has received all messages."""
     return highest
 
 
 class Bus:
-    """Rings and ports."""
+    """The rings of all nodes and the ports of all members."""
 
     def __init__(self, nodes: int, *, counts_members: bool = False) -> None:
-        self.nodes = nodes  # votes in all
+        self.nodes = nodes  # the total number of votes
         self._counts_members = counts_members
         self.ports: dict[int, Port] = {}  # by node
         self._rings: dict[int, _Ring] = {}  # by node
@@ -106,14 +110,14 @@ class Bus:
         self.reconfigure([range(1, nodes + 1)])
 
     def connect(self, member: Member) -> Port:
-        """Open a port for *member*, which arrives as soon as that is ordered."""
+        """Open a port for *member*; it joins once its arrival is ordered."""
         assert member.nodeid not in self.ports
         port = Port(member, self._rings[member.nodeid])
         self.ports[member.nodeid] = port
         return port
 
     def order(self, node: int) -> None:
-        """Give the next that *node* has sent its place in the order."""
+        """Order the next message that *node* has sent."""
         port = self.ports[node]
         ring, sent = port.ring, port.queue.popleft()
         if isinstance(sent, Arrival):
@@ -128,7 +132,7 @@ class Bus:
             self._append(ring, Delivery(port.member, sent))
 
     def cut_off(self, node: int, *, cut: Cut = all_received) -> None:
-        """The power of *node* fails: it is gone, with all that it has not got out."""
+        """Cut the power of *node*: it is gone, with the messages that it has not sent."""
         rest = {frozenset(ring.nodes - {node}) for ring in self._rings.values()}
         self.reconfigure([*filter(None, rest), [node]], cut=cut)
         port = self.ports.pop(node, None)
@@ -138,9 +142,9 @@ class Bus:
     def reconfigure(
         self, parts: Iterable[Iterable[int]], *, cut: Cut = all_received, one_by_one: bool = False
     ) -> None:
-        """Let the nodes of each of *parts* reach one another and nobody else.
+        """Let the nodes of each of *parts* reach one another and no other nodes.
 
-        *one_by_one*: members that join are told in a view each, otherwise in one.
+        With *one_by_one* each member that joins has a view of its own; otherwise one view has all.
         """
         for nodes in map(frozenset, parts):
             old = {self._rings[node] for node in nodes}
@@ -190,7 +194,7 @@ class Bus:
     def _change(
         self, members: Sequence[Member], joined: Sequence[Member], nodes: Collection[int]
     ) -> list[Event]:
-        """A new view, and what it means for the quorum."""
+        """Return the events of a membership change: the view, and the quorum before or after it."""
         self._views += 1
         view = View(self._views, tuple(members), tuple(joined))
         quorum = self._quorum(members, nodes)
@@ -216,13 +220,13 @@ def _members_in(ring: _Ring, nodes: Collection[int]) -> list[Member]:
 
 
 def _lowest_cut(bus: Bus, ring: _Ring, nodes: frozenset[int]) -> int:
-    """The place up to which some node of this part has read already; a view is received by all."""
+    """Return the first possible place of a cut: behind what a node of the part has read."""
     seen = [port.seen for node, port in bus.ports.items() if node in nodes & ring.nodes]
     return max([ring.last_view, *seen])
 
 
 def _break_off(port: Port, place: int, nodes: Collection[int], quorum: Quorum) -> None:
-    """Behind *place* leave only what *nodes* sent, and let the new quorum count there."""
+    """Drop the events from *place* on that other nodes sent; insert the new quorum there."""
     before = [item for item in port.inbox if item[0] < place]
     tail = [event for at, event in port.inbox if at >= place and _is_from(event, nodes)]
     port.inbox = deque((-1, event) for event in [*_events(before), quorum, *tail])

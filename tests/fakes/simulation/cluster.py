@@ -1,4 +1,4 @@
-"""Several nodes in memory on one bus, and what can befall them."""
+"""Several nodes in memory on one bus, with starts, crashes, splits and the passing of time."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,11 +7,11 @@ from pmxcfs.messages import Group, Member
 from tests.fakes.simulation.bus import Bus, Cut, Departure, all_received
 from tests.fakes.simulation.peer import Peer, StatusContent, TreeContent
 
-START = 1_800_000_000  # the wall clock when a cluster begins
+START = 1_800_000_000  # the wall clock of a new cluster, in seconds
 
 
 class Cluster:
-    """NodeIds 1 to *size*, at first all in reach of one another and none running."""
+    """Nodes 1 to *size*. At first all can reach one another and none runs."""
 
     def __init__(
         self,
@@ -25,9 +25,9 @@ class Cluster:
         self.size = size
         self.bus = Bus(size, counts_members=counts_members)
         self.now = Moment(START, 0.0)
-        self.peers: dict[int, Peer] = {}  # those whose process runs
+        self.peers: dict[int, Peer] = {}  # by node, those whose process runs
         self.frozen: set[int] = set()
-        self.held: set[int] = set()  # whose messages get no place in the order
+        self.held: set[int] = set()  # nodes whose messages are not ordered
         self._deadlines = deadlines
         self._tell = tell
         self._starts = 0
@@ -36,10 +36,10 @@ class Cluster:
             for node in range(1, size + 1)
         }
 
-    # What befalls them.
+    # Faults.
 
     def start(self, node: int) -> None:
-        """Start a process on *node* with what is in its database."""
+        """Start a process on *node* with the content of its database."""
         self._starts += 1
         content = self.contents[node]
         if isinstance(content, TreeContent):
@@ -54,7 +54,7 @@ class Cluster:
         )
 
     def kill(self, node: int) -> None:
-        """End the process on *node*; corosync sends what it has accepted and tells the others."""
+        """Kill the process on *node*; corosync still sends the messages that it has accepted."""
         port = self.peers.pop(node).port
         self.frozen.discard(node)
         if port is not None and not any(isinstance(sent, Departure) for sent in port.queue):
@@ -69,17 +69,17 @@ class Cluster:
     def split(
         self, parts: Iterable[Iterable[int]], *, cut: Cut = all_received, one_by_one: bool = False
     ) -> None:
-        """Let only the nodes of each part reach one another."""
+        """Let the nodes of each part reach one another and no other nodes."""
         self.bus.reconfigure(parts, cut=cut, one_by_one=one_by_one)
 
     def heal(self, *, one_by_one: bool = False) -> None:
-        """Let all reach all."""
+        """Let all nodes reach one another."""
         self.split([range(1, self.size + 1)], one_by_one=one_by_one)
 
     # Running.
 
     def step(self, node: int) -> bool:
-        """Let the process on *node* handle an event and send; tell whether there was anything."""
+        """Let the process on *node* handle one event and send; tell whether it did either."""
         peer = self.peers.get(node)
         if peer is None or node in self.frozen:
             return False
@@ -89,7 +89,7 @@ class Cluster:
         return peer.pump() or had_mail
 
     def order(self, node: int) -> bool:
-        """Order the next message of *node*, if there is one."""
+        """Order the next message of *node*; tell whether there was one."""
         port = self.bus.ports.get(node)
         if port is None or not port.queue or node in self.held:
             return False
@@ -97,13 +97,13 @@ class Cluster:
         return True
 
     def run(self) -> None:
-        """Go on, node by node, until nothing is left to do."""
+        """Handle and order events, node by node, until none is left."""
         nodes = range(1, self.size + 1)
         while any([*map(self.step, nodes), *map(self.order, nodes)]):
             pass
 
     def tick(self, seconds: int) -> None:
-        """Let time pass, one second after the other."""
+        """Let time pass in steps of one second."""
         for _ in range(seconds):
             self.now = Moment(self.now.wall + 1, self.now.monotonic + 1)
             for node, peer in self.peers.items():

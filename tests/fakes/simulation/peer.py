@@ -1,6 +1,6 @@
-"""One node in memory: a ``Dfsm``, what its group is about, and the effects carried out on a bus.
+"""One node in memory: a ``Dfsm``, the content of its group, and effects carried out on a bus.
 
-It does what ``cluster`` does with threads, handles and a database, in the simplest way.
+A ``Peer`` has the role of ``cluster.group.GroupThread``, without threads, handles and a database.
 """
 
 import json
@@ -49,7 +49,7 @@ from tests.fakes.simulation.bus import Bus, Delivery, Departure, Foreign, Port, 
 
 
 def record_of(entry: Entry) -> Record:
-    """Return what an UPDATE carries of an entry."""
+    """Return the record of an entry, as an UPDATE carries it."""
     parent = entry.parent.inode if entry.parent else 0
     stamp = (entry.version, entry.writer, entry.mtime)
     data = None if entry.is_directory else entry.stored
@@ -57,7 +57,7 @@ def record_of(entry: Entry) -> Record:
 
 
 def records_of(tree: Tree) -> dict[int, Record]:
-    """Return all records, the root's included, by inode."""
+    """Return the records of all entries, the root included, by inode."""
     found, todo = {}, [tree.root]
     while todo:
         entry = todo.pop()
@@ -67,7 +67,7 @@ def records_of(tree: Tree) -> dict[int, Record]:
 
 
 class TreeContent:
-    """The configuration."""
+    """The tree of the configuration, and its guests."""
 
     group = Group.TREE
 
@@ -78,11 +78,11 @@ class TreeContent:
 
     @property
     def version(self) -> int:
-        """The tree's."""
+        """The version of the tree."""
         return self.tree.version
 
     def state(self) -> bytes:
-        """The index."""
+        """Return the index of the tree: the payload of a STATE."""
         return self.tree.index()
 
     def apply(self, sender: Member, message: Normal) -> None:
@@ -94,12 +94,12 @@ class TreeContent:
         delivery.apply(self.tree, self.guests, body, writer=sender.nodeid, mtime=message.time)
 
     def updates(self, effect: SendUpdates) -> list[Record]:
-        """What the leader sends."""
+        """Return the records that this node sends as the leader."""
         records = records_of(self.tree)
         return [records[i] for i in records_needed(effect.state, effect.states.values())]
 
     def adopt(self, effect: Commit) -> bool:
-        """Make a tree of the leader's index and the records that it sent."""
+        """Replace the tree by the leader's tree; tell whether its index and records fit."""
         wanted = parse(effect.state).digests
         records = {i: record for i, record in records_of(self.tree).items() if i in wanted}
         records |= {record.inode: record for record in effect.records}
@@ -110,7 +110,7 @@ class TreeContent:
         return self.tree.index() == effect.state
 
     def load(self, records: Iterable[Record]) -> None:
-        """Replace everything."""
+        """Replace the tree by one made of *records*."""
         tree = Tree()
         tree.load(records)
         self.tree = tree
@@ -118,7 +118,7 @@ class TreeContent:
 
 
 class StatusContent:
-    """Keys, of which every node has its own, and a log that is the sum of all logs."""
+    """A log of all keys that were set, which merges with the logs of other nodes."""
 
     group = Group.STATUS
 
@@ -127,26 +127,26 @@ class StatusContent:
 
     @property
     def version(self) -> int:
-        """A number that grows with the log."""
+        """The length of the log."""
         return len(self.lines)
 
     def state(self) -> bytes:
-        """The log."""
+        """Return the log: the payload of a STATE."""
         return json.dumps(sorted(self.lines)).encode()
 
     def apply(self, sender: Member, message: Normal) -> None:
-        """Note a key."""
+        """Add a key that was set to the log."""
         assert isinstance(message.body, SetKey)
         self.lines.add(f"{sender.nodeid} {message.body.key}={message.body.value.decode()}")
 
     def merge(self, states: Iterable[bytes]) -> None:
-        """Take over all that others have."""
+        """Add the lines of other logs."""
         self.lines.update(*(json.loads(state) for state in states))
 
 
 @dataclass
 class Wish:
-    """A change that this node asks for, and how far that has come."""
+    """A change that this node asks for, and its outcome so far."""
 
     body: Body
     serial: int = 0
@@ -155,7 +155,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Segment:
-    """What was applied in one round, up to the view that ended it."""
+    """The changes that were applied in one round, up to the view that ended it."""
 
     epoch: Epoch
     next_view: int
@@ -179,14 +179,16 @@ class Peer:
         self.content = content
         self.now = now
         self.is_quorate = False
-        self.is_forced = False  # quorate whatever the votes say
+        self.is_forced = False  # quorate, whatever the number of votes
         self.is_blocked = False  # corosync takes no message
-        self.allowance = 0  # messages that it takes nevertheless
+        self.allowance = 0  # messages that a blocked corosync still takes
         self.dfsm = Dfsm(content.group, deadlines=deadlines)
         self.wishes: list[Wish] = []
         self.applied: list[tuple[Member, int]] = []  # since the last view
         self.ever_applied: list[tuple[Member, int]] = []
-        self.versions: list[tuple[int, tuple[Member, int]]] = []  # of the tree, and what made them
+        self.versions: list[
+            tuple[int, tuple[Member, int]]
+        ] = []  # of the content, each with the change that made it
         self.segments: list[Segment] = []
         self._bus = bus
         self._tell = tell
@@ -211,7 +213,7 @@ class Peer:
 
     @property
     def has_mail(self) -> bool:
-        """Tell whether there is something to handle."""
+        """Whether a delivered event waits to be handled."""
         return self.port is not None and bool(self.port.inbox)
 
     def handle(self) -> None:
@@ -229,7 +231,7 @@ class Peer:
                 self._carry_out(self.dfsm.on_other_protocol(event.sender, is_newer=event.is_newer))
 
     def tick(self, now: Moment) -> None:
-        """Time has passed."""
+        """Set the clock, join again if that is due, and carry out the effects of a tick."""
         self.now = now
         is_due = now.monotonic - self._joined_at >= self.dfsm.deadlines.rejoin
         if self.port is None and is_due and self.dfsm.mode is not Mode.VERSION_ERROR:
@@ -238,7 +240,7 @@ class Peer:
         self._carry_out(self.dfsm.on_tick(now))
 
     def pump(self) -> bool:
-        """Send what there is to send, as far as corosync takes it; tell whether anything went."""
+        """Send queued messages as far as corosync takes them; tell whether it took any."""
         has_sent = False
         while self._outbox and self._may_send():
             self._give(self._outbox.pop(0))
@@ -284,7 +286,7 @@ class Peer:
             effects = self._carry_out_list(effects)
 
     def _carry_out_list(self, effects: list[Effect]) -> list[Effect]:
-        """Do as told; return what comes of it instead of the rest of the list."""
+        """Carry out *effects*, or up to one that replaces the rest; return that new list."""
         for effect in effects:
             match effect:
                 case Deliver():
@@ -354,7 +356,7 @@ class Peer:
         wish.outcome = outcome
 
     def _depart(self) -> None:
-        """Leave; what corosync has accepted goes out before, all else is lost."""
+        """Leave after the messages that corosync has accepted; all others are lost."""
         self.applied = []
         self._outbox.clear()
         for wish in self.wishes:
@@ -365,19 +367,19 @@ class Peer:
             self.port.queue.append(Departure())
 
     def with_deadlines(self, **changes: float) -> None:
-        """Change deadlines."""
+        """Replace some deadlines of the state machine."""
         self.dfsm.deadlines = replace(self.dfsm.deadlines, **changes)  # type: ignore[arg-type]
 
 
 def describe_body(body: Body) -> str:
-    """Say in a few words what a change is."""
+    """Return a change in a few words."""
     words = [type(body).__name__.lower()]
     words += [str(getattr(body, name)) for name in ("path", "to", "key") if hasattr(body, name)]
     return " ".join(words)
 
 
 def describe(message: Message) -> str:
-    """Say in a few words what a message is."""
+    """Return a message in a few words."""
     if isinstance(message, Normal):
         return f"#{message.serial} {describe_body(message.body)}"
     epoch = f"{message.epoch.number}@{message.epoch.nodeid}"

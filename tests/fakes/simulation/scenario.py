@@ -1,28 +1,27 @@
-"""Replays stories of a cluster: ``tests/scenarios/*.txt`` are commands and what comes of them.
+"""Replays cluster scenarios: the commands in ``tests/scenarios/*.txt`` and their expected effects.
 
-A block is commands, a line ``----``, what the nodes then did (node by node, each in its own order),
-and an empty line. ``#`` begins a comment. All nodes go on until nothing is left to do, then the
-next command counts.
+A block is commands, a line ``----``, the effects (node by node, each in its own order) and an empty
+line. ``#`` begins a comment. After each command all nodes run until no event is left.
 
     nodes N [status]        begin with N nodes, none running, in the tree's or the status group
-    start N...              start the process on these nodes
+    start N...              start the process on each of these nodes
     kill N / crash N        end the process / cut the power
     freeze N / thaw N       stop and continue the process
-    block N [COUNT]         corosync on N takes COUNT messages more and then none
-    unblock N               it takes messages again
-    hold N / release N      what corosync on N has accepted gets no place in the order
-    split 1,2 | 3 / heal    who reaches whom
-    force N                 N counts as quorate, whatever the votes say
+    block N [COUNT]         corosync on N takes COUNT more messages, then none
+    unblock N               corosync on N takes messages again
+    hold N / release N      do not order / order the messages that corosync on N accepts
+    split 1,2 | 3 / heal    set the nodes that reach one another / let all do so
+    force N                 N is quorate, whatever the number of votes
     mkdir N PATH            and create, delete, write N PATH TEXT, set N KEY VALUE: ask for a change
-    spoil N PATH            change a file of N behind the back of everyone
-    sync-start N            N multicasts a SYNC_START that nobody asked for
+    spoil N PATH            change a file of N without telling any node
+    sync-start N            N multicasts an unexpected SYNC_START
     newer N / older N       N multicasts a message of another protocol version
     deadline NAME SECONDS   change a deadline on all running nodes
-    tick SECONDS            time passes
-    quiet COMMAND...        any of these, without telling what comes of it
-    show                    say where every running node stands
+    tick SECONDS            let time pass
+    quiet COMMAND...        run any of these and ignore its effects
+    show                    print the mode and the content of each running node
 
-``python -m tests.fakes.simulation.scenario FILE...`` writes what happens into the files.
+``python -m tests.fakes.simulation.scenario FILE...`` writes the actual effects into the files.
 """
 
 import sys
@@ -38,7 +37,7 @@ _SEPARATOR = "----"
 
 
 class Scenario:
-    """The state of one story."""
+    """The cluster of one scenario, and the changes that it waits for."""
 
     def __init__(self) -> None:
         self._cluster = Cluster(1)
@@ -74,7 +73,7 @@ class Scenario:
         }
 
     def play(self, lines: list[str]) -> list[str]:
-        """Execute the commands of a block and return what they brought about."""
+        """Execute the commands of a block and return their effects, one a line."""
         self._facts = {}
         for line in lines:
             words = line.partition("#")[0].split()
@@ -159,7 +158,7 @@ class Scenario:
 
 
 def blocks_of(text: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield commands and expectations of each block."""
+    """Yield the commands and the expected effects of each block."""
     for block in text.strip().split("\n\n"):
         lines = block.splitlines()
         place = lines.index(_SEPARATOR) if _SEPARATOR in lines else len(lines)
@@ -167,7 +166,7 @@ def blocks_of(text: str) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def rewritten(text: str) -> str:
-    """Return the story as it goes."""
+    """Return the scenario with the actual effects in place of the expected ones."""
     scenario = Scenario()
     blocks = []
     for commands, _ in blocks_of(text):

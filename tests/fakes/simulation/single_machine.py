@@ -1,4 +1,4 @@
-"""One state machine that a test drives by hand, as one of three members."""
+"""One state machine as one of three members; the test feeds it each event."""
 
 import struct
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def at(seconds: float) -> Moment:
 
 
 def index(version: int, mtime: int = 0, *, entries: int = 0) -> bytes:
-    """The index of a tree with so many entries besides the root."""
+    """Return the index of a tree that has *entries* besides the root."""
     digests = b"".join(struct.pack("<Q32x", inode) for inode in range(entries + 1))
     return (
         struct.pack("<QQIIII", version, entries, 0, mtime, entries + 1, 32 + len(digests)) + digests
@@ -54,7 +54,7 @@ def texts(effects: Iterable[Effect]) -> list[str]:
 
 
 class Node:
-    """A machine and the clock that its events carry."""
+    """A state machine and the clock of its events."""
 
     def __init__(self, me: Member, group: Group = Group.TREE) -> None:
         self.machine = Dfsm(group)
@@ -76,19 +76,19 @@ class Node:
         return self.machine.on_message(sender, message, at=at(self.seconds))
 
     def tick(self, seconds: float) -> list[Effect]:
-        """Let time pass; return what is done at the end of it."""
+        """Let time pass; return the effects of one tick at the end."""
         self.seconds += seconds
         return without_logs(self.machine.on_tick(at(self.seconds)))
 
     def start_round(self, epoch: Epoch | None = None) -> Epoch:
-        """Let the lowest of three members begin a round."""
+        """Let the lowest of three members begin a round; return its epoch."""
         self.members(*ALL, joined=ALL)
         epoch = epoch or Epoch(5, WALL, *ONE)
         self.hears(ONE, SyncStart(WALL, epoch))
         return epoch
 
     def hear_states(self, states: dict[Member, bytes]) -> list[Effect]:
-        """Hear a STATE of everybody in the present round; return what the last one brings."""
+        """Deliver a STATE of each member in *states*; return the effects of the last."""
         effects: list[Effect] = []
         for member, payload in states.items():
             effects = self.hears(member, State(WALL, self.epoch, payload))
@@ -96,7 +96,7 @@ class Node:
 
 
 def synced_node(me: Member = TWO, *, others_behind: bool = False) -> Node:
-    """A member of three that is synced; with *others_behind* the third is not."""
+    """Return a synced member of three; with *others_behind* the third member has an older tree."""
     node = Node(me)
     node.start_round()
     last = index(4 if others_behind else 5)
@@ -106,7 +106,7 @@ def synced_node(me: Member = TWO, *, others_behind: bool = False) -> Node:
 
 
 def updating_node() -> Node:
-    """The third of three, which waits for updates of the first."""
+    """Return the third of three members, which waits for the updates of the first."""
     node = Node(THREE)
     node.start_round()
     node.hear_states({ONE: index(5), TWO: index(5), THREE: index(4)})
