@@ -17,9 +17,11 @@ process. Any thread may call ``wake``, ``dispatch_until``, ``stop`` and ``close`
 Ownership: a group's handle and state machine have one owner at a time, normally the group's thread.
 While that thread sleeps, a request thread that waits for its own change takes ownership, sends the
 change and dispatches until the change is delivered; that saves two thread switches per change. The
-request thread gives the ownership back when this node is no longer in sync, and leaves work that can
-take long to the group's thread. Lock order: the ownership lock comes before all other locks, the
-tree's included. A request thread takes it only if it is free.
+request thread gives the ownership back when this node is no longer in sync, and it leaves work that
+can take long to the group's thread.
+
+Lock order: the ownership lock comes before all other locks, the tree's included. A request thread
+takes it only if it is free.
 
 Contract: docs/spec/cluster.md, "State machine" and "A mutation must not block forever".
 """

@@ -1,12 +1,14 @@
-"""The tree's group: what its messages do here, and how changes of this node get into it.
+"""The tree's group: delivery of mutations to the tree, and sending of this node's proposals.
 
-``TreeContent`` applies what is delivered, ``TreeSource`` hands out what the outbox holds, and the
-two share the proposals that were sent and not delivered yet.
+``TreeContent`` applies delivered mutations. ``TreeSource`` hands out the proposals of the outbox.
+The two share ``Proposals``: those that were sent and are not delivered yet.
 
-Threads: everything here is called by the one that acts for the group. It takes the tree's lock for
-what others see, and holds it during no call of libcpg. In a cluster nothing else changes what is
-published, so it reads that without the lock: hashing a large tree holds up nobody.
-Contract: docs/spec/cluster.md, "Delivery to the tree", "A mutation must not block forever".
+Threads: only the owner of the group calls these classes. They take the tree's lock for changes that
+other threads can see, and never hold it during a call of libcpg. In a cluster, only the owner
+changes the published tree. So it reads that without the lock, and no thread waits while it hashes a
+large tree.
+
+Contract: docs/spec/cluster.md, "Delivery to the tree" and "A mutation must not block forever".
 """
 
 import logging
@@ -42,34 +44,34 @@ _log = logging.getLogger("pmxcfs.dcdb")
 
 
 class Quorum(Protocol):
-    """Whether this node sees a majority."""
+    """The source of this node's quorum state."""
 
     def refresh(self) -> bool:
-        """Look at what waits to be told, and tell."""
+        """Dispatch pending events and return whether this node has quorum."""
 
 
 class Proposals:
-    """What this node sent and has not seen delivered, by serial."""
+    """The proposals that were sent and are not delivered to this node yet, by message number."""
 
     def __init__(self) -> None:
         self._sent: dict[int, Proposal] = {}
 
     def add(self, serial: int, proposal: Proposal) -> None:
-        """*proposal* was sent as the message *serial*, or a part of it was."""
+        """Note that a message of *proposal* was sent with the number *serial*."""
         self._sent[serial] = proposal
 
     def pop(self, serial: int) -> Proposal | None:
-        """Return whose message *serial* is; it was delivered."""
+        """Remove and return the proposal of the delivered message *serial*, or None."""
         return self._sent.pop(serial, None)
 
     def take_all(self) -> list[Proposal]:
-        """Return all, which will not be delivered, as far as anybody knows."""
+        """Remove and return all proposals: the group was left, so their delivery is unknown."""
         sent, self._sent = self._sent, {}
         return list(dict.fromkeys(sent.values()))
 
 
 class TreeSource:
-    """What the outbox holds, as ``cluster.Source``."""
+    """The ``Source`` of the tree's group: the proposals of the outbox."""
 
     def __init__(
         self, outbox: Outbox, proposals: Proposals, *, lock: AbstractContextManager[object]
@@ -80,24 +82,24 @@ class TreeSource:
         self._current: Proposal | None = None
 
     def take(self, *, now: float) -> Body | None:
-        """Return the next message's body."""
+        """Return the next body to send, or None. *now* is monotonic."""
         self._current = self._outbox.next(now=now)
         return self._current.unsent[0] if self._current else None
 
     def sent(self, serial: int) -> None:
-        """It is on its way."""
+        """Note that the body was sent with the number *serial*."""
         proposal = self._taken()
         self._proposals.add(serial, proposal)
         self._outbox.sent(proposal)
 
     def not_sent(self) -> None:
-        """It is still the next, unless who waited for it has gone meanwhile."""
+        """Keep the proposal as the next one, or finish it with Busy if it was withdrawn."""
         proposal = self._taken()
         if not self._outbox.not_sent(proposal):
-            self._finish(proposal, Busy("corosync takes no messages, nothing was changed"))
+            self._finish(proposal, Busy("corosync accepts no messages, nothing was changed"))
 
     def refused(self, error: PmxcfsError) -> None:
-        """Nothing more of it will be sent."""
+        """Finish the proposal with *error*, or with Failed if a part of it was sent."""
         proposal = self._taken()
         self._outbox.drop(proposal)
         if proposal.is_partly_sent:
@@ -111,12 +113,12 @@ class TreeSource:
 
     def _taken(self) -> Proposal:
         proposal, self._current = self._current, None
-        assert proposal is not None, "what is sent was taken before"
+        assert proposal is not None, "the proposal was returned by take"
         return proposal
 
 
-class _Arrival(NamedTuple):
-    """A mutation to apply, and who waits for it, if that was this node."""
+class _Delivery(NamedTuple):
+    """The ticket of a mutation to apply, and the proposal, if this node sent it."""
 
     ticket: Ticket
     proposal: Proposal | None
@@ -128,13 +130,13 @@ def _ticket_of(sender: Member, message: Normal, proposal: Proposal | None) -> Ti
         message.body,
         writer=sender.nodeid,
         mtime=message.time,
-        # Who gave up waiting was told nothing of it, and so was the kernel.
+        # A caller that gave up waiting got an error, so the kernel does not know of the change.
         foreign=proposal is None or proposal.ticket.is_done,
     )
 
 
 class TreeContent:
-    """The tree as ``cluster.Replicated``."""
+    """The ``Replicated`` content of the tree's group."""
 
     def __init__(
         self,
@@ -158,95 +160,97 @@ class TreeContent:
         self._members: Sequence[Member] = ()
 
     def state(self) -> bytes:
-        """Return the tree's index."""
+        """Return the tree's index, the payload of a STATE message."""
         return self._replica.state()
 
     def checksum(self) -> bytes:
-        """Return the state checksum."""
+        """Return the state checksum (32 bytes)."""
         return self._replica.checksum()
 
     def updates(self, effect: SendUpdates) -> list[Record]:
-        """Return every entry that another member lacks or has otherwise, the root included."""
+        """Return the record of every entry that is missing or different on another member."""
         return self._replica.records_for(records_needed(effect.state, effect.states.values()))
 
     def commit(self, effect: Commit) -> None:
-        """Become the leader's tree."""
+        """Adopt the leader's tree. Takes the tree's lock; raises PmxcfsError, unchanged then."""
         now = int(time.time())
         self._replica.adopt(effect.state, effect.records, now=now, lock=self._lock)
 
     def on_members(self, members: Sequence[Member], *, me: Member) -> None:
-        """Other members are there now."""
+        """Note the group's *members*, and this node's own entry *me*."""
         self._me, self._members = me, members
-        if members:  # the quorum must be known before the first change, or we have to leave
+        if members:  # without quorum at the first change, this node would have to leave
             self._quorum.refresh()
 
     def on_synced(self) -> None:
-        """The members have the same tree now, or are about to get it."""
+        """Report that the members have the same tree, or will have it after their UPDATEs."""
         with self._lock:
             self.on_common(self._members)
 
     def on_left(self) -> None:
-        """Whoever waits for what was sent is told that nobody knows what comes of it."""
-        error = Failed("the group was left before it was delivered: its outcome is unknown")
+        """Finish all sent proposals with Failed: their outcome is unknown."""
+        error = Failed("the group was left before the change was delivered: its outcome is unknown")
         lost = self._proposals.take_all()
         with self._lock:
             for proposal in lost:
                 self._outbox.drop(proposal)
                 if not proposal.ticket.is_done:
-                    _log.warning("a change was sent, and is not known to be delivered")
+                    _log.warning(
+                        "a change was sent but is not known to be delivered: the group was left"
+                    )
                     proposal.ticket.finish(error)
 
     def deliver(self, changes: Sequence[Deliver]) -> bool:
-        """Apply mutations, as many as come together in one transaction."""
+        """Apply *changes* in as few transactions as possible; return False without quorum."""
         if not self._quorum.refresh():
             return False
         with self._lock:
-            arriving: list[_Arrival] = []
+            deliveries: list[_Delivery] = []
             for sender, message in changes:
                 proposal = self._proposals.pop(message.serial) if sender == self._me else None
                 if isinstance(message.body, UnlockRequest):
-                    self._deliver(arriving)
-                    arriving = []
+                    self._deliver(deliveries)
+                    deliveries = []
                     self._on_unlock_request(message.body, proposal)
                 else:
-                    arriving.append(_Arrival(_ticket_of(sender, message, proposal), proposal))
-            self._deliver(arriving)
+                    deliveries.append(_Delivery(_ticket_of(sender, message, proposal), proposal))
+            self._deliver(deliveries)
         return True
 
-    def _deliver(self, arriving: Sequence[_Arrival]) -> None:
-        if not arriving:
+    def _deliver(self, deliveries: Sequence[_Delivery]) -> None:
+        if not deliveries:
             return
-        self._replica.deliver([ticket for ticket, _ in arriving])
-        for ticket, proposal in arriving:
+        self._replica.deliver([ticket for ticket, _ in deliveries])
+        for ticket, proposal in deliveries:
             if proposal is not None:
                 proposal.arrived(ticket.change, ticket.error)
 
     def _on_unlock_request(self, request: UnlockRequest, proposal: Proposal | None) -> None:
-        """Remove an expired lock, as the member that decides it by its own clock."""
+        """Send an UNLOCK if this is the lowest member and the lock has expired by its clock."""
         if proposal is not None:
             proposal.arrived(None, None)
         is_lowest = self._me == min(self._members, default=None)
         if is_lowest and self._lock_has_expired(request.path, request.checksum):
             unlock = Unlock(request.path, request.checksum)
-            with suppress(NoQuorum):  # then whoever wants the lock asks again
+            with suppress(NoQuorum):  # the node that wants the lock requests it again
                 self._outbox.put(Proposal(Ticket(unlock), [unlock]))
 
 
 class Replicated(Content, Protocol):
-    """A content of which one member's copy wins."""
+    """A group's content of which the leader's copy replaces the other members' copies."""
 
     def updates(self, effect: SendUpdates) -> Sequence[Record]:
-        """Return the records that the other members need."""
+        """Return the records that the other members need to get the leader's copy."""
 
     def commit(self, effect: Commit) -> None:
-        """Become what the leader has. Raises PmxcfsError; nothing has changed then."""
+        """Adopt the leader's copy. Raises PmxcfsError and changes nothing then."""
 
     def checksum(self) -> bytes:
-        """Return the checksum that verifications compare (32 bytes)."""
+        """Return the checksum (32 bytes) that a verification compares."""
 
 
 class TreeGroup(GroupThread):
-    """This node in the group of the tree."""
+    """This node's membership in the tree's group."""
 
     def __init__(
         self,
@@ -274,7 +278,7 @@ class TreeGroup(GroupThread):
         try:
             self._tree.commit(effect)
         except PmxcfsError as error:
-            self._log.error("the tree of member %s was not taken: %s", effect.leader, error)
+            self._log.error("the tree of member %s could not be adopted: %s", effect.leader, error)
             self._carry_out(self.dfsm.on_committed(ok=False))
         else:
             self._carry_out(self.dfsm.on_committed(ok=True))

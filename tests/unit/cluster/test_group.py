@@ -376,7 +376,7 @@ def test_as_follower_it_takes_the_leader_s_tree(node: Node) -> None:
     node.until_synced(2)
 
 
-@pytest.mark.expect_log("was not taken: the disk is full")
+@pytest.mark.expect_log("could not be adopted: the disk is full")
 @pytest.mark.expect_log("leaving the group")
 def test_a_tree_that_can_t_be_taken_is_asked_for_again(node: Node) -> None:
     node.start()
