@@ -1,16 +1,16 @@
-/* A client of libqb's, written against its header alone: what Proxmox VE's tools do, and worse.
+/* A test client of a libqb service: requests as Proxmox VE's tools send them, and invalid ones.
  *
  * client NAME ask ID HEX [MORE]   one request; prints the error and the answer's content in hex.
- *                                 Its header claims MORE bytes than there are
- * client NAME time COUNT ID HEX   COUNT times the same; prints median and 99th percentile in ns
- * client NAME flood COUNT         COUNT requests of all kinds that read; prints how many failed
- * client NAME garbage SEED        endless requests whose headers and contents are random
- * client NAME unread ID           endless requests whose answers nobody takes
- * client NAME half                a request whose header claims more than there is, then nothing
- * client NAME hold COUNT          COUNT connections with small buffers; prints how many there are
- * client NAME mute                several requests, but tells the server of one only
- * client NAME noisy               tells of messages that it does not send
- * client NAME silent              connects the socket and never says who it is
+ *                                 The request's header claims MORE bytes than are sent
+ * client NAME time COUNT ID HEX   the request COUNT times; prints median and 99th percentile in ns
+ * client NAME flood COUNT         COUNT requests that read, of all kinds; prints the failures
+ * client NAME garbage SEED        endless requests with random headers and contents
+ * client NAME unread ID           endless requests, without reading the answers
+ * client NAME half                a request whose header claims more than is sent; then waits
+ * client NAME hold COUNT          COUNT connections with small buffers; prints how many succeed
+ * client NAME mute                several requests, but only one announcement to the server
+ * client NAME noisy               announcements of messages, without sending any
+ * client NAME silent              connects the socket and never authenticates
  */
 #include <errno.h>
 #include <stddef.h>
@@ -26,11 +26,11 @@
 
 #include <qb/qbipcc.h>
 
-#define BUFFER (1024 * 1024) /* as PVE::IPCC has */
-#define PATIENCE 10000       /* ms */
+#define BUFFER (1024 * 1024) /* the size that PVE::IPCC uses */
+#define TIMEOUT_MS 10000
 
 static char answer[BUFFER], content[BUFFER];
-static int more; /* bytes that a request's header claims beyond what there is */
+static int more; /* bytes that a request's header claims and the request does not have */
 
 static qb_ipcc_connection_t *connect_to(const char *name)
 {
@@ -42,12 +42,12 @@ static qb_ipcc_connection_t *connect_to(const char *name)
 	return c;
 }
 
-/* Returns the length of the answer's content, or a negative errno of libqb; *error is the server's. */
+/* Returns the length of the answer's content, or libqb's negative errno; sets the server's *error. */
 static ssize_t ask(qb_ipcc_connection_t *c, int id, const char *data, size_t size, int *error)
 {
 	struct qb_ipc_request_header request = {.id = id, .size = (int)(sizeof(request) + size) + more};
 	struct iovec parts[2] = {{&request, sizeof(request)}, {(void *)data, size}};
-	ssize_t got = qb_ipcc_sendv_recv(c, parts, 2, answer, sizeof(answer), PATIENCE);
+	ssize_t got = qb_ipcc_sendv_recv(c, parts, 2, answer, sizeof(answer), TIMEOUT_MS);
 	const struct qb_ipc_response_header *response = (void *)answer;
 	if (got < 0)
 		return got;
@@ -169,7 +169,7 @@ static int unread(const char *name, int id)
 	for (;;) {
 		ssize_t sent = qb_ipcc_send(c, &request, sizeof(request));
 		if (sent < 0 && sent != -EAGAIN)
-			return 0; /* hung up on */
+			return 0; /* disconnected by the server */
 		if (sent < 0)
 			usleep(1000);
 	}
@@ -207,12 +207,12 @@ static int silent(const char *name)
 		return 3;
 	puts("ready");
 	fflush(stdout);
-	return read(fd, &byte, 1) > 0; /* until it is hung up on */
+	return read(fd, &byte, 1) > 0; /* until the server disconnects */
 }
 
 static int is_mute;
 
-/* libqb's own calls come here, too: this is how it tells the other side of a message. */
+/* Replaces libc's send(), by which libqb announces a message to the server. */
 ssize_t send(int fd, const void *data, size_t size, int flags)
 {
 	return is_mute ? (ssize_t)size : sendto(fd, data, size, flags, NULL, 0);
@@ -242,7 +242,7 @@ static int noisy(const char *name)
 	send(fd, content, 1000, 0);
 	puts("ready");
 	fflush(stdout);
-	return recv(fd, content, 1, 0) > 0; /* until it is hung up on */
+	return recv(fd, content, 1, 0) > 0; /* until the server disconnects */
 }
 
 int main(int argc, char **argv)

@@ -1,4 +1,4 @@
-"""What the tests of local clients share."""
+"""Fixtures for the tests of local clients."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from tests.clients.serving import CClient, compile_client
 
 @pytest.fixture(scope="session")
 def c_client(tmp_path_factory: pytest.TempPathFactory) -> CClient:
-    """The client in C. Everybody may run it: some tests do that as somebody else."""
+    """The compiled client in C, which every user may run: some tests run it as another user."""
     directory = tmp_path_factory.mktemp("client")
     program = compile_client(directory)
     for path in (program, *directory.parents):
@@ -22,5 +22,5 @@ def c_client(tmp_path_factory: pytest.TempPathFactory) -> CClient:
 
 @pytest.fixture
 def service(tmp_path: Path) -> str:
-    """A name that no other service on this machine has."""
+    """An IPC name that no other service on this machine uses."""
     return f"test-{hashlib.sha256(os.fsencode(tmp_path)).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""A real rrdcached for tests, and metrics for it."""
+"""A real rrdcached for tests, and values for it."""
 
 import shutil
 import signal
@@ -12,15 +12,15 @@ import pytest
 
 from pmxcfs.rrd.schema import update_of
 
-PATIENCE = 20.0  # seconds
+TIMEOUT = 20.0  # seconds
 
 
 class RrdCached:
-    """A real rrdcached."""
+    """A running rrdcached with its own socket and directory."""
 
     def __init__(self, workdir: Path) -> None:
         if not shutil.which("rrdcached"):
-            pytest.skip("rrdcached is not installed; `make test-deps` does it")
+            pytest.skip("rrdcached is not installed; `make test-deps` installs it")
         self.directory = workdir / "db"
         self.socket = workdir / "rrdcached.sock"
         self.directory.mkdir()
@@ -41,17 +41,17 @@ class RrdCached:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT)
 
     def flush(self, file: Path) -> None:
-        """Have what it holds of a file written."""
+        """Make rrdcached write the values that it holds for *file*."""
         command = ["rrdtool", "flushcached", "--daemon", f"unix:{self.socket}", str(file)]
         subprocess.run(command, check=True, capture_output=True)
 
 
 def await_true(condition: Callable[[], bool]) -> None:
-    """Wait for what another process or thread does soon."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until *condition* holds, for at most TIMEOUT; poll it."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)

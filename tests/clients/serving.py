@@ -1,4 +1,4 @@
-"""A libqb service on the state of the recordings, and the C client that asks it."""
+"""A libqb service with the state of the recordings, and the client in C."""
 
 import contextlib
 import errno
@@ -24,14 +24,13 @@ from pmxcfs.tree.guests import Guests
 from tests.places import VECTORS
 
 SOURCE = Path(__file__).parent / "client.c"
-PATIENCE = 20.0  # seconds
-NOW = 1795368130  # when the recordings were made
+NOW = 1795368130  # the time of the recordings, in seconds since 1970
 GROUP = 33  # www-data's gid
 NAMES = (b"node1", b"node2", b"node3")
 
 
 class Recorded(NamedTuple):
-    """A recorded request."""
+    """A recorded request and its answer."""
 
     note: str
     id: int
@@ -41,7 +40,7 @@ class Recorded(NamedTuple):
 
 
 def recordings() -> list[Recorded]:
-    """Return the recorded requests, in order."""
+    """Return the recorded requests, in the order of recording."""
     lines = map(json.loads, (VECTORS / "ipc.jsonl").read_text().splitlines())
     return [
         Recorded(
@@ -56,7 +55,7 @@ def recordings() -> list[Recorded]:
 
 
 def recorded_requests(workdir: Path, *, publish: list[Any] | None = None) -> Requests:
-    """Return what answers as node2 did when the requests were recorded."""
+    """Return Requests with the state that node2 had when the requests were recorded."""
     tree, guests = Tree(), Guests()
     database = workdir / "config.db"
     database.write_bytes((VECTORS / "config_node1.db").read_bytes())
@@ -100,7 +99,7 @@ def _fill(status: Status) -> None:
 
 @contextlib.contextmanager
 def served(requests: Requests, workdir: Path, *, name: str) -> Iterator[IpcServer]:
-    """Answer local clients by *requests*."""
+    """Run an IpcServer that answers with *requests*."""
     server = IpcServer(name, requests, gid=GROUP, flag=workdir / "flag")
     server.start()
     try:
@@ -111,7 +110,7 @@ def served(requests: Requests, workdir: Path, *, name: str) -> Iterator[IpcServe
 
 @dataclass
 class CClient:
-    """The client in C, compiled."""
+    """The compiled client in C."""
 
     program: Path
 
@@ -124,10 +123,10 @@ class CClient:
         more: int = 0,
         identity: Sequence[str] = (),
     ) -> tuple[int, bytes]:
-        """Return the error, 0 or negative, and the content of the answer.
+        """Send a request; return the answer's error, 0 or negative, and content.
 
-        The request's header claims *more* bytes than there are.
-        *identity* is how to run it as somebody else. Raises PermissionError if it is refused.
+        The request's header claims *more* bytes than are sent. *identity* is a command that runs
+        the client as another user. Raises OSError if the connection is refused.
         """
         result = self.run(name, "ask", str(number), payload.hex(), str(more), identity=identity)
         first, _, rest = result.partition(" ")
@@ -136,7 +135,7 @@ class CClient:
         return int(first), bytes.fromhex(rest)
 
     def run(self, name: str, *arguments: str, identity: Sequence[str] = ()) -> str:
-        """Return what it prints."""
+        """Run the client to its end; return its output."""
         command = [*identity, str(self.program), name, *arguments]
         return subprocess.run(
             command, stdout=subprocess.PIPE, text=True, timeout=600, check=False
@@ -145,7 +144,7 @@ class CClient:
     def start(
         self, name: str, *arguments: str, ready: bool = True, identity: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
-        """Start it; wait until it says that it is ready, or has ended."""
+        """Start the client; with *ready*, wait for its first line or its end."""
         command = [*identity, str(self.program), name, *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         if ready:
@@ -155,7 +154,7 @@ class CClient:
 
 
 def compile_client(directory: Path, source: Path = SOURCE) -> Path:
-    """Compile a program against libqb's headers; return where it is."""
+    """Compile a program with libqb; return the path of the executable."""
     program = directory / source.stem
     query = ["pkg-config", "--cflags", "--libs", "libqb"]
     flags = subprocess.run(query, check=True, capture_output=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""Who may connect, and what readers may not do: real clients under other identities."""
+"""Access rules: which users may connect, and which requests they may send; with real clients."""
 
 import errno
 import time
@@ -83,24 +83,27 @@ def test_others_are_refused_and_logged(
         with pytest.raises(PermissionError):
             c_client.ask(service, 2, identity=stranger)
         assert c_client.ask(service, 2)[0] == 0
-        assert server.connections in (0, 1)  # the last one's end may not be noticed yet
+        assert server.connections in (
+            0,
+            1,
+        )  # the server may not have noticed the end of the last client
 
 
-def test_readers_leave_connections_for_root(
+def test_connections_are_reserved_for_root(
     c_client: CClient, requests: Requests, service: str, tmp_path: Path
 ) -> None:
     with served(requests, tmp_path, name=service) as server:
         readers = identity(GROUP, GROUP)
-        crowd = c_client.start(service, "hold", "1000", ready=False, identity=readers)
-        assert crowd.stdout is not None
-        held = int(crowd.stdout.readline())
+        holder = c_client.start(service, "hold", "1000", ready=False, identity=readers)
+        assert holder.stdout is not None
+        held = int(holder.stdout.readline())
         assert held > 100
         assert c_client.ask(service, 2)[0] == 0
         with pytest.raises(OSError, match="EMFILE"):
             c_client.ask(service, 2, identity=readers)
         assert server.connections >= held
-        crowd.kill()
-        crowd.communicate()
+        holder.kill()
+        holder.communicate()
 
 
 def test_refusals_do_not_fill_the_log(
@@ -119,7 +122,7 @@ def test_refusals_do_not_fill_the_log(
     ]
 
 
-def test_the_gate_knows_who_may_write() -> None:
+def test_the_gate_grants_write_access_to_root_alone() -> None:
     gate = Gate(gid=GROUP)
     assert gate.admit(0, 0, 7) == Caller(7, may_write=True)
     assert gate.admit(0, GROUP, 7) == Caller(7, may_write=False)

@@ -1,4 +1,4 @@
-"""A daemon and its local clients: what they see, load, riots, rrdcached's moods, commands."""
+"""A daemon and its local clients: answers, load, misbehaving clients, rrdcached, commands."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from tests.harness import Daemon, ipc_name, mounted
 
 pytestmark = pytest.mark.needs_fuse
 
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 STOP_DEADLINE = 3.0
-CROWD = 50  # clients at once
-CLOSED_BEFORE_TRIM = 64  # connections, after which the daemon gives memory back
-TIMES_ALONE = 5  # what the users' p99 may grow to beside clients
+BAD_CLIENTS = 50  # misbehaving clients at once
+CLOSED_BEFORE_TRIM = 64  # connections, after which the daemon returns memory to the system
+TIMES_ALONE = 5  # limit for the p99 of users beside clients, as a multiple of their p99 alone
 
 
 @contextmanager
@@ -37,17 +37,17 @@ def daemon_and_client(workdir: Path, *flags: str | Path) -> Iterator[tuple[Daemo
 
 
 def await_true(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does soon."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until *condition* holds, for at most TIMEOUT; poll it."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-# What clients see
+# Answers
 
 
-def test_clients_see_what_the_mount_has(tmp_path: Path) -> None:
+def test_clients_get_the_content_of_the_mount(tmp_path: Path) -> None:
     with daemon_and_client(tmp_path) as (daemon, client):
         home = daemon.path / "nodes" / "node1" / "qemu-server"
         home.mkdir(parents=True)
@@ -126,26 +126,28 @@ def test_the_cluster_log_is_json_whatever_is_logged(
         assert json.loads(log)["data"] == [entry]
 
 
-# Ends
+# Stops and starts
 
 
 def test_a_stop_does_not_wait_for_clients(tmp_path: Path, c_client: CClient) -> None:
     with mounted(tmp_path) as daemon:
-        rioters = [
+        clients = [
             c_client.start(ipc_name(tmp_path), *what)
             for what in (("half",), ("garbage", "1"), ("silent",))
         ]
         daemon.stop(grace=STOP_DEADLINE)
         assert (daemon.run / "cfs-restart-flag").exists()
-        for rioter in rioters:
-            rioter.kill()
-            rioter.communicate()
+        for client in clients:
+            client.kill()
+            client.communicate()
     assert not rings_of(daemon.process.pid)
     with mounted(tmp_path) as daemon:
         assert not (daemon.run / "cfs-restart-flag").exists()
 
 
-def test_a_start_removes_what_a_killed_daemon_left(tmp_path: Path, c_client: CClient) -> None:
+def test_a_start_removes_the_shared_memory_of_a_killed_daemon(
+    tmp_path: Path, c_client: CClient
+) -> None:
     with mounted(tmp_path) as daemon:
         held = c_client.start(ipc_name(tmp_path), "half")
         daemon.kill()
@@ -156,14 +158,14 @@ def test_a_start_removes_what_a_killed_daemon_left(tmp_path: Path, c_client: CCl
     held.communicate()
 
 
-def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_a_name_in_use_is_reported(tmp_path: Path) -> None:
     with mounted(tmp_path / "first"):
         command = [sys.executable, "-m", "pmxcfs", "-f", "-l", "--nodename", "node1"]
         command += ["--ipc-name", ipc_name(tmp_path / "first")]
         command += ["--mountpoint", str(tmp_path / "pve"), "--statedir", str(tmp_path / "state")]
         command += ["--rundir", str(tmp_path / "run")]
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False
+            command, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
     assert result.returncode == 1
     assert "choose another name with --ipc-name" in result.stderr
@@ -212,50 +214,56 @@ def set_metric(client: CClient, name: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.long)])
-def test_a_riot_leaves_nothing_and_delays_nobody(
+def test_misbehaving_clients_leak_nothing_and_delay_no_client(
     rounds: int, tmp_path: Path, c_client: CClient, report: Callable[[object], None]
 ) -> None:
     name, slowest = ipc_name(tmp_path), 0.0
     with daemon_and_client(tmp_path) as (daemon, client):
-        disperse(gather(c_client, name, count=CROWD, seed=-1))  # what is allocated once, is now
+        # The first round makes the allocations that a process makes once.
+        stop_all(start_bad_clients(c_client, name, count=BAD_CLIENTS, seed=-1))
         before = settled(daemon, name)
         for number in range(rounds):
-            crowd = gather(c_client, name, count=CROWD, seed=number * CROWD)
+            seed = number * BAD_CLIENTS
+            bad = start_bad_clients(c_client, name, count=BAD_CLIENTS, seed=seed)
             for _ in range(100):
                 asked, starvation = time.monotonic(), daemon.starvation()
                 client.members()
                 slowest = max(slowest, time.monotonic() - asked - starvation.seconds())
-            disperse(crowd)
+            stop_all(bad)
         after = settled(daemon, name)
-    report(f"{rounds} x {CROWD} rioters: {before} -> {after}; slowest {slowest * 1000:.0f} ms")
+    report(
+        f"{rounds} x {BAD_CLIENTS} clients: {before} -> {after}; slowest {slowest * 1000:.0f} ms"
+    )
     assert after["descriptors"] <= before["descriptors"]
     assert after["kilobytes"] < before["kilobytes"] + 8192
     assert slowest < 1.0
 
 
 def settled(daemon: Daemon, name: str) -> dict[str, int]:
-    """Return what a daemon has when all clients but one are gone, and memory was given back."""
+    """Return the daemon's usage after all clients but one are gone and memory was returned."""
     for _ in range(2 * CLOSED_BEFORE_TRIM):
         Client(name).close()
     await_true(lambda: len(rings_of(daemon.process.pid)) == 1)
     return usage(daemon.process.pid)
 
 
-def gather(client: CClient, name: str, *, count: int, seed: int) -> list[subprocess.Popen[str]]:
-    """Start clients of all bad kinds."""
+def start_bad_clients(
+    client: CClient, name: str, *, count: int, seed: int
+) -> list[subprocess.Popen[str]]:
+    """Start *count* clients of all misbehaving kinds."""
     kinds = (("half",), ("garbage", str(seed)), ("silent",), ("unread", "1"), ("half",))
     return [client.start(name, *kinds[n % len(kinds)]) for n in range(count)]
 
 
-def disperse(crowd: list[subprocess.Popen[str]]) -> None:
-    for process in crowd:
+def stop_all(clients: list[subprocess.Popen[str]]) -> None:
+    for process in clients:
         process.send_signal(signal.SIGKILL)
-    for process in crowd:
+    for process in clients:
         process.communicate()
 
 
 def usage(pid: int) -> dict[str, int]:
-    """Return what a process has of what can leak."""
+    """Return the numbers of a process's resources that can leak."""
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
     return {
@@ -271,7 +279,7 @@ MOODS = ("running", "stopped", "hung", "missing", "full")
 
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(8.0, marks=pytest.mark.long)])
-def test_nobody_waits_for_rrdcached(
+def test_no_client_waits_for_rrdcached(
     seconds: float, tmp_path: Path, c_client: CClient, report: Callable[[object], None]
 ) -> None:
     results = {}
@@ -283,7 +291,7 @@ def test_nobody_waits_for_rrdcached(
     ]
     report("p99 with rrdcached " + "; ".join(lines))
     for times in results.values():
-        assert max(times) < 1e6 * rrd.TIMEOUT / 2  # nothing waits for its timeout
+        assert max(times) < 1e6 * rrd.TIMEOUT / 2  # no request waits for rrdcached's timeout
     if seconds > 1:
         for mood in MOODS[1:]:
             for got, first in zip(results[mood], results["running"], strict=True):
@@ -309,7 +317,7 @@ def measure(workdir: Path, mood: str, c_client: CClient, *, seconds: float) -> t
     try:
         with mounted(workdir, *flags, expect_log=expected) as daemon:
             name = ipc_name(workdir)
-            set_metrics(name, seconds=0.5)  # so that the files are there
+            set_metrics(name, seconds=0.5)  # creates the files
             with users(daemon.path, count=2, seconds=seconds) as traffic:
                 client_times = set_metrics(name, seconds=seconds)
                 user_times = traffic.times()
@@ -323,7 +331,7 @@ def measure(workdir: Path, mood: str, c_client: CClient, *, seconds: float) -> t
 
 
 def set_metrics(name: str, *, seconds: float) -> list[float]:
-    """Set metrics of guests and read them for so long; return how long each request took, in us."""
+    """Set and read metrics of guests for *seconds*; return the time of each request in us."""
     times, end, vmid = [], time.monotonic() + seconds, 100
     value = metric("pve2.3-vm/100") + b"\0"
     with Client(name) as client:
@@ -333,7 +341,7 @@ def set_metrics(name: str, *, seconds: float) -> list[float]:
             client.set_key(f"rrd/pve2.3-vm/{vmid}", value)
             client.members()
             times.append((time.perf_counter_ns() - start) / 1000)
-            time.sleep(0.001)  # some hundred metrics a second: a cluster of 5,000 guests
+            time.sleep(0.001)  # some hundred metrics a second, as in a cluster of 5,000 guests
     return times
 
 
@@ -342,7 +350,7 @@ def set_metrics(name: str, *, seconds: float) -> list[float]:
 
 def command(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "pmxcfs", *arguments, "--ipc-name", ipc_name(workdir)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
 def output(workdir: Path, *arguments: str) -> str:
@@ -377,7 +385,7 @@ def test_the_questions(tmp_path: Path) -> None:
         assert output(tmp_path, "ipc", "rrd") == ""
 
 
-def test_the_log_and_its_question(tmp_path: Path) -> None:
+def test_writing_and_reading_the_cluster_log(tmp_path: Path) -> None:
     with mounted(tmp_path):
         output(tmp_path, "ipc", "log", "hello", "--priority", "err", "--user", "me@pve")
         lines = output(tmp_path, "ipc", "clusterlog").splitlines()

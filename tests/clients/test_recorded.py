@@ -1,4 +1,4 @@
-"""Every recorded request, through a real client, on the same state."""
+"""Recorded requests of the existing implementation, sent by real clients to the same state."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def ask_python(name: str, recorded: Recorded) -> tuple[int, bytes]:
 
 
 def mended(raw: bytes) -> bytes:
-    """Return what the original's log should have been: it leaves lone backslashes as they are."""
+    """Return the recorded log as valid JSON: the original does not escape backslashes."""
     return re.sub(rb'"msg": "(.*)"\}', lambda m: b'"msg": "%s"}' % _json(m[1]), raw)
 
 
@@ -35,7 +35,7 @@ def _json(raw: bytes) -> bytes:
 
 
 def meaning(value: Any) -> Any:
-    """Return JSON with every counter and time of ``.version`` and its like replaced by its type."""
+    """Return a status file's JSON with each counter and time replaced by its type."""
     if not isinstance(value, dict):
         return value
     return {
@@ -55,7 +55,7 @@ def as_status(raw: bytes) -> Any:
 
 
 def as_log(raw: bytes) -> Any:
-    """Return the entries, without the pid of who asked, and the number of the entry it made."""
+    """Return the log entries; those of the test client without pid and uid, which differ."""
     entries = json.loads(mended(raw))["data"]
     return [
         {key: value for key, value in entry.items() if _is_meant(entry, key)} for entry in entries

@@ -1,4 +1,4 @@
-"""Round-robin databases: their files, and an rrdcached that answers, is gone, hangs or fails."""
+"""The recorder of metrics: its files, and an rrdcached that answers, is absent, hangs or fails."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from pmxcfs.rrd.writer import Recorder, make_file
 from tests.clients.rrdcached import RrdCached, await_true, metric
 from tests.conftest import ExpectLog
 
-PATIENCE = 20.0  # seconds
+TIMEOUT = 20.0  # seconds
 NEVER = "/nonexistent/rrdcached.sock"
 ARCHIVES = [(steps, rows) for steps, rows in ((1, 1440), (30, 1440), (360, 1440), (10080, 570))]
 
@@ -29,7 +29,7 @@ def recording(directory: Path, cached: Path | str = NEVER) -> Iterator[Recorder]
     try:
         yield recorder
     finally:
-        recorder.close(PATIENCE)
+        recorder.close(TIMEOUT)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def await_empty(recorder: Recorder) -> None:
 
 
 def info(file: Path) -> dict[str, str]:
-    """Return what ``rrdtool info`` says."""
+    """Return the output of ``rrdtool info``."""
     text = subprocess.run(
         ["rrdtool", "info", file], check=True, capture_output=True, text=True
     ).stdout
@@ -108,19 +108,19 @@ def test_a_file_begins_at_midnight(tmp_path: Path) -> None:
     assert info(tmp_path / "db" / "x" / "s")["last_update"] == str(1795368130 // 86400 * 86400)
 
 
-def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     name = "pve2-storage/node2/local"
     with recording(tmp_path) as recorder:
         recorder.record(name, metric(name, age=20))
         await_empty(recorder)
         inode = (tmp_path / "pve-storage-9.0/node2/local").stat().st_ino
         recorder.record(name, metric(name, age=10))
-        recorder.record(name, metric(name, age=10))  # again, which is no reason for a warning
+        recorder.record(name, metric(name, age=10))  # a second time, which must cause no warning
         await_empty(recorder)
     assert (tmp_path / "pve-storage-9.0/node2/local").stat().st_ino == inode
 
 
-def test_a_metric_that_is_none_is_logged_and_the_next_written(
+def test_an_invalid_metric_is_logged_and_the_next_is_written(
     tmp_path: Path, expect_log: ExpectLog
 ) -> None:
     expect_log("metric pve2-node/bad has no time")
@@ -140,7 +140,7 @@ def test_rrdcached_gets_the_values(cached: RrdCached) -> None:
         recorder.record(name, metric(name))
         await_empty(recorder)
         file = cached.directory / "pve-node-9.0/node2"
-        assert last_values(file)[0] == "U"  # it only holds them yet
+        assert last_values(file)[0] == "U"  # rrdcached holds the values and has not written them
         cached.flush(file)
         assert last_values(file)[0] == "0.5"
 
@@ -186,10 +186,10 @@ def test_the_backlog_of_a_hung_rrdcached_arrives(
     for name in names:
         file = cached.directory / "pve-vm-9.0" / name.partition("/")[2]
         cached.flush(file)
-        assert int(info(file)["last_update"]) > newest - PATIENCE
+        assert int(info(file)["last_update"]) > newest - TIMEOUT
 
 
-def test_the_queue_is_bounded_and_the_newest_stay(
+def test_the_queue_is_bounded_and_keeps_the_newest(
     cached: RrdCached, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
     expect_log("does not answer")
@@ -236,10 +236,10 @@ def test_a_stop_does_not_wait_for_a_hung_rrdcached(
     recorder.close(0.3)
     assert time.monotonic() - start < rrd.TIMEOUT
     expect_log("does not answer")
-    recorder.close(PATIENCE)
+    recorder.close(TIMEOUT)
 
 
-def test_a_full_disk_is_told_once_and_metrics_flow_again(
+def test_a_full_disk_is_logged_once_and_writing_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
     monkeypatch.setattr(rrd, "CREATE_AGAIN_AFTER", 0.0)
@@ -265,7 +265,7 @@ def test_a_full_disk_is_told_once_and_metrics_flow_again(
         subprocess.run(["umount", full], check=True)
 
 
-def test_a_metric_that_is_none_says_nothing_of_the_disk(
+def test_an_invalid_metric_is_no_failure_of_the_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
 ) -> None:
     expect_log("writing metrics: pve2-node/n: ")
@@ -280,7 +280,7 @@ def test_a_metric_that_is_none_says_nothing_of_the_disk(
     assert len(caplog.records) == 2
 
 
-def test_a_failure_to_make_a_file_is_not_repeated_at_once(
+def test_making_a_file_is_not_retried_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
     expect_log("writing metrics: pve2-node/n0: no room")
@@ -299,7 +299,7 @@ def test_a_failure_to_make_a_file_is_not_repeated_at_once(
     assert attempts == [tmp_path / "pve-node-9.0" / "n0"]
 
 
-def test_a_directory_that_can_not_be_made_is_told(tmp_path: Path, expect_log: ExpectLog) -> None:
+def test_a_directory_that_can_not_be_made_is_logged(tmp_path: Path, expect_log: ExpectLog) -> None:
     expect_log(f"writing metrics: .*{os.strerror(errno.EEXIST)}")
     (tmp_path / "file").touch()
     with recording(tmp_path / "file") as recorder:

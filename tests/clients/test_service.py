@@ -1,4 +1,4 @@
-"""The libqb server itself: sizes, ends, what is left behind, and clients that misbehave."""
+"""The libqb server: message sizes, errors, stopping, leftovers, and misbehaving clients."""
 
 import errno
 import os
@@ -21,13 +21,13 @@ from pmxcfs.ipc.server import SHARED_MEMORY, IpcServer, remove_leftovers
 from tests.clients.serving import GROUP, CClient, recorded_requests, served
 
 BUFFER = 1 << 20
-STOP_DEADLINE = 3.0  # seconds, of the contract; milliseconds on an idle machine
-PATIENCE = 30.0
+STOP_DEADLINE = 3.0  # seconds that the contract allows; milliseconds on an idle machine
+TIMEOUT = 30.0
 
 
 @contextmanager
 def serving(name: str, answer: Callable[[Any, int, bytes], bytes | int]) -> Iterator[Server]:
-    """Run a server that admits everybody."""
+    """Run a server that admits every client."""
     server = Server(name, admit=lambda *who: who, answer=answer)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -48,8 +48,8 @@ def rings_of(pid: int) -> list[str]:
 
 
 def await_true(condition: Callable[[], bool]) -> None:
-    """Wait for what another process or thread does soon."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until *condition* holds, for at most TIMEOUT; poll it."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -66,7 +66,7 @@ def test_contents_of_all_sizes_pass(size: int, service: str) -> None:
             assert client.ask(1, payload) == payload
 
 
-def test_an_answer_that_does_not_fit_is_refused_and_others_go_on(service: str) -> None:
+def test_an_answer_that_does_not_fit_is_refused_and_others_are_sent(service: str) -> None:
     with serving(service, lambda _c, number, _p: bytes(number)), Client(service) as client:
         most = BUFFER - RESPONSE_HEADER
         assert len(client.ask(most, b"")) == most
@@ -77,14 +77,14 @@ def test_an_answer_that_does_not_fit_is_refused_and_others_go_on(service: str) -
         assert client.ask(3, b"") == bytes(3)
 
 
-def test_our_client_does_not_send_what_does_not_fit(service: str) -> None:
+def test_the_client_does_not_send_a_request_that_does_not_fit(service: str) -> None:
     with serving(service, echo), Client(service) as client:
         with pytest.raises(IpcError) as refused:
             client.ask(1, bytes(BUFFER - REQUEST_HEADER + 1))
         assert refused.value.errno == errno.EFBIG
 
 
-def test_a_buffer_beyond_reason_is_refused(service: str) -> None:
+def test_a_too_large_buffer_is_refused(service: str) -> None:
     with serving(service, echo):
         with Client(service, buffer_size=4 * BUFFER) as client:
             assert client.ask(1, b"x") == b"x"
@@ -104,7 +104,7 @@ def test_errnos_reach_the_client(service: str) -> None:
             assert refused.value.errno == code
 
 
-def test_an_exception_leaves_run_and_nobody_is_disconnected(service: str) -> None:
+def test_run_raises_an_exception_and_clients_stay_connected(service: str) -> None:
     def divide(_caller: object, number: int, _payload: bytes) -> bytes:
         return bytes(10 // number)
 
@@ -131,7 +131,7 @@ def test_an_exception_leaves_run_and_nobody_is_disconnected(service: str) -> Non
     assert [str(error) for error in raised] == ["integer division or modulo by zero"]
 
 
-def test_an_exception_while_admitting_refuses(service: str) -> None:
+def test_an_exception_of_admit_refuses_the_client(service: str) -> None:
     def admit(*_who: int) -> object:
         raise LookupError("who")
 
@@ -154,7 +154,7 @@ def test_an_exception_while_admitting_refuses(service: str) -> None:
     assert raised == ["who"]
 
 
-def test_a_name_is_had_once(service: str, tmp_path: Path) -> None:
+def test_a_name_in_use_is_refused(service: str, tmp_path: Path) -> None:
     with serving(service, echo):
         with pytest.raises(IpcError):
             Server(service, admit=lambda *who: who, answer=echo)
@@ -167,7 +167,7 @@ def test_a_name_is_had_once(service: str, tmp_path: Path) -> None:
     assert refused.value.errno == errno.ECONNREFUSED
 
 
-# Ends
+# Stopping
 
 
 def test_a_stop_is_quick_and_complete(service: str) -> None:
@@ -202,7 +202,7 @@ def test_close_and_stop_can_be_repeated(service: str) -> None:
         Client(service)
 
 
-def test_a_closed_client_says_so(service: str) -> None:
+def test_a_closed_client_raises_value_error(service: str) -> None:
     with serving(service, echo):
         client = Client(service)
         client.close()
@@ -211,11 +211,11 @@ def test_a_closed_client_says_so(service: str) -> None:
             client.ask(1, b"")
 
 
-def test_an_answer_that_is_late_is_not_the_next_ones(service: str) -> None:
+def test_a_late_answer_is_not_taken_for_the_next_one(service: str) -> None:
     may_answer = threading.Event()
 
     def slow(_caller: object, _number: int, payload: bytes) -> bytes:
-        may_answer.wait(PATIENCE)
+        may_answer.wait(TIMEOUT)
         return payload
 
     with serving(service, slow), Client(service) as client:
@@ -227,7 +227,7 @@ def test_an_answer_that_is_late_is_not_the_next_ones(service: str) -> None:
             client.ask(1, b"second")
 
 
-def test_the_restart_flag_is_there_while_nobody_answers(service: str, tmp_path: Path) -> None:
+def test_the_restart_flag_exists_while_no_server_answers(service: str, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     with served(recorded_requests(tmp_path), tmp_path, name=service):
         assert not flag.exists()
@@ -254,7 +254,7 @@ def test_leftovers_of_dead_servers_are_removed(tmp_path: Path) -> None:
 # Clients that misbehave
 
 
-def test_a_client_that_is_killed_leaves_nothing(c_client: CClient, service: str) -> None:
+def test_a_killed_client_leaves_no_shared_memory(c_client: CClient, service: str) -> None:
     with serving(service, echo) as server:
         victims = [c_client.start(service, "half") for _ in range(10)]
         await_true(lambda: server.connections == 10)
@@ -270,7 +270,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("more", [1, 4, 500, BUFFER - REQUEST_HEADER, BUFFER, 1 << 30])
-def test_who_claims_more_than_he_sends_is_refused(
+def test_a_request_that_claims_more_than_it_has_is_refused(
     more: int, c_client: CClient, service: str
 ) -> None:
     with serving(service, echo):
@@ -278,7 +278,7 @@ def test_who_claims_more_than_he_sends_is_refused(
         assert c_client.ask(service, 1, b"text", more=more) == (-errno.EINVAL, b"")
 
 
-def test_honest_requests_pass_all_around_the_ring(service: str) -> None:
+def test_valid_requests_pass_at_every_place_of_the_ring(service: str) -> None:
     chance = random.Random(1)
     with serving(service, echo), Client(service, buffer_size=4096) as client:
         for _ in range(2000):
@@ -286,27 +286,29 @@ def test_honest_requests_pass_all_around_the_ring(service: str) -> None:
             assert client.ask(1, content) == content
 
 
-def test_who_does_not_take_answers_is_hung_up_on(c_client: CClient, service: str) -> None:
+def test_a_client_that_reads_no_answers_is_disconnected(c_client: CClient, service: str) -> None:
     with serving(service, lambda *_: bytes(1000)) as server:
         reader = c_client.start(service, "unread", "1")
         with Client(service) as client:
-            assert reader.wait(PATIENCE) == 0
+            assert reader.wait(TIMEOUT) == 0
             assert client.ask(1, b"") == bytes(1000)
         reader.communicate()
         await_true(lambda: server.connections == 0)
 
 
-def test_who_does_not_say_who_he_is_is_hung_up_on(c_client: CClient, service: str) -> None:
+def test_a_peer_that_does_not_authenticate_is_disconnected(c_client: CClient, service: str) -> None:
     with serving(service, echo):
-        strangers = [c_client.start(service, "silent") for _ in range(3)]
+        silent = [c_client.start(service, "silent") for _ in range(3)]
         with Client(service) as client:
             assert client.ask(1, b"x") == b"x"
-        for stranger in strangers:
-            assert stranger.wait(PATIENCE) == 0
-            stranger.communicate()
+        for peer in silent:
+            assert peer.wait(TIMEOUT) == 0
+            peer.communicate()
 
 
-def test_who_does_not_tell_of_messages_makes_nobody_wait(c_client: CClient, service: str) -> None:
+def test_a_client_that_announces_no_messages_delays_no_other(
+    c_client: CClient, service: str
+) -> None:
     with serving(service, echo), Client(service) as client:
         mute = c_client.start(service, "mute")
         for _ in range(100):
@@ -314,16 +316,18 @@ def test_who_does_not_tell_of_messages_makes_nobody_wait(c_client: CClient, serv
         end(mute)
 
 
-def test_who_tells_of_messages_that_are_none_is_hung_up_on(c_client: CClient, service: str) -> None:
+def test_a_client_that_announces_messages_without_sending_is_disconnected(
+    c_client: CClient, service: str
+) -> None:
     with serving(service, echo) as server, Client(service) as client:
         noisy = c_client.start(service, "noisy")
-        assert noisy.wait(PATIENCE) == 0
+        assert noisy.wait(TIMEOUT) == 0
         noisy.communicate()
         await_true(lambda: server.connections == 1)
         assert client.ask(1, b"x") == b"x"
 
 
-def test_strangers_do_not_use_up_the_descriptors(service: str) -> None:
+def test_peers_without_authentication_do_not_use_up_the_descriptors(service: str) -> None:
     import socket
 
     before = len(os.listdir("/proc/self/fd"))
@@ -339,16 +343,16 @@ def test_strangers_do_not_use_up_the_descriptors(service: str) -> None:
             one.close()
 
 
-def test_garbage_gets_answers_and_others_are_served(
+def test_random_requests_get_answers_and_other_clients_are_served(
     c_client: CClient, service: str, tmp_path: Path
 ) -> None:
     with served(recorded_requests(tmp_path), tmp_path, name=service) as server:
-        rioters = [c_client.start(service, "garbage", str(seed)) for seed in range(4)]
+        garbage = [c_client.start(service, "garbage", str(seed)) for seed in range(4)]
         with Client(service) as client:
             for _ in range(300):
                 assert b"node2" in client.ask(2, b"")
         assert server.connections >= 1
-        for rioter in rioters:
-            end(rioter)
+        for process in garbage:
+            end(process)
         await_true(lambda: server.connections == 0)
     assert not rings_of(os.getpid())

@@ -1,7 +1,7 @@
-"""Users of a mount, each a process: how long their reads and saves take.
+"""Processes that use a mount, and how long their reads and saves take.
 
-``python -m tests.clients.traffic ROOT NAME SECONDS`` saves and reads its own file and a guest's
-configuration until the time is over; prints the times of all operations, in microseconds, as JSON.
+``python -m tests.clients.traffic ROOT NAME SECONDS`` reads and saves a file of its own until the
+time is over, and prints the time of each operation, in microseconds, as JSON.
 """
 
 import json
@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BEFORE_A_SAVE = 8  # reads; people and daemons read more than they write
+BEFORE_A_SAVE = 8  # reads between two saves, as users read more than they write
 CONTENT = b"x" * 1024
 
 
 class Traffic:
-    """Users that are at work."""
+    """Running processes that use a mount."""
 
     def __init__(self, processes: list[subprocess.Popen[str]]) -> None:
         self._processes = processes
 
     def times(self) -> list[float]:
-        """Wait until they are done; return how long each operation took, in microseconds."""
+        """Wait for the processes' end; return the time of each operation, in microseconds."""
         outputs = [process.communicate(timeout=600)[0] for process in self._processes]
         assert not any(process.returncode for process in self._processes)
         return [value for output in outputs for value in json.loads(output)]
@@ -32,7 +32,7 @@ class Traffic:
 
 @contextmanager
 def users(root: Path, *, count: int, seconds: float) -> Iterator[Traffic]:
-    """Let *count* users work on a mount for so long."""
+    """Run *count* processes that read and save on the mount *root* for *seconds*."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.clients.traffic", root, f"user{n}", str(seconds)],
@@ -50,12 +50,12 @@ def users(root: Path, *, count: int, seconds: float) -> Iterator[Traffic]:
 
 
 def p99(times: list[float]) -> float:
-    """Return the time that one in a hundred exceeds."""
+    """Return the 99th percentile."""
     return statistics.quantiles(times, n=100)[-1]
 
 
 def work(root: Path, name: str, seconds: float) -> list[float]:
-    """Save and read a file for so long; return the times."""
+    """Read and save a file for *seconds*; return the time of each operation in microseconds."""
     mine = root / name
     mine.write_bytes(CONTENT)
     times, end = [], time.monotonic() + seconds
@@ -67,7 +67,7 @@ def work(root: Path, name: str, seconds: float) -> list[float]:
             else:
                 mine.write_bytes(CONTENT)
             times.append((time.perf_counter_ns() - start) / 1000)
-            time.sleep(0.0005)  # nobody saves without a pause: this is to show delays, not load
+            time.sleep(0.0005)  # a pause, as this measures delays and not throughput
     return times
 
 

@@ -1,4 +1,4 @@
-"""Properties of guests: which lines count, and that what is kept never outlives a change."""
+"""Queries of guests' properties: which lines count, and that each change invalidates the cache."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ HOME = "nodes/n1/qemu-server"
 
 
 class Node:
-    """A tree with guests, and queries of it."""
+    """A tree with guests, and queries of their properties."""
 
     def __init__(self) -> None:
         self.tree, self.guests = Tree(), Guests()
@@ -87,7 +87,7 @@ def test_which_line_counts(content: bytes, value: bytes) -> None:
 
 
 @given(st.lists(st.sampled_from([b"name: a", b"name:b ", b"tags: c", b"[x]", b"", b"#", b"nam"])))
-def test_the_search_agrees_with_reading_line_by_line(lines: list[bytes]) -> None:
+def test_find_property_agrees_with_a_parser_of_lines(lines: list[bytes]) -> None:
     value = b""
     for line in lines:
         if line.startswith(b"["):
@@ -112,18 +112,18 @@ def test_the_form_of_the_answer(node: Node) -> None:
     assert node.raw("missing") == b"{\n\n}\n"
 
 
-def test_an_empty_file_has_nothing(node: Node) -> None:
+def test_an_empty_file_has_no_properties(node: Node) -> None:
     node.put(100, b"")
     assert json.loads(node.one(100, "name")) == {}
     assert node.all("name") == {}
 
 
-def test_values_are_json_whatever_they_are(node: Node) -> None:
+def test_any_value_becomes_valid_json(node: Node) -> None:
     node.put(100, b'name: "q" \\ \x01\x7f\t\xc3\xa4\xff\n')
     assert node.all("name") == {"100": {"name": '"q" \\ \x01\x7f\tä\ufffd'}}
 
 
-def test_each_change_is_seen(node: Node) -> None:
+def test_each_change_invalidates_the_cache(node: Node) -> None:
     node.put(100, b"name: a\n")
     node.put(200, b"name: z\n", home="nodes/n1/lxc")
     assert node.all("name") == {"100": {"name": "a"}, "200": {"name": "z"}}
@@ -140,7 +140,7 @@ def test_each_change_is_seen(node: Node) -> None:
     assert node.all("name") == {}
 
 
-def test_a_reload_is_seen(node: Node) -> None:
+def test_a_reload_invalidates_the_cache(node: Node) -> None:
     node.put(100, b"name: a\n")
     assert node.all("name") == {"100": {"name": "a"}}
     entry = node.tree.find(f"{HOME}/100.conf")
@@ -150,7 +150,7 @@ def test_a_reload_is_seen(node: Node) -> None:
     assert node.all("name") == {"100": {"name": "b"}}
 
 
-def test_nothing_is_read_twice(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_read_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[bytes] = []
     real = own_part
 
@@ -171,7 +171,7 @@ def test_nothing_is_read_twice(node: Node, monkeypatch: pytest.MonkeyPatch) -> N
     assert node.breaths >= 300 // properties.READ_AT_ONCE
 
 
-def test_others_run_in_between_and_what_they_change_is_seen(node: Node) -> None:
+def test_a_query_gives_way_and_sees_changes_made_meanwhile(node: Node) -> None:
     for vmid in range(100, 400):
         node.put(vmid, b"name: old\n")
 
@@ -188,7 +188,7 @@ def test_others_run_in_between_and_what_they_change_is_seen(node: Node) -> None:
     assert len(answer) == 300
 
 
-def test_only_so_many_queries_are_kept(node: Node) -> None:
+def test_the_number_of_cached_queries_is_limited(node: Node) -> None:
     node.put(100, b"name: a\n")
     for number in range(100):
         node.all(f"x{number}", "name")
@@ -210,7 +210,7 @@ CONTENTS = [b"name: a\n", b"name: b\ntags: t\n", b"[x]\nname: c\n", b""]
         max_size=30,
     )
 )
-def test_what_is_kept_agrees_with_a_fresh_look(
+def test_the_cache_agrees_with_a_fresh_query(
     steps: Sequence[tuple[str, int, int, bytes]],
 ) -> None:
     node = Node()

@@ -1,4 +1,4 @@
-"""Requests of local clients without libqb: every length that lies, and each rule of access."""
+"""IPC requests without libqb: answers, invalid payloads, and access rules."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ FILES = {
 
 
 class Node:
-    """A node that answers."""
+    """A node that answers requests."""
 
     def __init__(self) -> None:
         tree, guests = Tree(), Guests()
@@ -90,11 +90,11 @@ def test_unknown_requests(number: int, node: Node) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 10])
-def test_status_files_have_no_content_in_their_request(number: int, node: Node) -> None:
+def test_requests_for_status_files_take_no_payload(number: int, node: Node) -> None:
     answer = node.ask(number)
     assert isinstance(answer, bytes)
     assert node.ask(number, b"\0") == errno.EINVAL
-    assert node.ask(number) is answer  # nothing changed, so nothing is built
+    assert node.ask(number) is answer  # the same object, as no file has changed
     assert node.ask(number, caller=READER) is answer
 
 
@@ -133,7 +133,7 @@ def test_keys_that_are_refused_are_not_published(payload: bytes, error: int, nod
 
 
 @pytest.mark.parametrize("payload", [b"", name("k"), name("k") + b"n1\0", name("k") * 3])
-def test_a_question_for_a_key_has_two_names(payload: bytes, node: Node) -> None:
+def test_a_request_for_a_key_has_two_names(payload: bytes, node: Node) -> None:
     assert node.ask(5, payload) == errno.EINVAL
 
 
@@ -146,7 +146,7 @@ def test_config(prefix: str, node: Node) -> None:
 @pytest.mark.parametrize(
     "path", ["", "/", "nodes", "missing", ".version", ".vmlist", "local", "..", "user.cfg/x"]
 )
-def test_config_of_what_is_no_file(path: str, node: Node) -> None:
+def test_config_of_a_path_without_a_file(path: str, node: Node) -> None:
     assert node.ask(6, f"{path}\0".encode()) == errno.ENOENT
 
 
@@ -156,7 +156,7 @@ def test_a_path_ends_with_nul(node: Node) -> None:
     assert node.ask(6, b"user.cfg\0garbage\0") == b"user\n"
 
 
-def test_what_readers_may(node: Node) -> None:
+def test_requests_that_readers_may_send(node: Node) -> None:
     allowed = {
         1: b"",
         2: b"",
@@ -181,7 +181,7 @@ def test_what_readers_may(node: Node) -> None:
 @pytest.mark.parametrize(
     "path", ["priv/shadow.cfg", "priv/missing", "//priv//x", "nodes/n1/priv/x", "nodes//n1/priv"]
 )
-def test_readers_do_not_even_learn_whether_a_private_file_is_there(path: str, node: Node) -> None:
+def test_readers_do_not_learn_whether_a_private_file_exists(path: str, node: Node) -> None:
     assert node.ask(6, f"{path}\0".encode(), caller=READER) == errno.EPERM
 
 
@@ -196,7 +196,7 @@ def test_log(node: Node) -> None:
     assert [line["msg"] for line in json.loads(answer)["data"]] == ['say "x"']
 
 
-def test_an_empty_message_is_one(node: Node) -> None:
+def test_an_empty_message_is_logged(node: Node) -> None:
     assert node.ask(7, logged(message=b"\0")) == b""
     assert len(node.published) == 1
 
@@ -217,18 +217,18 @@ def test_an_empty_message_is_one(node: Node) -> None:
         struct.pack("BBB", 6, 2, 200) + b"u\0t\0m\0",
     ],
 )
-def test_log_messages_that_lie(payload: bytes, node: Node) -> None:
+def test_log_requests_with_wrong_lengths(payload: bytes, node: Node) -> None:
     assert node.ask(7, payload) == errno.EINVAL
     assert not node.published
 
 
-def test_a_priority_that_syslog_has_not_is_not_logged(node: Node) -> None:
+def test_a_priority_that_syslog_lacks_is_not_logged(node: Node) -> None:
     assert node.ask(7, logged(8)) == b""
     assert node.ask(7, logged(255)) == b""
     assert not node.published
 
 
-def test_a_long_log_is_rendered_while_others_have_the_lock(
+def test_a_long_log_is_rendered_without_the_lock(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free: list[bool] = []
@@ -243,7 +243,7 @@ def test_a_long_log_is_rendered_while_others_have_the_lock(
     assert free == [True]
 
 
-def test_a_snapshot_of_the_log_stays_as_it_is(node: Node) -> None:
+def test_a_snapshot_of_the_log_does_not_change(node: Node) -> None:
     node.ask(7, logged(message=b"before\0"))
     entries = node.status.log.snapshot()
     node.ask(7, logged(message=b"after\0"))
@@ -361,7 +361,7 @@ def test_any_bytes_get_an_answer_or_an_errno(number: int, payload: bytes) -> Non
 
 
 @pytest.mark.parametrize("make", [lambda: logged(), lambda: vmid(0) + b"\2name\0cores\0"])
-def test_a_request_cut_anywhere_is_refused(make: Callable[[], bytes], node: Node) -> None:
+def test_a_truncated_request_is_refused(make: Callable[[], bytes], node: Node) -> None:
     whole = make()
     number = 7 if whole.startswith(b"\6") else 13
     assert isinstance(node.ask(number, whole), bytes)
