@@ -19,7 +19,7 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Invalid, NotFound, NotPermitted, UnknownRequest
 from pmxcfs.ipc.guest_properties import Properties
 from pmxcfs.messages import LogEntry, SetKey
-from pmxcfs.status.cluster_log import SHOWN, render
+from pmxcfs.status.cluster_log import DEFAULT_COUNT, render
 from pmxcfs.status.counters import Status
 from pmxcfs.status.files import StatusFile
 from pmxcfs.text import to_text
@@ -241,7 +241,7 @@ class Requests:
         user = text_of(payload[_LOG_QUERY.size :], what="the user")
         with self._lock:
             entries = self._status.log.snapshot()
-        return render(entries, most=most or SHOWN, user=user).encode("ascii")
+        return render(entries, most=most or DEFAULT_COUNT, user=user).encode("ascii")
 
     def verify_token(self, _caller: Caller, payload: bytes) -> bytes:
         """Return an empty answer if the token is a line of the file of tokens; constant time."""

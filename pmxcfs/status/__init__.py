@@ -1,4 +1,4 @@
-"""What nodes tell one another beside the tree, and the dot files that show it.
+"""State that nodes exchange beside the tree, and the status files (``.version`` etc.) made of it.
 
-Pure: times are given by the caller. Knows nothing of how messages travel.
+Pure: callers give the time. Knows nothing of how messages are sent.
 """

@@ -1,9 +1,9 @@
-"""The cluster log: what the nodes' management daemons told everybody, newest first.
+"""The cluster log: messages of the management daemons of all nodes, newest first.
 
-Text is made printable ASCII before it is stored, in a form that goes into JSON as it is; what other
-nodes store is not always, so it is looked at again on the way out. Used with the tree's lock held,
-except ``merge``, ``ring.in_order`` and what reads a snapshot. Contract: docs/spec/status.md, "Cluster
-log".
+Text is made printable ASCII before it is stored, in a form that can be put into a JSON string
+unchanged. Other nodes may store any text, so it is checked again when it is shown. Callers hold the
+tree's lock, except for the function ``merge``, for ``log_ring.in_order`` and to read a snapshot.
+Contract: docs/spec/status.md, "Cluster log".
 """
 
 import logging
@@ -25,16 +25,17 @@ from pmxcfs.status.log_ring import (
 )
 from pmxcfs.text import printable, printable_character, to_bytes
 
-SHOWN = 50  # entries in the ``.clusterlog`` file
+DEFAULT_COUNT = 50  # entries in the ``.clusterlog`` file
 INFO = 6  # syslog priority
-MAX_SENDERS = 4096  # nodes whose newest entry is remembered; a full ring has fewer entries
+MAX_SENDERS = 4096  # nodes whose newest (time, uid) is remembered; a full ring has fewer entries
 
-MAX_TEXT = 4 * MAX_ENTRY  # characters of a message that are looked at; some leave nothing behind
+MAX_TEXT = 4 * MAX_ENTRY  # characters of a message that are converted; some become nothing
 NONE = (-1, 0)  # older than every (time, uid)
 
 _log = logging.getLogger("pmxcfs.status")
 
-# A backslash in stored text begins one of these, or stands for itself; a surrogate has its pair.
+# An escape in stored text; a surrogate must be part of a pair. Any other backslash stands for
+# itself.
 _ESCAPE = (
     r'\\(?:["\\/bfnrt]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}'
     r"|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
@@ -52,7 +53,7 @@ def digest(name: bytes) -> int:
 
 
 def json_text(stored: bytes) -> str:
-    """Return text that a node stored as the inside of a JSON string, whatever it is."""
+    """Return stored text, which may hold any bytes, as the content of a valid JSON string."""
     text = stored.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return _NOT_JSON.sub(_mend, text)
 
@@ -65,7 +66,7 @@ def _mend(match: re.Match[str]) -> str:
 
 
 def _cut(text: str, most: int) -> bytes:
-    """Return printable *text* as at most *most* bytes that don't end inside an escape."""
+    """Return printable *text*, cut to at most *most* bytes but not inside an escape."""
     if len(text) > most:
         size = 0
         for unit in _UNIT.finditer(text):
@@ -85,8 +86,11 @@ def _to_json(entry: LogEntry) -> str:
     )
 
 
-def render(entries: Iterable[LogEntry], *, most: int = SHOWN, user: str = "") -> str:
-    """Return the first *most* entries, of *user* if one is named, as ``.clusterlog``."""
+def render(entries: Iterable[LogEntry], *, most: int = DEFAULT_COUNT, user: str = "") -> str:
+    """Return the first *most* entries as the JSON text of ``.clusterlog``.
+
+    If *user* is given, only entries of that user are returned.
+    """
     wanted = digest(to_bytes(user)) if user else None
     chosen = (entry for entry in entries if wanted in (None, entry.ident_digest))
     lines = ",\n".join(map(_to_json, islice(chosen, most)))
@@ -94,16 +98,16 @@ def render(entries: Iterable[LogEntry], *, most: int = SHOWN, user: str = "") ->
 
 
 class Merged(NamedTuple):
-    """The log of a whole cluster, ready to be adopted."""
+    """The merged log of all members, for ``ClusterLog.adopt``."""
 
     ring: LogRing
     newest: dict[int, tuple[int, int]]  # node digest -> (time, uid) of its newest entry
 
 
 def merge(states: Iterable[bytes]) -> Merged:
-    """Join the rings that the members sent, which may hold anything.
+    """Merge the rings that the members sent; they may hold any bytes.
 
-    This is the slow part of a synchronization and needs no lock.
+    This is the slow part of a synchronization. Needs no lock.
     """
     entries = merged(states)
     return Merged(LogRing.of(entries), _newest(entries))
@@ -118,19 +122,19 @@ def _newest(entries: Iterable[LogEntry]) -> dict[int, tuple[int, int]]:
 
 
 class ClusterLog:
-    """The log as this node knows it."""
+    """This node's copy of the cluster log. All methods need the tree's lock."""
 
     def __init__(self, node: str) -> None:
         self.revision = 0  # changes whenever the content does
         self._node = _cut(printable(node), MAX_NAME)
         self._digest = digest(to_bytes(node))
-        self._uid = 0  # of our latest entry
+        self._uid = 0  # of this node's latest entry
         self._ring = LogRing()
         self._newest: dict[int, tuple[int, int]] = {}  # node digest -> (time, uid)
-        self._shared = NONE  # (time, uid) of our newest entry that others got in a state
+        self._shared = NONE  # (time, uid) of this node's newest entry in the last STATE message
 
     def begin(self, *, pid: int, time: int) -> None:
-        """Put in the entry that the log of a new process has."""
+        """Insert the first entry of a new process. *time* is in seconds since 1970."""
         self.insert(
             self.compose(
                 "starting cluster log",
@@ -149,10 +153,10 @@ class ClusterLog:
     def compose(
         self, text: str, *, ident: str, tag: str, priority: int, pid: int, time: int
     ) -> LogEntry:
-        """Make an entry of this node's; it is in the log only once it is inserted.
+        """Return a new entry of this node, for ``insert``. *time* is in seconds since 1970.
 
-        Everyone drops an entry that is not newer than its node's last one, so ours never are older,
-        also when the clock was set back or the daemon started twice in a second.
+        All nodes drop an entry that is not newer than the last entry of the same node. So the
+        entry gets a later time if the clock was set back or the daemon restarted within a second.
         """
         self._uid += 1
         last_time, last_uid = self._newest.get(self._digest, NONE)
@@ -172,7 +176,7 @@ class ClusterLog:
         return entry._replace(message=_cut(printable(text[:MAX_TEXT]), room))
 
     def insert(self, entry: LogEntry) -> bool:
-        """Put *entry* in as the newest; return False if it is known already, or can't be stored."""
+        """Insert *entry* as the newest. Return False if it is a duplicate or too large to store."""
         if not fits(entry):
             _log.warning("dropped a log entry of %d bytes", nominal_size(entry))
             return False
@@ -187,9 +191,9 @@ class ClusterLog:
         return True
 
     def share(self) -> bytes:
-        """Return the ring as it is, for the others.
+        """Return the bytes of the ring for a STATE message.
 
-        What a STATE message carries is ``ring.in_order`` of it, which needs no lock.
+        The payload of the message is ``log_ring.in_order`` of these bytes, which needs no lock.
         """
         self._shared = self._newest.get(self._digest, NONE)
         return bytes(self._ring)
@@ -199,7 +203,7 @@ class ClusterLog:
         return in_order(self.share())
 
     def adopt(self, cluster: Merged) -> None:
-        """Let *cluster* be the log from now on; ours that are newer than our state follow it."""
+        """Replace the log by *cluster*; add this node's entries that are newer than its STATE."""
         known = max(self._shared, cluster.newest.get(self._digest, NONE))
         missing = [
             entry
@@ -212,13 +216,13 @@ class ClusterLog:
             self.insert(entry)
 
     def merge(self, states: Iterable[bytes]) -> None:
-        """Adopt what the members sent."""
+        """Merge the members' rings and adopt the result."""
         self.adopt(merge(states))
 
     def snapshot(self) -> Iterator[LogEntry]:
-        """Return the entries as they are now, newest first; reading them needs no lock."""
+        """Return an iterator over the current entries, newest first; reading it needs no lock."""
         return walk(bytes(self._ring))
 
-    def render(self, *, most: int = SHOWN, user: str = "") -> str:
-        """Return the newest *most* entries, of *user* if one is named, as ``.clusterlog``."""
+    def render(self, *, most: int = DEFAULT_COUNT, user: str = "") -> str:
+        """Return the newest *most* entries as the JSON text of ``.clusterlog``, see ``render``."""
         return render(self, most=most, user=user)

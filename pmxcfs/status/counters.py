@@ -1,11 +1,9 @@
-"""What this node knows of itself and the cluster: version counters, the guest list, and the rest.
+"""The version counters, the guest list, and the object that holds all status of a node.
 
-A change is counted only when its kernel invalidation has been handed over, or a client could see
-the new counter, read the old content from the kernel's cache, and keep it under the new version.
-So ``on_change`` only notes the change with a sequence, and ``absorb`` counts what is due. Used with
-the tree's lock held.
-
-What the status group keeps is in ``members``, ``keys``, ``metrics`` and ``log``.
+A change must not be counted before its cache invalidation was handed to the kernel. Otherwise a
+client could see the new counter, read the old content from the page cache, and keep it under the
+new version. So ``on_change`` records a change with the sequence number of its invalidation, and
+``absorb`` counts the changes whose invalidation was handed over. Callers hold the tree's lock.
 
 Contract: docs/spec/status.md, ".version" and ".vmlist".
 """
@@ -67,17 +65,20 @@ WATCHED = (
 )
 
 
-class _Noted(NamedTuple):
-    """A change that waits to be counted."""
+class _Pending(NamedTuple):
+    """A change that is not counted yet."""
 
-    sequence: int  # count it once the kernel has been handed this much
-    watched: tuple[str, ...]  # paths whose counters go up
-    guests: tuple[tuple[int, GuestPath | None], ...]  # vmid -> where it is now
-    is_reload: bool = False  # there are no other guests
+    sequence: int  # of the cache invalidation that must precede counting
+    watched: tuple[str, ...]  # paths whose counters are incremented
+    guests: tuple[tuple[int, GuestPath | None], ...]  # vmid -> its path; None if removed
+    is_reload: bool = False  # guests has all guests of the tree
 
 
 class Status:
-    """The counters of ``.version``, the table of ``.vmlist``, and what the cluster shares."""
+    """The counters of ``.version``, the guests of ``.vmlist``, and the state of the status group.
+
+    *start_time* is in seconds since 1970.
+    """
 
     def __init__(self, node: str, guests: Guests, *, start_time: int) -> None:
         self.node = node
@@ -88,49 +89,55 @@ class Status:
         self.log = ClusterLog(node)
         self.vmlist = 0  # counts changes of ``.vmlist``
         self.counters = dict.fromkeys(WATCHED, 0)
-        self.guest_lines: dict[int, str] = {}  # vmid -> its JSON in ``.vmlist``
-        self.revision = 0  # changes whenever a counter of a path or of guests does
+        self.guest_lines: dict[int, str] = {}  # vmid -> its line in ``.vmlist``
+        self.revision = 0  # changes with every counter of a path or of guests
         self._guests = guests
-        self._guest_version = 0  # one counter for all guests, never restarted
-        self._noted: deque[_Noted] = deque()
+        self._guest_version = 0  # one counter for all guests; never reset
+        self._pending: deque[_Pending] = deque()
         self.on_reload(sequence=0)
         self.absorb(0)
 
     def on_reload(self, *, sequence: int) -> None:
-        """Note that any entry may have changed: everything is counted up, and only once."""
-        self._noted.clear()
+        """Record that any entry may have changed. Replaces all pending changes.
+
+        *sequence* is that of the cache invalidation.
+        """
+        self._pending.clear()
         guests = tuple([(guest.vmid, guest) for guest in self._guests])
-        self._noted.append(_Noted(sequence, tuple(self.counters), guests, is_reload=True))
+        self._pending.append(_Pending(sequence, tuple(self.counters), guests, is_reload=True))
 
     def on_change(self, *paths: str, sequence: int) -> None:
-        """Note a change of what stands, or stood, at *paths*; the first is where it ended."""
-        for path in paths:  # nearly all changes are of nothing that is counted
+        """Record a change of the entries at *paths*, the old and new paths of a rename.
+
+        *sequence* is that of the cache invalidation.
+        """
+        for path in paths:  # nearly no change is counted
             if path in self.counters or parse_guest_path(path) is not None:
-                self._note(paths, sequence)
+                self._add_pending(paths, sequence)
                 break
 
-    def _note(self, paths: Sequence[str], sequence: int) -> None:
+    def _add_pending(self, paths: Sequence[str], sequence: int) -> None:
         watched = tuple([path for path in paths if path in self.counters])
         vmids = {guest.vmid for guest in map(parse_guest_path, paths) if guest is not None}
         guests = tuple([(vmid, self._guests.get(vmid)) for vmid in vmids])
-        self._noted.append(_Noted(sequence, watched, guests))
+        self._pending.append(_Pending(sequence, watched, guests))
 
     def absorb(self, handed: int) -> None:
-        """Count the changes whose sequence is at most *handed*."""
-        while self._noted and self._noted[0].sequence <= handed:
-            self._count(self._noted.popleft())
+        """Count the pending changes whose sequence is at most *handed*."""
+        while self._pending and self._pending[0].sequence <= handed:
+            self._count(self._pending.popleft())
 
-    def _count(self, noted: _Noted) -> None:
-        for path in noted.watched:
+    def _count(self, pending: _Pending) -> None:
+        for path in pending.watched:
             self.counters[path] += 1
-        if noted.is_reload:
+        if pending.is_reload:
             self.guest_lines.clear()
-        for vmid, guest in noted.guests:
+        for vmid, guest in pending.guests:
             if guest is None:
                 self.guest_lines.pop(vmid, None)
             else:
                 self._list_guest(guest)
-        self.vmlist += noted.is_reload or bool(noted.guests)
+        self.vmlist += pending.is_reload or bool(pending.guests)
         self.revision += 1
 
     def _list_guest(self, guest: GuestPath) -> None:

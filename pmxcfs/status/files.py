@@ -1,8 +1,8 @@
-"""The fixed entries of the root: status files, the links, and the switch for debug messages.
+"""The fixed entries of the root directory: status files, links and the ``.debug`` switch.
 
-A ``StatusFile`` knows how to render and what its content depends on; a ``Snapshot`` is one
-rendering, whose size and bytes never change. Contract: docs/spec/status.md; filesystem.md, "Fixed
-entries of the root"; fuse.md, "Status files".
+A ``StatusFile`` renders its content and knows when it changed. A ``Snapshot`` is one rendering; its
+bytes never change, so an open file handle can read from it. Callers hold the tree's lock.
+Contract: docs/spec/status.md; filesystem.md, "Fixed entries of the root"; fuse.md, "Status files".
 """
 
 import json
@@ -15,7 +15,7 @@ from pmxcfs.status.members import Members
 
 
 class Link:
-    """A symbolic link; *node* is for the FUSE edge, as in the other classes."""
+    """A symbolic link. The FUSE edge stores its inode number in *node*."""
 
     __slots__ = ("name", "node", "target")
 
@@ -26,14 +26,17 @@ class Link:
 
 
 def links(node_name: str) -> list[Link]:
-    """Return the links of the root to this node's own directories."""
+    """Return the symbolic links of the root to the directories of the node *node_name*."""
     home = f"nodes/{node_name}"
     own = [Link(name, f"{home}/{name}") for name in ("qemu-server", "openvz", "lxc")]
     return [Link("local", home), *own]
 
 
 class Switch:
-    """A file of two bytes, ``0\\n`` or ``1\\n``, that turns something on and off."""
+    """A file with the content ``0\\n`` or ``1\\n`` that turns something on and off.
+
+    The FUSE edge stores its inode number in *node*.
+    """
 
     __slots__ = ("_is_on", "_turn", "name", "node")
 
@@ -47,19 +50,19 @@ class Switch:
 
     @property
     def content(self) -> bytes:
-        """What the file reads."""
+        """The content of the file."""
         return b"1\n" if self._is_on() else b"0\n"
 
     def write(self, data: bytes) -> int:
-        """Set it; return the bytes taken. Raises Failed for anything but the two contents."""
+        """Turn it on or off; return the number of bytes used. Raises Failed for other content."""
         if data[:2] not in (b"0\n", b"1\n"):
-            raise Failed(f"{self.name} takes 0 or 1 and a line feed")
+            raise Failed(f"{self.name} accepts only 0 or 1 and a line feed")
         self._turn(data[:1] == b"1")
         return 2
 
 
 class Snapshot:
-    """The content of a status file at one moment."""
+    """The content of a status file at one time. The FUSE edge stores an inode number in *node*."""
 
     __slots__ = ("content", "file", "made_ns", "node", "revision")
 
@@ -67,12 +70,12 @@ class Snapshot:
         self.file = file
         self.revision = file.revision()
         self.content = file.render()
-        self.made_ns = now_ns  # monotonic
+        self.made_ns = now_ns  # monotonic clock
         self.node = 0
 
 
 class StatusFile:
-    """One status file: *render* makes its content, *revision* changes whenever that would."""
+    """A status file. *render* returns its content, *revision* a value that changes with it."""
 
     def __init__(
         self, name: str, *, render: Callable[[], bytes], revision: Callable[[], object]
@@ -83,7 +86,10 @@ class StatusFile:
         self._latest: Snapshot | None = None
 
     def snapshot(self, now_ns: int) -> Snapshot:
-        """Return a snapshot of the present content, the last one if that still is."""
+        """Return a snapshot of the current content; the last one if it is still current.
+
+        *now_ns* is the monotonic time.
+        """
         if self._latest is None or self._latest.revision != self.revision():
             self._latest = Snapshot(self, now_ns=now_ns)
         else:
@@ -92,23 +98,23 @@ class StatusFile:
 
     @property
     def content(self) -> bytes:
-        """The present content, for those who need no snapshot; built once per change, too."""
+        """The current content. It is rendered only once per change."""
         if self._latest is None or not self.is_current(self._latest):
             self._latest = Snapshot(self, now_ns=0)
         return self._latest.content
 
     def is_current(self, snapshot: Snapshot) -> bool:
-        """Tell whether a new snapshot would have the same content."""
+        """Tell whether *snapshot* has the current content."""
         return snapshot.revision == self.revision()
 
 
 def quoted(text: str) -> str:
-    """Return *text* as a JSON string; bytes that are not UTF-8 become question marks."""
+    """Return *text* as a JSON string. Bytes that are not UTF-8 become question marks."""
     return json.dumps(text.encode("utf-8", "replace").decode())
 
 
 def render_version(status: Status) -> str:
-    """Render ``.version``: one counter a line."""
+    """Render ``.version``, one counter per line."""
     lines = [
         f'"starttime": {status.start_time}',
         f'"clinfo": {status.members.clinfo}',
@@ -120,7 +126,7 @@ def render_version(status: Status) -> str:
 
 
 def _render_keys(versions: Mapping[str, Mapping[str, int]]) -> str:
-    """Render node -> key -> version: one key a line."""
+    """Render the mapping node -> key -> version, one key per line."""
     nodes = []
     for node, keys in versions.items():
         lines = ",\n".join([f"{quoted(key)}: {version}" for key, version in keys.items()])
@@ -129,7 +135,7 @@ def _render_keys(versions: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def render_members(members: Members) -> str:
-    """Render ``.members``: one node a line; without a cluster only this node's name."""
+    """Render ``.members``, one node per line; without a cluster, only this node's name."""
     lines = [f'"nodename": {quoted(members.own.name)}', f'"version": {members.clinfo}']
     config = members.config
     if config:
@@ -152,7 +158,7 @@ def _render_node(members: Members, node: ClusterNode, address: str | None) -> st
 
 
 def render_guest_list(status: Status) -> str:
-    """Render ``.vmlist``: one guest a line."""
+    """Render ``.vmlist``, one guest per line."""
     if not status.guest_lines:
         return f'{{\n"version": {status.vmlist}\n}}\n'
     guests = ",\n".join(status.guest_lines.values())
@@ -164,7 +170,8 @@ def status_files(
 ) -> dict[str, StatusFile]:
     """Return all status files by name.
 
-    *handed* tells what the kernel has been told so far, *monotonic* the time in seconds.
+    *handed* returns the sequence of the last cache invalidation that was handed to the kernel,
+    *monotonic* the time in seconds.
     """
     members, keys, metrics, log = status.members, status.keys, status.metrics, status.log
 

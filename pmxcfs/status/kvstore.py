@@ -1,8 +1,8 @@
-"""The key/value store: what every node tells about itself, in RAM only.
+"""The key/value store: keys that each node sets for itself and sends to all others; in RAM only.
 
-A key that a client or another node sets goes to one of three places: ``nodeip`` is the node's
-address in ``.members``, ``rrd/…`` goes to the metrics, and all others are kept with a version for
-``.version``. Used with the tree's lock held. Contract: docs/spec/status.md, "Key/value store".
+Two kinds of keys are special: ``nodeip`` sets the node's address in ``.members``, and ``rrd/…``
+goes to the metrics. All other keys are stored with a version, which ``.version`` shows. Callers
+hold the tree's lock. Contract: docs/spec/status.md, "Key/value store".
 """
 
 import logging
@@ -26,15 +26,15 @@ class KeyValueStore:
     """The keys of all nodes."""
 
     def __init__(self, members: Members, metrics: Metrics) -> None:
-        self.revision = 0  # changes whenever a version does
+        self.revision = 0  # changes with every version
         self._members = members
         self._metrics = metrics
 
     def set(self, key: str, value: bytes, *, now: float) -> None:
-        """Set a key of this node's; an empty value removes it. *now* is monotonic, in seconds.
+        """Set a key of this node; an empty value removes it. *now* is monotonic, in seconds.
 
-        The others are to be told after it. Raises TooBig, NameTooLong, and NoSpace if the keys
-        would take too much in all.
+        The caller then sends the key to the other nodes. Raises NameTooLong, TooBig, and NoSpace if
+        this node's keys would be too large in total.
         """
         if len(to_bytes(key)) > MAX_KEY:
             raise NameTooLong(f"a key has at most {MAX_KEY} bytes")
@@ -43,7 +43,10 @@ class KeyValueStore:
         self._set(self._members.own, key, value, now=now)
 
     def receive(self, nodeid: int, change: SetKey, *, now: float) -> None:
-        """Take what another node set; our own messages say nothing new and are ignored."""
+        """Set a key that the node *nodeid* sent; this node's own messages are ignored.
+
+        *now* is monotonic, in seconds. Invalid keys are logged and dropped.
+        """
         peer = self._members.sender(nodeid)
         if peer is None:
             _log.warning("dropped a key of node %d, which is not in the configuration", nodeid)
@@ -72,17 +75,20 @@ class KeyValueStore:
         if terminator and 0 < len(text) <= MAX_ADDRESS and address.isprintable():
             self._members.set_address(peer, address)
         else:
-            _log.warning("the address of node %s is not a text with NUL", peer.name or "unknown")
+            _log.warning(
+                "the address from node %s is not printable text that ends with NUL",
+                peer.name or "unknown",
+            )
 
     def get(self, key: str, node: str = "") -> bytes:
-        """Return the value of a key of *node*, this one if it is empty. Raises NotFound."""
+        """Return the value of a key of *node*; of this node if *node* is empty. Raises NotFound."""
         peer = self._members.named(node or self._members.own.name)
         if peer is None or key not in peer.keys.values:
             raise NotFound(f"no key {key} of node {node}")
         return peer.keys.values[key].content
 
     def own_messages(self) -> list[SetKey]:
-        """Return what the others are told once this node is in sync with them."""
+        """Return all keys of this node, to send once it is in sync with other nodes."""
         own = self._members.own
         messages = [SetKey(key, value.content) for key, value in own.keys.values.items()]
         if own.address:
@@ -90,7 +96,7 @@ class KeyValueStore:
         return messages
 
     def versions(self) -> Mapping[str, Mapping[str, int]]:
-        """Return node -> key -> version; this node is always there."""
+        """Return node -> key -> version, for this node and all nodes that ever set a key."""
         return {
             peer.name: {key: value.version for key, value in peer.keys.values.items()}
             for peer in self._members

@@ -1,7 +1,8 @@
-"""Who belongs to the cluster, who is there, and what is known of each node.
+"""The nodes of the cluster: its configuration, the nodes that are online, and their keys.
 
-All that is kept of a node hangs on its ``Peer``, which lives as long as its entry in the cluster's
-configuration, so nothing of a node can outlast it. Used with the tree's lock held. Contract: docs/spec/status.md, ".members" and "Key/value store".
+The state of a node is stored in its ``Peer``, which is removed when the node's entry disappears
+from the cluster's configuration. Callers hold the tree's lock.
+Contract: docs/spec/status.md, ".members" and "Key/value store".
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,14 +12,14 @@ from pmxcfs.errors import NoSpace
 from pmxcfs.messages import ClusterConfig, Member
 from pmxcfs.text import to_bytes
 
-MAX_STRANGERS = 64  # nodes that may be heard before their entry in the configuration is
-MAX_KEYS_SIZE = 4 << 20  # bytes that the keys of one node may take; usual are some 10 KiB
-KEY_OVERHEAD = 256  # bytes that a key costs beside its name and value
+MAX_UNCONFIGURED = 64  # sending nodes that have no entry in the configuration yet
+MAX_KEYS_SIZE = 4 << 20  # bytes for the keys of one node; about 10 KiB are usual
+KEY_OVERHEAD = 256  # bytes per key beside its name and value
 
 
 @dataclass(slots=True)
 class Value:
-    """The value of a key, and how often it changed since it is there."""
+    """The value of a key, and how often it was changed since the key was set first."""
 
     content: bytes
     version: int = 0
@@ -29,11 +30,11 @@ class Keys:
 
     def __init__(self) -> None:
         self.values: dict[str, Value] = {}
-        self.is_used = False  # it has had some, perhaps none any more
+        self.is_used = False  # whether a key was ever set
         self._size = 0
 
     def put(self, key: str, content: bytes) -> None:
-        """Set *key*. Raises NoSpace if all keys would take too much."""
+        """Set *key*. Raises NoSpace if all keys together would be too large."""
         known = self.values.get(key)
         added = len(content) - len(known.content) if known else _cost(key) + len(content)
         if self._size + added > MAX_KEYS_SIZE:
@@ -47,7 +48,7 @@ class Keys:
             self.values[key] = Value(content)
 
     def remove(self, key: str) -> bool:
-        """Remove *key*; return False if there is none."""
+        """Remove *key*; return False if it is not set."""
         known = self.values.pop(key, None)
         if known is None:
             return False
@@ -60,25 +61,25 @@ def _cost(key: str) -> int:
 
 
 class Peer:
-    """What a node told about itself."""
+    """The state of one node."""
 
     def __init__(self, name: str) -> None:
-        self.name = name  # empty while the configuration has no such node
-        self.address = ""  # how others reach it, empty while unknown
+        self.name = name  # empty while the node has no entry in the configuration
+        self.address = ""  # IP address; empty while unknown
         self.keys = Keys()
 
 
 class Members:
-    """The cluster's configuration, and which of its nodes are there."""
+    """The cluster's configuration, and the state of its nodes."""
 
     def __init__(self, node: str) -> None:
         self.own = Peer(node)
-        self.config: ClusterConfig | None = None  # None in local mode, and until it is known
+        self.config: ClusterConfig | None = None  # None in local mode, and until it is received
         self.quorate = False
-        self.clinfo = 1  # counts changes of members and their addresses
-        self.revision = 0  # changes whenever ``.members`` does
+        self.clinfo = 1  # incremented when nodes, members or addresses change
+        self.revision = 0  # changes with the content of ``.members``
         self._present: frozenset[Member] = frozenset()
-        self._peers: dict[int, Peer] = {}  # by node id, without our own
+        self._peers: dict[int, Peer] = {}  # by node id, without this node
 
     @property
     def online(self) -> frozenset[int]:
@@ -86,7 +87,7 @@ class Members:
         return frozenset(member.nodeid for member in self._present)
 
     def configure(self, config: ClusterConfig) -> None:
-        """Take the cluster's configuration, which may be the same as before."""
+        """Set the cluster's configuration; remove the state of nodes that are not in it."""
         if config == self.config:
             return
         self.config = config
@@ -101,26 +102,26 @@ class Members:
         self._count()
 
     def set_present(self, members: Iterable[Member]) -> None:
-        """Take who is in the status group now."""
+        """Set the current members of the status group."""
         present = frozenset(members)
         if present != self._present:
             self._present = present
             self._count()
 
     def set_quorate(self, quorate: bool) -> None:
-        """Take whether this node sees a majority."""
+        """Set whether this node is part of a quorate cluster."""
         if quorate != self.quorate:
             self.quorate = quorate
             self.revision += 1
 
     def set_address(self, peer: Peer, address: str) -> None:
-        """Take how *peer* is reached."""
+        """Set the IP address of *peer*."""
         if address != peer.address:
             peer.address = address
             self._count()
 
     def set_resolved(self, address: str) -> None:
-        """Take what our own name resolves to, which counts until somebody sets an address."""
+        """Set the address that this node's name resolves to, unless an address is set already."""
         if not self.own.address:
             self.set_address(self.own, address)
 
@@ -129,15 +130,16 @@ class Members:
         self.revision += 1
 
     def sender(self, nodeid: int) -> Peer | None:
-        """Return whom a message is from; None if that is one stranger too many.
+        """Return the sender of a message from node *nodeid*.
 
-        A node can be in the group before we hear of its entry in the configuration.
+        A node can send before its entry in the configuration is known here; the name of the peer is
+        empty then. Return None if there are too many such nodes.
         """
         name = self._name_of(nodeid)
         if name == self.own.name:
             return self.own
         peer = self._peers.get(nodeid)
-        if peer is None and (name or self._strangers() < MAX_STRANGERS):
+        if peer is None and (name or self._unconfigured() < MAX_UNCONFIGURED):
             peer = self._peers[nodeid] = Peer(name)
         return peer
 
@@ -145,18 +147,18 @@ class Members:
         nodes = self.config.nodes if self.config else ()
         return next((node.name for node in nodes if node.nodeid == nodeid), "")
 
-    def _strangers(self) -> int:
+    def _unconfigured(self) -> int:
         return sum(not peer.name for peer in self._peers.values())
 
     def named(self, name: str) -> Peer | None:
-        """Return the node with this name, if it is ours, or in the configuration and was heard."""
+        """Return the node *name*: this node, or a configured one that has sent a message."""
         return next((peer for peer in self if peer.name == name), None)
 
     def __iter__(self) -> Iterator[Peer]:
-        """Yield this node, then the others of the configuration that were heard, by id."""
+        """Yield this node, then by id the configured nodes that have sent a message."""
         yield self.own
         yield from (peer for _, peer in sorted(self._peers.items()) if peer.name)
 
     def addresses(self) -> Mapping[str, str]:
-        """Return node name -> address, for the nodes whose address is known."""
+        """Return node name -> IP address, for the nodes whose address is known."""
         return {peer.name: peer.address for peer in self if peer.address}

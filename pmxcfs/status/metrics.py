@@ -1,8 +1,8 @@
-"""Metrics: the latest values of nodes, guests and storages, for ``.rrd`` and the databases.
+"""Metrics: the latest values of nodes, guests and storages, for ``.rrd`` and the RRD files.
 
-A metric's name is ``TYPE/ID`` or ``TYPE/NODE/STORAGE`` and becomes the name of a file, and peers
-send them: each part is checked here. Used with the tree's lock held. Contract: docs/spec/status.md,
-"RRD".
+A metric's name is ``TYPE/ID`` or ``TYPE/NODE/STORAGE``. It comes from clients or other nodes and
+becomes a file name, so each part is checked here. Callers hold the tree's lock.
+Contract: docs/spec/status.md, "RRD".
 """
 
 import logging
@@ -10,16 +10,16 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-PREFIX = "rrd/"  # of the keys that are metrics
-MAX_VALUE = 4095  # bytes, with the NUL
-MAX_AGE = 300  # seconds that a value is shown
-MAX_METRICS = 32768  # of the whole cluster, which has one for each guest
-MAX_REFUSED = 256  # names that are not kept and get a line in the log
+PREFIX = "rrd/"  # prefix of the keys that are metrics
+MAX_VALUE = 4095  # bytes, with the NUL at the end
+MAX_AGE = 300  # seconds after which a value is no longer shown
+MAX_METRICS = 32768  # metrics of the whole cluster, which has one per guest
+MAX_REFUSED = 256  # invalid names that are logged
 
 _log = logging.getLogger("pmxcfs.status")
 
 _VERSION = r"[0-9]+(?:\.[0-9]+)*"
-_PART = r"(?!\.\.?(?:/|\Z))[A-Za-z0-9._-]+"  # neither . nor ..
+_PART = r"(?!\.\.?(?:/|\Z))[A-Za-z0-9._-]+"  # not . or ..
 _NAME = re.compile(
     rf"(?:pve2-node|pve-node-{_VERSION}|pve2\.3-vm|pve-vm-{_VERSION})/{_PART}"
     rf"|(?:pve2-storage|pve-storage-{_VERSION})/{_PART}/{_PART}"
@@ -28,7 +28,7 @@ _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class _Value(NamedTuple):
-    received: float
+    received: float  # monotonic seconds
     data: bytes  # without NUL
 
 
@@ -36,31 +36,33 @@ class Metrics:
     """The latest value of each metric of the cluster."""
 
     def __init__(self) -> None:
-        self.listeners: list[Callable[[str, bytes], None]] = []  # get name and value, without NUL
+        self.listeners: list[
+            Callable[[str, bytes], None]
+        ] = []  # called with name and value (without NUL)
         self._revision = 0
-        self._values: dict[str, _Value] = {}  # those received first come first
-        self._refused: set[str] = set()  # names that were logged
+        self._values: dict[str, _Value] = {}  # in order of receipt, oldest first
+        self._refused: set[str] = set()  # invalid names that were logged
 
     def set(self, name: str, value: bytes, *, now: float) -> bool:
-        """Keep *value* and pass it on; what is no metric is logged once, and False returned.
+        """Store *value* and pass it to the listeners. *now* is monotonic, in seconds.
 
-        *now* is monotonic, in seconds.
+        Return False if the name or the value is invalid; that is logged once per name.
         """
         data, terminator, _ = value.partition(b"\0")
         if not _NAME.fullmatch(name):
-            return self._refuse(name, "no such metric is known")
+            return self._refuse(name, "no metric has such a name")
         if not terminator or len(value) > MAX_VALUE or value[-1] or _CONTROL.search(data):
-            return self._refuse(name, "its value is not a text of one line with NUL")
+            return self._refuse(name, "its value is not one line of text that ends with NUL")
         if name not in self._values and self._is_full(now):
-            return self._refuse(name, f"there are {MAX_METRICS} others")
+            return self._refuse(name, f"the limit is {MAX_METRICS} metrics")
         self._keep(name, _Value(now, data))
         return True
 
     def _refuse(self, name: str, reason: str) -> bool:
-        """Log it once: daemons of a newer version repeat what we don't know every ten seconds."""
+        """Log *name* only once: newer daemons may send an unknown metric every ten seconds."""
         if name not in self._refused and len(self._refused) < MAX_REFUSED:
             self._refused.add(name)
-            _log.warning("metric %s is not kept: %s", name, reason)
+            _log.warning("metric %s is not stored: %s", name, reason)
         return False
 
     def _is_full(self, now: float) -> bool:
@@ -85,12 +87,15 @@ class Metrics:
         self._revision += bool(old)
 
     def revision(self, now: float) -> int:
-        """Return a number that changes whenever what ``render`` returns does."""
+        """Return a number that changes with the result of ``render`` at the same *now*."""
         self._expire(now)
         return self._revision
 
     def render(self, now: float) -> bytes:
-        """Return ``.rrd``: a line ``NAME:VALUE`` for each metric that is not too old."""
+        """Return the content of ``.rrd``: a line ``NAME:VALUE`` per metric that is not too old.
+
+        *now* is monotonic, in seconds.
+        """
         self._expire(now)
         return b"".join(
             [

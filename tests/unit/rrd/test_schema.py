@@ -1,4 +1,4 @@
-"""Which values of a metric's text go where, for old, current and newer formats of each type."""
+"""Conversion of metrics to RRD updates, for old, current and newer formats of each type."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_widths() -> None:
 
 
 @pytest.mark.parametrize("value", ["U", "", "nan", "1 2", "1:2", "0x10", "\xff", "1e5x", "-"])
-def test_what_is_no_number_is_unknown(value: str) -> None:
+def test_a_value_that_is_not_a_number_is_unknown(value: str) -> None:
     update = update_of("pve2-storage/n/s", f"1795367000:{value}:7".encode())
     first = "1" if value == "1:2" else "U"
     assert update.values.startswith(f"1795367000:{first}:")

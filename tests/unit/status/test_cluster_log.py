@@ -1,4 +1,4 @@
-"""The cluster log's text, its JSON, what is dropped as known, and joining those of all nodes."""
+"""The cluster log: text conversion, JSON, duplicates, and the merge of all nodes' logs."""
 
 import json
 import re
@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmxcfs.messages import MAX_TIME, LogEntry
-from pmxcfs.status import cluster_log as clusterlog
-from pmxcfs.status import log_ring as ring
-from pmxcfs.status.cluster_log import INFO, SHOWN, ClusterLog, digest, json_text
+from pmxcfs.status import cluster_log, log_ring
+from pmxcfs.status.cluster_log import DEFAULT_COUNT, INFO, ClusterLog, digest, json_text
 from pmxcfs.text import printable
 
 
@@ -63,7 +62,7 @@ def test_text_becomes_printable_ascii(text: str, expected: str) -> None:
         (b"cut at\0a NUL", "cut at"),
     ],
 )
-def test_what_others_store_is_valid_json(stored: bytes, shown: str) -> None:
+def test_text_of_other_nodes_is_shown_as_valid_json(stored: bytes, shown: str) -> None:
     assert json.loads(f'"{json_text(stored)}"') == shown
 
 
@@ -116,8 +115,8 @@ def test_an_entry_has_everything_of_its_author() -> None:
 def test_a_long_message_is_cut_between_escapes(unit: str) -> None:
     entry = compose(ClusterLog("node1"), unit * 4096)
     stored = printable(unit).encode()
-    step = 1 if unit == "\n" else len(stored)  # the digits of a control character are no escape
-    assert ring.MAX_ENTRY - step < ring.nominal_size(entry) <= ring.MAX_ENTRY
+    step = 1 if unit == "\n" else len(stored)  # the digits of a control character are not an escape
+    assert log_ring.MAX_ENTRY - step < log_ring.nominal_size(entry) <= log_ring.MAX_ENTRY
     assert (stored * 4096).startswith(entry.message)
     assert len(entry.message) % step == 0
 
@@ -125,7 +124,7 @@ def test_a_long_message_is_cut_between_escapes(unit: str) -> None:
 def test_long_names_are_cut() -> None:
     entry = compose(ClusterLog("n" * 300), "text", ident="i" * 300, tag="\xe4" * 300)
     assert (len(entry.node), len(entry.ident), len(entry.tag)) == (254, 254, 252)
-    assert ring.fits(entry)
+    assert log_ring.fits(entry)
     assert entry.ident_digest == digest(b"i" * 300)
 
 
@@ -149,7 +148,7 @@ def test_a_restart_within_a_second_loses_no_entry() -> None:
     assert after.insert(entry)
 
 
-def test_the_last_second_is_the_last() -> None:
+def test_times_do_not_exceed_32_bits() -> None:
     log = ClusterLog("node1")
     assert log.insert(compose(log, time=MAX_TIME + 5))
     assert compose(log, time=5).time == MAX_TIME
@@ -186,12 +185,12 @@ def test_the_newest_entry_comes_first() -> None:
 def test_at_most_fifty_entries_are_shown() -> None:
     log = ClusterLog("node1")
     revisions = {log.revision}
-    for _ in range(SHOWN + 7):
+    for _ in range(DEFAULT_COUNT + 7):
         log.insert(compose(log))
         revisions.add(log.revision)
-    assert [entry["uid"] for entry in entries(log)] == list(range(SHOWN + 7, 7, -1))
+    assert [entry["uid"] for entry in entries(log)] == list(range(DEFAULT_COUNT + 7, 7, -1))
     assert len(entries(log, most=3)) == 3
-    assert len(revisions) == SHOWN + 8
+    assert len(revisions) == DEFAULT_COUNT + 8
 
 
 def test_the_entries_of_one_user() -> None:
@@ -210,7 +209,7 @@ def test_an_entry_that_is_not_newer_is_dropped() -> None:
     revision = log.revision
     assert not any(log.insert(entry) for entry in (second, first, third))
     assert log.revision == revision
-    assert log.insert(compose(log, time=1))  # each node has its own order
+    assert log.insert(compose(log, time=1))  # the order is per node
 
 
 @pytest.mark.expect_log("dropped a log entry of 4097 bytes")
@@ -226,13 +225,13 @@ def test_an_entry_that_is_too_long_is_dropped() -> None:
 def test_a_flood_of_senders_does_not_grow_the_table() -> None:
     log = ClusterLog("node1")
     sample = compose(log)
-    for number in range(clusterlog.MAX_SENDERS + 10):
+    for number in range(cluster_log.MAX_SENDERS + 10):
         assert log.insert(sample._replace(node_digest=number))
-    assert len(log._newest) <= clusterlog.MAX_SENDERS
+    assert len(log._newest) <= cluster_log.MAX_SENDERS
     assert not log.insert(sample._replace(node_digest=number))
 
 
-# Joining
+# Merging
 
 
 def logs(count: int, length: int) -> list[ClusterLog]:
@@ -256,7 +255,7 @@ def test_all_nodes_have_the_same_after_a_merge() -> None:
     assert {nodes[0].share()} == results
 
 
-def test_known_are_those_that_were_merged() -> None:
+def test_merged_entries_are_duplicates() -> None:
     one, two = logs(2, 5)
     late = compose(two, time=100)
     one.merge([one.state(), two.state()])
@@ -266,7 +265,7 @@ def test_known_are_those_that_were_merged() -> None:
     assert before.time == 4
 
 
-def test_what_was_inserted_since_the_state_stays() -> None:
+def test_entries_inserted_after_the_state_are_kept() -> None:
     one, two = logs(2, 5)
     states = [one.state(), two.state()]
     late = [compose(one, f"late {number}", time=50) for number in range(2)]
@@ -282,11 +281,13 @@ def test_the_newest_entries_win_when_there_is_no_room_for_all() -> None:
     one = nodes[0]
     one.merge([log.state() for log in nodes])
     times = [entry.time for entry in one]
-    used = sum(map(ring.occupied_size, one))
+    used = sum(map(log_ring.occupied_size, one))
     assert times == sorted(times, reverse=True)
     assert times[0] == 999
     assert len(times) > 1300
-    assert ring.SIZE - 8 - ring.MAX_ENTRY <= used < ring.SIZE - 8 - ring.MAX_ENTRY + 88
+    assert (
+        log_ring.SIZE - 8 - log_ring.MAX_ENTRY <= used < log_ring.SIZE - 8 - log_ring.MAX_ENTRY + 88
+    )
 
 
 def test_old_entries_that_the_cluster_has_no_room_for_do_not_come_back() -> None:

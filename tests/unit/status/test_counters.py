@@ -1,4 +1,4 @@
-"""When a change counts in .version and .vmlist."""
+"""When a change is counted in ``.version`` and ``.vmlist``."""
 
 import json
 
@@ -24,7 +24,7 @@ def status(guests: Guests) -> Status:
 
 
 def shown(status: Status, vmid: int = 100) -> dict[str, object]:
-    """Return one guest of .vmlist."""
+    """Return the entry of one guest in ``.vmlist``."""
     found: dict[str, object] = json.loads(f"{{{status.guest_lines[vmid]}}}")[str(vmid)]
     return found
 
@@ -35,13 +35,13 @@ def test_the_watched_paths_are_those_of_the_original() -> None:
     assert set(WATCHED) == recorded.keys() - others
 
 
-def test_everything_counts_one_after_the_start(status: Status) -> None:
+def test_all_counters_are_1_after_the_start(status: Status) -> None:
     assert set(status.counters.values()) == {1}
     assert (status.vmlist, status.members.clinfo) == (1, 1)
     assert shown(status) == {"node": "a", "type": "lxc", "version": 1}
 
 
-def test_a_change_counts_when_the_kernel_has_been_told(status: Status) -> None:
+def test_a_change_is_counted_after_its_invalidation(status: Status) -> None:
     revision = status.revision
     status.on_change("storage.cfg", sequence=7)
     status.on_change("user.cfg", sequence=9)
@@ -54,13 +54,13 @@ def test_a_change_counts_when_the_kernel_has_been_told(status: Status) -> None:
     assert status.counters["user.cfg"] == 2
 
 
-def test_a_change_that_needs_no_notification_counts_at_once(status: Status) -> None:
+def test_a_change_that_needs_no_invalidation_is_counted_at_once(status: Status) -> None:
     status.on_change("storage.cfg", sequence=0)
     status.absorb(0)
     assert status.counters["storage.cfg"] == 2
 
 
-def test_a_rename_counts_at_both_ends(status: Status) -> None:
+def test_a_rename_is_counted_for_both_paths(status: Status) -> None:
     status.on_change("storage.cfg", "storage.cfg.tmp", sequence=0)
     status.on_change("user.cfg", "domains.cfg", sequence=0)
     status.absorb(0)
@@ -68,7 +68,7 @@ def test_a_rename_counts_at_both_ends(status: Status) -> None:
     assert changed == {"storage.cfg", "user.cfg", "domains.cfg"}
 
 
-def test_other_paths_count_nowhere(status: Status) -> None:
+def test_changes_of_other_paths_are_not_counted(status: Status) -> None:
     revision = status.revision
     for path in ("storage.cfg.tmp", "d/storage.cfg", "priv/tfa.cfg.new", "nodes/a/lxc"):
         status.on_change(path, sequence=0)
@@ -109,7 +109,7 @@ def test_a_guest_is_listed_as_it_was_when_it_changed(status: Status, guests: Gue
     assert 100 not in status.guest_lines
 
 
-def test_a_reload_counts_everything_once(status: Status, guests: Guests) -> None:
+def test_a_reload_increments_every_counter_once(status: Status, guests: Guests) -> None:
     guests.register(GuestPath(7, "a", "qemu"))
     status.on_change("storage.cfg", sequence=99)
     status.on_reload(sequence=100)

@@ -1,4 +1,4 @@
-"""Status files: their JSON, and snapshots that never change."""
+"""Status files: their JSON, and snapshots whose content never changes."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from tests.places import VECTORS
 
 
 class Source:
-    """What the files are made from."""
+    """The status of a node and its status files."""
 
     def __init__(self, node: str = "node1") -> None:
         self.handed = 0
@@ -73,7 +73,7 @@ def test_guest_list(source: Source) -> None:
     }
 
 
-def test_the_others(source: Source) -> None:
+def test_rrd_and_cluster_log(source: Source) -> None:
     assert source.read(".rrd") == b""
     assert json.loads(source.read(".clusterlog")) == {"data": []}
     source.status.log.begin(pid=1, time=2)
@@ -95,7 +95,7 @@ def test_a_snapshot_stays_and_is_reused_while_nothing_changes(source: Source) ->
     assert file.is_current(second)
 
 
-def test_a_change_is_seen_when_the_kernel_has_been_told(source: Source) -> None:
+def test_a_change_is_seen_after_its_invalidation(source: Source) -> None:
     file = source.files[".version"]
     before = file.snapshot(0)
     source.status.on_change("user.cfg", sequence=5)
@@ -126,7 +126,7 @@ def recorded_config() -> ClusterConfig:
 
 
 def take_part(status: Status, *, nodeid: int, present: tuple[int, ...]) -> None:
-    """Do what the recorded daemons did: find the others, and set node2's keys."""
+    """Replay what the recorded daemons did: configure the nodes and set node2's keys."""
     members, keys = status.members, status.keys
     members.configure(recorded_config())
     members.set_quorate(True)

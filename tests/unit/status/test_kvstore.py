@@ -1,11 +1,11 @@
-"""The key/value store: own keys and those of others, and the special ones."""
+"""The key/value store: keys of this node, keys of other nodes, and the special keys."""
 
 import pytest
 
 from pmxcfs.errors import NameTooLong, NoSpace, NotFound, TooBig
 from pmxcfs.messages import SetKey
 from pmxcfs.status.kvstore import MAX_KEY, MAX_VALUE, KeyValueStore
-from pmxcfs.status.members import MAX_KEYS_SIZE, MAX_STRANGERS, Members
+from pmxcfs.status.members import MAX_KEYS_SIZE, MAX_UNCONFIGURED, Members
 from pmxcfs.status.metrics import Metrics
 from tests.fakes.data.configs import config
 
@@ -58,7 +58,7 @@ def test_limits_of_a_key(store: KeyValueStore) -> None:
     assert len(store.own_messages()) == 1
 
 
-def test_a_node_that_sets_too_much(store: KeyValueStore) -> None:
+def test_the_size_of_our_own_keys_is_limited(store: KeyValueStore) -> None:
     for number in range(MAX_KEYS_SIZE // MAX_VALUE - 2):
         store.set(str(number), bytes(MAX_VALUE), now=0)
     with pytest.raises(NoSpace):
@@ -66,7 +66,7 @@ def test_a_node_that_sets_too_much(store: KeyValueStore) -> None:
     assert "one more" not in store.versions()["a"]
 
 
-def test_the_keys_of_others(store: KeyValueStore) -> None:
+def test_the_keys_of_other_nodes(store: KeyValueStore) -> None:
     receive(store, "key", b"theirs")
     store.set("key", b"ours", now=0)
     assert store.get("key", "b") == b"theirs"
@@ -105,16 +105,18 @@ def test_an_address(store: KeyValueStore, members: Members) -> None:
     assert members.clinfo == before + 2
 
 
-@pytest.mark.expect_log("the address of node b is not a text with NUL")
+@pytest.mark.expect_log("the address from node b is not printable text that ends with NUL")
 @pytest.mark.parametrize(
     "value", [b"", b"\0", b"10.0.0.2", b"a\nb\0", b"\xff\0", b"1" * 256 + b"\0"]
 )
-def test_an_address_is_a_text(store: KeyValueStore, members: Members, value: bytes) -> None:
+def test_an_invalid_address_is_dropped(
+    store: KeyValueStore, members: Members, value: bytes
+) -> None:
     receive(store, "nodeip", value)
     assert members.addresses() == {}
 
 
-def test_metrics_are_no_keys(store: KeyValueStore, metrics: Metrics) -> None:
+def test_metrics_are_not_stored_as_keys(store: KeyValueStore, metrics: Metrics) -> None:
     revision = store.revision
     receive(store, METRIC, b"1:2\0")
     store.set("rrd/pve2-node/a", b"3:4\0", now=1)
@@ -122,7 +124,7 @@ def test_metrics_are_no_keys(store: KeyValueStore, metrics: Metrics) -> None:
     assert store.revision == revision
 
 
-def test_what_is_sent_again(store: KeyValueStore, members: Members) -> None:
+def test_own_messages_hold_all_keys_and_the_address(store: KeyValueStore, members: Members) -> None:
     members.set_resolved("10.0.0.1")
     for key, value in (("one", b"1"), ("rrd/pve2-node/a", b"x\0"), ("two", b"2"), ("one", b"3")):
         store.set(key, value, now=0)
@@ -146,8 +148,8 @@ def test_a_key_may_come_before_the_configuration() -> None:
 @pytest.mark.expect_log("dropped a key of node 7777, which is not in the configuration")
 @pytest.mark.expect_log("dropped a value of node 2: 32769 bytes")
 @pytest.mark.expect_log("dropped a key of node 2: the keys of a node may take")
-def test_others_can_not_fill_the_memory(store: KeyValueStore) -> None:
-    for nodeid in range(1000, 1000 + MAX_STRANGERS):
+def test_other_nodes_can_not_fill_the_memory(store: KeyValueStore) -> None:
+    for nodeid in range(1000, 1000 + MAX_UNCONFIGURED):
         receive(store, "key", b"x", nodeid=nodeid)
     receive(store, "key", b"x", nodeid=7777)
     receive(store, "key", bytes(MAX_VALUE + 1))

@@ -1,4 +1,4 @@
-"""The ring: the original's bytes, what wrapping leaves, and rings that lie."""
+"""The ring of the cluster log: recorded bytes, wrapping, merging, and invalid rings."""
 
 import gzip
 import itertools
@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pmxcfs.messages import LogEntry
-from pmxcfs.status import log_ring as ring
+from pmxcfs.status import log_ring
 from pmxcfs.status.cluster_log import ClusterLog
 from pmxcfs.status.log_ring import MAX_ENTRY, SIZE, LogRing, in_order, merged, occupied_size, walk
 from tests.places import VECTORS
@@ -78,7 +78,7 @@ def test_the_log_of_the_recorded_cluster_comes_out_the_same() -> None:
 
 
 def test_an_entry_is_as_long_as_the_messages_say() -> None:
-    sizes = [ring.nominal_size(item) for _, item in recorded_entries()]
+    sizes = [log_ring.nominal_size(item) for _, item in recorded_entries()]
     assert sizes == [48 + 6 + 9 + 10 + 52, 48 + 6 + 9 + 5 + 21]
 
 
@@ -91,7 +91,7 @@ class Written(NamedTuple):
 
 
 class Model:
-    """Everything that was ever written, and where."""
+    """A slow model of the ring: all entries ever written, with their offsets."""
 
     def __init__(self) -> None:
         self.history: list[Written] = []
@@ -134,7 +134,7 @@ def test_what_is_left_after_wrapping(sizes: list[int], filling: int) -> None:
     kept = list(real)
     assert kept == model.walk()
     assert [item.uid for item in kept] == list(range(len(sizes) + filling, 0, -1))[: len(kept)]
-    assert list(walk(in_order(bytes(real)))) == sorted(kept, key=ring.order, reverse=True)
+    assert list(walk(in_order(bytes(real)))) == sorted(kept, key=log_ring.order, reverse=True)
 
 
 def test_an_entry_may_not_end_where_the_ring_does() -> None:
@@ -165,7 +165,7 @@ def test_merging_depends_on_content_only(rings: list[bytes], chance: object) -> 
     chance.shuffle(shuffled)  # type: ignore[attr-defined]
     assert merged(shuffled + rings) == once
     assert merged([bytes(LogRing.of(once))]) == once
-    keys = [ring.order(item) for item in once]
+    keys = [log_ring.order(item) for item in once]
     assert keys == sorted(set(keys))
 
 
@@ -178,10 +178,10 @@ def test_a_merge_takes_the_newest_until_the_ring_is_full() -> None:
     assert len(list(LogRing.of(kept))) == len(kept)
 
 
-# Rings that lie
+# Invalid rings
 
 
-def test_no_ring_at_all_has_no_entries() -> None:
+def test_bytes_that_are_not_a_ring_have_no_entries() -> None:
     whole = bytes(LogRing.of([entry(1)]))
     for raw in (
         b"",
@@ -236,11 +236,11 @@ def test_the_walk_ends_at_a_broken_entry(fields: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("older", [168, 88 + 8, 176, 4096, 168 + MAX_ENTRY, 9, SIZE, 0xFFFFFFFF])
-def test_the_walk_ends_where_it_would_not_go_back(older: int) -> None:
+def test_the_walk_ends_if_the_next_offset_is_not_older(older: int) -> None:
     assert [item.uid for item in walk(patched(THREE, 168, older=older))] == [3]
 
 
-def test_a_walk_in_circles_ends() -> None:
+def test_a_walk_over_a_cycle_ends() -> None:
     raw = patched(THREE, 8, older=100_000)
     high = bytearray(raw)
     one = bytes(LogRing.of([entry(9)]))[8:88]
@@ -257,7 +257,7 @@ headers = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 11), st.integers
 
 
 @given(changes, headers, st.integers(0, 3000))
-def test_no_ring_is_too_broken(
+def test_any_bytes_can_be_walked(
     patches: list[tuple[int, bytes]], numbers: list[tuple[int, int, int]], newest: int
 ) -> None:
     full = bytearray(bytes(LogRing.of(entry(uid, 3000 + uid) for uid in range(50))))
@@ -271,7 +271,7 @@ def test_no_ring_is_too_broken(
     struct.pack_into("<II", full, 0, SIZE, newest * 8)
     found = list(walk(full))
     assert sum(map(occupied_size, found)) <= SIZE
-    assert all(map(ring.fits, found))
+    assert all(map(log_ring.fits, found))
     log = ClusterLog("node1")
     log.begin(pid=1, time=1)
     log.merge([log.state(), bytes(full)])

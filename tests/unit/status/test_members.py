@@ -1,10 +1,10 @@
-"""The member list: what counts as a change, and what goes with a node."""
+"""The member list: which changes are counted, and the lifetime of a node's state."""
 
 import pytest
 
 from pmxcfs.errors import NoSpace
 from pmxcfs.messages import Member
-from pmxcfs.status.members import KEY_OVERHEAD, MAX_KEYS_SIZE, MAX_STRANGERS, Keys, Members, Peer
+from pmxcfs.status.members import KEY_OVERHEAD, MAX_KEYS_SIZE, MAX_UNCONFIGURED, Keys, Members, Peer
 from tests.fakes.data.configs import config
 
 
@@ -21,14 +21,14 @@ def heard(members: Members, nodeid: int) -> Peer:
     return peer
 
 
-def test_what_counts_as_a_change_of_the_cluster() -> None:
+def test_each_change_of_the_cluster_is_counted_once() -> None:
     members = Members("a")
     counts = [(members.clinfo, members.revision)]
 
     def note() -> None:
         counts.append((members.clinfo, members.revision))
 
-    for _ in range(2):  # the second time nothing is new
+    for _ in range(2):  # the second time changes nothing
         members.configure(config("a", "b"))
         note()
     for _ in range(2):
@@ -70,7 +70,7 @@ def test_the_sender_is_the_node_of_the_configuration(members: Members) -> None:
     assert members.named("") is None
 
 
-def test_a_node_that_was_not_heard_is_not_there(members: Members) -> None:
+def test_a_node_that_sent_nothing_is_not_found(members: Members) -> None:
     assert [peer.name for peer in members] == ["a"]
     assert members.named("b") is None
 
@@ -86,7 +86,7 @@ def test_a_node_outlives_a_new_configuration_but_not_its_entry(members: Members)
     assert heard(members, 3) is not c
 
 
-def test_a_node_that_got_another_id_or_name_is_another(members: Members) -> None:
+def test_a_node_with_a_new_id_or_name_is_another_node(members: Members) -> None:
     b = heard(members, 2)
     members.configure(config("a", "c", "b", version=2))
     assert heard(members, 2) is not b
@@ -94,7 +94,7 @@ def test_a_node_that_got_another_id_or_name_is_another(members: Members) -> None
     assert members.named("b") is heard(members, 3)
 
 
-def test_a_node_may_be_heard_before_its_entry() -> None:
+def test_a_node_may_send_before_it_is_configured() -> None:
     members = Members("a")
     own, b, other = (heard(members, nodeid) for nodeid in (1, 2, 9))
     assert [peer.name for peer in members] == ["a"]
@@ -105,18 +105,18 @@ def test_a_node_may_be_heard_before_its_entry() -> None:
     assert heard(members, 9) is not other
 
 
-def test_there_are_not_many_strangers(members: Members) -> None:
-    ids = range(1000, 1000 + MAX_STRANGERS)
-    strangers = [heard(members, nodeid) for nodeid in ids]
+def test_the_number_of_unconfigured_nodes_is_limited(members: Members) -> None:
+    ids = range(1000, 1000 + MAX_UNCONFIGURED)
+    unconfigured = [heard(members, nodeid) for nodeid in ids]
     assert members.sender(7777) is None
-    assert [members.sender(nodeid) for nodeid in ids] == strangers
+    assert [members.sender(nodeid) for nodeid in ids] == unconfigured
     assert heard(members, 2).name == "b"
 
 
 # The keys of one node
 
 
-def test_a_version_counts_the_changes_of_a_key() -> None:
+def test_the_version_of_a_key_counts_its_changes() -> None:
     keys = Keys()
     seen = []
     for content in (b"x", b"y", b"y"):
@@ -129,13 +129,13 @@ def test_a_version_counts_the_changes_of_a_key() -> None:
     assert keys.values["key"].version == 0
 
 
-def test_the_keys_of_a_node_take_only_so_much() -> None:
+def test_the_size_of_a_nodes_keys_is_limited() -> None:
     keys = Keys()
     value = bytes(32768)
     count = MAX_KEYS_SIZE // (len(value) + KEY_OVERHEAD + len("100"))
     for number in range(100, 100 + count):
         keys.put(str(number), value)
-    keys.put("100", value)  # no more than before
+    keys.put("100", value)  # not larger than before
     with pytest.raises(NoSpace):
         keys.put("new", value)
     assert "new" not in keys.values

@@ -1,4 +1,4 @@
-"""Metrics: names that become file names, values, age."""
+"""Metrics: valid names and values, and the age after which a value is not shown."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_names_of_metrics(metrics: Metrics, name: str) -> None:
     assert seen == [(name, b"1:2")]
 
 
-@pytest.mark.expect_log("is not kept: no such metric is known")
+@pytest.mark.expect_log("is not stored: no metric has such a name")
 @pytest.mark.parametrize(
     "name",
     [
@@ -62,24 +62,24 @@ def test_names_of_metrics(metrics: Metrics, name: str) -> None:
         "\udcff",
     ],
 )
-def test_other_names_are_not_kept(metrics: Metrics, name: str) -> None:
+def test_other_names_are_not_stored(metrics: Metrics, name: str) -> None:
     metrics.listeners.append(lambda name, value: pytest.fail(name))
     assert not metrics.set(name, b"1:2\0", now=0)
     assert metrics.render(0) == b""
 
 
-@pytest.mark.expect_log("metric pve2-node/a is not kept: its value is not a text of one line")
+@pytest.mark.expect_log("metric pve2-node/a is not stored: its value is not one line of text")
 @pytest.mark.parametrize(
     "value",
     [b"", b"1:2", b"1\n2\0", b"1\x7f\0", b"1\0002", b"x" * MAX_VALUE + b"\0"],
     ids=lambda value: repr(value[:8]),
 )
-def test_values_that_are_not_kept(metrics: Metrics, value: bytes) -> None:
+def test_values_that_are_not_stored(metrics: Metrics, value: bytes) -> None:
     assert not metrics.set("pve2-node/a", value, now=0)
     assert metrics.revision(0) == 0
 
 
-def test_values_that_are_kept(metrics: Metrics) -> None:
+def test_values_that_are_stored(metrics: Metrics) -> None:
     for value in (b"\0", b"x" * (MAX_VALUE - 1) + b"\0", b"\xff\0", b"1:2\0\0"):
         assert metrics.set("pve2-node/a", value, now=0)
         data = value.rstrip(b"\0")
@@ -99,8 +99,8 @@ def test_old_values_are_left_out(metrics: Metrics) -> None:
     assert metrics.revision(MAX_AGE + 9) == 5
 
 
-@pytest.mark.expect_log(f"metric pve2-node/x is not kept: there are {MAX_METRICS} others")
-def test_there_are_only_so_many(metrics: Metrics) -> None:
+@pytest.mark.expect_log(f"metric pve2-node/x is not stored: the limit is {MAX_METRICS} metrics")
+def test_the_number_of_metrics_is_limited(metrics: Metrics) -> None:
     for number in range(MAX_METRICS):
         assert metrics.set(f"pve2.3-vm/{number}", b"1\0", now=0)
     assert not metrics.set("pve2-node/x", b"1\0", now=MAX_AGE)
@@ -109,10 +109,8 @@ def test_there_are_only_so_many(metrics: Metrics) -> None:
     assert metrics.render(MAX_AGE + 1) == b"pve2.3-vm/7:2\npve2-node/x:1\n"
 
 
-@pytest.mark.expect_log("is not kept")
-def test_what_is_not_kept_is_logged_once(
-    metrics: Metrics, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.expect_log("is not stored")
+def test_an_invalid_name_is_logged_once(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
     for number in [*range(MAX_REFUSED + 9)] * 2:
         metrics.set(f"unknown/{number}", b"1\0", now=0)
     assert len(caplog.records) == MAX_REFUSED
