@@ -1,4 +1,4 @@
 """The edge to the kernel: requests in, replies and cache invalidations out.
 
-The only folder that knows llfuse. Decides nothing: ``vfs`` has the rules.
+Only this folder imports llfuse. It decides nothing: the rules are in ``vfs``.
 """

@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of handlers.py, which runs for every request.
+# C types of handlers.py, whose code runs for every request.
 from pmxcfs._core cimport Entry
 from pmxcfs.vfs.filesystem cimport FileSystem
 from pmxcfs.fuse.node_ids cimport NodeIds

@@ -1,11 +1,11 @@
-"""The FUSE edge: requests of the kernel in, calls of ``FileSystem`` out, and errors as errnos.
+"""The FUSE request handlers: they turn kernel requests into ``FileSystem`` calls, errors to errnos.
 
-The only module that knows llfuse, its lock, and the kernel's node ids. Ids are the daemon's own: 1
-for the root, then a counter that is never reused. A handler decides nothing; whatever goes wrong
-in it leaves as a FUSEError, because anything else would end the main loop and with it the mount.
+A handler decides nothing. Every exception leaves a handler as a FUSEError, because any other
+exception would end llfuse's main loop, and with it the mount.
 
-Threads: llfuse's workers, each handler under llfuse's lock, which is the tree's lock. Other threads
-take it by ``LOCK``. Contract: docs/spec/fuse.md.
+Threads: llfuse's workers call the handlers, with llfuse's lock held, which is the tree's lock
+(``session.LOCK``). A handler may release it while it waits; ``vfs`` decides when.
+Contract: docs/spec/fuse.md; docs/spec/filesystem.md, "Operations".
 """
 
 import errno
@@ -41,22 +41,22 @@ from pmxcfs.vfs.filesystem import FileSystem, OpenFile
 
 _log = logging.getLogger("pmxcfs.fuse")
 
-_NS = 10**9  # in a second; a Python integer, where one of C would overflow
-FOREVER = 365 * 86400.0  # seconds; what changes is invalidated
-BLOCK = 4096  # bytes, as statfs counts
-SNAPSHOT_FRESH_NS = 1_000_000_000  # a snapshot that a look-up made so lately may be opened
-MAX_LISTED_NAME = 1024  # bytes; for a longer one, from a peer, the kernel fails the whole listing
-LISTED_AT_ONCE = 256  # names; more than fit into the kernel's buffer of one page
-RECENT_LISTINGS = 64  # directories whose listing is kept until a name in it changes
+_NS = 10**9  # nanoseconds per second; a Python integer, as a C int would overflow
+FOREVER = 365 * 86400.0  # seconds, as a cache timeout; changes are invalidated explicitly
+BLOCK = 4096  # bytes per block in statfs
+SNAPSHOT_FRESH_NS = 1_000_000_000  # age up to which an outdated snapshot may be opened
+MAX_LISTED_NAME = 1024  # bytes; the kernel fails a listing with a longer name, such as a peer's
+LISTED_AT_ONCE = 256  # names per readdir; more than fit into the kernel's one-page buffer
+RECENT_LISTINGS = 64  # directories whose listing is cached until a name in them changes
 
 
 Handle = OpenFile | Switch | Snapshot
-# Name, what it is, where the next is. A string, as Cython 0.29 can't subscript a class.
+# Name, attributes, offset of the next entry. A string, as Cython 0.29 can't subscript a class.
 Listing: TypeAlias = "list[tuple[bytes, llfuse.EntryAttributes, int]]"
 
 
 class OpenDirectory:
-    """An open directory, and what it held when it was last read from the beginning."""
+    """An open directory, and its listing of the last read from offset 0."""
 
     __slots__ = ("entry", "listing")
 
@@ -69,7 +69,7 @@ _Answer = TypeVar("_Answer")
 
 
 def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
-    """Let nothing but FUSEError out of a handler, and log the request in debug mode."""
+    """Wrap a handler so that it raises only FUSEError and logs its requests in debug mode."""
 
     @functools.wraps(function)
     def guarded(self: "Handlers", *arguments: object) -> _Answer:
@@ -79,7 +79,7 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
             return function(self, *arguments)
         except PmxcfsError as error:
             raise llfuse.FUSEError(error.errno) from None
-        except BaseException:  # noqa: BLE001, as the mount must outlive any bug
+        except BaseException:  # noqa: BLE001, as a bug in a handler must not end the mount
             _log.exception("%s failed, which is a bug", function.__name__)
             raise llfuse.FUSEError(errno.EIO) from None
 
@@ -89,7 +89,7 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
 def _logged(
     handlers: "Handlers", function: Callable[..., _Answer], arguments: tuple[object, ...]
 ) -> _Answer:
-    """Log a request, how it went and how long it took."""
+    """Call a handler and log the request, its outcome and its duration in microseconds."""
     outcome, start_ns = "EIO", time.perf_counter_ns()
     subject = handlers.subject(function.__name__, arguments)
     try:
@@ -107,7 +107,7 @@ def _logged(
 
 
 class Handlers:
-    """What the kernel can ask for."""
+    """The handlers of the kernel's requests."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Handlers:
         self._absent = llfuse.EntryAttributes()  # st_ino 0: a negative entry
         self._absent.entry_timeout = FOREVER
 
-    # Looking
+    # Lookup and attributes
 
     def _special(self, parent: int, name: str) -> Link | Switch | Snapshot | None:
         if parent != ROOT:
@@ -150,7 +150,7 @@ class Handlers:
         return found
 
     def _find(self, parent: int, name: str) -> Entry:
-        """Return the entry that is to be changed."""
+        """Return the entry *name* for a change. Raises Denied for a special file, or NotFound."""
         if self._special(parent, name) is not None:
             raise Denied(f"{name} can't be changed")
         found = self._directory(parent).child(name)
@@ -168,12 +168,12 @@ class Handlers:
         return self._answer(found)
 
     def _answer(self, found: Node) -> llfuse.EntryAttributes:
-        """Tell the kernel of *found*, which it will then hold a reference to."""
+        """Return the reply of a lookup or creation; the kernel gets one more reference."""
         self.node_ids.reference(found)
         return self._attributes(found)
 
     def forget(self, forgotten: list[tuple[int, int]]) -> None:
-        """Never answered, so nothing may go wrong."""
+        """Take back references of the kernel. This request has no reply, so nothing is raised."""
         for node, count in forgotten:
             self.node_ids.forget(node, count)
 
@@ -205,7 +205,7 @@ class Handlers:
         if entry.is_directory:
             result.st_nlink = 2
         if entry.has_draft:
-            result.attr_timeout = 0  # the time changes again when it is published
+            result.attr_timeout = 0  # publishing will change the mtime
         return result
 
     def _new_attributes(
@@ -294,7 +294,7 @@ class Handlers:
 
     @_handler
     def readdir(self, handle: int, offset: int) -> Listing:
-        """Return what follows the *offset* first names; reading from 0 lists the directory anew."""
+        """Return the entries after the first *offset* ones; offset 0 makes a new listing."""
         opened = self._directories[handle]
         if offset == 0 or opened.listing is None:
             opened.listing = self._listing(opened.entry)
@@ -323,7 +323,7 @@ class Handlers:
         self, parent: int, name: bytes, mode: int, device: int, context: object
     ) -> llfuse.EntryAttributes:
         if not stat.S_ISREG(mode):
-            raise Unsupported("only regular files can be made")
+            raise Unsupported("only regular files can be created")
         entry = self._create(parent, to_text(name), exclusive=True)
         self._files.save_creations()
         return self._answer(entry)
@@ -361,7 +361,7 @@ class Handlers:
 
     @_handler
     def link(self, node: int, new_parent: int, new_name: bytes, context: object) -> None:
-        raise NotPermitted("there are no hard links")
+        raise NotPermitted("hard links are not supported")
 
     # Attributes
 
@@ -380,7 +380,7 @@ class Handlers:
             self._truncate(found, wanted.st_size, handle)
         if fields.update_mtime:
             if not isinstance(found, Entry):
-                raise Denied("its times can't be changed")
+                raise Denied("the times of a special file can't be changed")
             self._files.utime(found, wanted.st_mtime_ns // _NS)
         return self._attributes(found)
 
@@ -433,7 +433,7 @@ class Handlers:
         return self._new_handle(found)
 
     def _check_snapshot(self, snapshot: Snapshot, *, truncate: bool) -> None:
-        """Raise Stale for an outdated one: the kernel then looks the name up once more."""
+        """Raise Stale for an outdated *snapshot*: the kernel then looks the name up once more."""
         if truncate:
             raise Failed("a status file can't be written")
         is_fresh = self._now_ns() - snapshot.made_ns < SNAPSHOT_FRESH_NS
@@ -476,14 +476,14 @@ class Handlers:
             self._files.release(opened)
 
     def subject(self, name: str, arguments: tuple[object, ...]) -> str:
-        """Describe what a request is about, for debug messages."""
+        """Return a description of the request's objects for a debug message."""
         return subject_of(name, arguments, nodes=self.node_ids.objects, handles=self._handles)
 
 
 class Operations(Handlers, llfuse.Operations):
-    """All handlers: llfuse answers the rest, with ENOSYS."""
+    """All handlers, as llfuse wants them; llfuse answers other requests with ENOSYS."""
 
-    # Nobody waits for the answers to these two.
+    # No process waits for the replies to these two, so their worker may be parked.
 
     def release(self, handle: int) -> None:
         super().release(handle)

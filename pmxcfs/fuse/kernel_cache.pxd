@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of what is asked for every change; the threads' part needs none.
+# C types of kernel_cache.py, whose code runs for every change.
 from pmxcfs._core cimport Entry, Tree
 from pmxcfs.tree.apply cimport Change
 

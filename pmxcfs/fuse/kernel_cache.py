@@ -1,6 +1,6 @@
-"""Which of the kernel's cached names, attributes and pages a change of the tree makes invalid.
+"""Invalidation of the kernel's cached entries, attributes and pages after a change of the tree.
 
-Contract: docs/spec/fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
+Contract: docs/spec/fuse.md, "Invalidation".
 """
 
 import logging
@@ -18,10 +18,11 @@ _log = logging.getLogger("pmxcfs.fuse")
 
 
 class KernelCache:
-    """Which notifications a change of the tree needs. Used with the tree's lock held.
+    """Queues the notifications that a change of the tree needs. Used with the tree's lock held.
 
-    None where the kernel can't have a name: neither with an entry that it knows, nor as absent.
-    What it is just making, and does not know yet, it has asked for, and been told absent.
+    No notification is sent for a name that the kernel has not cached, neither as an entry nor as a
+    negative entry. A name that the kernel is just creating counts as cached: the kernel has looked
+    it up before and has got a negative entry.
     """
 
     def __init__(
@@ -38,16 +39,19 @@ class KernelCache:
         self._may_be_absent = may_be_absent  # a directory's node id, a name
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
-        """Notify of *change*: all of it if foreign, else what the reply does not tell."""
+        """Notify of *change*: completely if *foreign*, else of what the reply does not contain."""
         if foreign or change.kind is Kind.UNLOCK:
             self._on_foreign(change)
         elif change.source and changes_mode(change.source, change.path):
             self._notifier.attributes([change.entry.node])
-        elif change.has_new_time:  # the kernel knows that the ctime is, but of nothing else
+        elif change.has_new_time:  # the kernel has updated the ctime only
             self._forget_inode(change.entry, pages=False)
 
     def on_undone(self, undone: Mapping[Entry, str], error: Exception) -> None:
-        """Notify that entries, which were at these paths, are as before: others have seen them."""
+        """Notify that changes were rolled back which the kernel may have cached.
+
+        *undone* has the entries and the paths that they had before the rollback.
+        """
         for entry, path in undone.items():
             if path != entry.path or not entry.is_attached:
                 directory, _, name = path.rpartition("/")
@@ -58,15 +62,15 @@ class KernelCache:
                 self._forget_entry(entry, pages=True)
 
     def on_displaced(self, entry: Entry) -> None:
-        """Notify that bytes which had been written are not where the kernel has them."""
+        """Notify that the content differs from the written pages that the kernel has cached."""
         self._forget_inode(entry, pages=True)
 
     def on_quorum(self) -> None:
-        """Notify that every mode has changed."""
+        """Notify that the mode of every entry has changed."""
         self._notifier.attributes(list(self._known))
 
     def on_reload(self, reload: Reload) -> None:
-        """Notify of everything that differs in another node's tree."""
+        """Notify of all differences between the old tree and the adopted one."""
         for directory, name in reload.names:
             self._forget_name(directory, name)
         for entries, pages in ((reload.contents, True), (reload.attributes, False)):
@@ -74,7 +78,7 @@ class KernelCache:
                 self._forget_entry(entry, pages=pages)
 
     def _on_foreign(self, change: Change) -> None:
-        # By the directories themselves: where they are now may be the work of later changes.
+        # By directory object, not by path: later changes may have renamed the directories.
         if change.source_directory is not None:
             name = (change.source or change.path).rpartition("/")[2]
             self._forget_place(change.source_directory, name, before=change.entry)
@@ -97,7 +101,7 @@ class KernelCache:
             self._notifier.inode(entry.node, pages=pages)
 
     def _forget_place(self, directory: Entry, name: str, *, before: Entry | None) -> None:
-        """Notify that something else stands there than *before*, or than nothing."""
+        """Notify that *name* is another entry than *before*, or than a negative entry."""
         is_known = before is not None and before.node in self._known
         if is_known or self._may_be_absent(directory.node, to_bytes(name)):
             self._forget_name(directory, name)

@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of node_ids.py, which runs for every request.
+# C types of node_ids.py, whose code runs for every request.
 
 
 cdef class NodeIds:

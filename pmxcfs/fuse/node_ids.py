@@ -1,7 +1,10 @@
-"""The kernel's node ids, which objects it holds references to, and which names it knows as absent.
+"""FUSE node ids, the kernel's references to them, and its negative entries.
 
-Ids are the daemon's own: 1 for the root, then a counter that is never reused, so that what the
-kernel has open can't come to mean another object. Contract: docs/spec/fuse.md, "Node ids".
+The daemon chooses the ids: 1 for the root, then a counter. An id is never reused, so an id that the
+kernel still holds never refers to another object.
+
+Threads: any, with the tree's lock held.
+Contract: docs/spec/fuse.md, "Node ids".
 """
 
 from pmxcfs._core import Entry
@@ -13,44 +16,45 @@ ROOT = 1  # the root's id in every FUSE file system
 Node = Entry | Link | Switch | Snapshot
 
 
-# Names in all that are remembered as told absent; directories that get more are taken to have all.
-MOST_ABSENT = 1 << 16
+# Negative entries that are remembered, of all directories together. Beyond it, every name of the
+# directory concerned counts as a negative entry.
+MAX_NEGATIVE_ENTRIES = 1 << 16
 
 
 class NodeIds:
-    """The kernel's node ids, and what it has been told of names."""
+    """The node ids, references and negative entries that the kernel has got."""
 
     def __init__(self, root: Entry) -> None:
         root.node = ROOT
         self.objects: dict[int, Node] = {root.node: root}
         self._references: dict[int, int] = {root.node: 1}
         self._last = ROOT
-        self._absent: dict[int, set[bytes] | None] = {}  # by directory; None: any name
+        self._absent: dict[int, set[bytes] | None] = {}  # by directory id; None: every name
         self._absent_count = 0
 
     def __getitem__(self, node: int) -> Node:
-        """Return the object. Raises Stale for an id that was not given out, or was forgotten."""
+        """Return the object with the id *node*. Raises Stale if the kernel does not hold it."""
         try:
             return self.objects[node]
         except KeyError:
-            raise Stale(f"there is no node {node}") from None
+            raise Stale(f"the kernel holds no reference to node {node}") from None
 
     def number(self, found: Node) -> int:
-        """Return the object's id, a new one if it has none yet."""
+        """Return the object's id; give it a new id if it has none yet."""
         if not found.node:
             self._last += 1
             found.node = self._last
         return found.node
 
     def reference(self, found: Node) -> int:
-        """Count one more reference of the kernel; return the id."""
+        """Count one more reference of the kernel to the object; return its id."""
         node = self.number(found)
         self.objects[node] = found
         self._references[node] = self._references.get(node, 0) + 1
         return node
 
     def forget(self, node: int, count: int) -> None:
-        """Take *count* references back."""
+        """Take back *count* references of the kernel; drop the object with the last one."""
         left = self._references.get(node, 0) - count
         if left > 0:
             self._references[node] = left
@@ -60,11 +64,11 @@ class NodeIds:
             self._absent_count -= len(self._absent.pop(node, None) or ())
 
     def note_absent(self, parent: int, name: bytes) -> None:
-        """The kernel is told that *parent* has no such name, and remembers that."""
+        """Note that the kernel gets a negative entry for *name* in the directory *parent*."""
         names = self._absent.setdefault(parent, set())
         if names is None or name in names:
             return
-        if self._absent_count >= MOST_ABSENT:
+        if self._absent_count >= MAX_NEGATIVE_ENTRIES:
             self._absent_count -= len(names)
             self._absent[parent] = None
             return
@@ -72,6 +76,6 @@ class NodeIds:
         names.add(name)
 
     def may_be_absent(self, parent: int, name: bytes) -> bool:
-        """Tell whether the kernel may take the name for one that does not exist."""
+        """Return whether the kernel may have a negative entry for *name* in *parent*."""
         names = self._absent.get(parent, ())
         return names is None or name in names

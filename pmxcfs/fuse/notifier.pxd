@@ -1,2 +1,2 @@
 # cython: language_level=3
-# Compiled because every change queues notifications here; its types are Python's.
+# Compiled because every change queues notifications; no C types are needed.

@@ -1,6 +1,7 @@
-"""What debug messages say of a request of the kernel: paths, names, numbers and sizes.
+"""Descriptions of kernel requests for debug messages: paths, names, numbers and sizes.
 
-Neither content nor anything private is shown. Needs the tree's lock.
+They contain no content of files and nothing about private entries. Needs the tree's lock.
+Contract: docs/spec/operations.md, "Logging".
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pmxcfs.vfs.filesystem import OpenFile
 PRIVATE = "(private)"
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_LISTING = frozenset({"readdir", "releasedir"})
-_SECOND_NODE = {"rename": 2, "link": 1}  # which argument is one, too
+_SECOND_NODE = {"rename": 2, "link": 1}  # index of the argument that is a second node id
 
 
 def subject_of(
@@ -24,7 +25,7 @@ def subject_of(
     nodes: Mapping[int, object],
     handles: Mapping[int, object],
 ) -> str:
-    """Describe what the request *name* is about: a path, the names in it, the range of bytes."""
+    """Return a description of the request *name*: paths, names, and the range of bytes."""
     if name in _BY_LISTING:
         return f"#{arguments[0]}"
     number = arguments[0] if isinstance(arguments[0], int) else ROOT
@@ -41,7 +42,7 @@ def subject_of(
 
 def _described(found: object) -> str:
     if found is None:
-        return PRIVATE  # who knows what it was
+        return PRIVATE  # an unknown object may be a private one
     if isinstance(found, OpenFile):
         return _described(found.entry)
     if isinstance(found, Entry):

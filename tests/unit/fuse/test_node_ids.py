@@ -1,4 +1,4 @@
-"""What the kernel has been told of names."""
+"""Node ids: the negative entries of the kernel."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from pmxcfs.fuse.node_ids import ROOT, NodeIds
 from pmxcfs.messages import EntryType
 
 
-def test_a_name_is_absent_for_the_kernel_once_it_was_told_so() -> None:
+def test_a_noted_name_may_be_a_negative_entry() -> None:
     nodes = NodeIds(Tree().root)
     assert not nodes.may_be_absent(ROOT, b"a")
     nodes.note_absent(ROOT, b"a")
@@ -17,7 +17,7 @@ def test_a_name_is_absent_for_the_kernel_once_it_was_told_so() -> None:
     assert not nodes.may_be_absent(2, b"a")
 
 
-def test_a_directory_that_was_forgotten_has_no_names() -> None:
+def test_a_forgotten_directory_has_no_negative_entries() -> None:
     tree = Tree()
     nodes = NodeIds(tree.root)
     directory = tree.create(tree.root, "d", EntryType.DIRECTORY, writer=1, mtime=1)
@@ -27,12 +27,14 @@ def test_a_directory_that_was_forgotten_has_no_names() -> None:
     assert not nodes.may_be_absent(number, b"a")
 
 
-def test_beyond_the_limit_a_directory_may_lack_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_ABSENT", 2)
+def test_beyond_the_limit_every_name_of_the_directory_may_be_a_negative_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_NEGATIVE_ENTRIES", 2)
     nodes = NodeIds(Tree().root)
     for name in (b"a", b"b", b"c"):
         nodes.note_absent(ROOT, name)
     assert nodes.may_be_absent(ROOT, b"never asked for")
-    nodes.note_absent(2, b"a")  # the root's no longer count
+    nodes.note_absent(2, b"a")  # the root's names no longer count
     assert nodes.may_be_absent(2, b"a")
     assert not nodes.may_be_absent(2, b"b")
