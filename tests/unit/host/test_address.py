@@ -1,4 +1,4 @@
-"""Finding this node's address: which one is taken, and what happens while there is none."""
+"""The lookup of this node's address: the choice, the reason of a failure, the retries."""
 
 import socket
 import threading
@@ -9,13 +9,13 @@ import pytest
 from pmxcfs.host import address
 from pmxcfs.host.address import AddressLookup, resolve
 
-DEADLINE = 30.0  # seconds
+DEADLINE = 30.0  # seconds for the thread
 Answer = list[str] | OSError
 
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set what the resolver says, look-up by look-up; the last one is repeated."""
+    """Return a function that sets the resolver's answers, one a lookup; the last is repeated."""
 
     def set_answers(*answers: Answer) -> None:
         remaining = list(answers)
@@ -40,7 +40,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (["2001:db8::7"], "2001:db8::7"),
     ],
 )
-def test_the_first_address_that_others_can_reach(
+def test_the_first_address_that_other_nodes_can_reach_is_taken(
     found: list[str], taken: str, answer: Callable[..., None]
 ) -> None:
     answer(found)
@@ -54,19 +54,21 @@ def test_the_first_address_that_others_can_reach(
         (socket.gaierror(-2, "Name or service not known"), "[Errno -2] Name or service not known"),
     ],
 )
-def test_no_address_has_a_reason(found: Answer, reason: str, answer: Callable[..., None]) -> None:
+def test_a_name_without_a_usable_address_has_a_reason(
+    found: Answer, reason: str, answer: Callable[..., None]
+) -> None:
     answer(found)
     assert resolve("node1") == (None, reason)
 
 
-def test_a_name_that_is_no_name() -> None:
+def test_an_invalid_host_name_has_a_reason() -> None:
     found, reason = resolve("x" * 64 + ".")
     assert found is None
     assert reason
 
 
 @pytest.mark.expect_log(r"can't resolve node name node1 .*: it is only known as 127.0.1.1\. Add it")
-def test_looking_goes_on_until_it_succeeds(
+def test_the_lookup_is_repeated_until_it_succeeds(
     answer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(address, "RETRY_INTERVAL", 0.001)
@@ -84,8 +86,8 @@ def test_looking_goes_on_until_it_succeeds(
     assert len(caplog.records) == 1  # one warning, not one for each attempt
 
 
-def test_looking_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while the resolver takes its time; what it says then is not wanted any more."""
+def test_a_stopped_lookup_ignores_a_late_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver answers only after the stop."""
     is_asked, may_answer = threading.Event(), threading.Event()
 
     def resolve_slowly(nodename: str) -> address.Resolution:
@@ -100,11 +102,11 @@ def test_looking_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> Non
     assert is_asked.wait(DEADLINE)
     lookup.stop()
     may_answer.set()
-    for thread in threads_that_look():
+    for thread in lookup_threads():
         thread.join(DEADLINE)
-    assert not threads_that_look()
+    assert not lookup_threads()
     assert found == []
 
 
-def threads_that_look() -> list[threading.Thread]:
+def lookup_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "address"]

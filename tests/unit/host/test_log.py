@@ -1,4 +1,4 @@
-"""The log: one line a record, in ASCII, and never a reason to wait."""
+"""The log handlers: one ASCII line a record, and no call that blocks."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ PREFIX = f"pmxcfs[{os.getpid()}]: "
 
 
 class Recorder:
-    """A sink that remembers its lines, and drops them while it is full."""
+    """A sink that records its lines, and refuses them while it is full."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -87,7 +87,7 @@ def test_a_line_names_its_domain(logger: str, domain: str, recorder: Recorder) -
         (os.fsdecode(b"\xff\xfe"), "??"),
     ],
 )
-def test_text_is_printable_ascii(text: str, escaped: str, recorder: Recorder) -> None:
+def test_a_line_is_printable_ascii(text: str, escaped: str, recorder: Recorder) -> None:
     FUSE.info("%s", text)
     assert recorder.lines == [f"{PREFIX}[fuse] info: {escaped}"]
 
@@ -98,7 +98,7 @@ def test_a_long_line_is_cut(recorder: Recorder) -> None:
 
 
 @pytest.mark.expect_log("it broke")
-def test_a_traceback_is_a_line_per_line(recorder: Recorder) -> None:
+def test_each_line_of_a_traceback_is_a_log_line(recorder: Recorder) -> None:
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -133,7 +133,7 @@ def test_dropped_lines_are_counted_and_reported(recorder: Recorder) -> None:
     ]
 
 
-def test_verbose_applies_to_every_logger_at_once(recorder: Recorder) -> None:
+def test_verbose_applies_to_all_loggers_at_once(recorder: Recorder) -> None:
     other = logging.getLogger("another.package")
     FUSE.debug("hidden")
     log.set_verbose(True)
@@ -144,7 +144,9 @@ def test_verbose_applies_to_every_logger_at_once(recorder: Recorder) -> None:
     assert [line.rpartition(" ")[2] for line in recorder.lines] == ["shown", "shown"]
 
 
-def test_datagrams_carry_the_priority(tmp_path: Path, system_log: socket.socket) -> None:
+def test_a_datagram_to_the_system_log_has_the_priority(
+    tmp_path: Path, system_log: socket.socket
+) -> None:
     with contextlib.closing(log.SystemLog(str(tmp_path / "log"))) as sink:
         for level in ("debug", "info", "warning", "error", "critical", "level 25"):
             assert sink.send(level, level)
@@ -165,7 +167,7 @@ def test_a_full_system_log_drops_instead_of_blocking(
         assert sink.send("info", "x")
 
 
-def test_a_missing_system_log_is_found_once_it_comes(tmp_path: Path) -> None:
+def test_a_missing_system_log_is_found_once_it_starts(tmp_path: Path) -> None:
     with (
         contextlib.closing(log.SystemLog(str(tmp_path / "log"))) as sink,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
@@ -176,7 +178,7 @@ def test_a_missing_system_log_is_found_once_it_comes(tmp_path: Path) -> None:
         assert server.recv(100) == b"<30>somebody"
 
 
-def test_the_terminal_gets_a_time_stamp() -> None:
+def test_a_line_on_the_terminal_has_a_time_stamp() -> None:
     reader, writer = os.pipe()
     terminal = log.Terminal(writer)
     assert terminal.send("info", "one")
@@ -191,7 +193,7 @@ def test_the_terminal_gets_a_time_stamp() -> None:
 
 
 def test_a_stuck_terminal_drops_instead_of_blocking() -> None:
-    """A pipe that nobody reads fills up, then the queue does; then lines are refused."""
+    """Without a reader the pipe fills up, then the queue; then lines are refused."""
     reader, writer = os.pipe()
     terminal = log.Terminal(writer)
     line = "x" * 1000
@@ -200,12 +202,12 @@ def test_a_stuck_terminal_drops_instead_of_blocking() -> None:
         sent += 1
         assert sent < log.MAX_QUEUED + 1000
     assert sent >= log.MAX_QUEUED
-    terminal.close()  # returns all the same
+    terminal.close()  # returns even so
     os.close(reader)  # ends the thread, which is still writing
     os.close(writer)
 
 
-def test_a_terminal_that_is_gone_is_no_error() -> None:
+def test_a_closed_terminal_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     terminal = log.Terminal(writer)
@@ -214,10 +216,10 @@ def test_a_terminal_that_is_gone_is_no_error() -> None:
     os.close(writer)
 
 
-def test_a_non_blocking_terminal_loses_nothing() -> None:
+def test_a_non_blocking_terminal_loses_no_line() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    data = b"y" * 1_000_000  # more than a pipe holds
+    data = b"y" * 1_000_000  # more than a pipe can hold
     thread = threading.Thread(target=log.write_fully, args=(writer, data))
     thread.start()
     with open(reader, "rb") as pipe:
@@ -238,13 +240,13 @@ def test_the_foreground_logs_to_stderr(capfd: pytest.CaptureFixture[str]) -> Non
     assert line.endswith(f"{PREFIX}[fuse] debug: a request")
 
 
-def test_a_service_logs_to_the_journal_by_the_systems_log(
+def test_a_service_logs_to_the_journal_through_the_system_log(
     system_log: socket.socket,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What systemd connects to stderr is named in the environment: then lines have priorities."""
+    """JOURNAL_STREAM tells that stderr is the journal; then lines go to it with a priority."""
     status = os.fstat(sys.stderr.fileno())
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
     monkeypatch.setattr(log.SystemLog.__init__, "__defaults__", (str(tmp_path / "log"),))
@@ -255,10 +257,10 @@ def test_a_service_logs_to_the_journal_by_the_systems_log(
     assert capfd.readouterr().err == ""
 
 
-def test_a_terminal_is_no_journal(
+def test_a_terminal_is_not_taken_for_the_journal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A person's shell can have inherited the variable."""
+    """A login shell can inherit JOURNAL_STREAM from a service."""
     monkeypatch.setenv("JOURNAL_STREAM", "8:1234567")
     stop = log.start(foreground=True, debug=False)
     FUSE.info("a request")
@@ -278,7 +280,7 @@ def test_an_exception_that_ends_a_thread_is_logged(capfd: pytest.CaptureFixture[
     assert text.splitlines()[-1].endswith("IndexError: list index out of range")
 
 
-def test_a_thread_may_exit(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_thread_that_raises_system_exit_is_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
     stop = log.start(foreground=True, debug=False)
     thread = threading.Thread(target=sys.exit)
     thread.start()

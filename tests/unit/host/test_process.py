@@ -1,4 +1,4 @@
-"""What the daemon asks of the operating system, as far as that needs no mount."""
+"""``host.process``, as far as that needs no mount: directories, lock, pid file, fork, signals."""
 
 import errno
 import grp
@@ -35,12 +35,12 @@ def test_the_group_is_looked_up_by_name() -> None:
     assert process.find_gid("root") == grp.getgrnam("root").gr_gid
 
 
-def test_a_missing_group_says_what_to_do() -> None:
+def test_the_error_for_a_missing_group_says_what_to_do() -> None:
     with pytest.raises(StartError, match=r"no group 'no-such': create it .* or .* --group"):
         process.find_gid("no-such")
 
 
-def test_directories_are_made_for_the_group_alone(tmp_path: Path, umask: int) -> None:
+def test_new_directories_are_accessible_by_the_group_alone(tmp_path: Path, umask: int) -> None:
     settings = Settings(nodename="n", statedir=tmp_path / "deep" / "state", rundir=tmp_path / "run")
     process.make_directories(settings, gid=os.getgid())
     for path in (settings.statedir, settings.rundir):
@@ -49,7 +49,7 @@ def test_directories_are_made_for_the_group_alone(tmp_path: Path, umask: int) ->
     assert (settings.rundir / "file").stat().st_mode & 0o777 == 0o640
 
 
-def test_directories_that_exist_are_left_alone(tmp_path: Path, umask: int) -> None:
+def test_modes_of_existing_directories_are_kept(tmp_path: Path, umask: int) -> None:
     tmp_path.chmod(0o705)
     process.make_directories(
         Settings(nodename="n", statedir=tmp_path, rundir=tmp_path), gid=os.getgid()
@@ -57,7 +57,7 @@ def test_directories_that_exist_are_left_alone(tmp_path: Path, umask: int) -> No
     assert tmp_path.stat().st_mode & 0o7777 == 0o705
 
 
-def test_a_file_in_place_of_a_directory(tmp_path: Path, umask: int) -> None:
+def test_a_file_in_place_of_a_directory_is_an_error(tmp_path: Path, umask: int) -> None:
     file = tmp_path / "file"
     file.touch()
     for path in (file, file / "below"):
@@ -67,7 +67,7 @@ def test_a_file_in_place_of_a_directory(tmp_path: Path, umask: int) -> None:
             )
 
 
-def test_a_directory_that_can_not_be_made(tmp_path: Path, umask: int) -> None:
+def test_a_directory_that_can_not_be_created_is_an_error(tmp_path: Path, umask: int) -> None:
     impossible = Path("/proc/pmxcfs")
     with pytest.raises(StartError, match=f"can't make directory {impossible}"):
         process.make_directories(
@@ -75,7 +75,7 @@ def test_a_directory_that_can_not_be_made(tmp_path: Path, umask: int) -> None:
         )
 
 
-def test_the_second_daemon_learns_who_was_first(tmp_path: Path) -> None:
+def test_the_second_daemon_is_told_the_pid_of_the_first(tmp_path: Path) -> None:
     lockfile = tmp_path / ".pmxcfs.lockfile"
     with (
         process.StateLock(lockfile, mountpoint=NO_MOUNT),
@@ -87,7 +87,7 @@ def test_the_second_daemon_learns_who_was_first(tmp_path: Path) -> None:
         assert lockfile.read_text() == f"{os.getpid()}\n"
 
 
-def test_the_lock_is_waited_for(tmp_path: Path) -> None:
+def test_a_daemon_waits_for_the_lock_of_one_that_is_stopping(tmp_path: Path) -> None:
     first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
     with first:
         waiting = threading.Thread(target=take_and_release, args=(tmp_path / "lock",))
@@ -118,7 +118,7 @@ def test_a_signal_ends_the_wait_for_the_lock(tmp_path: Path) -> None:
 def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives the lock back and ends while the next one looks for it."""
+    """The first daemon releases the lock and ends while the second looks at its state."""
 
     def is_dying(pid: str) -> bool:
         first.__exit__()
@@ -131,7 +131,7 @@ def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
         pass  # a warning would fail the test
 
 
-def test_a_lock_file_that_can_not_be_opened(tmp_path: Path) -> None:
+def test_a_lock_file_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(StartError, match="can't open lock file"),
         process.StateLock(tmp_path, mountpoint=NO_MOUNT),
@@ -141,44 +141,44 @@ def test_a_lock_file_that_can_not_be_opened(tmp_path: Path) -> None:
 
 def test_the_pid_file_lives_as_long_as_the_daemon(tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    path.write_text("123456\n")  # of a daemon that was killed
+    path.write_text("123456\n")  # left by a daemon that was killed
     with process.pid_file(path):
         assert path.read_text() == f"{os.getpid()}\n"
         assert path.stat().st_mode & 0o777 == 0o644
     assert not path.exists()
 
 
-def test_a_pid_file_that_another_took_over_stays(tmp_path: Path) -> None:
+def test_a_pid_file_of_another_daemon_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with process.pid_file(path):
         path.write_text("1\n")
     assert path.read_text() == "1\n"
 
 
-def test_a_pid_file_that_is_gone_is_no_error(tmp_path: Path) -> None:
+def test_a_pid_file_that_was_removed_is_no_error(tmp_path: Path) -> None:
     with process.pid_file(tmp_path / "pid"):
         (tmp_path / "pid").unlink()
     assert not (tmp_path / "pid").exists()
 
 
-def test_a_pid_file_that_can_not_be_written(tmp_path: Path) -> None:
+def test_a_pid_file_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="pid file"), process.pid_file(tmp_path / "no" / "pid"):
         pass
 
 
-def test_the_mountpoint_is_made(tmp_path: Path) -> None:
+def test_a_missing_mountpoint_is_created(tmp_path: Path) -> None:
     process.clear_mountpoint(tmp_path / "deep" / "pve")
     assert (tmp_path / "deep" / "pve").is_dir()
 
 
 @pytest.mark.expect_log(r"pve is not empty: mounting over 2 entries")
-def test_files_in_the_mountpoint_are_warned_of(tmp_path: Path) -> None:
+def test_files_below_the_mountpoint_cause_a_warning(tmp_path: Path) -> None:
     (tmp_path / "pve" / "a").mkdir(parents=True)
     (tmp_path / "pve" / "b").touch()
     process.clear_mountpoint(tmp_path / "pve")
 
 
-def test_a_mountpoint_that_is_a_file(tmp_path: Path) -> None:
+def test_a_mountpoint_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pve").touch()
     with pytest.raises(StartError, match=r"can't mount on .*/pve: "):
         process.clear_mountpoint(tmp_path / "pve")
@@ -190,7 +190,9 @@ def test_a_plain_directory_can_not_be_unmounted(tmp_path: Path) -> None:
 
 
 @pytest.mark.expect_log("removing the stale mount")
-def test_a_stale_mount_that_does_not_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_mount_that_can_not_be_removed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "_stat_error", lambda path: errno.ENOTCONN)
     monkeypatch.setattr(process, "detach", lambda path: None)
     (tmp_path / "file").touch()  # it can't be listed, which is what shows that a mount is stale
@@ -198,7 +200,7 @@ def test_a_stale_mount_that_does_not_go(tmp_path: Path, monkeypatch: pytest.Monk
         process.clear_mountpoint(tmp_path / "file")
 
 
-def test_a_plain_directory_is_not_mounted(tmp_path: Path) -> None:
+def test_only_a_fuse_mount_counts_as_mounted(tmp_path: Path) -> None:
     assert not process.is_mounted(tmp_path)
     assert not process.is_mounted(Path("/proc"))  # a mount, but not one of FUSE
 
@@ -212,14 +214,16 @@ def test_a_plain_directory_is_not_mounted(tmp_path: Path) -> None:
         ("fail-later", "pmxcfs: the daemon runs, but nothing answers on {}\n"),
     ],
 )
-def test_the_parent_tells_why_there_is_no_daemon(how: str, message: str, tmp_path: Path) -> None:
-    """It returns although the daemon inherited its pipes: the daemon lets go of them."""
+def test_the_parent_prints_why_the_daemon_has_not_started(
+    how: str, message: str, tmp_path: Path
+) -> None:
+    """The call returns although the daemon has inherited the pipes: the daemon closes them."""
     command = [sys.executable, f"{PROGRAMS}/background.py", str(tmp_path), how]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert (result.returncode, result.stdout, result.stderr) == (1, "", message.format(tmp_path))
 
 
-def test_a_caller_that_ignores_its_children_is_told_too(tmp_path: Path) -> None:
+def test_a_parent_that_ignores_sigchld_prints_the_reason_too(tmp_path: Path) -> None:
     ignoring = (
         "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -230,7 +234,7 @@ def test_a_caller_that_ignores_its_children_is_told_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", sorted(process.STOP_SIGNALS))
-def test_a_signal_is_taken_by_the_waiter(number: signal.Signals) -> None:
+def test_the_signal_waiter_calls_back_once_for_many_signals(number: signal.Signals) -> None:
     command = [sys.executable, f"{PROGRAMS}/await_signal.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
@@ -241,14 +245,14 @@ def test_a_signal_is_taken_by_the_waiter(number: signal.Signals) -> None:
     assert (child.returncode, output) == (0, "stopped by signals\nclosed\n")
 
 
-def test_the_waiter_ends_without_a_signal() -> None:
+def test_the_signal_waiter_can_be_closed_without_a_signal() -> None:
     command = [sys.executable, f"{PROGRAMS}/await_signal.py", "close"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE)
     assert result.stdout == "waiting as waiting\nclosed\n"
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])
-def test_the_service_manager_hears_of_it(
+def test_the_service_manager_is_notified_on_its_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_abstract: bool
 ) -> None:
     name = f"pmxcfs-test-{os.getpid()}" if is_abstract else str(tmp_path / "notify")
@@ -259,7 +263,7 @@ def test_the_service_manager_hears_of_it(
         assert server.recv(100) == b"READY=1"
 
 
-def test_a_service_manager_that_is_not_there(
+def test_a_missing_service_manager_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
@@ -281,7 +285,7 @@ def test_a_service_manager_that_is_not_there(
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
-def test_the_watchdog_of_the_service_manager(
+def test_the_watchdog_timeout_comes_from_the_environment_of_this_process(
     variables: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -289,7 +293,7 @@ def test_the_watchdog_of_the_service_manager(
     assert process.watchdog_timeout() == seconds
 
 
-def test_whether_there_is_a_service_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_notify_socket_means_no_service_manager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "")
     assert not process.has_service_manager()
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")

@@ -1,4 +1,4 @@
-"""The heartbeat: it says what it says only while the lock can be had."""
+"""The watchdog's heartbeats: sent only while the tree's lock can be acquired."""
 
 import queue
 import threading
@@ -9,8 +9,8 @@ import pytest
 
 from pmxcfs.host.watchdog import Watchdog
 
-DEADLINE = 30.0  # seconds
-TIMEOUT = 0.02  # seconds, so that beats come fast
+DEADLINE = 30.0  # seconds for the thread
+TIMEOUT = 0.02  # seconds; heartbeats come several times in this time
 
 
 class Listener:
@@ -50,7 +50,7 @@ def running(listener: Listener, timeout: float | None = TIMEOUT) -> Iterator[Wat
         watchdog.close(DEADLINE)
 
 
-def test_each_beat_is_sent_after_the_lock_was_had(listener: Listener) -> None:
+def test_each_heartbeat_is_sent_after_the_lock_was_acquired(listener: Listener) -> None:
     with running(listener):
         beats = [listener.hear() for _ in range(5)]
     assert beats == ["WATCHDOG=1\nSTATUS=fine"] * 5
@@ -58,25 +58,25 @@ def test_each_beat_is_sent_after_the_lock_was_had(listener: Listener) -> None:
     assert not listener.lock.locked()
 
 
-def test_a_lock_that_nobody_gives_back_ends_the_beats(listener: Listener) -> None:
+def test_no_heartbeat_is_sent_while_the_lock_is_held(listener: Listener) -> None:
     with running(listener):
         listener.hear()
         with listener.lock:
             listener.forget()
             with pytest.raises(queue.Empty):
-                # One beat may have been on its way when the lock was taken.
+                # One heartbeat may have been in flight when the lock was taken.
                 [listener.heard.get(timeout=20 * TIMEOUT) for _ in range(2)]
         assert listener.hear() == "WATCHDOG=1\nSTATUS=fine"
 
 
-def test_without_a_timeout_only_the_status_is_told(listener: Listener) -> None:
+def test_without_a_timeout_only_the_status_is_sent(listener: Listener) -> None:
     with running(listener, None):
         assert listener.hear() == "STATUS=fine"
-        assert listener.heard.empty()  # the next one is seconds away
+        assert listener.heard.empty()  # the next status comes seconds later
 
 
 @pytest.mark.expect_log("describing the status failed")
-def test_a_status_that_can_not_be_told_is_no_reason_to_die(listener: Listener) -> None:
+def test_a_failure_to_describe_the_status_does_not_end_the_heartbeats(listener: Listener) -> None:
     def describe() -> str:
         raise ZeroDivisionError
 

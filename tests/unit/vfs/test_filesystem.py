@@ -1,4 +1,4 @@
-"""The rules for whoever issues a change, and what one publishing carries."""
+"""``FileSystem``: which changes it refuses, when it publishes writes, and in which messages."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ def world() -> World:
     return World()
 
 
-# What one publishing carries
+# The content of a published message
 
 
 def test_the_smallest_range_that_covers_the_writes_is_published(world: World) -> None:
@@ -84,16 +84,16 @@ def test_a_gap_is_published_as_zeros(world: World) -> None:
     assert entry.content == b"ab\0\0e"
 
 
-def test_what_extends_a_file_carries_only_the_extension(world: World) -> None:
+def test_a_write_past_the_end_carries_only_the_extension(world: World) -> None:
     entry = world.make("f", b"ab")
     world.files.truncate(entry, 4, handle=None)
     assert world.issuer.issued == [Write("f", 2, b"\0\0", False)]
 
 
-# When
+# The time of publishing
 
 
-def test_a_flush_publishes_only_what_its_own_handle_began(world: World) -> None:
+def test_a_flush_publishes_only_a_file_that_its_own_handle_wrote(world: World) -> None:
     entry = world.make("f")
     writer, other = world.open(entry), world.open(entry)
     world.files.write(writer, 0, b"P")
@@ -148,7 +148,7 @@ def publish_by_time(world: World, handle: OpenFile) -> None:
         publish_by_time,
     ],
 )
-def test_whatever_needs_the_bytes_publishes_them_first(
+def test_operations_that_need_the_bytes_publish_them_first(
     world: World, publish: Callable[[World, OpenFile], None]
 ) -> None:
     handle = world.open(world.make("f"))
@@ -162,7 +162,7 @@ def test_whatever_needs_the_bytes_publishes_them_first(
     assert len(world.issuer.issued) == count
 
 
-def test_the_timer_takes_each_file_when_it_is_due(world: World) -> None:
+def test_the_timer_publishes_each_file_when_it_is_due(world: World) -> None:
     first, second = world.open(world.make("f")), world.open(world.make("g"))
     world.files.write(first, 0, b"1")
     world.now_ns += 300
@@ -186,7 +186,7 @@ def test_the_timer_saves_new_files(world: World) -> None:
 # Failures
 
 
-def test_a_failed_publishing_drops_the_bytes_and_is_told_once(
+def test_a_failed_publishing_drops_the_bytes_and_is_reported_once(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("the last writes to f are lost: EBUSY")
@@ -204,7 +204,7 @@ def test_a_failed_publishing_drops_the_bytes_and_is_told_once(
     assert world.issuer.issued == []
 
 
-def test_a_failure_of_the_timer_is_told_to_all_who_wrote(
+def test_a_failure_of_the_timer_is_reported_to_each_handle_that_wrote(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("the last writes to f are lost: EIO")
@@ -250,7 +250,7 @@ def test_stopping_survives_a_database_that_can_not_be_written(
         ([Delete("f"), Create("f")], Stale),
     ],
 )
-def test_a_file_that_another_node_took_away_is_not_written(
+def test_a_file_that_another_node_removed_is_not_written(
     world: World, expect_log: ExpectLog, foreign: list[Mutation], error: type[PmxcfsError]
 ) -> None:
     expect_log("the last writes to f are lost")
@@ -264,7 +264,7 @@ def test_a_file_that_another_node_took_away_is_not_written(
     assert world.issuer.issued == []
 
 
-def test_what_another_node_took_away_is_not_changed(world: World) -> None:
+def test_a_file_that_another_node_removed_is_not_changed(world: World) -> None:
     entry = world.make("f")
     world.elsewhere(Delete("f"))
     with pytest.raises(Stale):
@@ -278,13 +278,13 @@ def test_what_another_node_took_away_is_not_changed(world: World) -> None:
     world.files.open(entry, writing=False, truncate=False)
 
 
-def test_what_is_removed_here_can_be_opened_again(world: World) -> None:
+def test_a_file_removed_on_this_node_can_be_opened_again(world: World) -> None:
     entry = world.make("f")
     world.files.remove(entry)
     assert world.open(entry).entry is entry
 
 
-def test_a_file_that_another_node_moved_is_written_where_it_is(world: World) -> None:
+def test_a_file_that_another_node_moved_is_written_at_its_new_path(world: World) -> None:
     handle = world.open(world.make("f"))
     world.files.write(handle, 0, b"P")
     world.elsewhere(Rename("f", "g"))
@@ -292,7 +292,7 @@ def test_a_file_that_another_node_moved_is_written_where_it_is(world: World) -> 
     assert world.issuer.issued == [Write("g", 0, b"P", False)]
 
 
-def test_a_file_that_is_moved_while_its_publishing_waits_is_written_there(world: World) -> None:
+def test_a_file_moved_while_its_publishing_waits_is_written_at_its_new_path(world: World) -> None:
     handle = world.open(world.make("f"))
     world.files.write(handle, 0, b"P")
     world.issuer.on_submit = lambda: world.elsewhere(Rename("f", "g"))
@@ -300,7 +300,9 @@ def test_a_file_that_is_moved_while_its_publishing_waits_is_written_there(world:
     assert world.issuer.issued == [Write("g", 0, b"P", False)]
 
 
-def test_what_is_removed_here_is_forgotten_silently(world: World) -> None:
+def test_unpublished_bytes_of_a_file_removed_on_this_node_are_dropped_silently(
+    world: World,
+) -> None:
     entry = world.make("f")
     handle = world.open(entry)
     world.files.write(handle, 0, b"P")
@@ -312,7 +314,7 @@ def test_what_is_removed_here_is_forgotten_silently(world: World) -> None:
     assert entry.read(0, 100) == b"PUblished"
 
 
-def test_what_is_removed_here_while_its_publishing_waits_closes_well(world: World) -> None:
+def test_a_file_removed_while_its_publishing_waits_is_closed_without_an_error(world: World) -> None:
     entry = world.make("f")
     handle = world.open(entry)
     world.files.write(handle, 0, b"P")
@@ -326,7 +328,7 @@ def test_what_is_removed_here_while_its_publishing_waits_closes_well(world: Worl
     assert world.issuer.issued == [Delete("f")]
 
 
-def test_a_creation_that_was_taken_back_is_told_to_its_handle(world: World) -> None:
+def test_a_creation_that_was_rolled_back_is_reported_to_its_handle(world: World) -> None:
     entry = world.files.create(world.tree.root, "f", exclusive=True)
     handle = world.open(entry)
     world.tree.rollback()
@@ -392,7 +394,7 @@ def test_the_tree_holds_262144_entries(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", [".", ".."])
-def test_dots_are_not_names(world: World, name: str) -> None:
+def test_one_and_two_dots_are_refused_as_names(world: World, name: str) -> None:
     with pytest.raises(Denied):
         world.files.mkdir(world.tree.root, name)
     with pytest.raises(Denied):
@@ -430,7 +432,7 @@ def test_nothing_changes_without_quorum(world: World) -> None:
     world.files.release(world.files.open(entry, writing=False, truncate=False))
 
 
-def test_a_file_made_while_the_quorum_is_lost_is_opened(world: World) -> None:
+def test_a_file_created_while_the_quorum_is_lost_can_be_opened(world: World) -> None:
     world.issuer.on_submit = lambda: setattr(world.files, "quorate", False)
     entry = world.files.create(world.tree.root, "f", exclusive=True)
     handle = world.files.open(entry, writing=True, truncate=False, has_created=True)
@@ -445,14 +447,14 @@ def test_a_file_made_while_the_quorum_is_lost_is_opened(world: World) -> None:
 # Names
 
 
-def test_losing_the_race_opens_the_winners_file_unless_exclusive(world: World) -> None:
+def test_a_create_that_loses_a_race_opens_the_winners_file_unless_exclusive(world: World) -> None:
     winner = world.make("f")
     assert world.files.create(world.tree.root, "f", exclusive=False) is winner
     with pytest.raises(Exists):
         world.files.create(world.tree.root, "f", exclusive=True)
 
 
-def test_a_vmid_in_use_is_refused_though_not_exclusive(world: World) -> None:
+def test_a_vmid_in_use_is_refused_even_without_exclusive(world: World) -> None:
     lxc = world.make("nodes/a/lxc", directory=True)
     qemu = world.make("nodes/a/qemu-server", directory=True)
     world.files.create(lxc, "100.conf", exclusive=False)
@@ -460,7 +462,7 @@ def test_a_vmid_in_use_is_refused_though_not_exclusive(world: World) -> None:
         world.files.create(qemu, "100.conf", exclusive=False)
 
 
-def test_a_directory_is_never_called_like_a_guest(world: World) -> None:
+def test_a_directory_can_not_have_the_name_of_a_guest(world: World) -> None:
     lxc = world.make("nodes/a/lxc", directory=True)
     with pytest.raises(Exists):
         world.files.mkdir(lxc, "100.conf")
@@ -483,7 +485,7 @@ def test_a_rename_that_is_refused_leaves_the_target(world: World) -> None:
     assert world.issuer.issued == []
 
 
-def test_a_directory_with_entries_stays(world: World) -> None:
+def test_a_directory_with_entries_is_not_removed(world: World) -> None:
     world.make("d/f")
     directory = world.tree.find("d")
     assert directory is not None
@@ -492,7 +494,7 @@ def test_a_directory_with_entries_stays(world: World) -> None:
     assert world.issuer.issued == []
 
 
-def test_what_is_gone_can_not_be_a_directory(world: World) -> None:
+def test_a_removed_directory_takes_no_new_entries(world: World) -> None:
     directory = world.make("d", directory=True)
     world.elsewhere(Delete("d"))
     with pytest.raises(NotFound):
@@ -504,7 +506,7 @@ def test_what_is_gone_can_not_be_a_directory(world: World) -> None:
 # Attributes
 
 
-def test_modes_and_owners_can_only_be_confirmed(world: World) -> None:
+def test_modes_and_owners_can_only_be_set_to_what_they_are(world: World) -> None:
     world.files.check_mode(0o640, private=False)
     world.files.check_mode(0o600, private=True)
     for permissions, private in ((0o600, False), (0o640, True), (0o644, False)):

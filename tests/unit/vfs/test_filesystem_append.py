@@ -1,4 +1,4 @@
-"""Appending: where the bytes go, whatever offset the kernel has computed."""
+"""``FileSystem.write`` with O_APPEND: the offset of the bytes does not depend on the kernel."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def world() -> World:
 
 
 @pytest.mark.parametrize("theirs", [b"theirs, longer", b""])
-def test_an_append_goes_to_the_end_wherever_the_kernel_believes_it_to_be(
+def test_an_append_goes_to_the_end_whatever_offset_the_kernel_gives(
     world: World, theirs: bytes
 ) -> None:
     entry = world.make("f", b"ours")

@@ -1,4 +1,4 @@
-"""What a publishing that fails, or is still going on, means for others who use the file."""
+"""``FileSystem`` while the publishing of a file is in flight or fails: other users of the file."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.filesystem import World
 
-PATIENCE = 5.0  # seconds
+PATIENCE = 5.0  # seconds for another thread
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def world() -> World:
     return World()
 
 
-def test_nothing_is_added_to_what_the_timer_lost_until_that_was_told(
+def test_a_handle_refuses_writes_until_a_failure_of_the_timer_was_reported(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("the last writes to f are lost: EIO")
@@ -42,7 +42,7 @@ def test_nothing_is_added_to_what_the_timer_lost_until_that_was_told(
     assert world.issuer.issued == [Write("f", 0, b"new", False)]
 
 
-def test_what_is_written_while_a_publishing_fails_is_told_to_who_wrote_it(
+def test_a_failed_publishing_is_reported_to_handles_that_wrote_meanwhile(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("the last writes to f are lost: EBUSY")
@@ -57,7 +57,7 @@ def test_what_is_written_while_a_publishing_fails_is_told_to_who_wrote_it(
     assert entry.read(0, 100) == b"published"
 
 
-def test_what_one_handle_writes_while_its_publishing_fails_is_told_by_the_next_close(
+def test_bytes_that_a_handle_writes_while_its_publishing_fails_fail_its_next_close(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("the last writes to f are lost: EBUSY")
@@ -69,7 +69,7 @@ def test_what_one_handle_writes_while_its_publishing_fails_is_told_by_the_next_c
         world.files.flush(handle)
 
 
-def test_the_timer_passes_over_what_is_being_published(world: World) -> None:
+def test_the_timer_skips_a_file_that_is_being_published(world: World) -> None:
     entry = world.make("f")
     first, second = world.open(entry), world.open(entry)
     world.files.write(first, 0, b"1")
@@ -88,7 +88,7 @@ def test_the_timer_passes_over_what_is_being_published(world: World) -> None:
     assert world.issuer.issued[1:] == [Write("f", 1, b"2", False)]
 
 
-def test_a_truncation_that_is_refused_has_not_happened(
+def test_a_truncation_that_is_refused_changes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = world.make("f", b"OLDOLD")
@@ -111,10 +111,10 @@ def test_a_truncation_that_is_refused_has_not_happened(
 
 
 @pytest.mark.parametrize("target", ["g", "d"])
-def test_what_another_node_moved_there_meanwhile_is_not_renamed_onto_or_below_itself(
+def test_a_file_is_not_renamed_onto_or_below_itself_after_another_node_moved_it(
     world: World, target: str
 ) -> None:
-    """Members of the existing implementation use freed memory then (cluster.md, "Delivery")."""
+    """The original daemon uses freed memory then. Contract: docs/spec/cluster.md, "Delivery"."""
     entry, directory = world.make("f"), world.make("d", directory=True)
     world.files.write(world.open(entry), 0, b"x")
 
@@ -131,7 +131,7 @@ def test_what_another_node_moved_there_meanwhile_is_not_renamed_onto_or_below_it
     assert world.issuer.issued == [Write(target, 0, b"x", False)]
 
 
-def test_a_lock_with_entries_is_not_removed_by_its_expiry(world: World) -> None:
+def test_an_expired_lock_with_entries_is_not_removed(world: World) -> None:
     lock = world.make("priv/lock/a", directory=True)
     world.locks.reload(world.tree, now=0.0)
     world.make("priv/lock/a/f")
@@ -140,8 +140,8 @@ def test_a_lock_with_entries_is_not_removed_by_its_expiry(world: World) -> None:
     assert lock.is_attached
 
 
-def test_what_another_one_could_not_publish_yet_stays_with_who_wrote_it(world: World) -> None:
-    """Who touches or moves a file while nothing may be sent must not cost others their bytes."""
+def test_bytes_that_another_request_could_not_publish_stay_dirty(world: World) -> None:
+    """A utime or rename that fails with EBUSY must not drop the bytes that others have written."""
     entry = world.make("f", b"OLDOLD")
     handle = world.open(entry)
     world.files.write(handle, 0, b"mine")
@@ -160,7 +160,7 @@ def test_what_another_one_could_not_publish_yet_stays_with_who_wrote_it(world: W
 
 
 @pytest.mark.parametrize(("size", "sent"), [(6, b"1234AB"), (3, b"123"), (0, b"")])
-def test_what_was_written_meanwhile_is_published_with_what_was_put_back(
+def test_bytes_written_during_a_failed_writeback_are_published_with_the_redirtied_ones(
     world: World, size: int, sent: bytes
 ) -> None:
     entry = world.make("f", b"12")
@@ -180,7 +180,7 @@ def test_what_was_written_meanwhile_is_published_with_what_was_put_back(
     assert world.issuer.issued == [Write("f", 0, sent, True)]
 
 
-def test_a_close_publishes_what_is_put_back_while_it_waits(
+def test_a_close_publishes_bytes_that_are_redirtied_while_it_waits(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = world.make("f")
@@ -211,24 +211,24 @@ def test_a_close_publishes_what_is_put_back_while_it_waits(
     assert world.issuer.issued == [Write("f", 0, b"mine", False)]
 
 
-@pytest.mark.parametrize("closer", ["who wrote it", "who wrote more", "who writes on"])
-def test_what_is_put_back_is_so_for_who_learns_of_it_first(world: World, closer: str) -> None:
-    """Another thread says that there is no room, and others may have the lock before the one
-    that waited.
-    """
+@pytest.mark.parametrize("closer", ["the writer", "another writer", "the writer after more writes"])
+def test_redirtied_bytes_are_dirty_for_the_first_thread_that_learns_of_the_failure(
+    world: World, closer: str
+) -> None:
+    """Other threads may take the tree's lock before the thread whose writeback has failed."""
     entry = world.make("f", b"OLDOLD")
     first, second = world.open(entry), world.open(entry)
     world.files.write(first, 0, b"mi")
 
     def meanwhile() -> None:
         world.issuer.on_submit, world.issuer.failure = lambda: None, None
-        if closer == "who wrote more":
+        if closer == "another writer":
             world.files.write(second, 4, b"ne")
         assert first.flight is not None
         first.flight.finish(Busy("no room"))
-        if closer == "who writes on":
+        if closer == "the writer after more writes":
             world.files.write(first, 4, b"ne")
-        world.files.flush(second if closer == "who wrote more" else first)
+        world.files.flush(second if closer == "another writer" else first)
         world.issuer.failure = Busy("no room")
 
     world.issuer.on_submit = meanwhile
@@ -237,14 +237,14 @@ def test_what_is_put_back_is_so_for_who_learns_of_it_first(world: World, closer:
     world.issuer.failure = None
     world.files.flush(first)
     world.files.flush(second)
-    sent = b"mi" if closer == "who wrote it" else b"miDOne"
+    sent = b"mi" if closer == "the writer" else b"miDOne"
     assert world.issuer.issued == [Write("f", 0, sent, False)]
     assert entry.read(0, 100) == entry.content == sent + b"OLDOLD"[len(sent) :]
     assert not entry.has_unpublished
 
 
-def test_a_file_that_was_only_cut_off_is_not_published_by_a_flush(world: World) -> None:
-    """The shell closes a duplicate before it writes: others would see an empty file."""
+def test_a_file_that_was_only_truncated_is_not_published_by_a_flush(world: World) -> None:
+    """A shell closes a duplicate descriptor before it writes; readers would see an empty file."""
     entry = world.make("f", b"OLDOLD")
     handle = world.open(entry, truncate=True)
     world.issuer.failure = Busy("held")
@@ -258,10 +258,10 @@ def test_a_file_that_was_only_cut_off_is_not_published_by_a_flush(world: World) 
     assert world.issuer.issued == [Write("f", 0, b"new", True)]
 
 
-def test_a_rename_and_what_it_publishes_first_have_two_seconds_together(
+def test_a_rename_and_the_writes_that_it_publishes_first_have_two_seconds_together(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel lets nobody into the directory meanwhile."""
+    """Meanwhile the kernel blocks all other requests in the directory."""
     entry = world.make("f")
     world.files.write(world.open(entry), 0, b"mine")
     timeouts: list[float] = []

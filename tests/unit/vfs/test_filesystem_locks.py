@@ -1,4 +1,4 @@
-"""What users do to locks, and what it makes of their ages."""
+"""Locks below priv/lock: renewal, expiry and unlocking by users of the mount."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_only_an_expired_lock_is_unlocked(world: World) -> None:
     assert world.locks.ages(0) == {}
 
 
-def test_a_renewal_starts_anew(world: World) -> None:
+def test_a_renewal_restarts_the_age_of_a_lock(world: World) -> None:
     lock = world.files.mkdir(world.make("priv/lock", directory=True), "ha")
     world.now_ns += int(119e9)
     world.files.utime(lock, 2000)

@@ -1,4 +1,4 @@
-"""The clock of publishing: awake only while something waits."""
+"""The publisher thread: it runs only while unpublished writes wait."""
 
 import threading
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ import pytest
 from pmxcfs.vfs.publisher import Publisher
 from tests.conftest import ExpectLog
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 30.0  # seconds for the thread
 
 
 class Due:
-    """What the publisher calls: answers the delays that it is given, then 0."""
+    """The callable of the publisher: returns the given delays in ns one by one, then 0."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -32,7 +32,7 @@ class Due:
         return self.delays.pop(0) if self.delays else 0
 
     def wait_for(self, calls: int) -> None:
-        """Wait until it was called so often."""
+        """Wait until the number of calls is at least *calls*."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.calls >= calls, PATIENCE)
 
@@ -51,28 +51,30 @@ def publisher(due: Due) -> Iterator[Publisher]:
 
 
 def notice(due: Due, publisher: Publisher) -> None:
-    """Say that something waits."""
+    """Tell the publisher that writes wait."""
     with due.lock:
         publisher.notice()
 
 
 def wait_until_asleep(due: Due) -> None:
-    """Wait until the last call is over; the lock is held for all of it."""
+    """Wait for the end of a call, which holds the lock throughout."""
     with due.lock:
         pass
 
 
 def is_running() -> bool:
-    """Tell whether there is a publisher's thread."""
+    """Tell whether the publisher thread runs."""
     return "publisher" in {thread.name for thread in threading.enumerate()}
 
 
-def test_nothing_is_published_while_nothing_waits(due: Due, publisher: Publisher) -> None:
+def test_the_publisher_is_not_called_without_unpublished_writes(
+    due: Due, publisher: Publisher
+) -> None:
     publisher.close(PATIENCE)
     assert due.calls == 0
 
 
-def test_it_calls_until_nothing_is_left(due: Due, publisher: Publisher) -> None:
+def test_the_publisher_is_called_until_no_write_is_left(due: Due, publisher: Publisher) -> None:
     due.delays = [1, 1000, 1]
     notice(due, publisher)
     due.wait_for(4)
@@ -83,7 +85,7 @@ def test_it_calls_until_nothing_is_left(due: Due, publisher: Publisher) -> None:
     assert due.calls == 5
 
 
-def test_further_writes_do_not_wake_it(due: Due, publisher: Publisher) -> None:
+def test_further_writes_do_not_wake_the_publisher(due: Due, publisher: Publisher) -> None:
     due.delays = [3600 * 10**9]
     notice(due, publisher)
     due.wait_for(1)
@@ -93,7 +95,7 @@ def test_further_writes_do_not_wake_it(due: Due, publisher: Publisher) -> None:
     assert due.calls == 1
 
 
-def test_closing_interrupts_a_long_delay(due: Due, publisher: Publisher) -> None:
+def test_a_close_interrupts_a_long_delay(due: Due, publisher: Publisher) -> None:
     due.delays = [3600 * 10**9]
     notice(due, publisher)
     due.wait_for(1)
@@ -101,7 +103,7 @@ def test_closing_interrupts_a_long_delay(due: Due, publisher: Publisher) -> None
     assert not is_running()
 
 
-def test_a_bug_does_not_stop_the_clock(
+def test_a_bug_in_publishing_does_not_end_the_thread(
     due: Due, publisher: Publisher, expect_log: ExpectLog
 ) -> None:
     expect_log("publishing by time failed, which is a bug")
