@@ -1,17 +1,18 @@
-"""Tree, guest registry and database as one thing, and the one place that announces changes.
+"""The replica of one node: tree, guest registry and database, changed together.
 
-Nothing else mutates them. A group of mutations is applied in order, saved in one transaction, and
-then announced. If saving fails, the *policy* decides. In local mode all of it is taken back and
-everyone gets the errno, so the tree in RAM and the file never part. In a cluster other nodes have
-applied it, so it stays: the node is degraded, must send no changes of its own, and catches the file
-up later. Who wants to know of changes listens; who asked for one gets it from ``LocalIssuer``.
+Only this module changes them. It applies a group of mutations in order, saves the group in one
+transaction, and then calls the listeners. If saving fails, the *policy* decides. In local mode the
+whole group is rolled back and each caller gets the errno, so tree and file stay equal. In a cluster
+other nodes have applied the group, so it stays in RAM: the node is degraded, sends no changes of
+its own, and brings the file up to date later.
 
-``adopt`` replaces the tree by another node's, all at once.
+``adopt`` replaces the tree by that of another node in one step.
 
-Threads: everything here runs with the tree's lock held. ``LocalIssuer.submit`` gives it back for
-as long as it waits, and while a save takes long: others read then, but whoever wants to change
-something waits first, in ``Replica.await_save``.
-Contract: docs/spec/storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree", "Forks".
+Threads: callers hold the tree's lock, unless a method says otherwise. It is released during a long
+save. Other threads can read the tree then, but a thread that wants to change it first waits in
+``Replica.await_save``.
+Contract: docs/spec/storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree" and
+"Forks".
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from pmxcfs.messages import (
 )
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.replica.waiting import Yielding
-from pmxcfs.storage import conflicts as forks
+from pmxcfs.storage import conflicts
 from pmxcfs.storage.database import Database
 from pmxcfs.tree.adoption import Adoption, Reload, plan, record_of
 from pmxcfs.tree.apply import Change, HalfRenamed, apply
@@ -41,25 +42,28 @@ from pmxcfs.tree.guests import Guests
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-LARGE_SAVE = 64 << 10  # bytes whose saving takes so long, some 0.3 ms, that others go on meanwhile
+LARGE_SAVE = 64 << 10  # unsaved bytes (about 0.3 ms); a larger save releases the tree's lock
 
 
 class Policy(Enum):
-    """What becomes of changes that can't be saved."""
+    """What happens to changes that can't be saved."""
 
-    TAKE_BACK = "the tree goes back to what is saved, and who asked for them gets the errno"
-    KEEP = "they stay in RAM, and who asked for them gets success; for what other nodes have, too"
+    TAKE_BACK = "roll back to the saved tree; the caller gets the errno"
+    KEEP = "keep them in RAM, as other nodes have them; the caller gets success"
 
 
 class Listener(Protocol):
-    """Someone who is told of every change, after it has been saved."""
+    """A function that is called for each change after it was saved."""
 
     def __call__(self, change: Change, *, foreign: bool) -> None:
-        """*foreign* changes did not come through this node's mount."""
+        """Handle *change*; *foreign* means that it was not made through this node's mount."""
 
 
 class Replica:
-    """This node's copy of the configuration."""
+    """The tree of this node with its guests and its database.
+
+    All methods need the tree's lock unless they say otherwise.
+    """
 
     def __init__(
         self,
@@ -72,25 +76,25 @@ class Replica:
         self.tree = tree
         self.guests = guests
         self.policy = policy
-        # Whether what is delivered now reaches any other node, too. What is delivered while it is
-        # not set is this node's alone (docs/spec/cluster.md, "Forks").
+        # Whether delivered changes reach at least one other node, too. Changes delivered while this
+        # is False exist on this node only (docs/spec/cluster.md, "Forks").
         self.is_shared = False
         self.listeners: list[Listener] = []
-        # Told what is as before, and where each entry was until now.
+        # Called after a rollback with the path that each affected entry had before it.
         self.undo_listeners: list[Callable[[Mapping[Entry, str], StoreError], None]] = []
         self.reload_listeners: list[Callable[[Reload], None]] = []
-        self.transactions = 0  # saved since the start
-        # How others get the lock while a save takes long; what they see then may be taken back.
-        # In a cluster nobody does: a change that is being saved can't be given up meanwhile.
+        self.transactions = 0  # transactions saved since the start
+        # Releases the lock during a long save; other threads may then read changes that are rolled
+        # back later. None in a cluster: the lock is kept during a save.
         self.yielding: Yielding | None = None
-        self._saving: threading.Event | None = None  # set when that is over
+        self._saving: threading.Event | None = None  # set when the running save has ended
         self._database = database
-        # The last version that another node had, too; None while some other has all of the tree.
+        # The last version that another node has, too; None while one has the whole tree.
         self._alone_since = database.diverged_at
 
     @property
     def has_unsaved(self) -> bool:
-        """Tell whether a creation waits to be saved."""
+        """Tell whether an applied mutation is not saved yet."""
         return self.tree.has_unsaved
 
     @property
@@ -99,7 +103,7 @@ class Replica:
         return self._database.degraded is not None
 
     def deliver(self, tickets: Sequence[Ticket]) -> None:
-        """Apply *tickets* in order and save them in one transaction."""
+        """Apply *tickets* in order, save them in one transaction, and finish them. Blocks."""
         self.await_save()
         done = self._apply(tickets)
         if done and not self._save(tickets):
@@ -109,37 +113,40 @@ class Replica:
         self._announce(done)
 
     def inject(self, mutation: Mutation, *, writer: int, mtime: int) -> Change:
-        """Apply *mutation* as if another node had sent it."""
+        """Apply *mutation* as if the node *writer* had sent it; return the change. Blocks.
+
+        Raises PmxcfsError.
+        """
         ticket = Ticket(mutation, writer=writer, mtime=mtime, foreign=True)
         self.deliver([ticket])
         return ticket.result()
 
     def defer(self, ticket: Ticket) -> None:
-        """Apply *ticket* now and leave it to the next save; what it made can vanish until then."""
+        """Apply *ticket* now and leave saving to the next save. A crash before loses the change."""
         self.await_save()
         self._announce(self._apply([ticket]))
 
     def save(self) -> None:
-        """Save what was deferred. Raise StoreError if that fails; it is taken back then."""
+        """Save deferred changes. Blocks. Raises StoreError after rolling them back."""
         self.await_save()
         if self.has_unsaved:
             self._write()
 
     def await_save(self) -> None:
-        """Return once nothing is being saved: until then nothing may be changed.
+        """Wait until no save is running; the tree must not be changed before. Blocks.
 
-        Gives the lock back meanwhile, so anything can have changed then.
+        Releases the tree's lock while it waits, so other threads may have changed the tree.
         """
         while self._saving is not None:
-            assert self.yielding is not None, "nobody else gets the lock during a save"
+            assert self.yielding is not None, "the lock is kept during a save"
             saving = self._saving
             with self.yielding.released():
                 saving.wait()
 
     def sync(self) -> None:
-        """Have the database's log on the device; needs no lock. Raises StoreError."""
+        """Write the database's log to the device. Blocks. Needs no lock. Raises StoreError."""
         if self.policy is Policy.KEEP:
-            self.check_writable()  # what was promised is in RAM only
+            self.check_writable()  # a degraded node has changes in RAM only
         self._database.sync()
 
     # Between nodes.
@@ -149,11 +156,14 @@ class Replica:
         return self.tree.index()
 
     def checksum(self) -> bytes:
-        """Return the state checksum (32 bytes) for a verification; costs the tree's size."""
+        """Return the state checksum (32 bytes). Takes time in proportion to the tree's size."""
         return self.tree.checksum()
 
     def records_for(self, inodes: Iterable[int]) -> list[Record]:
-        """Return what the UPDATE messages for *inodes* carry; all of them must be in the tree."""
+        """Return the records for the UPDATE messages of *inodes*.
+
+        Raises ValueError if an inode is not in the tree.
+        """
         entries = [(inode, self.tree.get(inode)) for inode in inodes]
         missing = [inode for inode, entry in entries if entry is None]
         if missing:
@@ -168,22 +178,24 @@ class Replica:
         now: int,
         lock: AbstractContextManager[object],
     ) -> None:
-        """Become the tree with the index *leader*, of which *records* were sent. Blocks.
+        """Replace the tree by the leader's, which has the index *leader*. Blocks.
 
-        What this node had changed alone is copied first (*now*: seconds since 1970). Raises
-        BadMessage if that can't be the leader's tree, and StoreError if the copy can't be made;
-        then nothing has changed. Where only the adoption can't be saved, the policy decides.
+        *records* are the entries that the leader sent. If changes that only this node has are lost,
+        its database is copied first (*now*: seconds since 1970). Raises BadMessage if *records* do
+        not lead to the leader's tree, and StoreError if the copy can't be made; then nothing has
+        changed. If the adoption can't be saved, the policy decides.
 
-        Nothing else may be delivered meanwhile. *lock* is the tree's, taken for the swap: requests
-        are answered while the plan is made and saved.
+        The caller must not hold the tree's lock *lock*, and must deliver nothing meanwhile. *lock*
+        is taken only to replace the tree, so requests are answered while the adoption is planned
+        and saved.
         """
         with lock:
             is_current = self.catch_up()
         adoption = plan(self.tree, leader, records)
-        lost = forks.lost_by(adoption, self.tree, alone_since=self._alone_since)
+        lost = conflicts.lost_by(adoption, self.tree, alone_since=self._alone_since)
         if lost:
-            self.check_writable()  # or the copy would lack what is in RAM only
-            forks.keep_side(self._database, lost, now=now)
+            self.check_writable()  # or the copy would lack changes that are in RAM only
+            conflicts.keep_side(self._database, lost, now=now)
         is_saved = self._save_adoption(adoption, is_current=is_current)
         with lock:
             self._swap(adoption, is_saved=is_saved)
@@ -194,13 +206,16 @@ class Replica:
         self._alone_since = None
         if is_saved:
             self.tree.mark_saved()
-        elif not self.is_degraded:  # a timer has brought the file to the tree that is gone now
+        elif not self.is_degraded:  # a timer has saved the old tree meanwhile
             self.catch_up()
         for listener in self.reload_listeners:
             listener(reload)
 
     def _save_adoption(self, adoption: Adoption, *, is_current: bool) -> bool:
-        """Save it ahead of the swap; return whether that worked, or raise StoreError."""
+        """Save *adoption* before the tree is replaced; return whether that succeeded.
+
+        Raises StoreError if the policy is TAKE_BACK. Blocks. Needs no lock.
+        """
         try:
             if not is_current:
                 self.check_writable()
@@ -213,21 +228,22 @@ class Replica:
         return True
 
     def synced(self, *, with_others: bool) -> None:
-        """Note that a round has ended, and whether any other member now has this tree. Blocks.
+        """Record that a sync has ended, and whether another member now has this tree. Blocks.
 
-        From now on what is delivered reaches it, or is this node's alone.
+        *with_others* also tells whether changes delivered from now on reach another member.
         """
         self.is_shared = with_others
         if with_others:
             self._alone_since = None
             if not self.is_degraded:
-                self._note_agreement()
+                self._end_divergence()
 
     def import_configuration(self, content: bytes, *, now: int) -> None:
-        """Make a fresh tree one of a cluster, by the host's ``corosync.conf``. Blocks.
+        """Import the host's ``corosync.conf`` into a fresh tree, to join a cluster. Blocks.
 
-        It must lose against every real cluster, so this is one create and one write by nobody; that
-        it then is replaced is no loss. Raises TooBig and StoreError.
+        A sync with a real cluster must replace this tree, so the import adds only two mutations, a
+        create and a write with writer 0. They count as shared: replacing them loses nothing.
+        Raises TooBig and StoreError.
         """
         path = "corosync.conf"
         mutations = Create(path), Write(path, 0, content, truncate=True)
@@ -239,14 +255,14 @@ class Replica:
             ticket.result()
 
     def check_writable(self) -> None:
-        """Raise StoreError if this node is degraded, and must send no changes of its own."""
+        """Raise StoreError if this node is degraded; it must not send changes of its own then."""
         if self._database.degraded is not None:
             raise self._database.degraded
 
     def catch_up(self) -> bool:
-        """Have the database hold the tree; return whether it does. Blocks.
+        """Save the tree if the database does not hold it; return whether it does now. Blocks.
 
-        Costs nothing if it does already. For a timer, while the node is degraded.
+        Cheap if nothing is unsaved. A timer calls it while the node is degraded.
         """
         self.await_save()
         if not self.has_unsaved and self._database.is_sound:
@@ -254,7 +270,7 @@ class Replica:
         try:
             self._save_all()
         except StoreError as error:
-            self._cope(error)
+            self._apply_policy(error)
             return False
         return True
 
@@ -271,12 +287,12 @@ class Replica:
                 done.append((ticket.change, ticket.foreign))
             except HalfRenamed as error:
                 ticket.error = error
-                done.append((error.change, True))  # the reply tells of the failure only
+                done.append((error.change, True))  # the reply reports only the failure
             except PmxcfsError as error:
                 ticket.error = error
-            except Exception:  # noqa: BLE001, as one bad mutation must not take the group with it
+            except Exception:  # noqa: BLE001, as one bad mutation must not fail the whole group
                 _log.exception("a mutation could not be applied, which is a bug")
-                ticket.error = Failed("it could not be applied")
+                ticket.error = Failed("the change could not be applied")
         return done
 
     def _save(self, tickets: Sequence[Ticket]) -> bool:
@@ -289,13 +305,13 @@ class Replica:
         return True
 
     def _write(self) -> None:
-        """Save all that is unsaved; raise StoreError if it was taken back instead."""
+        """Save all unsaved changes. Raises StoreError after rolling them back."""
         if self.policy is Policy.KEEP and self.is_degraded:
-            return  # catch_up tries again, at the pace of a timer: it compares every row
+            return  # a timer calls catch_up, which is slow: it compares every row
         try:
             self._save_all()
         except StoreError as error:
-            self._cope(error)
+            self._apply_policy(error)
             if self.policy is Policy.TAKE_BACK:
                 raise
 
@@ -308,32 +324,32 @@ class Replica:
         self.tree.mark_saved()
         self.guests.mark_saved()
         self.transactions += 1
-        self._note_agreement()
+        self._end_divergence()
 
     def _save_long(self) -> None:
-        """Save while others have the lock; who wants to change something waits for the end."""
+        """Save with the tree's lock released; ``await_save`` stops changes meanwhile."""
         if self.yielding is None:
             self._database.save(self.tree)
             return
         self._saving = saving = threading.Event()
         try:
             self.yielding.aside(functools.partial(self._database.save, self.tree))
-        finally:  # with the lock held, until what was saved is settled, or taken back
+        finally:  # the lock is held again until the save is marked or rolled back
             self._saving = None
             saving.set()
 
-    def _note_agreement(self) -> None:
-        """Have the database know when other nodes have all of the tree again."""
+    def _end_divergence(self) -> None:
+        """Clear the divergence in the database once other nodes have the whole tree again."""
         if self._alone_since is None and self._database.diverged_at is not None:
-            with contextlib.suppress(StoreError):  # an old note only makes a copy too many
+            with contextlib.suppress(StoreError):  # a stale record causes only an unneeded copy
                 self._database.converge()
 
-    def _cope(self, error: StoreError) -> None:
-        """Do with what could not be saved as the policy says."""
+    def _apply_policy(self, error: StoreError) -> None:
+        """Roll back unsaved changes if the policy is TAKE_BACK."""
         if self.policy is Policy.TAKE_BACK:
-            self._take_back(error)
+            self._roll_back(error)
 
-    def _take_back(self, error: StoreError) -> None:
+    def _roll_back(self, error: StoreError) -> None:
         undone = self.tree.rollback()
         self.guests.rollback()
         for listener in self.undo_listeners:
