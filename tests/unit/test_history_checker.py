@@ -1,4 +1,4 @@
-"""The judge of runs on clusters finds each kind of broken promise, and no other."""
+"""``tests.cluster.history``, which checks runs on clusters: it finds each kind of violation."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ def lines(*texts: str, end: float = 1) -> list[Line]:
     return [Line("log", text, 1, end) for text in texts]
 
 
-def test_the_last_promise_is_what_must_be_left() -> None:
+def test_the_last_promised_value_must_be_left() -> None:
     history = history_of(wrote("a", 1, 2), wrote("b", 3, 4, node=2))
     assert history.allowed("file") == {"b"}
     assert history.violations({"file": "b"}) == []
@@ -59,18 +59,18 @@ def test_a_lost_delete_is_reported() -> None:
     assert "made by: [Effect(path='file', value='a'" in history.violations({"file": "a"})[0]
 
 
-def test_of_concurrent_writes_each_may_be_last() -> None:
+def test_each_of_two_concurrent_writes_may_be_the_last() -> None:
     history = history_of(wrote("a", 1, 4), wrote("b", 2, 3, node=2))
     assert history.allowed("file") == {"a", "b"}
 
 
-def test_what_ended_before_a_promise_began_is_gone() -> None:
-    """Also if it was concurrent with another that is allowed."""
+def test_a_value_is_gone_if_its_operation_ended_before_a_promised_one_began() -> None:
+    """Even if it was concurrent with an operation whose value is allowed."""
     history = history_of(wrote("a", 1, 3), wrote("b", 2, 6, node=2), wrote("c", 4, 5, node=3))
     assert history.allowed("file") == {"b", "c"}
 
 
-def test_an_unknown_outcome_may_come_at_any_time() -> None:
+def test_an_operation_of_unknown_outcome_may_take_effect_at_any_time() -> None:
     history = history_of(wrote("a", 1, 2, known=False), wrote("b", 3, 4))
     assert history.allowed("file") == {"a", "b"}
 
@@ -80,7 +80,7 @@ def test_without_a_promise_a_file_may_be_missing() -> None:
     assert history_of(wrote("a", 1, 2)).allowed("file") == {"a"}
 
 
-def test_an_answer_in_doubt_may_be_lost_or_kept_but_not_return() -> None:
+def test_a_value_in_doubt_may_be_lost_or_kept_but_may_not_return() -> None:
     history = history_of(wrote("a", 1, 2), wrote("b", 3, 4, node=2))
     history.doubts.add(2, 3.5, 5)
     assert history.allowed("file") == {"b"} | {"a"}
@@ -88,7 +88,7 @@ def test_an_answer_in_doubt_may_be_lost_or_kept_but_not_return() -> None:
     assert history.allowed("file") == {"c"}
 
 
-def test_a_doubt_is_of_one_node_and_one_span() -> None:
+def test_a_doubt_covers_one_node_and_one_span_of_time() -> None:
     history = history_of(wrote("a", 1, 2), wrote("b", 3, 4, node=2))
     history.doubts.add(1, 0)
     history.doubts.add(2, 0, 3.9)
@@ -96,7 +96,7 @@ def test_a_doubt_is_of_one_node_and_one_span() -> None:
     assert history.allowed("file") == {"b"}
 
 
-def test_what_nobody_made_is_reported() -> None:
+def test_a_path_that_no_operation_made_is_reported() -> None:
     history = history_of(wrote("a", 1, 2))
     violations = history.violations({"file": "a", "other": "x"})
     assert violations == ["other is x, which nobody has made; refused: []"]
@@ -115,21 +115,21 @@ def test_an_empty_file_is_allowed_only_where_it_was_left() -> None:
     assert between.violations({"file": EMPTY}) == []
 
 
-def test_two_winners_are_reported() -> None:
+def test_two_winners_of_a_contest_are_reported() -> None:
     history = history_of(tried(WON, node=1), tried(WON, node=2), tried(LOST, node=3))
     history.add(Effect("lock", DIRECTORY, 1, 1, 2))
     (violation,) = history.violations({"lock": DIRECTORY})
     assert violation.startswith("lock was won more than once: ")
 
 
-def test_a_winner_in_doubt_is_only_counted() -> None:
+def test_a_second_winner_in_doubt_is_only_counted() -> None:
     history = history_of(tried(WON, node=1), tried(WON, node=2), tried(LOST, node=3))
     history.doubts.add(2, 0)
     assert history.violations({}) == []
     assert history.doubtful_victories() == ["lock"]
 
 
-def test_a_contest_that_all_have_lost_is_reported() -> None:
+def test_a_contest_without_a_winner_is_reported() -> None:
     (violation,) = history_of(tried(LOST, node=1)).violations({})
     assert violation.startswith("lock was won by nobody, but lost")
     assert history_of(tried(LOST, node=1), tried(UNKNOWN, node=2)).violations({}) == []
@@ -141,7 +141,7 @@ def test_a_won_contest_must_leave_its_path() -> None:
     assert history.violations({})[0].startswith("lock is not there, not directory")
 
 
-def test_lines_are_kept_in_order() -> None:
+def test_lost_reordered_and_repeated_lines_are_reported() -> None:
     history = history_of(
         *lines("a", "b"), Line("log", "c", 1, math.inf, is_known=False), *lines("d")
     )
@@ -166,15 +166,15 @@ def test_a_line_in_doubt_may_be_missing() -> None:
     assert history.violations({"log": "a\n"}) == []
 
 
-def test_answers_are_counted() -> None:
+def test_promised_doubtful_and_unknown_outcomes_are_counted() -> None:
     history = history_of(wrote("a", 1, 2), wrote("b", 3, 4, known=False), *lines("a"), *lines("b"))
     history.add(tried(WON, node=1))
     history.doubts.add(1, 0.5, 1.5)
     assert history.counts() == {"promised": 1, "doubtful": 2, "unknown": 1, "contests": 1}
 
 
-def test_against_every_order_that_is_possible() -> None:
-    """What is allowed is exactly what some total order of the operations ends with."""
+def test_the_allowed_values_are_those_of_all_possible_orders() -> None:
+    """A value is allowed if and only if some total order of the operations ends with it."""
     source = random.Random(1)
     for _ in range(300):
         effects = []
@@ -186,9 +186,9 @@ def test_against_every_order_that_is_possible() -> None:
 
 
 def last_of_every_order(effects: list[Effect]) -> list[Value]:
-    """Return the last value of each order that keeps what ended before what began later.
+    """Return the last value of each total order that respects the times of the operations.
 
-    Of those of unknown outcome some may never come, and any may come late.
+    An operation of unknown outcome may be missing from an order, or come late.
     """
     found: list[Value] = []
     unknown = [effect for effect in effects if not effect.is_known]

@@ -1,4 +1,4 @@
-"""The rules of conftest.py, on tests that break them."""
+"""The rules that tests/conftest.py enforces, on a file of tests that break them."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def offenders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcomes(path: Path, **environment: str) -> dict[str, set[str]]:
-    """Run the offenders under our rules; return test name -> what was reported of it."""
+    """Run a file of tests under tests/conftest.py; return the reported outcomes by test name."""
     settings = [
         "-c",
         str(ROOT / "pyproject.toml"),
@@ -73,7 +73,7 @@ def outcomes(path: Path, **environment: str) -> dict[str, set[str]]:
     return found
 
 
-def test_the_rules_are_enforced(offenders: Path) -> None:
+def test_undeclared_logs_missing_logs_and_leaks_fail_a_test(offenders: Path) -> None:
     found = outcomes(offenders)
     clean = ("test_silent", "test_declared", "test_declared_late", "test_information")
     assert {name for name, outcome in found.items() if outcome == {"PASSED"}} >= set(clean)
@@ -82,6 +82,6 @@ def test_the_rules_are_enforced(offenders: Path) -> None:
     assert found["test_leak"] & {"ERROR", "FAILED"}
 
 
-def test_nothing_may_be_skipped_where_all_is_required(offenders: Path) -> None:
-    assert "test_skipped" not in outcomes(offenders)  # pytest lists it by its place, not its name
+def test_a_skip_fails_where_capabilities_are_required(offenders: Path) -> None:
+    assert "test_skipped" not in outcomes(offenders)  # pytest reports a skip by file and line
     assert outcomes(offenders, PMXCFS_REQUIRE="fuse")["test_skipped"] == {"FAILED"}

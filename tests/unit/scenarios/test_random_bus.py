@@ -1,9 +1,9 @@
-"""Random histories of clusters: whatever happens, those who saw the same have done the same.
+"""State machines and trees on a random bus: members that saw the same events agree.
 
-The bus is as hostile as corosync may be: it gives messages their places in any order, lets nodes
-read slowly, breaks and joins rings at any moment, and refuses messages. In some histories the parts
-of a broken ring have not even received the same. The wild ones are full of forks: everybody counts
-as quorate, so that all parts go on, and processes die before they have read what they received.
+The bus is as hostile as corosync may be: it orders messages in any way, lets nodes read slowly,
+breaks and joins rings at any moment, and refuses messages. With *loses_tails* the parts of a broken
+ring have received different messages. With *is_wild* histories fork: every node counts as quorate,
+so all parts go on, and processes die before they have read the messages that they received.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ DEADLINES = Deadlines(
     rejoin=2.0,
     verification=10.0,
 )
-PATIENCE = 120  # seconds after which everything must be well again
+PATIENCE = 120  # seconds until all nodes must be synced after the last fault
 ACTIONS = (
     *["step"] * 12,
     *["order"] * 10,
@@ -41,7 +41,7 @@ Steps = list[tuple[str, int, int]]
 
 
 class History:
-    """A cluster that is told what to do by numbers; any numbers make a legal history."""
+    """A cluster driven by numbers; any numbers make a legal history."""
 
     def __init__(
         self, size: int, *, group: Group = Group.TREE, loses_tails: bool, is_wild: bool = False
@@ -57,13 +57,13 @@ class History:
         self.group = group
         self.loses_tails = loses_tails
         self.is_wild = is_wild
-        self.ever: list[Peer] = []  # all processes that ran
+        self.ever: list[Peer] = []  # all processes that have run
         self.wishes: list[tuple[Peer, Wish]] = []
         for node in range(1, size + 1):
             self.start(node, 0)
 
     def act(self, action: str, first: int, second: int) -> None:
-        """Do *action* to the node that *first* chooses."""
+        """Do *action* on the node that *first* chooses."""
         node = first % self.cluster.size + 1
         does: Callable[[int, int], object] = getattr(self, action)
         does(node, second)
@@ -97,7 +97,7 @@ class History:
             self.cluster.crash(node, cut=self.cut(second))
 
     def settle(self, node: int) -> None:
-        """Let a process that is about to die get out and read all it has, unless it is wild."""
+        """Let a process send and read all its messages before it dies, unless *is_wild*."""
         while not self.is_wild and (self.cluster.step(node) or self.cluster.order(node)):
             pass
 
@@ -112,7 +112,7 @@ class History:
         self.cluster.heal(one_by_one=second % 2 == 1)
 
     def cut(self, second: int) -> Callable[[int, int], int]:
-        """Choose how much of a broken ring's order all its parts have received."""
+        """Choose the place in a broken ring's order up to which all its parts have received it."""
         if not self.loses_tails:
             return all_received
         return lambda lowest, highest: lowest + second % (highest - lowest + 1)
@@ -151,7 +151,7 @@ class History:
         return choices[second % 4]
 
     def end_well(self) -> None:
-        """Let everything work, and insist that the cluster then comes to rest by itself."""
+        """Start, unblock and join all nodes; assert that the cluster then gets synced by itself."""
         self.cluster.run()
         for node in range(1, self.cluster.size + 1):
             self.start(node, 0)
@@ -176,8 +176,8 @@ histories = st.lists(
 )
 
 
-def live(history: History, steps: Steps) -> None:
-    """Let it happen, to a good end."""
+def play(history: History, steps: Steps) -> None:
+    """Play the steps, end all faults, and wait until the cluster is synced."""
     for step in steps:
         history.act(*step)
     history.end_well()
@@ -188,8 +188,8 @@ def check_that_all_agree(history: History) -> None:
     assert len(states) == 1
 
 
-def check_that_companions_did_the_same(history: History) -> None:
-    """Those who were synced in one round and left it by the same view have applied the same."""
+def check_that_members_of_a_round_applied_the_same(history: History) -> None:
+    """Members synced in one round that left it by the same view have applied the same changes."""
     together: dict[object, set[object]] = {}
     for peer in history.ever:
         for segment in peer.segments:
@@ -198,47 +198,47 @@ def check_that_companions_did_the_same(history: History) -> None:
     assert all(len(sequences) == 1 for sequences in together.values())
 
 
-def check_that_nobody_waits(history: History) -> None:
+def check_that_no_change_waits(history: History) -> None:
     living = history.cluster.peers.values()
     waiting = [wish for peer, wish in history.wishes if peer in living and wish.outcome == "waits"]
     unanswered = [w for peer, w in history.wishes if peer in living and w.outcome == "sent"]
     assert (waiting, unanswered) == ([], [])
 
 
-def check_that_nothing_came_twice(history: History) -> None:
+def check_that_no_change_was_applied_twice(history: History) -> None:
     by_node: Counter[tuple[int, Member, int]] = Counter()
     for peer in history.ever:
         by_node.update((peer.member.nodeid, *change) for change in peer.ever_applied)
     assert not [change for change, count in by_node.items() if count > 1]
 
 
-def check_that_nothing_is_lost_but_by_forks(history: History) -> None:
-    """If every version of the tree was made by one change, all of them are there in the end."""
+def check_that_only_forks_lose_changes(history: History) -> None:
+    """If each version of the tree was made by one change, all these changes are in the tree."""
     makers: dict[int, set[tuple[Member, int]]] = {}
     for peer in history.ever:
         for version, change in peer.versions:
             makers.setdefault(version, set()).add(change)
     if all(len(changes) == 1 for changes in makers.values()):
         made = set[tuple[Member, int]]().union(*makers.values())
-        check_that_these_are_there(history, made)
+        check_that_directories_exist(history, made)
 
 
-def check_that_a_majority_keeps_what_it_has(history: History) -> None:
-    """What more than half of the nodes have applied is there for ever.
+def check_that_changes_of_a_majority_are_kept(history: History) -> None:
+    """A change that more than half of the nodes have applied is never lost.
 
-    The protocol promises this only if a node never applies what the others do not get: an agreed
-    message is not a safe one. If such a node comes back, its tree can be of the same version as
-    the majority's and win.
+    The protocol promises this only if no node applies a message that the others do not receive:
+    CPG_TYPE_AGREED does not exclude that. If such a node returns, its tree can have the same
+    version as the tree of the majority and win.
     """
     appliers: dict[tuple[Member, int], set[int]] = {}
     for peer in history.ever:
         for change in peer.ever_applied:
             appliers.setdefault(change, set()).add(peer.member.nodeid)
     size = history.cluster.size
-    check_that_these_are_there(history, {c for c, by in appliers.items() if len(by) * 2 > size})
+    check_that_directories_exist(history, {c for c, by in appliers.items() if len(by) * 2 > size})
 
 
-def check_that_these_are_there(history: History, changes: set[tuple[Member, int]]) -> None:
+def check_that_directories_exist(history: History, changes: set[tuple[Member, int]]) -> None:
     content = history.cluster.contents[1]
     assert isinstance(content, TreeContent)
     for peer, wish in history.wishes:
@@ -248,52 +248,60 @@ def check_that_these_are_there(history: History, changes: set[tuple[Member, int]
 
 def check_everything(history: History) -> None:
     check_that_all_agree(history)
-    check_that_companions_did_the_same(history)
-    check_that_nobody_waits(history)
-    check_that_nothing_came_twice(history)
-    check_that_nothing_is_lost_but_by_forks(history)
+    check_that_members_of_a_round_applied_the_same(history)
+    check_that_no_change_waits(history)
+    check_that_no_change_was_applied_twice(history)
+    check_that_only_forks_lose_changes(history)
     if not (history.is_wild or history.loses_tails):
-        check_that_a_majority_keeps_what_it_has(history)
+        check_that_changes_of_a_majority_are_kept(history)
 
 
 @settings(max_examples=40)
 @given(histories, st.integers(2, 5))
-def test_any_history_ends_well(steps: Steps, size: int) -> None:
+def test_after_any_faults_all_nodes_end_synced_with_one_tree(steps: Steps, size: int) -> None:
     history = History(size, loses_tails=False)
-    live(history, steps)
+    play(history, steps)
     check_everything(history)
 
 
 @settings(max_examples=40)
 @given(histories, st.integers(2, 5))
-def test_it_ends_well_though_rings_break_anywhere(steps: Steps, size: int) -> None:
+def test_all_nodes_end_synced_if_parts_of_a_ring_receive_different_messages(
+    steps: Steps, size: int
+) -> None:
     history = History(size, loses_tails=True)
-    live(history, steps)
+    play(history, steps)
     check_everything(history)
 
 
 @settings(max_examples=40)
 @given(histories, st.integers(2, 5))
-def test_it_ends_well_though_everybody_goes_on_alone(steps: Steps, size: int) -> None:
+def test_all_nodes_end_synced_after_every_part_went_on_as_if_quorate(
+    steps: Steps, size: int
+) -> None:
     history = History(size, loses_tails=False, is_wild=True)
-    live(history, steps)
+    play(history, steps)
     check_everything(history)
 
 
 @settings(max_examples=20)
 @given(histories, st.integers(2, 4), st.booleans())
-def test_the_status_group_ends_well(steps: Steps, size: int, loses_tails: bool) -> None:
+def test_after_any_faults_all_nodes_end_synced_with_one_status(
+    steps: Steps, size: int, loses_tails: bool
+) -> None:
     history = History(size, group=Group.STATUS, loses_tails=loses_tails)
-    live(history, steps)
+    play(history, steps)
     check_that_all_agree(history)
-    check_that_companions_did_the_same(history)
-    check_that_nobody_waits(history)
+    check_that_members_of_a_round_applied_the_same(history)
+    check_that_no_change_waits(history)
 
 
 @pytest.mark.long
 @settings(max_examples=10000)
 @given(histories, st.integers(2, 5), st.booleans(), st.booleans())
-def test_very_many_histories(steps: Steps, size: int, loses_tails: bool, is_wild: bool) -> None:
+def test_many_long_histories_of_every_kind(
+    steps: Steps, size: int, loses_tails: bool, is_wild: bool
+) -> None:
     history = History(size, loses_tails=loses_tails, is_wild=is_wild)
-    live(history, steps)
+    play(history, steps)
     check_everything(history)

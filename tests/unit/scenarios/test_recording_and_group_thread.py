@@ -1,7 +1,7 @@
-"""What three nodes of the original saw, fed to a whole group's thread with tree and database.
+"""A recorded session of the original on the tree's group thread, with tree and database.
 
-The thread must multicast what the original multicast, byte for byte, and its database must end with
-the tree that the originals ended with. ``test_recording_and_state_machine`` looks at the state machine alone.
+The thread must multicast the bytes that the original multicast, and its database must end with the
+tree that the originals ended with. ``test_recording_and_state_machine`` has no thread.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from pmxcfs.tree.guests import Guests
 from tests.fakes.data.recorded_order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
 from tests.fakes.doubles.store import stored
 
-PATIENCE = 60.0  # seconds for all of it
+PATIENCE = 60.0  # seconds for a whole recording
 NEVER = Deadlines(verification=1e9)
 
 
@@ -52,7 +52,7 @@ class Event:
 
     @classmethod
     def parse(cls, event: dict[str, Any]) -> "Event":
-        """Read one of the record."""
+        """Parse a recorded event."""
         if event["event"] != "confchg":
             return cls(Member(event["nodeid"], event["pid"]), bytes.fromhex(event["hex"]))
         kinds = [[Member(*pair) for pair in event[key]] for key in ("members", "left", "joined")]
@@ -60,31 +60,33 @@ class Event:
 
 
 class Player:
-    """A corosync that says what the record says, our messages when we have sent them."""
+    """A CPG handle that delivers the recorded events; own messages only once they are sent."""
 
     def __init__(self, node: int) -> None:
         self.me = Member(node, PID)
         self.events = deque(map(Event.parse, events_of(node)))
         self.to_send = deque(e.data for e in self.events if e.sender == self.me)
-        self.updates: Counter[Update] = Counter()  # expected and not sent yet; less: ahead
-        self.unread = 0  # messages that we sent and that did not come back yet
+        self.updates: Counter[Update] = (
+            Counter()
+        )  # recorded minus sent, for messages in another order
+        self.unread = 0  # own messages that were sent and not delivered yet
         self.surprises: list[tuple[Message, Message]] = []
         self.is_over = threading.Event()
         self.thread: TreeGroup
-        self._pauses = False  # between two events, so that what is to be sent is sent
+        self._pauses = False  # between two events the thread sends what is queued
         self._readable = os.eventfd(1)
 
     @property
     def next_to_send(self) -> Message | None:
-        """What the original sent next."""
+        """The next message that the original sent."""
         return decode(self.to_send[0], group=Group.TREE) if self.to_send else None
 
     def now(self) -> Moment:
-        """Return the clock that the original must have had: that of what it sent next."""
+        """Return the time in the next message that the original sent."""
         message = self.next_to_send
         return Moment(message.time if message else 0, time.monotonic())
 
-    # As ``cluster.Handle``.
+    # The interface ``cluster.group.Handle``.
 
     def connect(self) -> None: ...
 
@@ -103,7 +105,7 @@ class Player:
             self._note(decode(expected, group=Group.TREE), decode(data, group=Group.TREE))
 
     def _note(self, expected: Message, sent: Message) -> None:
-        """The original sends the updates of one round in an order of its own."""
+        """Record a difference; the UPDATEs of one round may come in another order."""
         if not (isinstance(expected, Update) and isinstance(sent, Update)):
             self.surprises.append((expected, sent))
             return
@@ -134,7 +136,7 @@ class Player:
 
     def close(self) -> None: ...
 
-    # As ``sender.Source``.
+    # The interface ``cluster.sender.Source``.
 
     def take(self, *, now: float) -> Body | None:
         message = self.next_to_send
@@ -148,7 +150,7 @@ class Player:
 
 
 class Quorate:
-    """A quorum that is always there."""
+    """A quorum that is never lost."""
 
     def refresh(self) -> bool:
         return True
@@ -163,14 +165,14 @@ def player(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def import_configuration(replica: Replica, player: Player) -> None:
-    """Make the database that held only the cluster's configuration."""
+    """Import corosync.conf with the mtime of the first STATE that the original sent."""
     messages = (decode(data, group=Group.TREE) for data in player.to_send)
     first = next(message for message in messages if isinstance(message, State))
     mtime = int.from_bytes(first.payload[20:24], "little")
     replica.import_configuration(CONFIGURATION.read_bytes(), now=mtime)
 
 
-def test_it_sends_the_same_bytes_and_ends_with_the_same_database(
+def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
     player: Player, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.db"

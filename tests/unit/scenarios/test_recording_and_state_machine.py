@@ -1,4 +1,7 @@
-"""What three nodes of the original saw, fed to ours: they must send the same and end the same."""
+"""A recorded session of the original on a state machine with a tree in memory.
+
+Each node must send the messages that the original sent, and end with the same tree.
+"""
 
 from collections import Counter
 from typing import Any
@@ -37,7 +40,7 @@ from tests.fakes.simulation.peer import TreeContent
 
 
 class Replay:
-    """One node that sees what the original saw."""
+    """One node that handles the events that the original saw."""
 
     def __init__(self, node: int) -> None:
         self.me = Member(node, PID)
@@ -59,7 +62,7 @@ class Replay:
         )
 
     def run(self) -> None:
-        """Start as the original did, and handle everything."""
+        """Start as the original did, and handle all recorded events."""
         self.import_configuration()
         self.dfsm.join(self.me)
         for place, (sender, what) in enumerate(self.events):
@@ -74,7 +77,7 @@ class Replay:
                 self.carry_out(self.dfsm.on_message(sender, what, at=self.now))
 
     def import_configuration(self) -> None:
-        """Make the database that held only the cluster's configuration."""
+        """Create corosync.conf with the mtime of the first STATE that the original sent."""
         first = next(message for message in self.recorded if isinstance(message, State))
         mtime = int.from_bytes(first.payload[20:24], "little")
         data = CONFIGURATION.read_bytes()
@@ -82,14 +85,14 @@ class Replay:
             self.content.apply(Member(0, 0), Normal(mtime, 0, body))
 
     def moment_of(self, place: int) -> Moment:
-        """Return the clock that the original must have had: that of what it sent next."""
+        """Return the time in the next message that the original sent after event *place*."""
         after = (what for sender, what in self.events[place:] if sender == self.me)
         next_sent = next((what for what in after if not isinstance(what, Normal)), None)
         wall = next_sent.time if next_sent else self.now.wall
         return Moment(wall, float(wall))
 
     def issue(self) -> None:
-        """Issue what the original issued, as soon as that is allowed."""
+        """Send the recorded changes of this node while it is synced."""
         while self.dfsm.is_synced and self.to_number:
             wanted = self.to_number.pop(0)
             assert self.dfsm.number(wanted.body, wanted.time) == wanted
@@ -121,7 +124,7 @@ class Replay:
 
 
 def without_updates(messages: list[Message]) -> list[Message]:
-    """Return the messages whose order the protocol prescribes, changes apart."""
+    """Return *messages* without UPDATEs and changes: the protocol fixes the order of the rest."""
     return [m for m in messages if not isinstance(m, Update | Normal)]
 
 
@@ -132,27 +135,27 @@ def replay(request: pytest.FixtureRequest) -> Replay:
     return replay
 
 
-def test_it_sends_what_the_original_sent(replay: Replay) -> None:
+def test_a_node_sends_the_messages_that_the_original_sent(replay: Replay) -> None:
     assert without_updates(replay.sent) == without_updates(replay.recorded)
     assert len(replay.recorded) > 40
     assert Counter(replay.sent) == Counter(replay.recorded)
 
 
-def test_changes_go_out_once_in_the_order_of_their_serials(replay: Replay) -> None:
+def test_each_change_is_sent_once_in_the_order_of_serial_numbers(replay: Replay) -> None:
     serials = [message.serial for message in replay.sent if isinstance(message, Normal)]
     assert serials == list(range(1, len(serials) + 1))
     assert serials
 
 
-def test_it_verifies_twice(replay: Replay) -> None:
+def test_a_node_verifies_its_tree_twice(replay: Replay) -> None:
     assert replay.said.count("data verification successful") == 2
 
 
-def test_it_ends_with_the_same_tree(replay: Replay) -> None:
+def test_a_node_ends_with_the_tree_of_the_original(replay: Replay) -> None:
     assert replay.content.tree.checksum().hex() == FINAL_CHECKSUM
 
 
-def test_it_says_what_administrators_look_for(replay: Replay) -> None:
+def test_the_log_has_the_lines_that_administrators_look_for(replay: Replay) -> None:
     said = [text for text in replay.said if text.startswith(("members", "leader", "synced"))]
     assert said[-3:] == [
         "members: 1/27, 2/27, 3/27",

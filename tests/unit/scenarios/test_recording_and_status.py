@@ -1,4 +1,4 @@
-"""What three nodes of the original told one another, from bytes to the status of ours."""
+"""Recorded messages of the original's status group, from bytes to keys, log and addresses."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ class Sent(NamedTuple):
 
 
 def recorded() -> Iterator[Sent]:
-    """Yield what was sent, in the order of the senders' clocks."""
+    """Yield the recorded messages in the order of the senders' clocks."""
     lines = (VECTORS / "cpg_kvstore.jsonl").read_text().splitlines()
     for line in sorted(map(json.loads, lines), key=lambda line: int(line["decoded"]["time"])):
         raw = bytes.fromhex(line.get("hex", "") + line.get("header_hex", ""))
@@ -34,7 +34,7 @@ def recorded() -> Iterator[Sent]:
 
 
 @pytest.mark.parametrize("nodeid", [1, 2, 3])
-def test_the_recorded_scenario(nodeid: int) -> None:
+def test_recorded_messages_make_the_recorded_status(nodeid: int) -> None:
     status = Status(f"node{nodeid}", Guests(), start_time=0)
     status.members.configure(config("node1", "node2", "node3"))
     states = []
@@ -49,7 +49,7 @@ def test_the_recorded_scenario(nodeid: int) -> None:
                 status.log.insert(body)
     addresses = {f"node{number}": f"10.99.0.{number}" for number in (1, 2, 3) if number != nodeid}
     assert status.members.addresses() == addresses
-    if nodeid == 2:  # these are its own keys, which it gets from its clients
+    if nodeid == 2:  # a node gets its own keys from its clients, not from messages
         assert status.keys.versions() == {"node2": {}}
     else:
         assert status.keys.get("tasklist", "node2") == b"[]\0"
@@ -62,7 +62,7 @@ def test_the_recorded_scenario(nodeid: int) -> None:
     assert status.log.state() == states[-1]
 
 
-def test_an_entry_is_the_same_by_message_and_by_ring() -> None:
+def test_a_log_entry_is_the_same_from_a_message_and_from_a_ring() -> None:
     log = ClusterLog("node1")
     for text in ("text", "x" * 5000, "", '\xe4"\n'):
         entry = log.compose(text, ident="root@pam", tag="t", priority=3, pid=2**32 - 1, time=7)

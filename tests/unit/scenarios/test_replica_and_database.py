@@ -1,4 +1,7 @@
-"""A replica among others: what peers send stays, whatever the disk does; recorded syncs."""
+"""A cluster's replica on a real database: changes of peers are kept when the disk fails.
+
+Also recorded synchronizations, the import of corosync.conf and the removal of locks.
+"""
 
 import contextlib
 import errno
@@ -52,7 +55,7 @@ def deliver(replica: Replica, *mutations: Mutation) -> list[Ticket]:
 # Delivery
 
 
-def test_a_burst_is_one_transaction(replica: Replica, tmp_path: Path) -> None:
+def test_changes_delivered_together_are_one_transaction(replica: Replica, tmp_path: Path) -> None:
     tickets = deliver(replica, Mkdir("d"), Create("d/f"), Write("d/f", 0, b"x", True), Mkdir("d"))
     assert replica.transactions == 1
     assert [ticket.error is None for ticket in tickets] == [True, True, True, False]
@@ -60,13 +63,15 @@ def test_a_burst_is_one_transaction(replica: Replica, tmp_path: Path) -> None:
     assert stored(tmp_path / "config.db").index() == replica.state()
 
 
-def test_nothing_is_noted_of_what_all_have(replica: Replica, tmp_path: Path) -> None:
+def test_delivered_changes_do_not_mark_the_database_as_diverged(
+    replica: Replica, tmp_path: Path
+) -> None:
     deliver(replica, Mkdir("d"))
     tables = query(tmp_path / "config.db", "SELECT name FROM sqlite_master")
     assert tables == [(b"tree",)]
 
 
-def test_what_can_not_be_saved_stays_and_is_a_success(
+def test_a_delivered_change_that_can_not_be_saved_stays_in_the_tree_and_succeeds(
     replica: Replica, faults: Faults, tmp_path: Path, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -82,7 +87,7 @@ def test_what_can_not_be_saved_stays_and_is_a_success(
     assert refused.value.errno == errno.ENOSPC
     with pytest.raises(StoreError):
         replica.sync()
-    replica.save()  # of a creation, asked for by a close: peers have it
+    replica.save()  # asked for when a new file is closed: succeeds, as peers have the file
     faults.disarm()
     assert replica.catch_up()
     assert stored(tmp_path / "config.db").index() == replica.state()
@@ -90,7 +95,7 @@ def test_what_can_not_be_saved_stays_and_is_a_success(
     replica.sync()
 
 
-def test_a_degraded_node_does_not_try_again_for_every_message(
+def test_a_degraded_node_does_not_retry_the_database_for_each_message(
     replica: Replica, faults: Faults, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -105,7 +110,7 @@ def test_a_degraded_node_does_not_try_again_for_every_message(
 
 
 @pytest.mark.parametrize("nth", range(1, 25))
-def test_catching_up_may_fail_anywhere(
+def test_a_catch_up_can_fail_at_any_statement_and_be_repeated(
     replica: Replica, faults: Faults, tmp_path: Path, nth: int, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -120,7 +125,9 @@ def test_catching_up_may_fail_anywhere(
     assert stored(tmp_path / "config.db").index() == replica.state()
 
 
-def test_catching_up_costs_nothing_when_there_is_nothing(replica: Replica, faults: Faults) -> None:
+def test_a_catch_up_without_unsaved_changes_runs_no_statement(
+    replica: Replica, faults: Faults
+) -> None:
     faults.seen.clear()
     assert replica.catch_up()
     assert faults.seen == []
@@ -136,10 +143,10 @@ def test_a_guest_stays_registered_when_it_can_not_be_saved(
     assert replica.guests.get(100)
 
 
-# Syncs
+# Synchronization
 
 
-def test_records_for_a_peer_are_those_of_its_index(replica: Replica) -> None:
+def test_records_for_a_peer_match_the_digests_of_its_index(replica: Replica) -> None:
     deliver(replica, Mkdir("d"), Create("d/f"), Write("d/f", 0, b"x", True))
     root, directory_, file_ = replica.records_for([0, 2, 3])
     assert root == Record(0, 0, 4, 2, 5, 4, b"", None)
@@ -149,7 +156,7 @@ def test_records_for_a_peer_are_those_of_its_index(replica: Replica) -> None:
         replica.records_for([99])
 
 
-def test_a_reload_registers_the_guests_that_are_there(replica: Replica) -> None:
+def test_an_adopted_tree_replaces_the_registered_guests(replica: Replica) -> None:
     deliver(replica, Mkdir("nodes"), Mkdir("nodes/a"), Mkdir("nodes/a/lxc"))
     deliver(replica, Create("nodes/a/lxc/100.conf"))
     records = (
@@ -171,7 +178,7 @@ def test_a_reload_registers_the_guests_that_are_there(replica: Replica) -> None:
 
 
 class Delivered(NamedTuple):
-    """A recorded message."""
+    """The type, the payload and the sender of a recorded message."""
 
     type: int
     payload: bytes
@@ -182,7 +189,7 @@ UPDATE_HEAD = struct.Struct("<QQQIIIIB")
 
 
 def recorded(node: int) -> list[Delivered]:
-    """What a node of the original saw in the tree's group: state messages without their epoch."""
+    """Return STATE, UPDATE and UPDATE_COMPLETE that a node of the original saw, without epochs."""
     events = [event for event in events_of(node) if "hex" in event]
     messages = [(bytes.fromhex(event["hex"]), event["nodeid"]) for event in events]
     return [Delivered(raw[0], raw[32:], nodeid) for raw, nodeid in messages if raw[0] in (2, 3, 4)]
@@ -198,8 +205,8 @@ def update_of(payload: bytes) -> Record:
 
 
 @pytest.mark.parametrize("node", [1, 2, 3])
-def test_a_recorded_sync_comes_out_the_same(tmp_path: Path, node: int) -> None:
-    """The first round that a node of the original saw: fresh databases, UPDATEs by the leader."""
+def test_a_recorded_synchronization_ends_with_the_leaders_tree(tmp_path: Path, node: int) -> None:
+    """In the first recorded round fresh databases get the UPDATEs of the leader."""
     messages = recorded(node)
     end = next(n for n, message in enumerate(messages) if message.type == 4)
     states = {m.nodeid: m.payload for m in messages[:end] if m.type == 2}
@@ -211,7 +218,7 @@ def test_a_recorded_sync_comes_out_the_same(tmp_path: Path, node: int) -> None:
     for nodeid, state in states.items():
         header = index.parse_header(state)
         if header.version > 3:
-            continue  # it had more than a fresh database
+            continue  # this node had more than a fresh database
         database = Database.open(tmp_path / f"{nodeid}.db", now=1)
         with contextlib.closing(database):
             replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
@@ -221,10 +228,10 @@ def test_a_recorded_sync_comes_out_the_same(tmp_path: Path, node: int) -> None:
             assert replica.state() == leader == stored(tmp_path / f"{nodeid}.db").index()
 
 
-# The host's corosync.conf
+# Import of the host's corosync.conf
 
 
-def test_the_hosts_configuration_makes_version_3(replica: Replica, tmp_path: Path) -> None:
+def test_importing_corosync_conf_makes_version_3(replica: Replica, tmp_path: Path) -> None:
     replica.import_configuration(b"totem {}\n", now=99)
     (record,) = replica.records_for([2])
     assert record == Record(2, 0, 3, 0, 99, 8, b"corosync.conf", b"totem {}\n")
@@ -243,7 +250,7 @@ def test_a_configuration_that_is_too_large_is_refused(replica: Replica) -> None:
 # Locks
 
 
-def test_a_lock_is_removed_only_in_the_version_that_has_expired(replica: Replica) -> None:
+def test_a_lock_is_removed_only_if_the_expired_version_is_unchanged(replica: Replica) -> None:
     deliver(replica, Mkdir("priv"), Mkdir("priv/lock"), Mkdir("priv/lock/a"))
     tree, table = replica.tree, LockTable()
     checksum = tree.entry_checksum(at(tree, "priv/lock/a"))
@@ -260,7 +267,7 @@ def test_a_lock_is_removed_only_in_the_version_that_has_expired(replica: Replica
     assert not may_unlock(tree, "priv/lock/a", checksum, now=120)
 
 
-def test_unlocking_needs_the_checksum(replica: Replica) -> None:
+def test_an_unlock_needs_the_checksum_of_the_lock(replica: Replica) -> None:
     deliver(replica, Mkdir("priv"), Mkdir("priv/lock"), Mkdir("priv/lock/a"))
     checksum = replica.tree.entry_checksum(at(replica.tree, "priv/lock/a"))
     results = deliver(

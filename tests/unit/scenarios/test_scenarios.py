@@ -1,4 +1,4 @@
-"""The stories in tests/scenarios, each replayed and compared with what it says."""
+"""Each scenario of tests/scenarios, replayed on simulated nodes and compared with its effects."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import pytest
 from tests.fakes.simulation.scenario import rewritten
 from tests.places import SCENARIOS
 
-STORIES = sorted(SCENARIOS.glob("*.txt"))
+FILES = sorted(SCENARIOS.glob("*.txt"))
 
 
-@pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
-def test_the_story_goes_as_written(path: Path) -> None:
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_scenario_has_the_effects_that_are_written_in_it(path: Path) -> None:
     assert rewritten(path.read_text()) == path.read_text()
 
 
-def test_there_are_stories() -> None:
-    assert len(STORIES) >= 10
+def test_the_scenarios_are_found() -> None:
+    assert len(FILES) >= 10
