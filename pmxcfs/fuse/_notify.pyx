@@ -1,9 +1,11 @@
 # cython: language_level=3
-"""Notifications to the kernel about what it must not cache any more, by FUSE's own ABI.
+"""Invalidation notifications to the kernel, in the format of FUSE's kernel ABI.
 
-llfuse has a queue of its own for these, one thread behind a bounded queue; docs/spec/fuse.md,
-"Invalidation", tells why that can't be used. Each call is one write to the session's descriptor,
-done without the GIL; it can block for as long as the kernel holds the directory's lock.
+They replace llfuse's notifications, which go through one thread behind a bounded queue. Each call
+writes one notification to the session's descriptor and releases the GIL meanwhile. A notification
+of an entry can block for as long as the kernel holds the lock of its directory.
+
+Contract: docs/spec/fuse.md, "Invalidation".
 """
 
 from libc.errno cimport ENOENT, errno
@@ -22,7 +24,7 @@ cdef extern from "<linux/fuse.h>" nogil:
     struct fuse_out_header:
         uint32_t len
         int error  # the notification's code
-        uint64_t unique  # 0: not an answer
+        uint64_t unique  # 0: not a reply to a request
 
     struct fuse_notify_inval_inode_out:
         uint64_t ino
@@ -44,7 +46,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef int _send(int fd, int code, void *body, size_t body_size, const char *name,
                size_t name_size) except -1:
-    """Write one notification. What the kernel does not know (ENOENT) needs no invalidation."""
+    """Write one notification. ENOENT is no error: the kernel has nothing to invalidate."""
     cdef fuse_out_header header
     cdef iovec parts[3]
     cdef Py_ssize_t written
@@ -65,9 +67,9 @@ cdef int _send(int fd, int code, void *body, size_t body_size, const char *name,
 
 
 def invalidate_inode(int fd, uint64_t node, *, bint pages):
-    """Make the kernel forget the attributes of *node*, and its cached content if *pages*.
+    """Invalidate the kernel's attributes of *node*, and its cached pages if *pages*.
 
-    Raises OSError if the session is gone.
+    Raises OSError if the session has ended.
     """
     cdef fuse_notify_inval_inode_out body
     memset(&body, 0, sizeof(body))
@@ -77,15 +79,16 @@ def invalidate_inode(int fd, uint64_t node, *, bint pages):
 
 
 def invalidate_entry(int fd, uint64_t parent, bytes name not None, *, bint expire):
-    """Make the kernel forget what it knows of *name* in *parent*, also that it is not there.
+    """Invalidate the kernel's entry *name* in the directory *parent*, also a negative entry.
 
-    With *expire* it only looks the name up again (Linux 6.2; older ones forget it). Blocks while an
-    operation in that directory is going on. Raises OSError if the session is gone.
+    With *expire*, the kernel keeps the entry but looks the name up before it uses it again (Linux
+    6.2; older kernels drop the entry). Blocks while an operation in that directory is going on.
+    Raises OSError if the session has ended.
     """
     cdef fuse_notify_inval_entry_out body
     cdef size_t size = <size_t>len(name)
     if size == 0 or size > FUSE_NAME_MAX:
-        return  # such a name can't be in the kernel's cache
+        return  # the kernel can't have cached such a name
     memset(&body, 0, sizeof(body))
     body.parent = parent
     body.namelen = <uint32_t>size

@@ -1,15 +1,19 @@
-"""Sending invalidations to the kernel, without anyone ever waiting for it.
+"""Queues and threads that send invalidation notifications to the kernel.
 
-Inodes have a thread of their own, because an entry's notification blocks for as long as the kernel
-holds that directory's lock, which is as long as a mutation in it waits. Entries have several
-threads, each busy with one directory at a time, so that a blocked one hides nothing elsewhere.
+Queuing a notification never blocks; sending one can. An entry's notification blocks for as long as
+the kernel holds the lock of its directory, which is as long as a mutation in that directory waits.
+So inode notifications have a thread of their own. Entry notifications have several threads, each
+busy with one directory at a time, so a blocked directory does not delay the others.
 
-A look-up's answer can reach the kernel after the notification of a later change. The entry's
-notification waits for look-ups in that directory; so after it the inode is notified once more.
+A lookup's reply can reach the kernel after the notification of a later change, and leave a stale
+inode. An entry notification waits until lookups in its directory are over; so the inode is notified
+once more after its entry.
 
-Contract: docs/spec/fuse.md, "Invalidation"; filesystem.md, "Better than before" 4.
+Threads: any thread may queue notifications.
+Contract: docs/spec/fuse.md, "Invalidation".
 """
 
+import functools
 import logging
 import threading
 import time
@@ -21,74 +25,81 @@ from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread
 
 _log = logging.getLogger("pmxcfs.fuse")
 
-AGAIN_AFTER = 0.1  # seconds until a look-up that was being answered has reached the kernel
+AGAIN_AFTER = 0.1  # seconds after which the reply of a concurrent lookup has reached the kernel
 
 
-# A directory entry as the kernel knows it; *parent* is a node id. A call, because Cython 0.29 can't
-# make a class with this base.
+# A directory entry: the directory's node id, and the name. A call, as Cython 0.29 can't compile a
+# class statement with this base.
 Name = NamedTuple("Name", [("parent", int), ("name", bytes)])  # noqa: UP014
 
 
 class _Queued:
-    """What is to be sent for one name."""
+    """The queued notification of one entry, and those of its inodes, to be sent after it."""
 
     __slots__ = ("inodes", "is_kept", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.is_kept = True  # still the same object: look it up again, but don't detach it
-        self.inodes: dict[int, bool] = {}  # node ids to be notified afterwards -> pages too
+        self.is_kept = True  # the name is still the same object: expire the entry, don't drop it
+        self.inodes: dict[int, bool] = {}  # node id -> whether to invalidate the pages, too
 
 
 class NotificationChannel:
-    """How a notification gets to the kernel; both may block, and raise OSError when it is gone."""
+    """The functions that send a notification; they may block and raise OSError."""
 
     def __init__(
         self, inode: Callable[[int, bool], None], entry: Callable[[int, bytes, bool], None]
     ) -> None:
-        self.inode = inode  # (node id, pages too)
-        self.entry = entry  # (parent's node id, name, only look it up again)
+        self.inode = inode  # (node id, whether to invalidate pages)
+        self.entry = entry  # (directory's node id, name, whether only to expire the entry)
 
 
 class Notifier:
-    """Unbounded, coalescing queues of notifications and the threads that send them."""
+    """Unbounded, coalescing queues of notifications, and the threads that send them."""
 
-    def __init__(self, channel: NotificationChannel, *, entry_threads: int) -> None:
-        self._channel = channel
+    def __init__(self, *, entry_threads: int) -> None:
         self._lock = threading.Lock()
-        # One thread is woken for each thing to do: waking all costs more than the notifications.
+        # Each queued notification wakes one thread: waking all of them costs more than sending it.
         self._has_inode = threading.Condition(self._lock)
         self._has_directory = threading.Condition(self._lock)
-        self._inodes: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # -> number, pages too
+        self._inodes: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # id -> (number, pages)
         self._directories: dict[int, OrderedDict[bytes, _Queued]] = {}
-        self._ready: OrderedDict[int, None] = OrderedDict()  # of these, not being worked on
-        # Notifications are numbered as they are queued; this is the last one's number, which
-        # ``handed`` must reach before all that is queued now has been handed over.
+        self._ready: OrderedDict[int, None] = OrderedDict()  # directories without a thread
+        # The number of the last queued notification. As soon as ``handed`` reaches that number, all
+        # of these notifications have been sent.
         self.sequence = 0
-        self._outstanding: OrderedDict[int, None] = OrderedDict()  # not yet handed over; ascending
+        self._outstanding: OrderedDict[int, None] = OrderedDict()  # unsent numbers, ascending
         self._is_closed = False
-        self._again: deque[tuple[float, list[int]]] = deque()  # monotonic second, attributes of
-        work = [self._send_inodes] + [self._send_entries] * entry_threads
-        self._threads = [BackgroundThread("invalidation", target) for target in work]
+        self._again: deque[tuple[float, list[int]]] = deque()  # (monotonic second, node ids)
+        self._entry_threads = entry_threads
+        self._threads: list[BackgroundThread] = []
 
-    def start(self) -> None:
-        """Start sending."""
+    def start(self, channel: NotificationChannel) -> None:
+        """Send what is queued, and all that will be, through *channel*."""
+        work = [self._send_inodes] + [self._send_entries] * self._entry_threads
+        for send in work:
+            target = functools.partial(send, channel)
+            self._threads.append(BackgroundThread("invalidation", target))
         for thread in self._threads:
             thread.start()
 
     @property
     def handed(self) -> int:
-        """All notifications up to this number have been handed to the kernel."""
+        """The number up to which all notifications have been sent to the kernel."""
         with self._lock:
             return next(iter(self._outstanding), self.sequence + 1) - 1
 
     def inode(self, node: int, *, pages: bool) -> None:
-        """Queue: forget the attributes of *node*, and with *pages* its content."""
+        """Queue the invalidation of the attributes of *node*, and of its pages if *pages*."""
         with self._lock:
             self._queue_inode(node, pages=pages)
 
     def entry(self, name: Name, *, inode: int = 0, pages: bool = False) -> None:
-        """Queue: forget what stands at *name*; if it is still *inode*, look that up anew."""
+        """Queue the invalidation of the entry *name*, then of its inode.
+
+        With *inode*, the name still is that node: the entry only expires, and the inode is
+        invalidated after it, with its pages if *pages*.
+        """
         with self._lock:
             if name.parent not in self._directories:
                 self._directories[name.parent] = OrderedDict()
@@ -103,7 +114,7 @@ class Notifier:
                 queued.is_kept = False
 
     def attributes(self, nodes: list[int]) -> None:
-        """Queue: forget the attributes of *nodes* now, and once more when look-ups are through."""
+        """Queue the invalidation of the attributes of *nodes*, now and again after AGAIN_AFTER."""
         with self._lock:
             self._queue_attributes(nodes)
             self._again.append((time.monotonic() + AGAIN_AFTER, nodes))
@@ -113,7 +124,7 @@ class Notifier:
             self._queue_inode(node, pages=False)
 
     def close(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Stop the threads; those that the kernel blocks get *timeout* seconds in all."""
+        """End the threads; wait *timeout* seconds in all, as the kernel may block a thread."""
         with self._lock:
             self._is_closed = True
             self._has_inode.notify_all()
@@ -131,9 +142,9 @@ class Notifier:
         self._outstanding[self.sequence] = None
         return self.sequence
 
-    def _send_inodes(self) -> None:
+    def _send_inodes(self, channel: NotificationChannel) -> None:
         for node, (number, pages) in iter(self._next_inode, None):
-            self._try(self._channel.inode, node, pages)
+            self._try(channel.inode, node, pages)
             with self._lock:
                 del self._outstanding[number]
 
@@ -147,7 +158,7 @@ class Notifier:
             return None
 
     def _queue_what_is_due(self) -> float | None:
-        """Queue attributes whose time for once more has come; return the seconds to the next."""
+        """Queue the repeated invalidations that are due; return the seconds to the next one."""
         while self._again:
             due, nodes = self._again[0]
             delay = due - time.monotonic()
@@ -157,11 +168,11 @@ class Notifier:
             self._queue_attributes(nodes)
         return None
 
-    def _send_entries(self) -> None:
+    def _send_entries(self, channel: NotificationChannel) -> None:
         for parent in iter(self._next_directory, None):
             with self._lock:
                 name, queued = self._directories[parent].popitem(last=False)
-            self._try(self._channel.entry, parent, name, queued.is_kept)
+            self._try(channel.entry, parent, name, queued.is_kept)
             with self._lock:
                 self._finish_entry(parent, queued)
 
@@ -175,7 +186,7 @@ class Notifier:
         for node, pages in queued.inodes.items():
             self._queue_inode(node, pages=pages)
         if self._directories[parent]:
-            self._ready[parent] = None  # for this thread or another that is awake: it looks next
+            self._ready[parent] = None  # a running thread takes it next, so none is woken
         else:
             del self._directories[parent]
 
@@ -184,4 +195,4 @@ class Notifier:
             send(*what)
         except OSError as error:
             if not self._is_closed:
-                _log.warning("the kernel could not be told of a change: %s", error)
+                _log.warning("can't invalidate the kernel's cache: %s", error)

@@ -245,7 +245,7 @@ def test_closing_sends_nothing_more_and_waits_for_nobody(
 def test_a_kernel_that_refuses_is_a_warning(
     kernel: Kernel, notifier: Notifier, expect_log: ExpectLog
 ) -> None:
-    expect_log("the kernel could not be told of a change: .*no such device")
+    expect_log("can.t invalidate the kernel.s cache: .*no such device")
     kernel.failure = OSError(19, "no such device")
     notifier.start()
     notifier.inode(7, pages=True)
