@@ -1,1 +1,1 @@
-"""What each operation costs, compared with what nothing can be faster than. See README.md."""
+"""Benchmarks: the cost of each operation, compared with a lower bound. See README.md."""

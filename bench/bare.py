@@ -1,7 +1,7 @@
-"""SQLite without us: what one commit of a row costs on this machine, through Python's module.
+"""Bare SQLite: the cost of one commit of a row on this machine, through Python's sqlite3.
 
-The database has the form of ours (see the project's storage rules), and a commit what every
-mutation needs: the entry's row and the version row.
+The database has the schema of pmxcfs. A commit writes the two rows that every mutation needs: the
+entry's row and the version row. Contract: docs/spec/storage.md.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL,
     version INTEGER NOT NULL, writer INTEGER NOT NULL, mtime INTEGER NOT NULL,
     type INTEGER NOT NULL, name TEXT NOT NULL, data BLOB)
 """
-# INSERT OR REPLACE would delete the row and its pages first: three times the log for a large one.
+# INSERT OR REPLACE would delete the row and its pages first: three times the log for a large row.
 UPSERT = """
 INSERT INTO tree VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (inode) DO UPDATE SET
     parent = excluded.parent, version = excluded.version, writer = excluded.writer,
     mtime = excluded.mtime, type = excluded.type, name = excluded.name, data = excluded.data
 """
-SOME_TIME = 1_700_000_000  # any mtime of the usual width
+SOME_TIME = 1_700_000_000  # an mtime with as many digits as a real one
 
 
 class BareDatabase:
@@ -54,7 +54,7 @@ class BareDatabase:
 
 @contextlib.contextmanager
 def bare_database(directory: Path) -> Iterator[BareDatabase]:
-    """Yield an empty database in a directory that is made for it."""
+    """Create *directory*; yield an empty database in it."""
     directory.mkdir()
     database = BareDatabase(directory / "bare.db")
     try:
@@ -64,12 +64,12 @@ def bare_database(directory: Path) -> Iterator[BareDatabase]:
 
 
 def commit_us(directory: Path, size: int, *, between: Operation) -> float:
-    """Return what committing one row of *size* bytes takes on average, in microseconds.
+    """Return the average time of committing one row of *size* bytes, in microseconds.
 
-    *between* is done before each commit, and not counted: after a request has been through the
-    kernel and another process, the CPU has to learn SQLite anew, and a commit takes half as long
-    again as in a loop of nothing else. The average has in it, unlike a median, the checkpoint
-    that is due per 4 MiB of log: ours has a thread for that, on the same CPU.
+    *between* runs before each commit and is not timed. It stands for a request, after which the
+    CPU's caches no longer hold SQLite's code and data: a commit then takes half as long again as
+    in a tight loop. The average, unlike a median, includes the checkpoint that is due per 4 MiB of
+    log; in the daemon a thread on the same CPU does it.
     """
     contents = [bytes([byte]) * size for byte in VARIANTS]
     count = 2000 if size <= KIB else 80

@@ -1,7 +1,7 @@
-"""Bytes handed to the block layer per operation, with the last checkpoint and the close.
+"""Bytes written to the block device per operation, including the last checkpoint and the close.
 
-The base is bare SQLite with a commit for each transaction that the operation needs. How many pages
-a transaction changes depends on what else is there: in an empty database all rows share one.
+The base is bare SQLite with one commit for each transaction that the operation needs. The number of
+pages that a transaction changes depends on the other rows: in an empty database all rows share one.
 """
 
 import os
@@ -26,10 +26,10 @@ SECTORS_PER_MIB = MIB // 512
 
 @dataclass(frozen=True)
 class Case:
-    """What is done *count* times on the mount, and what to bare SQLite."""
+    """An operation on the mount and its equivalent in bare SQLite, each repeated *count* times."""
 
     name: str
-    guests: int  # files of 1 KiB that are there already
+    guests: int  # files of 1 KiB that exist before
     count: int
     ours: Callable[[str, int], None]
     bare: Callable[[BareDatabase, int], None]
@@ -64,7 +64,7 @@ def _replace_bare(database: BareDatabase, number: int, *, inode: int) -> None:
 
 
 def _scattered(number: int) -> int:
-    """Return which of the GUESTS comes next: all in turn, neighbors far apart."""
+    """Return the index of the next guest: all of them in rotation, neighbors far apart."""
     return number * 7 % GUESTS
 
 
@@ -81,7 +81,7 @@ def _save_bare(database: BareDatabase, number: int) -> None:
     database.commit(1 + GUESTS, variant(BIG, number))
 
 
-# Often enough that several checkpoints fall into the count: one is due per 4 MiB of log.
+# The counts are large enough for several checkpoints: one is due per 4 MiB of log.
 CASES = (
     Case("tmp + rename of 1 KiB, the only file", 0, 1500, _replace_only, _replace_only_bare, 28),
     Case("tmp + rename of 1 KiB, 500 in turn", GUESTS, 1500, _replace_each, _replace_each_bare, 28),

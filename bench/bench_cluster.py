@@ -1,13 +1,12 @@
-"""What a client's operations cost in a cluster of three nodes, all of them on this machine.
+"""The cost of a client's operations in a cluster of three nodes on this machine.
 
-The base is the same on the same node in local mode, before there is a cluster. The limits are the
-figures of the original in such a cluster (performance.md), scaled to this machine. A client and its
-node run on whatever CPU they like, and a change goes back and forth between them, for the token of
-three corosyncs does. So they are scaled by what a message of FUSE costs between two CPUs, here and
-where the original was measured; machines that are equally fast on one CPU differ in that by a
-factor of two and more. Here both are kept awake for it, as they are by three corosyncs; a sleeping
-one makes it twice as dear.
-Skipped where the nodes can't be made: it needs corosync, which `make test-deps` lays out.
+The base is the same operation on the same node in local mode. The limits are the figures of the
+original in such a cluster (docs/spec/performance.md), scaled to this machine. Client and daemon run
+on any CPU, and each change wakes processes on other CPUs. So the scale is the quotient of the times
+of a FUSE message between two CPUs, here and on the machine where the original was measured. Two
+machines that are equally fast on one CPU differ by a factor of two and more in that time. Both CPUs are kept
+awake for the measurement, as three corosyncs keep them awake; a sleeping CPU doubles the time.
+Skipped without corosync, which `make test-deps` installs.
 """
 
 import os
@@ -27,32 +26,35 @@ from bench.servers import floor_server, pin
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
 
-# The original's microseconds, the upper end of what was measured.
+# The original's microseconds: the upper end of the measured range.
 BETWEEN_CPUS = {
     "open + read 1 KiB + close": 55,
     "overwrite 1 KiB": 1500,
     "tmp + write 1 KiB + close + rename": 2600,
     "mkdir + rmdir": 1500,
 }
-ASKED = {"write 1 MiB + close": 35_000, "1000 x write 512 B, close": 60_000}  # on any machine
-BETWEEN_CPUS_THEN = 16.0  # microseconds of a message to the floor, where the original was measured
+ABSOLUTE = {
+    "write 1 MiB + close": 35_000,
+    "1000 x write 512 B, close": 60_000,
+}  # microseconds, on any machine
+BETWEEN_CPUS_THEN = 16.0  # microseconds of such a message where the original was measured
 MESSAGES = 3000
-PATIENCE = 120.0  # seconds for all operations of a client
-LAGS = 200  # changes that are watched on another node
+CLIENT_TIMEOUT = 120.0  # seconds for all operations of a client
+LAGS = 200  # changes whose arrival on another node is timed
 
 pytestmark = pytest.mark.skipif(not shutil.which("corosync"), reason="needs corosync")
 
 
 def goal_of(name: str, *, pace: float) -> Goal:
     """Return the limits of an operation where messages between CPUs take *pace* times as long."""
-    if name in ASKED:
-        return Goal(absolute=ASKED[name])
+    if name in ABSOLUTE:
+        return Goal(absolute=ABSOLUTE[name])
     return Goal(must=BETWEEN_CPUS[name], pace=pace)
 
 
 @contextmanager
 def all_cpus() -> Iterator[None]:
-    """Let three nodes have what this machine has."""
+    """Let this process and its children use all CPUs."""
     pinned = os.sched_getaffinity(0)
     pin(set(range(os.cpu_count() or 1)))
     try:
@@ -63,7 +65,7 @@ def all_cpus() -> Iterator[None]:
 
 @contextmanager
 def awake(cpus: Iterable[int]) -> Iterator[None]:
-    """Keep each of these CPUs busy with what everything else goes before."""
+    """Keep each of these CPUs busy with a process of idle priority."""
     idle = ["chrt", "--idle", "0", "sh", "-c", "while :; do :; done"]
     with ExitStack() as stack:
         for cpu in cpus:
@@ -89,12 +91,12 @@ def message_us(floor: Path, workdir: Path, *, cpus: tuple[int, int]) -> float:
 def measure(node: Member) -> dict[str, float]:
     """Return the median of each operation on *node* in microseconds."""
     with closing(node.start_worker("bench.replicated:measure")) as worker:
-        medians: dict[str, float] = worker.receive(PATIENCE)
+        medians: dict[str, float] = worker.receive(CLIENT_TIMEOUT)
     return medians
 
 
 def lags(writer: Member, reader: Member) -> list[float]:
-    """Return the microseconds from the end of a write on one node to its sight on another."""
+    """Return the microseconds from the end of a write on one node until another node reads it."""
     with (
         closing(reader.start_worker("bench.replicated:watch", LAGS)) as watching,
         closing(writer.start_worker("bench.replicated:publish", LAGS)) as publishing,
@@ -102,8 +104,8 @@ def lags(writer: Member, reader: Member) -> list[float]:
         found = []
         for _ in range(LAGS):
             publishing.connection.send(None)
-            written = publishing.receive(PATIENCE)
-            found.append((watching.receive(PATIENCE) - written) * 1e6)
+            written = publishing.receive(CLIENT_TIMEOUT)
+            found.append((watching.receive(CLIENT_TIMEOUT) - written) * 1e6)
     return found
 
 
@@ -122,7 +124,7 @@ def bench_three_nodes(workdir: Callable[[], Path], report: Report, floor: Path) 
         node.daemon.wait_until_mounted()
         alone = measure(node)
         assert node.daemon.stop() == 0
-        node.database.unlink()  # a new one takes over the host's corosync.conf
+        node.database.unlink()  # the daemon makes a new one, with the host's corosync.conf
         cluster.start()
         together = measure(node)
         for name, base in alone.items():
@@ -131,7 +133,9 @@ def bench_three_nodes(workdir: Callable[[], Path], report: Report, floor: Path) 
                 goal=goal_of(name, pace=between / BETWEEN_CPUS_THEN),
             )  # fmt: skip
         found = lags(cluster[1], cluster[2])
-        lag = statistics.median(max(1.0, one) for one in found)  # it may come first
+        lag = statistics.median(
+            max(1.0, one) for one in found
+        )  # negative if the reader is faster than the writer's return
         report.add(
             "cluster", "from a write's end to its sight elsewhere", unit="µs", ours=lag,
             base=together["overwrite 1 KiB"], goal=Goal(),

@@ -1,7 +1,7 @@
-"""Encoding and decoding messages, against the tests' plain-Python codec.
+"""Encoding and decoding of messages, against the tests' plain-Python codec.
 
-What travels most: one save of a small file, and the status that each node sends every few seconds.
-The largest: a file that fills its message, where little may be left but copying the content.
+The cases are the two most frequent messages (a save of a small file, and the status that each node
+sends every few seconds) and the largest one: a file whose content is nearly the whole message.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from pmxcfs._cpg import decode, encode
 from pmxcfs.messages import Group, Message, Normal, SetKey, Write
 from tests.fakes.models import codec as oracle
 
-GOAL = Goal(1 / 2)  # twice as fast; struct, which the base is made of, is C, too
+GOAL = Goal(1 / 2)  # twice as fast; the base uses struct, which is C, too
 ROUNDS, BATCH, REPEATS = 20, 4, 200
 
 NOW = 1_795_367_932

@@ -1,4 +1,4 @@
-"""One commit through our database module against bare SQLite, by turns in one run."""
+"""One commit through ``pmxcfs.storage.database`` against bare SQLite, alternating in one run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from bench.report import Report
 from bench.turns import Benchmark, by_turns
 from pmxcfs.storage.checkpointer import Checkpointer
 
-WITHIN = 1.5  # times bare SQLite, both rows of a mutation included: our own limit
+WITHIN = 1.5  # times bare SQLite, which writes both rows of a mutation, too
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,12 @@ def bench_commit(
     benchmark: Benchmark,
     report: Report,
 ) -> None:
-    """Ours changes the file in the tree, saves and settles, as local mode does."""
+    """Our side changes the file in the tree, saves it and marks it saved, as local mode does."""
     path, files = workdir() / "config.db", many_files(REWRITTEN)
     with saved_tree(path, files) as (database, tree), bare_database(workdir()) as bare:
-        checkpointer = Checkpointer(database)  # as in the daemon; bare SQLite has its own way
+        checkpointer = Checkpointer(
+            database
+        )  # as in the daemon; bare SQLite checkpoints in a commit
         checkpointer.start()
         entries = [tree.find(f"d0/f{i}") for i in range(REWRITTEN)]
 

@@ -1,4 +1,4 @@
-"""100,000 files against 100: what a node with far more than anybody has takes longer for."""
+"""Latencies, start and memory with 100,000 files, which is far beyond any cluster, against 100."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ from bench.report import Report
 from bench.servers import Server, pmxcfs_server
 from bench.turns import times_us
 
-ROUNDS = 7  # each with a new daemon for FEW: the kernel knows nothing of its names then
-CREATED = 100  # files per round; MANY and all of them stay far below 128 MiB
+ROUNDS = 7  # each with a new daemon for FEW, so that the kernel has not cached its names
+CREATED = 100  # files per round; with MANY, the content stays far below 128 MiB
 FLAT = 1.3  # times the latency with FEW
-MOST_SECONDS, MOST_MIB = 3, 250  # to start and in memory, with MANY
+MOST_SECONDS, MOST_MIB = 3, 250  # the limits of start and memory with MANY
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def few(directory: Path) -> Iterator[Server]:
 
 
 def resident_mib(server: Server) -> float:
-    """Return the memory that a server occupies now."""
+    """Return a server's resident memory in MiB."""
     status = Path(f"/proc/{server.pid}/status").read_text()
     return next(
         int(line.split()[1]) * KIB / MIB
@@ -49,7 +49,7 @@ def resident_mib(server: Server) -> float:
 
 
 def latencies(server: Server, *, present: range, number: int) -> dict[str, list[float]]:
-    """Time look-ups and creations; *number* makes the names new that must be."""
+    """Time look-ups and creations; a new *number* gives new names for absent and created files."""
     root = f"{server.root}/d0"
     unused = range(number * CREATED, (number + 1) * CREATED)
     for i in unused:
@@ -67,7 +67,7 @@ def bench_growth(many: Server, workdir: Callable[[], Path], report: Report) -> N
     times: dict[str, tuple[list[float], list[float]]] = {}
     starts, resident = [], []
     for number in range(ROUNDS):
-        spread = range(number, MANY, MANY // FEW)  # one in a thousand, all over the directory
+        spread = range(number, MANY, MANY // FEW)  # every thousandth file of the directory
         with few(workdir()) as server:
             starts.append(server.start_s)
             resident.append(resident_mib(server))

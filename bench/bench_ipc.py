@@ -1,4 +1,4 @@
-"""What local clients wait for: answers that are ready, and properties of 10,000 guests."""
+"""Latency of IPC requests: answers from RAM, and properties of 10,000 guests."""
 
 import itertools
 import statistics
@@ -17,8 +17,8 @@ from pmxcfs.ipc.requests import Number
 from tests.clients.serving import CClient, compile_client
 from tests.clients.traffic import p99, users
 
-TURNS, REQUESTS = 10, 3000  # by turns: so many requests here, then there
-FACTOR = 1.5  # times the bare server
+TURNS, REQUESTS = 10, 3000  # alternating: REQUESTS on one side, then on the other
+FACTOR = 1.5  # times the libqb server that answers with zeros
 CONFIG = "d1/f0"
 READY = {
     "get version": (Number.GET_FS_VERSION, b""),
@@ -117,7 +117,7 @@ def bench_users_beside_property_queries(workdir: Callable[[], Path], report: Rep
         with users(root, count=USERS, seconds=SECONDS) as traffic:
             end = time.monotonic() + SECONDS
             numbers = itertools.count()
-            while time.monotonic() < end:  # a name that was not asked for before: all is read
+            while time.monotonic() < end:  # each with a new name, so that all files are read
                 ask(Number.GET_GUEST_CONFIG_PROPERTY, b"\0\0\0\0a%d\0" % next(numbers))
             beside = p99(traffic.times())
     report.add(
@@ -131,7 +131,7 @@ def bench_users_beside_property_queries(workdir: Callable[[], Path], report: Rep
 
 
 def guests() -> Iterator[tuple[str, bytes]]:
-    """Yield the configurations, each of 1 KiB."""
+    """Yield the configurations of GUESTS guests, each of 1 KiB."""
     for vmid in range(100, 100 + GUESTS):
         content = CONFIGURATION.format(vmid=vmid).encode()
         yield f"nodes/{NODE}/qemu-server/{vmid}.conf", content.ljust(len(SMALL[0]), b"#")
@@ -144,7 +144,7 @@ def rewrite(server: Server, vmid: int) -> None:
 
 @contextmanager
 def asking(directory: Path) -> Iterator[Callable[[int, bytes], float]]:
-    """Connect; yields what asks a question and returns how long the answer took, in ms."""
+    """Connect; yield a function that sends a request and returns its latency in ms."""
     with Client(ipc_name(directory), buffer_size=4 << 20) as client:
 
         def ask(number: int, payload: bytes) -> float:

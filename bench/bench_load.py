@@ -1,4 +1,4 @@
-"""How long a reader waits at worst while somebody saves the largest file there can be."""
+"""Latency of readers while another process saves files of the largest size."""
 
 import statistics
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from bench.report import Report
 from bench.servers import Server, floor_server, on_all_cpus, pmxcfs_server
 
 READERS = 2
-TURNS, SECONDS = 4, 1.0  # without a writer, and with each kind of writer, by turns
-TIMES_IDLE = 5  # what a reader's p99 may grow to
-# Seconds between two saves. 20 a second is more than a cluster of the largest size writes.
+TURNS, SECONDS = 4, 1.0  # alternating: without a writer, and with each kind of writer
+TIMES_IDLE = 5  # limit for a reader's p99, as a multiple of the p99 without a writer
+# Seconds between two saves. 20 a second is more than the largest clusters write.
 WRITERS = {"back to back": 0.0, "20 a second": 0.05}
 
 
 def p99(times: list[float]) -> float:
-    """Return the time that one in a hundred exceeds."""
+    """Return the 99th percentile."""
     return statistics.quantiles(times, n=100)[-1]
 
 
@@ -45,7 +45,7 @@ def bench_readers_beside_writer(workdir: Callable[[], Path], report: Report) -> 
 
 
 def bench_floor_beside_writer(workdir: Callable[[], Path], floor: Path, report: Report) -> None:
-    """What the kernel's scheduler alone makes of three clients and a server; no limit."""
+    """The same load on the floor, which shows the effect of the scheduler alone; no limit."""
     with floor_server(floor, workdir()) as server:
         add(report, "floor: p99 beside 1 MiB saves", waits(server), Goal())
 

@@ -1,4 +1,4 @@
-"""Every operation on a mount, ours against the floor server, by turns in one run."""
+"""Every operation on a mount of pmxcfs against the floor server, alternating in one run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ from bench.report import Report
 from bench.servers import Server, floor_server, on_all_cpus, pmxcfs_server
 from bench.turns import Benchmark, by_turns
 
-PROCESSES, READS = 4, 2000  # as in the original's measurement; reads of each process in one turn
+PROCESSES, READS = 4, 2000  # as in the original's measurement; reads per process and turn
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def our_mount(floor: Path, workdir: Callable[[], Path], *, self_check: bool) -> 
 
 @pytest.fixture(scope="module")
 def bare_commit_us(floor_mount: Server, workdir: Callable[[], Path]) -> Callable[[int], float]:
-    """Tell what one SQLite commit of so many bytes takes between requests, in microseconds."""
+    """Map a size in bytes to the microseconds of one SQLite commit of that size."""
 
     def request(number: int) -> None:
         write_file(f"{floor_mount.root}/d1/f{number % REWRITTEN}", REWRITE, SMALL[0])

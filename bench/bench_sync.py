@@ -1,7 +1,7 @@
-"""What a membership change costs a node whose tree is the others', or nearly so.
+"""The cost of a membership change for a node whose tree equals the leader's, or nearly so.
 
-The index against the oracle, which hashes every entry each time; becoming a tree with one other
-entry against loading it all. Both trees have as many files as anybody could want.
+Compares building the index with the oracle, which hashes every entry each time; and adopting a tree
+with one different entry with loading all entries. The trees have MANY files.
 """
 
 import pytest
@@ -16,8 +16,8 @@ from pmxcfs.messages import EntryType, Record
 from pmxcfs.tree.adoption import plan, record_of
 from tests.fakes.models.oracle import Node, Oracle, Stamped
 
-INDEX_GOAL = Goal(1 / 20)  # only what changed is hashed
-ADOPTION_GOAL = Goal(1 / 2)  # every digest is compared, every entry of the index looked at
+INDEX_GOAL = Goal(1 / 20)  # only changed entries are hashed
+ADOPTION_GOAL = Goal(1 / 2)  # every digest of the index is compared
 ROUNDS = 5
 ROOT = Record(0, 0, MANY * 4, 1, 1, EntryType.DIRECTORY, b"", None)
 
@@ -40,7 +40,7 @@ def loaded(records: list[Record], root: Record) -> Tree:
 
 
 def oracle_of(tree: Tree) -> Oracle:
-    """Put what *tree* has into the oracle, faster than by mutations."""
+    """Copy the entries of *tree* into an oracle, which is faster than mutations."""
     oracle = Oracle()
     root = tree.root
     oracle.root.published = Stamped(root.version, root.writer, root.mtime, b"", 0)

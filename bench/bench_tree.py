@@ -1,7 +1,7 @@
 """Look-up and getattr in the compiled inode table against the tests' plain-Python oracle.
 
-The kernel asks for a name in a directory that it knows; mutations bring whole paths. The oracle
-knows only paths, so for a name it has to make one.
+The kernel looks up a name in a directory; mutations carry whole paths. The oracle knows only paths,
+so a look-up by name includes the joining of a path there.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,12 @@ from pmxcfs.messages import Create, Mkdir, Write
 from tests.fakes.models.oracle import Oracle, is_private
 
 GOAL = Goal(1 / 5)  # five times as fast
-ROUNDS, BATCH = 20, 4  # each operation looks up all guests: one takes no longer than the clock
+ROUNDS, BATCH = (
+    20,
+    4,
+)  # an operation looks up all guests, as a single look-up is too short for the clock
 
-DIRECTORY = f"nodes/{NODE}/qemu-server"  # where most of what is looked up lies
+DIRECTORY = f"nodes/{NODE}/qemu-server"  # the directory with most look-ups
 PATHS = [path for path, _ in guest_files()]
 NAMES = [path.rpartition("/")[2] for path in PATHS]
 
@@ -49,13 +52,13 @@ def oracle() -> Oracle:
 
 
 def attributes(entry: Entry | None) -> Attributes:
-    """Read what getattr needs."""
+    """Return the attributes that getattr needs."""
     assert entry is not None
     return entry.inode, entry.is_directory, entry.mtime, entry.visible_size, entry.private
 
 
 def oracle_attributes(oracle: Oracle, path: str) -> Attributes:
-    """Look a path up in the oracle and read the same."""
+    """Look up a path in the oracle; return the attributes that getattr needs."""
     node = oracle.find(path)
     assert node is not None
     return (
@@ -66,7 +69,7 @@ def oracle_attributes(oracle: Oracle, path: str) -> Attributes:
 def compare(
     ours: LookUp, base: LookUp, keys: list[str], benchmark: Benchmark
 ) -> tuple[float, float]:
-    """Return what one look-up takes on each side, in microseconds."""
+    """Return the time of one look-up on each side, in microseconds."""
     assert [ours(key)[1:] for key in keys] == [base(key)[1:] for key in keys]
 
     def all_keys(look_up: LookUp) -> None:

@@ -1,6 +1,6 @@
-"""A bar chart of a run in SVG: per row, ours / base as a bar and its tighter limit as a mark.
+"""A bar chart of a run in SVG: for each row, ours / base as a bar, and the tighter limit as a mark.
 
-The axis is logarithmic, because ratios are: twice as fast is as far from 1 as half as fast.
+The axis is logarithmic: twice as fast is as far from 1 as half as fast.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def chart(rows: Sequence[tuple[Row, Verdict]], *, title: str) -> str:
 
 
 def _x(ratio: float) -> float:
-    """Return where on the axis a ratio is; what is off the axis is at its end."""
+    """Return the x coordinate of a ratio; ratios beyond the axis are at its end."""
     power = min(max(log2(ratio), LOWEST), HIGHEST)
     return round(LEFT + WIDTH * (power - LOWEST) / (HIGHEST - LOWEST), 1)
 

@@ -1,7 +1,6 @@
-"""Several client processes at once, started together.
+"""Clients that run at the same time, as processes that start together.
 
-Processes where nothing else is said: threads that wait for one another's interpreter lock would
-measure it.
+Processes, because threads would also measure the wait for the interpreter lock.
 """
 
 import contextlib
@@ -19,11 +18,11 @@ from bench.operations import REWRITE, read_file, write_file
 from bench.turns import times_us
 
 Result = TypeVar("Result")
-PATIENCE = 60.0  # seconds that the slowest client may take
+CLIENT_TIMEOUT = 60.0  # seconds, for the slowest client
 
 
 def together(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Run each job in a process of its own, all from one moment on; return their results."""
+    """Run each job in a process of its own, started together; return their results. Blocks."""
     context = multiprocessing.get_context("fork")  # a job need not be picklable
     barrier = context.Barrier(len(jobs))
     results: list[Result] = []
@@ -38,8 +37,8 @@ def together(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
             cleanup.callback(client.kill)
             sink.close()
         for pipe in pipes:
-            if not pipe.poll(PATIENCE):
-                raise TimeoutError(f"a client took more than {PATIENCE} s")
+            if not pipe.poll(CLIENT_TIMEOUT):
+                raise TimeoutError(f"a client took more than {CLIENT_TIMEOUT} s")
             try:
                 results.append(pipe.recv())
             except EOFError:
@@ -49,12 +48,15 @@ def together(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
 
 def _run(job: Callable[[], Any], barrier: Barrier, sink: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    barrier.wait(PATIENCE)
+    barrier.wait(CLIENT_TIMEOUT)
     sink.send(job())
 
 
 def parallel_read_us(root: str, *, processes: int, count: int) -> float:
-    """Return how many microseconds pass per open + read + close of all processes together."""
+    """Return the elapsed microseconds divided by the number of reads of all processes.
+
+    A read is open + read + close.
+    """
 
     def job() -> tuple[int, int]:
         start = time.perf_counter_ns()
@@ -67,11 +69,11 @@ def parallel_read_us(root: str, *, processes: int, count: int) -> float:
 
 
 def read_times_us(root: str, *, readers: int, seconds: float, pause: float | None) -> list[float]:
-    """Return the time of each open + read + close of *readers* threads beside a writer process.
+    """Return the microseconds of each open + read + close of *readers* threads beside a writer.
 
-    It saves 1 MiB files and pauses for *pause* seconds after each; None: there is no writer. The
-    threads share a process, as those of a management daemon do; what they wait for one another is
-    in the times with and without a writer.
+    The writer is a process that saves 1 MiB files and sleeps for *pause* seconds after each; None:
+    no writer. The readers share a process, as the threads of a management daemon do, so the times
+    include their wait for the interpreter lock, with and without a writer.
     """
 
     def read_on() -> list[float]:

@@ -1,6 +1,6 @@
 """Compare two runs: ``python -m bench.compare [OLD NEW]``, by default the last two results.
 
-Ratios are compared, not times: a machine's speed of the day is in both sides of a ratio.
+Compares ratios, not times: the machine's speed in a run affects both sides of a ratio.
 """
 
 import argparse
@@ -14,7 +14,7 @@ NOISE = 0.1  # two runs of one program differ by this much
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
-    """Return a result's rows by name."""
+    """Return the rows of a result file, by name."""
     return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
 
 
@@ -30,7 +30,7 @@ def comparison(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -
 
 
 def main() -> None:
-    """Print how the ratios of one run differ from another's."""
+    """Print the changes of the ratios from one run to the other."""
     parser = argparse.ArgumentParser(description="Compare the ratios of two benchmark runs.")
     parser.add_argument("results", nargs="*", type=Path, metavar="FILE", help="OLD and NEW")
     paths = parser.parse_args().results or sorted(RESULTS.glob("*.json"))[-2:]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the report, the servers' program, one CPU, and a way to end."""
+"""Fixtures of the benchmarks: report, floor server, CPU placement, and clean-up at SIGTERM."""
 
 import itertools
 import os
@@ -47,13 +47,13 @@ def report(pytestconfig: pytest.Config) -> Report:
 
 @pytest.fixture(scope="session")
 def self_check(pytestconfig: pytest.Config) -> bool:
-    """Whether the floor stands in for ours."""
+    """Whether to run the floor on both sides."""
     return bool(pytestconfig.getoption("--self-check"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def placement() -> Iterator[None]:
-    """Keep this process, and all that it starts, on one CPU; the reason is in servers."""
+    """Keep this process and its children on one CPU; ``servers`` has the reason."""
     cpus = os.sched_getaffinity(0)
     pin({max(cpus)})
     with preferred():
@@ -63,7 +63,7 @@ def placement() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
-    """A directory for everything, on the disk that holds temporary files."""
+    """The directory for all files of the run, on the disk for temporary files."""
     directory = Path(tempfile.mkdtemp(prefix="pmxcfs-bench-")).resolve()
     yield directory
     shutil.rmtree(directory)
@@ -71,7 +71,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def workdir(scratch: Path) -> Callable[[], Path]:
-    """Make a path below scratch that nobody has used yet."""
+    """A function that returns an unused path below ``scratch``."""
     numbers = itertools.count()
     return lambda: scratch / str(next(numbers))
 

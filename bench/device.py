@@ -1,7 +1,7 @@
-"""A disk of one's own: ext4 on a loop device, and how many bytes were handed to it.
+"""An ext4 file system on a loop device, and the number of bytes written to that device.
 
-The kernel counts the sectors that reach a block device. /proc/PID/io would count dirtied pages
-instead, which may be written once, often, or never.
+The kernel counts the sectors that reach a block device. /proc/PID/io counts dirtied pages instead,
+which may be written once, several times, or never.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from pathlib import Path
 from bench.goals import MIB
 
 SIZE = 192 * MIB  # sparse; room for the largest database here, its log, and ext4's journal
-SECTOR = 512  # /sys/block/*/stat counts in these, whatever the device's own sectors are
-WRITTEN_SECTORS = 6  # the field's index, see Documentation/block/stat.rst of the kernel
+SECTOR = 512  # the unit of /sys/block/*/stat, independent of the device's sector size
+WRITTEN_SECTORS = 6  # index of the field, see the kernel's Documentation/block/stat.rst
 
 
 class Disk:
@@ -27,22 +27,24 @@ class Disk:
         self._statistics = Path(device, "stat")
 
     def written(self) -> int:
-        """Flush the file system; return the bytes written since the device exists. Blocks."""
+        """Flush the file system; return the bytes written since the device was made. Blocks."""
         subprocess.run(["sync", "--file-system", self.mountpoint], check=True)
         return int(self._statistics.read_text().split()[WRITTEN_SECTORS]) * SECTOR
 
 
 @contextlib.contextmanager
 def disk(directory: Path) -> Iterator[Disk]:
-    """Make and mount a disk in a directory that is made for it; take it away afterwards.
+    """Create *directory*; make and mount a disk in it, and unmount and remove it afterwards.
 
-    ``mount -o loop`` frees the loop device with the mount, even if nobody is left to do it.
+    ``mount -o loop`` makes the kernel free the loop device at the unmount.
     """
     image, mountpoint = directory / "image", directory / "disk"
     mountpoint.mkdir(parents=True)
     with image.open("wb") as file:
         file.truncate(SIZE)
-    eager = "lazy_itable_init=0,lazy_journal_init=0"  # or the kernel writes while we count
+    eager = (
+        "lazy_itable_init=0,lazy_journal_init=0"  # else the kernel writes during the measurement
+    )
     subprocess.run(["mkfs.ext4", "-q", "-E", eager, image], check=True)
     subprocess.run(["mount", "-o", "loop,noatime", image, mountpoint], check=True)
     try:

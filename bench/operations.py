@@ -1,10 +1,8 @@
-"""The operations on a mount that are compared with the floor, and the goal of each.
+"""The operations on a mount that are compared with the floor, and their limits.
 
-``prepare`` gets a directory and an ExitStack, does what should not be timed, and returns the
-operation itself. It runs on both mounts alike. Every operation goes through its Python os call,
-which is part of both figures (0.1 to 1 microsecond).
-
-The figures of the original's session (``must``, ``base_then``) are explained in ``goals``.
+``prepare`` gets a directory and an ExitStack, does the work that must not be timed, and returns the
+operation. It runs on both mounts. Operations are Python's os calls, whose own time of 0.1 to 1
+microsecond is part of both figures. ``goals`` explains ``must`` and ``base_then``.
 """
 
 import os
@@ -30,15 +28,18 @@ from bench.turns import Operation
 
 READ = os.O_RDONLY
 REWRITE, CREATE = os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_EXCL
-BUFFER = 64 * KIB  # what a reader offers for a small file
+BUFFER = 64 * KIB  # the size of a reader's buffer for a small file
 
-READING, WRITING = 1.5, 2.0  # times the floor, for an operation that reads and one that changes
+READING, WRITING = 1.5, 2.0  # times the floor, for operations that read and operations that change
 Prepare = Callable[[str, ExitStack], Operation]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row: what runs on ours, what runs on the floor (if not the same), how often, its goal."""
+    """One row: the operation on both mounts, its rounds and batch, and its limits.
+
+    *prepare_base* replaces *prepare* on the floor.
+    """
 
     name: str
     prepare: Prepare
@@ -50,14 +51,14 @@ class Comparison:
 
 
 def read_file(path: str, size: int = BUFFER) -> None:
-    """Open, read once, close."""
+    """Open a file, read once, and close it."""
     fd = os.open(path, READ)
     os.read(fd, size)
     os.close(fd)
 
 
 def write_file(path: str, flags: int, data: bytes, *, times: int = 1) -> None:
-    """Open, write as often as told, close."""
+    """Open a file, write *data* *times* times, and close it."""
     fd = os.open(path, flags)
     for _ in range(times):
         os.write(fd, data)
@@ -69,7 +70,7 @@ def statvfs(root: str, stack: ExitStack) -> Operation:
 
 
 def stat_seen(root: str, stack: ExitStack) -> Operation:
-    """Each path has been seen more than a second ago, and once: a timeout of 1 s would show."""
+    """Stat paths that were looked up over 1 s ago, so that an attribute timeout of 1 s would show."""
     for i in range(LISTED):
         os.stat(f"{root}/d0/f{i}")
     time.sleep(1.1)
@@ -101,7 +102,7 @@ def list_directory(root: str, stack: ExitStack) -> Operation:
 
 
 def stat_entries(directory: str) -> None:
-    """Call stat for every entry of a directory of LISTED, by names that are known."""
+    """Call stat for the LISTED files of a directory, without listing it."""
     for n in range(LISTED):
         os.stat(f"{directory}/f{n}")
 
@@ -140,7 +141,7 @@ def create(root: str, stack: ExitStack) -> Operation:
 
 
 def replace(root: str, stack: ExitStack) -> Operation:
-    """The kernel knows each target, as it does a file that gets replaced."""
+    """Replace files that the kernel has cached, as it has in real use."""
     for i in range(TARGETS):
         os.stat(f"{root}/d3/f{i}")
 
@@ -179,9 +180,9 @@ def read_guest_list(root: str, stack: ExitStack) -> Operation:
 
 
 def read_unseen(directory: str) -> Prepare:
-    """Read files that the kernel has never seen: the messages that a snapshot can't do without.
+    """Read files that the kernel has not cached, as the base for status files.
 
-    A status file is a new inode each time it is opened, and so nothing about it can be cached.
+    A status file gets a new inode each time it is opened, so nothing of it can be cached.
     """
 
     def prepare(root: str, stack: ExitStack) -> Operation:

@@ -1,7 +1,6 @@
-"""Make a database with given files, through the project's own tree and database.
+"""Making a database with given files, through pmxcfs's own tree and database.
 
-The state that a benchmark starts from is there before the daemon is, and so the kernel has not
-seen any of it.
+A benchmark makes its files before the daemon starts, so the kernel has not cached any of them.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from pmxcfs.storage.database import Database
 
 @contextlib.contextmanager
 def saved_tree(path: Path, files: Iterator[File]) -> Iterator[tuple[Database, Tree]]:
-    """Create the database file *path* with these files; yield it with its tree, both settled."""
+    """Create the database file *path* with these files; yield it with its saved tree."""
     now = int(time.time())
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     database = Database.open(path, now=now)
@@ -40,7 +39,7 @@ def write_database(path: Path, files: Iterator[File]) -> None:
 
 
 def add_file(tree: Tree, path: str, content: bytes, *, now: int) -> Entry:
-    """Add a file to a tree, with the directories above it."""
+    """Add a file and its missing directories to a tree; return its entry."""
     directory, _, name = path.rpartition("/")
     parent = add_directory(tree, directory, now=now)
     entry = tree.create(parent, name, EntryType.FILE, writer=0, mtime=now)
@@ -49,7 +48,7 @@ def add_file(tree: Tree, path: str, content: bytes, *, now: int) -> Entry:
 
 
 def add_directory(tree: Tree, path: str, *, now: int) -> Entry:
-    """Return the directory at *path*, made if it is missing."""
+    """Return the directory at *path*; make it if it is missing."""
     if not path:
         return tree.root
     if found := tree.find(path):

@@ -1,4 +1,4 @@
-"""One client of a node, for bench_cluster: what runs there, in the node's namespaces."""
+"""A client in a node's namespaces, for bench_cluster."""
 
 import os
 import statistics
@@ -12,7 +12,7 @@ from bench.operations import REWRITE, read_file, write_file
 
 MOUNTPOINT = "/etc/pve"
 WRITE = REWRITE | os.O_CREAT
-PAUSE = 0.002  # seconds between two operations: what the one before left to do is not the next's
+PAUSE = 0.002  # seconds between two operations, for the work that an operation leaves behind
 
 
 def read(i: int) -> None:
@@ -41,7 +41,7 @@ def write_sectors(i: int) -> None:
     write_file("s", WRITE, variant(SECTOR, i), times=SECTORS)
 
 
-# Name -> what runs, and how often. What is read must be there: overwrite comes first.
+# Name -> (operation, number of rounds). Overwrite is first, because it creates the file to read.
 OPERATIONS: Mapping[str, tuple[Callable[[int], None], int]] = MappingProxyType(
     {
         "overwrite 1 KiB": (overwrite, 300),
@@ -55,13 +55,13 @@ OPERATIONS: Mapping[str, tuple[Callable[[int], None], int]] = MappingProxyType(
 
 
 def measure(connection: Connection) -> None:
-    """Tell the median of each operation in microseconds."""
+    """Send the median time of each operation in microseconds."""
     os.chdir(MOUNTPOINT)
     connection.send({name: median(*operation) for name, operation in OPERATIONS.items()})
 
 
 def median(operation: Callable[[int], None], rounds: int) -> float:
-    """Return the median of *rounds* in microseconds."""
+    """Return the median time of *rounds* operations in microseconds."""
     times = []
     for i in range(rounds):
         start = time.perf_counter()
@@ -72,7 +72,7 @@ def median(operation: Callable[[int], None], rounds: int) -> float:
 
 
 def watch(connection: Connection, rounds: int) -> None:
-    """Tell when each of *rounds* contents has come to be in the file ``lag``."""
+    """Send the time at which each of *rounds* contents appears in the file ``lag``."""
     os.chdir(MOUNTPOINT)
     for number in range(rounds):
         wanted = str(number).encode()
@@ -82,7 +82,7 @@ def watch(connection: Connection, rounds: int) -> None:
 
 
 def read_content(path: str) -> bytes:
-    """Return what is there, nothing if it is not."""
+    """Return the content of a file; empty if it does not exist."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def read_content(path: str) -> bytes:
 
 
 def publish(connection: Connection, rounds: int) -> None:
-    """Write *rounds* contents into ``lag``, each when told to; tell when each had been written."""
+    """Write *rounds* contents into ``lag``, one per received message; send the time of each end."""
     os.chdir(MOUNTPOINT)
     for number in range(rounds):
         connection.recv()

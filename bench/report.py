@@ -1,4 +1,4 @@
-"""The report of a run: a table for people, JSON for comparing two runs, a chart to look at."""
+"""The report of a run: a table, JSON for the comparison of two runs, and a chart."""
 
 import json
 import os
@@ -30,7 +30,7 @@ NO_LIMIT = float("inf")
 
 
 class Report:
-    """Collects the rows of a run."""
+    """The rows of a run."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -69,7 +69,7 @@ class Report:
         return "\n".join([*lines, "", f"{met} of {len(limited)} rows keep their limits"])
 
     def save(self, directory: Path) -> list[Path]:
-        """Write the JSON and the chart, named after the present time; return their paths."""
+        """Write the JSON and the chart, named after the current time; return their paths."""
         directory.mkdir(exist_ok=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         document, picture = directory / f"{stamp}.json", directory / f"{stamp}.svg"
@@ -96,7 +96,7 @@ RULE = "-" * 122
 
 
 def machine() -> str:
-    """Describe what this runs on."""
+    """Return kernel, number of CPUs and Python version."""
     return f"Linux {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
 
 
@@ -114,5 +114,5 @@ def _number(value: float) -> str:
 
 
 def _finite(limit: float) -> float | None:
-    """JSON has no infinity."""
+    """Return None for infinity, which JSON lacks."""
     return None if limit == NO_LIMIT else limit

@@ -1,8 +1,8 @@
-"""Run the two servers: real daemons on real mounts, which leave nothing behind whatever happens.
+"""The servers of the benchmarks: daemons on real mounts, which are always cleaned up.
 
-Placement: client and servers share one CPU. A message then costs two context switches and nothing
-else; on two CPUs it costs two wake-ups of a sleeping CPU, which on a virtual machine take several
-times as long as all that is to be measured here. Only what needs several CPUs asks for them.
+Placement: clients and servers share one CPU, where a message costs two context switches. On two
+CPUs it also costs two wake-ups of a sleeping CPU. On a virtual machine these take several times as long
+as the operations to measure. Benchmarks of several clients use ``on_all_cpus``.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from bench.data import NODE
 
-START_PATIENCE, STOP_PATIENCE = 60.0, 20.0  # seconds; loading 100,000 files is the longest start
+START_TIMEOUT, STOP_TIMEOUT = 60.0, 20.0  # seconds; the longest start loads 100,000 files
 FIRST, NORMAL = -20, 0  # nice values
 REPOSITORY = Path(__file__).parents[1]
 FLOOR_SOURCE = Path(__file__).parent / "floor" / "floor.c"
@@ -26,15 +26,15 @@ ECHO_SOURCE = Path(__file__).parent / "floor" / "echo.c"
 
 
 class Server(NamedTuple):
-    """A daemon that serves *root*."""
+    """A running server whose mountpoint is *root*."""
 
     root: str
     pid: int
-    start_s: float  # from the start of the process until the mount has answered
+    start_s: float  # seconds from the start of the process until the mount answered
 
 
 def pin(cpus: set[int], *, pids: Sequence[int] = ()) -> None:
-    """Put this process and all threads of *pids* on these CPUs; children inherit it."""
+    """Pin this process and all threads of *pids* to these CPUs; children inherit that."""
     os.sched_setaffinity(0, cpus)
     for pid in pids:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -44,7 +44,7 @@ def pin(cpus: set[int], *, pids: Sequence[int] = ()) -> None:
 
 @contextlib.contextmanager
 def on_all_cpus(*servers: Server) -> Iterator[None]:
-    """Let this process and the servers use every CPU for a while."""
+    """Let this process and the servers use all CPUs within the block."""
     before, pids = os.sched_getaffinity(0), [server.pid for server in servers]
     pin(set(range(os.cpu_count() or 1)), pids=pids)
     try:
@@ -55,8 +55,8 @@ def on_all_cpus(*servers: Server) -> Iterator[None]:
 
 @contextlib.contextmanager
 def preferred() -> Iterator[None]:
-    """Let what else runs on the machine wait, as far as priorities can do that."""
-    group = Path("/proc/self/autogroup")  # where it exists, a process's own value counts within it
+    """Give this process and its children the highest nice priority within the block."""
+    group = Path("/proc/self/autogroup")  # with autogroups, nice values count only within a group
     os.setpriority(os.PRIO_PROCESS, 0, FIRST)
     if group.exists():
         group.write_text(str(FIRST))
@@ -80,7 +80,7 @@ def build_floor(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def floor_server(program: Path, workdir: Path) -> Iterator[Server]:
-    """Serve constants; *workdir* must not exist yet."""
+    """Run the floor server below *workdir*, which must not exist yet."""
     mountpoint = workdir / "mnt"
     mountpoint.mkdir(parents=True)
     with _mounted([program, mountpoint], mountpoint) as server:
@@ -89,24 +89,24 @@ def floor_server(program: Path, workdir: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def echo_server(program: Path, name: str) -> Iterator[None]:
-    """Answer libqb's clients: request N with N bytes."""
+    """Run a libqb server that answers request N with N bytes."""
     with subprocess.Popen([program, name], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
-            process.stdout.readline()  # it listens
+            process.stdout.readline()  # its first line says that it listens
             yield
         finally:
             process.terminate()
 
 
 def ipc_name(workdir: Path) -> str:
-    """Return the name that local clients of the daemon on *workdir* connect to."""
+    """Return the IPC name of the daemon below *workdir*."""
     return "bench" + os.fspath(workdir).replace("/", "-")
 
 
 @contextlib.contextmanager
 def pmxcfs_server(workdir: Path, *, statedir: Path | None = None) -> Iterator[Server]:
-    """Serve the database in *statedir*, by default ``workdir/state``; without one, an empty one."""
+    """Run pmxcfs on the database in *statedir*, by default ``workdir/state``; it may be missing."""
     mountpoint, rundir, statedir = workdir / "mnt", workdir / "run", statedir or workdir / "state"
     for directory in (mountpoint, rundir, statedir):
         directory.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def pmxcfs_server(workdir: Path, *, statedir: Path | None = None) -> Iterator[Se
 
 @contextlib.contextmanager
 def _mounted(command: Sequence[str | Path], mountpoint: Path) -> Iterator[Server]:
-    """Run a server in the foreground until the block ends; it must then end with 0."""
+    """Run a server until the block ends. Raises RuntimeError if its exit status is not 0."""
     log = mountpoint.parent / "log"
     with contextlib.ExitStack() as cleanup:
         output = cleanup.enter_context(log.open("wb"))
@@ -140,27 +140,27 @@ def _mounted(command: Sequence[str | Path], mountpoint: Path) -> Iterator[Server
 
 
 def _await_mount(mountpoint: Path, process: subprocess.Popen[bytes], *, log: Path) -> None:
-    """Block until the mount answers; fail as soon as the server is dead."""
-    deadline = time.monotonic() + START_PATIENCE
+    """Block until the mount answers. Raises RuntimeError at a timeout or if the server ends."""
+    deadline = time.monotonic() + START_TIMEOUT
     while not os.path.ismount(mountpoint):
         if process.poll() is not None:
             raise RuntimeError(f"no mount, exit status {process.returncode}: {log.read_text()}")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"no mount within {START_PATIENCE} s: {log.read_text()}")
+            raise RuntimeError(f"no mount within {START_TIMEOUT} s: {log.read_text()}")
         time.sleep(0.002)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(STOP_PATIENCE)
+        process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
 def _unmount(mountpoint: Path) -> None:
-    """Take away what a server that died has left."""
+    """Remove the mount that a killed server has left."""
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     if any(line.split()[1] == os.fspath(mountpoint) for line in mounts):
         subprocess.run(["umount", "-l", mountpoint], check=True)

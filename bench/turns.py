@@ -1,8 +1,8 @@
-"""Time two sides by turns: a batch of operations on one, the same batch on the other, and so on.
+"""Timing of two sides in alternating batches of operations.
 
-What drifts on a machine within seconds (its clock, its neighbors) then hits both sides alike, and
-their ratio stays. An operation is a function of a running number, so that it can take a new name
-each time; both sides get the same numbers.
+Changes of the machine's speed within seconds affect both sides alike, and their ratio stays. An
+operation is a function of a running number, from which it can make a new name; both sides get the
+same numbers.
 """
 
 import gc
@@ -15,7 +15,7 @@ Operation = Callable[[int], object]
 
 
 class Benchmark(Protocol):
-    """What we use of pytest-benchmark's fixture, which has no types of its own."""
+    """The part of pytest-benchmark's fixture that is used here; the fixture has no types."""
 
     def pedantic(
         self,
@@ -25,18 +25,18 @@ class Benchmark(Protocol):
         rounds: int,
         warmup_rounds: int = 0,
     ) -> None:
-        """Call setup and target by turns; the target's time is kept."""
+        """Call setup and target alternately; keep the target's times."""
 
 
 class Pair(NamedTuple):
-    """The medians of one operation in microseconds."""
+    """The median time of an operation on each side, in microseconds."""
 
     ours: float
     base: float
 
 
 def times_us(operation: Operation, numbers: Iterable[int]) -> list[float]:
-    """Run the operation once per number and return how long each took, in microseconds."""
+    """Run the operation once per number; return the time of each run in microseconds."""
     times = []
     for number in numbers:
         start = time.perf_counter_ns()
@@ -46,7 +46,7 @@ def times_us(operation: Operation, numbers: Iterable[int]) -> list[float]:
 
 
 class Turns:
-    """Two sides of an operation and the times of each, one batch at a time."""
+    """The two sides of an operation, and the times of their batches."""
 
     def __init__(self, ours: Operation, base: Operation, *, batch: int) -> None:
         self._operations = ours, base
@@ -55,11 +55,11 @@ class Turns:
         self._round = 0
 
     def play_base(self) -> None:
-        """Take the base's turn of the next round."""
+        """Run the base's batch of the next round."""
         self._play(1)
 
     def play_ours(self) -> None:
-        """Take our turn, which ends the round. The first round is warming up and not kept."""
+        """Run our batch, which ends the round. The first round is a warm-up without times."""
         self._play(0)
         if self._round == 0:
             for times in self._times:
@@ -73,7 +73,7 @@ class Turns:
         )
 
     def medians(self) -> Pair:
-        """Return the median of each side."""
+        """Return the median time of each side."""
         ours, base = (statistics.median(times) for times in self._times)
         return Pair(ours, base)
 
@@ -81,7 +81,7 @@ class Turns:
 def by_turns(
     benchmark: Benchmark, ours: Operation, base: Operation, *, rounds: int, batch: int
 ) -> Pair:
-    """Time both sides; the numbers run from 0 to (rounds + 1) x batch - 1."""
+    """Time both sides alternately; the numbers run from 0 to (rounds + 1) x batch - 1."""
     turns = Turns(ours, base, batch=batch)
     gc.collect()
     gc.disable()
