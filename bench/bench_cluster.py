@@ -4,8 +4,9 @@ The base is the same operation on the same node in local mode. The limits are th
 original in such a cluster (docs/spec/performance.md), scaled to this machine. Client and daemon run
 on any CPU, and each change wakes processes on other CPUs. So the scale is the quotient of the times
 of a FUSE message between two CPUs, here and on the machine where the original was measured. Two
-machines that are equally fast on one CPU differ by a factor of two and more in that time. Both CPUs are kept
-awake for the measurement, as three corosyncs keep them awake; a sleeping CPU doubles the time.
+machines that are equally fast on one CPU differ by a factor of two and more in that time. Both CPUs
+are kept awake for the measurement, as three corosyncs keep them awake; a sleeping CPU doubles the
+time.
 Skipped without corosync, which `make test-deps` installs.
 """
 

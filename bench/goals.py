@@ -9,8 +9,8 @@ limit is scaled to this machine by floor now / floor then. ``base_then`` is the 
 original's session (the lower end, if it is a range). Rows without ``base_then`` are scaled by the
 *pace* of the run, the median of that quotient over all rows; rows whose time is not spent on one
 CPU have a ``pace`` of their own. The limit is never below AT_THE_FLOOR x the base, because no
-server can save the kernel's own time. Limits for bytes, memory, deadlines of the contract, and large files
-in a cluster are ``absolute`` and not scaled.
+server can save the kernel's own time. Limits for bytes, memory, deadlines of the contract, and
+large files in a cluster are ``absolute`` and not scaled.
 Contract: docs/spec/performance.md, "The rule".
 """
 

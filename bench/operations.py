@@ -70,7 +70,7 @@ def statvfs(root: str, stack: ExitStack) -> Operation:
 
 
 def stat_seen(root: str, stack: ExitStack) -> Operation:
-    """Stat paths that were looked up over 1 s ago, so that an attribute timeout of 1 s would show."""
+    """Stat paths that were looked up over 1 s ago: an attribute timeout of 1 s would show."""
     for i in range(LISTED):
         os.stat(f"{root}/d0/f{i}")
     time.sleep(1.1)

@@ -1,8 +1,8 @@
 """The servers of the benchmarks: daemons on real mounts, which are always cleaned up.
 
 Placement: clients and servers share one CPU, where a message costs two context switches. On two
-CPUs it also costs two wake-ups of a sleeping CPU. On a virtual machine these take several times as long
-as the operations to measure. Benchmarks of several clients use ``on_all_cpus``.
+CPUs it also costs two wake-ups of a sleeping CPU. On a virtual machine these take several times as
+long as the operations to measure. Benchmarks of several clients use ``on_all_cpus``.
 """
 
 import contextlib

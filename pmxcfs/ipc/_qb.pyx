@@ -9,7 +9,7 @@ is copied before it is parsed.
 Threads: one thread calls ``run``, and makes all calls of libqb and gets all its callbacks, as libqb
 has no locks. It holds the GIL only while *admit* or *answer* runs. Any thread may call ``stop``.
 Exceptions never cross a frame of C: a callback stores its exception, ``run`` raises it and can be
-called again. Contract: docs/spec/ipc.md.
+called again. Contract: docs/spec/ipc.md, "Robustness".
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

@@ -6,7 +6,7 @@ around the value does not count. The cache keeps, for each set of names, what wa
 file until that file changes: repeating a query reads only the files that changed since.
 
 Threads: all methods need the tree's lock, except ``of_all``, which takes it.
-Contract: docs/spec/ipc.md.
+Contract: docs/spec/ipc.md, "Requests 11/13".
 """
 
 from collections.abc import Callable, Iterable, Sequence

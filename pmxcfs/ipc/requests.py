@@ -4,7 +4,8 @@ A method takes a request's content without the header and returns the answer's c
 request raises a ``PmxcfsError`` with the errno that the client gets. Knows nothing of libqb.
 
 Threads: ``answer`` takes the tree's lock before it calls the method, except for requests that the
-table marks with ``needs_lock=False``. Contract: docs/spec/ipc.md.
+table marks with ``needs_lock=False``.
+Contract: docs/spec/ipc.md, "Requests".
 """
 
 import hmac
@@ -122,11 +123,11 @@ class Requests:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         give_way: Callable[[], None],
+        publish: Callable[[SetKey | LogEntry], None] | None,
+        report: Callable[[], Mapping[str, object]],
     ) -> None:
-        # Called with each change of this node that other nodes must get. A cluster replaces it.
-        self.publish: Callable[[SetKey | LogEntry], None] = lambda _change: None
-        # Returns the report of ``pmxcfs status``; called with the lock held.
-        self.report: Callable[[], Mapping[str, object]] = dict
+        self._publish = publish  # called with each change that other nodes must get; None: alone
+        self._report = report  # returns the report of ``pmxcfs status``; needs the lock
         self._tree = tree
         self._guests = guests
         self._status = status
@@ -138,6 +139,10 @@ class Requests:
         self._give_way = give_way  # lets other threads run; called without the lock
         self._metrics = b""  # the content of .rrd in _dump
         self._dump = b"\0"
+
+    def _tell_nodes(self, change: SetKey | LogEntry) -> None:
+        if self._publish is not None:
+            self._publish(change)
 
     def answer(self, caller: Caller, number: int, payload: bytes) -> bytes:
         """Return the answer to the request *number* with the content *payload*.
@@ -180,7 +185,7 @@ class Requests:
 
     def get_report(self, _caller: Caller, _payload: bytes) -> bytes:
         """Return the report on the daemon's state, as JSON."""
-        return json.dumps(self.report()).encode("ascii")
+        return json.dumps(self._report()).encode("ascii")
 
     def set_key(self, _caller: Caller, payload: bytes) -> bytes:
         """Set a key of this node; an empty value removes it."""
@@ -189,7 +194,7 @@ class Requests:
             raise Invalid("the key is empty")
         value = payload[NAME_FIELD:]
         self._status.keys.set(key, value, now=self._monotonic())
-        self.publish(SetKey(key, value))
+        self._tell_nodes(SetKey(key, value))
         return b""
 
     def get_key(self, _caller: Caller, payload: bytes) -> bytes:
@@ -230,7 +235,7 @@ class Requests:
                 time=int(self._clock()),
             )
             self._status.log.insert(entry)
-            self.publish(entry)
+            self._tell_nodes(entry)
         return b""
 
     def get_log(self, _caller: Caller, payload: bytes) -> bytes:

@@ -3,7 +3,8 @@
 The only user of libqb's server. What requests mean is in ``requests``.
 
 Threads: one, named ``ipc``, runs libqb and answers all requests, one after the other. So a client
-waits for another client at most as long as one answer takes. Contract: docs/spec/ipc.md.
+waits for another client at most as long as one answer takes.
+Contract: docs/spec/ipc.md, "Who may connect" and "Restart flag".
 """
 
 import contextlib
@@ -57,22 +58,21 @@ class Gate:
 
 
 class IpcServer:
-    """The libqb service *name*, which answers *requests* from ``start`` to ``close``.
+    """The libqb service *name*, which answers requests from ``start`` to ``close``.
 
     Processes of the group *gid* may read. The file *flag* exists between ``close`` and the next
     ``start``: it tells clients that the daemon restarts.
     """
 
-    def __init__(self, name: str, requests: Requests, *, gid: int, flag: Path) -> None:
+    def __init__(self, name: str, *, gid: int, flag: Path) -> None:
         self._name = name
-        self._requests = requests
         self._gid = gid
         self._flag = flag
         self._server: Server | None = None
-        self._thread = BackgroundThread("ipc", self._serve)
+        self._thread: BackgroundThread | None = None
 
-    def start(self) -> None:
-        """Start the thread, and remove the flag file. Raises StartError.
+    def start(self, requests: Requests) -> None:
+        """Start the thread that answers *requests*, and remove the flag file. Raises StartError.
 
         Call it after the last fork: libqb remembers the pid.
         """
