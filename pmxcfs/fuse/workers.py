@@ -1,17 +1,19 @@
-"""The threads that answer the kernel: how one lets others have the lock, and which of them read.
+"""The worker threads that serve kernel requests: releasing the tree's lock, and parking.
 
-Each that reads requests makes every request dearer, because the next one goes to another thread,
-on another processor as like as not. With only one, everybody waits while that one waits for a
-device or another node. So all but one are parked, and the moment the last that reads begins to
-wait, it calls one back, or keeps the watch and calls when a request has come. A worker parks inside
-its RELEASE handler, whose answer nobody waits for.
+With several workers that read requests, each request costs more, because the next one goes to
+another thread, often on another CPU. With only one, all requests wait while that worker waits for a
+device or for another node. So all workers but one are parked. When the last worker that reads
+begins to wait, it unparks another one, or it watches for requests (``RequestWatch``) and unparks
+one when a request has come. A worker parks in its RELEASE handler, as no process waits for that
+reply.
 
-Threads: everything here needs the tree's lock, and gives it back while it waits.
-Contract: docs/spec/fuse.md, "Waiting"; performance.md.
+Threads: all methods need the tree's lock, and release it while they block.
+Contract: docs/spec/fuse.md, "Waiting"; docs/spec/performance.md, "What costs time".
 """
 
 import contextlib
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,67 +24,81 @@ from pmxcfs.errors import Busy
 from pmxcfs.host.process import let_others_go_first
 from pmxcfs.replica.waiting import RequestWatch
 
-RESERVED_WORKERS = 4  # that never wait for other nodes, so that reads go on
-LOOK_AFTER = 1.0  # seconds until a parked worker looks whether the mount is still there
+RESERVED_WORKERS = 4  # workers that never wait for other nodes, so that reads go on
+SESSION_CHECK_INTERVAL = 1.0  # seconds between checks of a parked worker for the session's end
 
 T = TypeVar("T")
 
 
 class Workers:
-    """All *count* of them. *lock_released* gives the tree's lock back until its block ends."""
+    """The *count* workers. *lock_released* releases the tree's lock until its block ends."""
 
     def __init__(self, count: int, *, lock_released: AbstractContextManager[None]) -> None:
-        self.is_over: Callable[[], bool] = lambda: False  # tells whether the mount is gone
-        self.descriptor = -1  # where the requests come from
-        self.waiting_count = 0  # those that wait for other nodes
+        self._descriptor = -1  # of the session; -1 before ``attach``
+        self.waiting_count = 0  # workers that wait for other nodes
         self.count = count
-        self._most_waiting = max(0, count - RESERVED_WORKERS)
+        self._max_waiting = max(0, count - RESERVED_WORKERS)
         self._lock_released = lock_released
-        self._away = 0  # those without the lock; other threads count, too, which calls one too many
+        # Threads without the lock. Other threads count, too, which may unpark one worker too many.
+        self._released_count = 0
         self._parked: list[threading.Event] = []
         self._is_closed = False
         self._aside = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="saver", initializer=let_others_go_first
         )
 
+    def attach(self, descriptor: int) -> None:
+        """Note *descriptor*, the session's, from which the workers read requests."""
+        self._descriptor = descriptor
+
+    def _is_over(self) -> bool:
+        """Return whether the kernel has ended the session, by the state of the descriptor."""
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return bool(poll.poll(0))
+
     @property
     def _readers(self) -> int:
-        return self.count - self._away - len(self._parked)
+        return self.count - self._released_count - len(self._parked)
 
     def give_way(self) -> None:
-        """Let handlers that wait for the lock run up to their own mutation."""
+        """Release the lock briefly, so that waiting handlers run up to their own mutation."""
         if self._readers > 1:
             with self._lock_released:
                 os.sched_yield()
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """Give the lock back until the block ends, to wait for a device or for another worker."""
+        """Release the lock until the block ends, to wait for a device or for another worker."""
         with self._released_with_watch() as watch:
             watch.stop()
             yield
 
     @contextlib.contextmanager
     def _released_with_watch(self) -> Iterator[RequestWatch]:
-        self._away += 1
-        watch = RequestWatch(self.descriptor, self._call, is_active=self._readers < 1)
+        self._released_count += 1
+        watch = RequestWatch(self._descriptor, self._unpark_one, is_active=self._readers < 1)
         try:
             with self._lock_released:
                 yield watch
         finally:
-            self._away -= 1
+            self._released_count -= 1
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Do the same to wait for other nodes; raise Busy if too many do that already."""
+        """Release the lock to wait for other nodes. Raises Busy if too many workers do that."""
         with self.waiting_with_watch() as watch:
             watch.stop()
             yield
 
     @contextlib.contextmanager
     def waiting_with_watch(self) -> Iterator[RequestWatch]:
-        """Do the same, but call nobody: the block leaves the watch before it waits elsewhere."""
-        if self.waiting_count >= self._most_waiting:
+        """Release the lock to wait for other nodes, and watch for requests meanwhile.
+
+        The block must stop the watch before it waits for anything that does not poll the watch.
+        Raises Busy if too many workers wait for other nodes.
+        """
+        if self.waiting_count >= self._max_waiting:
             raise Busy(f"{self.waiting_count} changes are waiting already")
         self.waiting_count += 1
         try:
@@ -92,31 +108,31 @@ class Workers:
             self.waiting_count -= 1
 
     def aside(self, work: Callable[[], T]) -> T:
-        """Have a nice thread do something that takes long, with the lock given back."""
+        """Run *work* in a low-priority thread with the lock released; block for its result."""
         with self.released():
             return self._aside.submit(work).result()
 
     def park(self) -> None:
-        """Wait until this worker is needed, unless it is the only one that reads."""
+        """Block until this worker is unparked, unless it is the only one that reads requests."""
         if self._is_closed or self._readers < 2:
             return
-        called = threading.Event()
-        # One that looks is enough. It is the first, as the last is called first.
-        pause = None if self._parked else LOOK_AFTER
-        self._parked.append(called)
+        unparked = threading.Event()
+        # One worker that checks is enough. It is the first one, as it is unparked last.
+        pause = None if self._parked else SESSION_CHECK_INTERVAL
+        self._parked.append(unparked)
         with self._lock_released:
-            while not called.wait(pause) and not self.is_over():
+            while not unparked.wait(pause) and not self._is_over():
                 pass
-        if not called.is_set():
+        if not unparked.is_set():
             self.close()
 
     def close(self) -> None:
-        """Call all back, for good: the daemon stops."""
+        """Unpark all workers, and let none park any more."""
         self._is_closed = True
         while self._parked:
-            self._call()
+            self._unpark_one()
 
-    def _call(self) -> None:
-        """Have a parked worker read, if there is one. For any thread, and without the lock."""
+    def _unpark_one(self) -> None:
+        """Unpark one worker, if any is parked. For any thread; does not need the lock."""
         with contextlib.suppress(IndexError):
             self._parked.pop().set()

@@ -1,4 +1,4 @@
-"""Which of the threads that answer the kernel read its requests, and which are parked."""
+"""The workers: which of them read requests, which are parked, and what unparks them."""
 
 import contextlib
 import os
@@ -14,19 +14,21 @@ from pmxcfs.fuse import workers as module
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
 from pmxcfs.host.process import NICE
 
-PATIENCE = 10.0  # seconds
+TIMEOUT = 10.0  # seconds until a wait fails the test
 
 
 class World:
-    """Some workers, and threads that play them."""
+    """Workers, and threads that take their part."""
 
     def __init__(self, count: int) -> None:
         self.lock = threading.Lock()
         self.workers = Workers(count, lock_released=_Released(self.lock))
+        self.session, self._kernel_end = os.pipe()
+        self.workers.attach(self.session)
         self.pool = ThreadPoolExecutor(8)
 
     def park(self) -> Future[None]:
-        """Have one of them end a RELEASE; it is parked, or not, when this returns."""
+        """Have a worker end a RELEASE; it is parked, or has returned, after this call."""
         begun = threading.Event()
 
         def end_release() -> None:
@@ -35,12 +37,25 @@ class World:
                 self.workers.park()
 
         parking = self.pool.submit(end_release)
-        assert begun.wait(PATIENCE)
+        assert begun.wait(TIMEOUT)
         with self.lock:
             return parking
 
+    def end_session(self) -> None:
+        """Make the session's descriptor report an error, as after an unmount."""
+        os.close(self._kernel_end)
+        self._kernel_end = -1
+
+    def close(self) -> None:
+        with self.lock:
+            self.workers.close()
+        self.pool.shutdown()
+        os.close(self.session)
+        if self._kernel_end >= 0:
+            os.close(self._kernel_end)
+
     def away(self) -> contextlib.AbstractContextManager[None]:
-        """Return what one of them does while it waits for a device; the lock must be held."""
+        """Return the context in which a worker waits for a device; the lock must be held."""
         return self.workers.released()
 
 
@@ -61,38 +76,36 @@ def made(count: int) -> Iterator[World]:
     try:
         yield world
     finally:
-        with world.lock:
-            world.workers.close()
-        world.pool.shutdown()
+        world.close()
 
 
 def is_parked(parking: Future[None]) -> bool:
-    """Tell whether a worker is; one that is not returns as soon as the lock allows."""
+    """Return whether a worker is parked; one that is not returns as soon as it gets the lock."""
     with contextlib.suppress(TimeoutError):
         parking.result(0.05)
     return not parking.done()
 
 
-def test_the_only_one_never_parks() -> None:
+def test_the_only_worker_never_parks() -> None:
     with made(1) as world:
-        world.park().result(PATIENCE)
+        world.park().result(TIMEOUT)
 
 
-def test_one_goes_on_reading() -> None:
+def test_one_worker_goes_on_reading() -> None:
     with made(2) as world:
         first = world.park()
-        world.park().result(PATIENCE)
+        world.park().result(TIMEOUT)
         assert is_parked(first)
 
 
-def test_all_others_park() -> None:
+def test_all_other_workers_park() -> None:
     with made(6) as world:
         parked = [world.park() for _ in range(5)]
-        world.park().result(PATIENCE)
+        world.park().result(TIMEOUT)
         assert all(map(is_parked, parked))
 
 
-def test_one_is_called_when_the_last_that_reads_waits() -> None:
+def test_one_worker_is_unparked_when_the_last_reading_one_waits() -> None:
     with made(3) as world:
         parked = [world.park(), world.park()]
         with world.lock, world.away():
@@ -100,10 +113,10 @@ def test_one_is_called_when_the_last_that_reads_waits() -> None:
             assert len(done) == 1
             with world.lock, world.away():
                 for parking in parked:
-                    parking.result(PATIENCE)
+                    parking.result(TIMEOUT)
 
 
-def test_a_watching_thread_calls_another_when_it_stops() -> None:
+def test_stopping_an_active_watch_unparks_one_worker_once() -> None:
     with made(RESERVED_WORKERS + 1) as world:
         parked = [world.park() for _ in range(RESERVED_WORKERS)]
         with world.lock, world.workers.waiting_with_watch() as watch:
@@ -116,7 +129,7 @@ def test_a_watching_thread_calls_another_when_it_stops() -> None:
             assert all(map(is_parked, parked[:-1]))
 
 
-def test_nobody_watches_for_requests_while_another_reads() -> None:
+def test_the_watch_is_inactive_while_another_worker_reads() -> None:
     with made(RESERVED_WORKERS + 2) as world:
         parked = [world.park() for _ in range(RESERVED_WORKERS)]
         with world.lock, world.workers.waiting_with_watch() as watch:
@@ -127,36 +140,38 @@ def test_nobody_watches_for_requests_while_another_reads() -> None:
                 assert not is_parked(parked[-1])
 
 
-def test_all_are_called_when_the_mount_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_AFTER", 0.01)
+def test_all_workers_are_unparked_when_the_session_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SESSION_CHECK_INTERVAL", 0.01)
     with made(3) as world:
         parked = [world.park(), world.park()]
-        world.workers.is_over = lambda: True
+        world.end_session()
         for parking in parked:
-            parking.result(PATIENCE)
+            parking.result(TIMEOUT)
 
 
-def test_nobody_is_called_while_another_reads() -> None:
+def test_no_worker_is_unparked_while_another_reads() -> None:
     with made(3) as world:
         parked = world.park()
         with world.lock, world.away():
             assert is_parked(parked)
 
 
-def test_who_was_called_parks_again() -> None:
+def test_an_unparked_worker_can_park_again() -> None:
     with made(2) as world:
         parked = world.park()
         with world.lock, world.away():
-            parked.result(PATIENCE)
+            parked.result(TIMEOUT)
         assert is_parked(world.park())
 
 
-def test_none_parks_while_all_others_are_away() -> None:
+def test_no_worker_parks_while_all_others_wait() -> None:
     with made(2) as world, world.lock, world.away():
-        world.park().result(PATIENCE)
+        world.park().result(TIMEOUT)
 
 
-def test_what_takes_long_is_done_without_the_lock_by_a_thread_that_others_precede() -> None:
+def test_aside_runs_work_without_the_lock_in_a_low_priority_thread() -> None:
     with made(2) as world:
 
         def work() -> int:
@@ -173,26 +188,28 @@ def test_what_takes_long_is_done_without_the_lock_by_a_thread_that_others_preced
         assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < NICE
 
 
-def test_all_are_called_at_the_end_for_good() -> None:
+def test_close_unparks_all_workers_and_none_parks_again() -> None:
     with made(3) as world:
         parked = [world.park(), world.park()]
         with world.lock:
             world.workers.close()
         for parking in parked:
-            parking.result(PATIENCE)
-        world.park().result(PATIENCE)
+            parking.result(TIMEOUT)
+        world.park().result(TIMEOUT)
 
 
-def test_a_parked_one_sees_that_the_mount_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_AFTER", 0.01)
+def test_a_parked_worker_notices_that_the_session_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SESSION_CHECK_INTERVAL", 0.01)
     with made(2) as world:
         parked = world.park()
         assert is_parked(parked)
-        world.workers.is_over = lambda: True
-        parked.result(PATIENCE)
+        world.end_session()
+        parked.result(TIMEOUT)
 
 
-def test_few_wait_for_other_nodes() -> None:
+def test_reserved_workers_do_not_wait_for_other_nodes() -> None:
     with made(RESERVED_WORKERS + 1) as world, world.lock, world.workers.waiting():
         assert world.workers.waiting_count == 1
         with pytest.raises(Busy), world.lock, world.workers.waiting():
@@ -200,15 +217,15 @@ def test_few_wait_for_other_nodes() -> None:
         assert world.workers.waiting_count == 1
 
 
-def test_giving_way_lets_others_have_the_lock() -> None:
+def test_give_way_lets_a_waiting_thread_take_the_lock() -> None:
     with made(2) as world:
         taken = threading.Event()
         with world.lock:
             other = world.pool.submit(lambda: _take(world.lock, taken))
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while not taken.is_set() and time.monotonic() < deadline:
                 world.workers.give_way()
-        other.result(PATIENCE)
+        other.result(TIMEOUT)
         assert taken.is_set()
 
 
