@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of tickets.py: every change is one.
+# The types of tickets.py, which runs for every change.
 from libc.stdint cimport uint32_t
 
 from pmxcfs._core cimport Entry, Tree

@@ -1,6 +1,7 @@
-"""A mutation on its way from the one who asked for it to the tree, and back with what came of it.
+"""Tickets: one for each requested mutation, with its result once it was carried out.
 
-Threads: everything but waiting for the signal needs the tree's lock.
+Threads: callers hold the tree's lock, except to wait for a Signal.
+Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import threading
@@ -10,12 +11,12 @@ from pmxcfs.errors import NotFound, PmxcfsError, Stale
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
 from pmxcfs.tree.apply import Change
 
-NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks its directory
+NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks the directory
 CONTENT_TIMEOUT = 10.0  # seconds for all others
 
 
 class Signal:
-    """What threads wait for and one gives, once: ``threading.Event`` at a fraction of its cost."""
+    """A one-shot event: like ``threading.Event``, but much cheaper to create."""
 
     def __init__(self) -> None:
         self._is_given = False
@@ -23,13 +24,13 @@ class Signal:
         self._lock.acquire()
 
     def give(self) -> None:
-        """Let go all who wait, or will. For one thread at a time."""
+        """Wake all present and future waiters. Only one thread at a time may call this."""
         if not self._is_given:
             self._is_given = True
             self._lock.release()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is given, *seconds* at most; tell whether it is."""
+        """Wait until ``give`` was called, *seconds* at most; tell whether it was. Blocks."""
         if not self._lock.acquire(timeout=seconds):
             return False
         self._lock.release()
@@ -37,11 +38,11 @@ class Signal:
 
 
 class Ticket:
-    """One mutation on its way: what to apply in whose name, and what came of it.
+    """A requested mutation, its issuer, and its result.
 
-    With a *target* the mutation is for that entry, whatever its path is when its turn comes. It
-    may wait for *timeout* seconds before it is carried out, at most; 0 stands for what is usual.
-    What is done *for_another* has to be done all the same if there was no room for it now.
+    With a *target* the mutation is for that entry: its path is looked up when it is applied. It may
+    wait at most *timeout* seconds before it is carried out; 0 means the default of ``timeout_for``.
+    *for_another*: on Busy the change is retried later instead of being dropped.
     """
 
     def __init__(
@@ -57,20 +58,20 @@ class Ticket:
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # node id
-        self.mtime = mtime  # the issuer's clock, seconds
-        self.foreign = foreign
+        self.mtime = mtime  # seconds since 1970, by the issuer's clock
+        self.foreign = foreign  # not made through this node's mount
         self.timeout = timeout
         self.for_another = for_another
         self.is_done = False
         self.change: Change | None = None
         self.error: PmxcfsError | None = None
         self._target = target
-        self._done: Signal | None = None  # made only when somebody waits
+        self._done: Signal | None = None  # created only when a thread waits
 
     def with_current_path(self, tree: Tree) -> Mutation:
-        """Return the mutation with its target's present path.
+        """Return the mutation with its target's current path.
 
-        Raises NotFound if the target was removed, Stale if another entry has its name.
+        Raises NotFound if the target was removed, Stale if another entry has its path now.
         """
         target, mutation = self._target, self.mutation
         if target is None or isinstance(mutation, Rename):
@@ -79,11 +80,11 @@ class Ticket:
             path = target.path
             return mutation if mutation.path == path else mutation._replace(path=path)
         if tree.find(target.path) is not None:
-            raise Stale("another file has its name now")
-        raise NotFound("it was removed meanwhile")
+            raise Stale("another file has this path now")
+        raise NotFound("the file was removed meanwhile")
 
     def finish(self, error: PmxcfsError | None = None) -> None:
-        """It is over; wake who waits."""
+        """Mark the ticket as done, with the first *error*; wake the waiting threads."""
         if self.error is None:
             self.error = error
         self.is_done = True
@@ -91,21 +92,21 @@ class Ticket:
             self._done.give()
 
     def done(self) -> Signal:
-        """Return what ``finish`` gives."""
+        """Return the signal that ``finish`` gives."""
         if self._done is None:
             self._done = Signal()
         return self._done
 
     def result(self) -> Change:
-        """Return the change that was made, or raise why there is none."""
+        """Return the change, or raise the error. The ticket must be done."""
         if self.error is not None:
             raise self.error
-        assert self.change is not None, "a ticket is asked for its result before it is done"
+        assert self.change is not None, "the ticket is not done yet"
         return self.change
 
 
 def timeout_for(ticket: Ticket) -> float:
-    """Return the seconds that a ticket may wait, at most, before it is carried out."""
+    """Return the seconds that *ticket* may wait before it is carried out."""
     if ticket.timeout:
         return ticket.timeout
     of_name = isinstance(ticket.mutation, Mkdir | Create | Delete | Rename)

@@ -1,9 +1,10 @@
-"""The watch that the kernel's requests come through, for the one who waits while nobody is there.
+"""Protocols for a thread that holds the tree's lock and waits: RequestWatch and Yielding.
 
-A worker that begins to wait for other nodes, and is the last that reads requests, could call
-another one to read them. But mostly none comes before it is done, and the other one would run for
-nothing, on the time that this one needs. So it *keeps* the watch: it watches that beside what it
-waits for, and calls the other one when a request has come. Contract: docs/spec/fuse.md, "Waiting".
+When the last worker that reads FUSE requests begins to wait for other nodes, it could wake another
+worker to read them. Usually no request arrives before the wait is over, and the other worker would
+only take CPU time. So the waiting worker polls the FUSE descriptor beside the event it waits for,
+and wakes another worker only when a request has arrived.
+Contract: docs/spec/fuse.md, "Waiting".
 """
 
 from collections.abc import Callable
@@ -12,7 +13,11 @@ from typing import Protocol
 
 
 class RequestWatch:
-    """Not kept if somebody reads. *call* has another worker read; it is for any thread."""
+    """Watches the FUSE descriptor for the last worker that reads it, while that worker waits.
+
+    Not active if another worker reads requests. *call* wakes another worker; it may be called from
+    any thread.
+    """
 
     __slots__ = ("_call", "_descriptor", "is_active")
 
@@ -22,34 +27,38 @@ class RequestWatch:
         self._call = call
 
     def fileno(self) -> int:
-        """Return what can be read when a request has come."""
+        """Return the descriptor that is readable when a request has arrived."""
         return self._descriptor
 
     def stop(self) -> None:
-        """Keep it no longer, because a request has come, or because it can't be watched now."""
+        """Stop watching and wake another worker, as a request arrived or the caller can't poll."""
         if self.is_active:
             self.is_active = False
             self._call()
 
 
 class Yielding(Protocol):
-    """How a thread that holds the tree's lock lets others have it for a while."""
+    """Ways in which a thread that holds the tree's lock releases it for a while."""
 
     def give_way(self) -> None:
-        """Let requests that are ready run first; they may join this group."""
+        """Release the lock once, so that ready requests run first and can join this group."""
 
     def released(self) -> AbstractContextManager[None]:
-        """Give the lock back until the block ends, to wait for a device."""
+        """Release the lock until the block ends, to wait for a device."""
 
     def aside(self, work: Callable[[], object]) -> object:
-        """Have something done that takes long, with the lock given back, and return its outcome."""
+        """Run the slow function *work* with the lock released; return its result. Blocks."""
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Give the lock back until the block ends; raise Busy if too many wait already."""
+        """Release the lock until the block ends. Raises Busy if too many threads wait already."""
 
 
 class WatchfulYielding(Yielding, Protocol):
-    """The same for a thread that may be the last that reads requests."""
+    """Yielding for a thread that may be the last worker that reads FUSE requests."""
 
     def waiting_with_watch(self) -> AbstractContextManager[RequestWatch]:
-        """As ``waiting``; the block must leave the watch before it waits for anything else."""
+        """Release the lock until the block ends, and watch for requests meanwhile.
+
+        Raises Busy if too many threads wait already. The block must stop the watch before it waits
+        without polling it.
+        """
