@@ -1,4 +1,4 @@
-"""Real file systems for a state directory: one that fills up, one whose device can fail."""
+"""File systems for a state directory: a small tmpfs that fills up, an ext4 whose device fails."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ import pytest
 
 IMAGE_SIZE = 32 << 20  # bytes
 SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, _IOR('X', 125, __u32)
-WITHOUT_FLUSH = 2  # what has not reached the device is lost, as in a power cut
+WITHOUT_FLUSH = 2  # unwritten pages are lost, as in a power cut
 FILL = 65536  # bytes
 
 needs_loop = pytest.mark.skipif(
@@ -26,7 +26,7 @@ def _run(*argv: str | Path) -> None:
 
 
 def _unmount(path: Path) -> None:
-    """Take everything off *path*; what still uses it does not matter."""
+    """Detach all mounts on *path*, even if files on them are open."""
     while path.is_mount():
         _run("umount", "--lazy", path)
 
@@ -44,7 +44,7 @@ def tmpfs(path: Path, *, size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[None]:
-    """Leave no space on the file system of *path* until the block ends."""
+    """Fill the file system of *path* until the block ends."""
     filler = path / "filler"
     with filler.open("wb", buffering=0) as out:
         size = FILL
@@ -60,7 +60,7 @@ def filled(path: Path) -> Iterator[None]:
 
 
 def make_immutable(path: Path) -> None:
-    """Let nobody, root included, change a file on ext4."""
+    """Set the immutable attribute of a file on ext4: root can't change it either."""
     _run("chattr", "+i", path)
 
 
@@ -72,25 +72,25 @@ class Ext4:
         self._path = path
 
     def mount(self) -> None:
-        """Mount it, as it is on the device."""
+        """Mount the file system of the image."""
         _run("mount", "-o", "loop", self._image, self._path)
 
     def unmount(self) -> None:
-        """Take it off; for those who have files on it open it stays."""
+        """Unmount lazily: open files stay usable."""
         _unmount(self._path)
 
     def replace(self) -> None:
-        """Mount another device with the same content, whoever still uses the first one."""
+        """Mount a copy of the image in its place, even if files on the first one are open."""
         self.unmount()
         self._image = Path(shutil.copy(self._image, f"{self._image}.copy"))
         self.mount()
 
     def mount_read_only(self) -> None:
-        """Let nothing on it be written any more."""
+        """Remount read-only."""
         _run("mount", "-o", "remount,ro", self._path)
 
     def fail(self) -> None:
-        """Have every access to the device fail from now on, until it is mounted again."""
+        """Let every access to the device fail until it is mounted again."""
         descriptor = os.open(self._path, os.O_RDONLY)
         try:
             fcntl.ioctl(descriptor, SHUTDOWN, struct.pack("=I", WITHOUT_FLUSH))

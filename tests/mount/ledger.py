@@ -1,4 +1,4 @@
-"""What was compared with what must be seen, and what of it was stale, or late."""
+"""Counts of comparisons with the expected state, and the stale or late results among them."""
 
 import time
 from collections import Counter
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from tests.harness import POLL_INTERVAL, Daemon
 
 GRACE = 0.1  # seconds after the control's answer until a change must be visible
-SLACK = 3  # by which a busy machine may be late, now and then
+SLACK = 3  # a delay that is tolerated a few times on a busy machine
 
 
 class Ledger:
-    """Counts of comparisons. Of a delay, what the machine was too busy for is nobody's fault."""
+    """Counts of comparisons. Time without a free processor does not count as a delay."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.checks: Counter[str] = Counter()
@@ -21,11 +21,11 @@ class Ledger:
         self._starvation = daemon.starvation()
 
     def begin(self) -> None:
-        """Changes are made from now on that will be compared."""
+        """Start the clock for the changes that follow."""
         self._starvation = self._daemon.starvation()
 
     def check(self, kind: str, path: object, see: Callable[[], object], wanted: object) -> None:
-        """Compare one thing that must be visible by now; what comes right soon was late."""
+        """Compare one value that must be visible by now; if it gets right soon, it was late."""
         self.checks[kind] += 1
         seen, due = see(), time.monotonic()
         if seen == wanted:
@@ -45,6 +45,6 @@ class Ledger:
 
 
 def shorten(value: object) -> str:
-    """Show the beginning of a value."""
+    """Return the beginning of a value's repr."""
     text = repr(value)
     return text if len(text) < 60 else f"{text[:40]}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""What a test sees of a daemon beside its mount: what is published, how often, in which words."""
+"""Observations of a daemon beside its mount: versions, published content, status files."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def version(mount: Daemon) -> int:
 
 @contextmanager
 def changes(mount: Daemon, count: int) -> Iterator[None]:
-    """Insist that the block publishes so many changes."""
+    """Assert that the block publishes exactly *count* changes."""
     before = version(mount)
     yield
     assert version(mount) - before == count

@@ -1,4 +1,4 @@
-"""Carrying out the operations of tests/vectors/fs_*.jsonl, and describing results as they do."""
+"""Player of the operations in tests/vectors/fs_*.jsonl, with results in their notation."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-NODE = "<node>"  # stands for the node's name in the recordings
+NODE = "<node>"  # the node's name in the recordings
 
 
 class Recorded:
@@ -31,7 +31,7 @@ def load(path: Path) -> list[Recorded]:
 
 
 class Player:
-    """Does on the mount at *root* what a recording says."""
+    """Carries out recorded operations on the mount at *root*."""
 
     def __init__(self, root: Path, node: str) -> None:
         self._root = root

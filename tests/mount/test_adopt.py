@@ -1,8 +1,8 @@
-"""A sync brings another tree: what the kernel had cached is right within 100 ms.
+"""The adoption of another tree: the kernel's caches are right within 100 ms.
 
-Random trees that share inodes, names and places follow one another, while other processes look at
-all of it. Each file of the tree before is open and mapped: a descriptor shows the new content
-exactly where inode and path stayed, else the old.
+Random trees that share inodes, names and paths follow one another, while other processes access all
+paths. Each file of the previous tree is open and mapped. A descriptor shows the new content if
+inode and path are still the same, and the old content otherwise.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ MANY = 10_000
 
 
 class Seen(NamedTuple):
-    """What stands at a path, as anyone sees it."""
+    """The entry at a path, as a process sees it."""
 
     mode: int
     size: int
@@ -76,13 +76,13 @@ def save(tree: Tree, path: Path) -> Path:
 
 
 def adopt(mount: Daemon, tree: Tree) -> None:
-    """Let the daemon become *tree*."""
+    """Let the daemon adopt *tree*."""
     mount.control("adopt", path=str(save(tree, mount.state / "leader.db")))
 
 
 @contextlib.contextmanager
 def mounted_tree(workdir: Path, tree: Tree, *flags: str) -> Iterator[Daemon]:
-    """A mount of *tree*."""
+    """Mount a database that holds *tree*."""
     (workdir / "state").mkdir(mode=0o750)
     save(tree, workdir / "state" / "config.db")
     with mounted(workdir, "--test-control", *flags) as mount:
@@ -90,7 +90,7 @@ def mounted_tree(workdir: Path, tree: Tree, *flags: str) -> Iterator[Daemon]:
 
 
 class Chance:
-    """Random trees, each made from the one before."""
+    """A generator of random trees, each made from the previous one."""
 
     def __init__(self, seed: int) -> None:
         self._chance = random.Random(seed)
@@ -139,7 +139,7 @@ class Open:
             assert self._pages[:] == self.content
 
     def wanted(self, tree: Tree) -> bytes:
-        """What it must show when the tree is another one."""
+        """Return the content that the descriptor must show after the adoption."""
         entry = tree.get(self.inode)
         if entry is None or entry.path != self.path or entry.is_directory:
             return self.content
@@ -165,7 +165,7 @@ class Open:
 
 
 def look(path: Path) -> Seen | None:
-    """See all of one path."""
+    """Return what a process sees at *path*."""
     try:
         found = path.lstat()
         if stat.S_ISDIR(found.st_mode):
@@ -180,7 +180,7 @@ def look(path: Path) -> Seen | None:
 
 
 def wanted_at(tree: Tree, path: str) -> Seen | None:
-    """What must be seen at *path*."""
+    """Return what a process must see at *path*."""
     entry = tree.find(path)
     if entry is None:
         return None
@@ -198,7 +198,7 @@ def walk(tree: Tree) -> list[Entry]:
 
 @contextlib.contextmanager
 def onlooking(count: int = 2) -> Iterator[Callable[[Path], None]]:
-    """Processes that look at every path they are told of, all the time."""
+    """Run processes that access every path that they are given, all the time."""
     processes = [
         subprocess.Popen(
             [sys.executable, ONLOOKER, str(seed)],
@@ -256,7 +256,7 @@ def test_nothing_is_stale_after_an_adoption(
 def compare(
     mount: Daemon, tree: Tree, paths: set[str], descriptors: list[Open], ledger: Ledger
 ) -> None:
-    """Compare every path that ever was, and every descriptor."""
+    """Compare every path that has ever existed, and every descriptor."""
     for path in sorted(paths):
         wanted = wanted_at(tree, path)
         kind = "negative name" if wanted is None else "path"
@@ -293,7 +293,7 @@ def open_and_write(mount: Daemon) -> int:
     return fd
 
 
-def test_unpublished_bytes_lie_over_the_new_content(mount: Daemon) -> None:
+def test_unpublished_bytes_stay_over_the_adopted_content(mount: Daemon) -> None:
     fd = open_and_write(mount)
     become(mount, *OURS[:2], file(4, "f", b"ABCDEFGH", version=80))
     wait_for(lambda: (mount.path / "f").read_bytes() == b"AXXDEFGH", mount)
@@ -301,7 +301,7 @@ def test_unpublished_bytes_lie_over_the_new_content(mount: Daemon) -> None:
     assert published(mount, "f") == b"AXXDEFGH"
 
 
-def test_unpublished_bytes_of_a_file_that_is_gone(mount: Daemon) -> None:
+def test_unpublished_bytes_of_a_file_that_was_removed_are_lost(mount: Daemon) -> None:
     mount.expect_log("the last writes to f are lost: ENOENT")
     fd = open_and_write(mount)
     become(mount, *OURS[:2])
@@ -311,7 +311,7 @@ def test_unpublished_bytes_of_a_file_that_is_gone(mount: Daemon) -> None:
     wait_for(lambda: look(mount.path / "f") is None, mount)
 
 
-def test_unpublished_bytes_of_a_file_that_another_one_replaces(mount: Daemon) -> None:
+def test_unpublished_bytes_of_a_file_that_was_replaced_are_lost(mount: Daemon) -> None:
     mount.expect_log("the last writes to f are lost: ESTALE")
     fd = open_and_write(mount)
     become(mount, *OURS[:2], file(5, "f", b"another"))
@@ -340,10 +340,10 @@ def test_a_write_goes_on_after_the_adoption(mount: Daemon) -> None:
     assert published(mount, "f") == b"ABCmore"
 
 
-# What else hears of it
+# Counters, locks and directories in use
 
 
-def test_what_a_node_of_a_cluster_changed_in_local_mode_is_kept(tmp_path: Path) -> None:
+def test_changes_made_in_local_mode_are_kept_as_conflict_copies(tmp_path: Path) -> None:
     ours = (*OURS, file(5, "corosync.conf", b"totem {}"))
     with mounted_tree(tmp_path, tree_of(*ours)) as mount:
         mount.expect_log("only this node had are replaced .* entries: 1; .* kept as .*/conflicts/")
@@ -355,7 +355,7 @@ def test_what_a_node_of_a_cluster_changed_in_local_mode_is_kept(tmp_path: Path) 
         assert {record.data for record in inspect(copy).records} > {b"repaired by hand"}
 
 
-def test_every_counter_goes_up_once(mount: Daemon) -> None:
+def test_an_adoption_raises_every_counter_once(mount: Daemon) -> None:
     before = status(mount, ".version")
     guest = (directory(10, "nodes"), directory(11, "n", parent=10), directory(12, "lxc", parent=11))
     become(mount, *OURS, *guest, file(13, "100.conf", parent=12))
@@ -367,18 +367,18 @@ def test_every_counter_goes_up_once(mount: Daemon) -> None:
     assert json.loads((mount.path / ".vmlist").read_bytes())["ids"]["100"]["node"] == "n"
 
 
-def test_a_lock_that_is_known_stays_as_old_as_it_was(mount: Daemon) -> None:
+def test_a_known_lock_keeps_its_age(mount: Daemon) -> None:
     lock = (directory(10, "lock", parent=2), directory(11, "x", parent=10))
     become(mount, *OURS, *lock)
     mount.control("lock-lifetime", seconds=0.05)
     time.sleep(0.05)
     become(mount, *OURS[:2], *lock)
     os.utime(mount.path / "priv/lock/x", (0, 0))
-    # The kernel is told of the removal as of another node's, soon after the answer.
+    # The kernel is notified of the removal soon after the answer, as of another node's.
     wait_for(lambda: look(mount.path / "priv/lock/x") is None, mount)
 
 
-def test_a_directory_that_is_somebodys_home_is_gone(mount: Daemon) -> None:
+def test_a_working_directory_that_was_removed_is_gone(mount: Daemon) -> None:
     (mount.path / "d/sub").mkdir()
     (mount.path / "d/sub/file").write_bytes(b"x")
     fd = os.open(mount.path / "d/sub", os.O_RDONLY)
@@ -394,7 +394,9 @@ def test_a_directory_that_is_somebodys_home_is_gone(mount: Daemon) -> None:
         os.close(fd)
 
 
-def test_many_changes_at_once(tmp_path: Path, report: Callable[[object], None]) -> None:
+def test_an_adoption_can_change_thousands_of_entries(
+    tmp_path: Path, report: Callable[[object], None]
+) -> None:
     ours = [directory(2, "d"), *[file(10 + n, f"f{n}", b"ours", parent=2) for n in range(MANY)]]
     theirs = [record._replace(data=b"of them") for record in ours[1:]]
     with mounted_tree(tmp_path, tree_of(*ours)) as mount:

@@ -1,4 +1,4 @@
-"""The daemon ends in order whatever is going on: under load, with files open, by an unmount."""
+"""An orderly end of a busy daemon: under load, with files open, by an unmount."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ ENDED = frozenset(
 
 
 class Load:
-    """Threads that write, replace, read and list, and one that is another node."""
+    """Threads that write, replace, read and list, and one that injects foreign changes."""
 
     def __init__(self, mount: Daemon) -> None:
         # By descriptor: once the mount is gone, a path would lead into the directory below.
@@ -108,7 +108,7 @@ class Load:
 
 @contextlib.contextmanager
 def load_on(mount: Daemon) -> Iterator[Load]:
-    """Start the threads; end them."""
+    """Run the threads while the block runs."""
     load = Load(mount)
     try:
         wait_for(load.is_under_way, mount)
@@ -118,7 +118,7 @@ def load_on(mount: Daemon) -> Iterator[Load]:
 
 
 def stop_often(workdir: Path, workers: int) -> list[float]:
-    """Stop a daemon under load again and again; return the seconds that each took."""
+    """Stop a daemon under load many times; return the seconds that each stop took."""
     taken = []
     for number in range(STOPS):
         with mounted(workdir, "--test-control", "--workers", str(workers)) as mount:
@@ -131,7 +131,9 @@ def stop_often(workdir: Path, workers: int) -> list[float]:
     return taken
 
 
-def test_100_stops_under_load(tmp_path: Path, report: Callable[[object], None]) -> None:
+def test_each_of_100_stops_under_load_is_quick(
+    tmp_path: Path, report: Callable[[object], None]
+) -> None:
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(stop_often, tmp_path / str(n), n) for n in (1, 16)]
         taken = [seconds for run in runs for seconds in run.result()]
@@ -141,7 +143,7 @@ def test_100_stops_under_load(tmp_path: Path, report: Callable[[object], None]) 
 
 
 @pytest.mark.parametrize("workers", ["1", "16"])
-def test_an_unmount_under_load_ends_it_when_nothing_uses_it_any_more(
+def test_an_unmount_under_load_ends_the_daemon_once_no_file_is_open(
     tmp_path: Path, workers: str
 ) -> None:
     with mounted(tmp_path, "--test-control", "--workers", workers) as mount:
@@ -168,7 +170,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("workers", ["1", "16"])
-def test_what_is_in_use_does_not_delay_the_end(tmp_path: Path, workers: str) -> None:
+def test_open_files_do_not_delay_the_end(tmp_path: Path, workers: str) -> None:
     with mounted(tmp_path, "--workers", workers) as mount:
         (mount.path / "d").mkdir()
         (mount.path / "d" / "f").write_bytes(b"published, and more")
@@ -202,6 +204,6 @@ def test_a_killed_daemon_that_was_notifying_the_kernel_can_be_replaced(tmp_path:
 
 
 def make_quietly(path: Path) -> None:
-    """Make a directory on a mount that goes away."""
+    """Make a directory on a mount that goes away; ignore errors."""
     with contextlib.suppress(OSError):
         path.mkdir()

@@ -1,4 +1,4 @@
-"""What reaches the database, when, in how many transactions, and in which format."""
+"""Commits to the database: fsync, the number of transactions, the format."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def write_once(path: Path, content: bytes, *, flags: int = os.O_CREAT | os.O_TRU
 
 
 @pytest.mark.parametrize("workers", ["1", "16"])
-def test_others_find_in_the_file_what_was_closed(tmp_path: Path, workers: str) -> None:
+def test_other_processes_find_a_closed_file_in_the_database(tmp_path: Path, workers: str) -> None:
     with mounted(tmp_path, "--workers", workers) as daemon, reader(daemon) as database:
         for number in range(20):
             write_once(daemon.path / "file", b"%d" % number)
@@ -145,7 +145,7 @@ def test_fsync_reaches_the_device_before_the_reply(tmp_path: Path) -> None:
 
 
 def commits(daemon: Daemon) -> int:
-    """Return how many transactions the log holds, which was not checkpointed yet."""
+    """Return the number of transactions in the write-ahead log since the last checkpoint."""
     log = (daemon.state / "config.db-wal").read_bytes()
     count = 0
     for start in range(LOG_HEADER, len(log), FRAME_SIZE):
@@ -157,7 +157,7 @@ def commits(daemon: Daemon) -> int:
 
 
 class Costs:
-    """The transactions that the block took, and how many more its duration allows."""
+    """The transactions of a block, and the number of timer commits that its duration allows."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -174,22 +174,22 @@ class Costs:
         self.by_timer = int(time.monotonic() - self._start)
 
 
-def test_a_new_file_is_one_transaction(tmp_path: Path) -> None:
+def test_a_new_file_and_its_content_are_one_transaction(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         with Costs(daemon) as costs:
             write_once(daemon.path / "file", b"content", flags=os.O_CREAT | os.O_EXCL)
         assert costs.transactions in (1, 1 + costs.by_timer)
 
 
-def test_a_new_file_of_the_shell_is_two_transactions(tmp_path: Path) -> None:
-    # The shell closes a duplicate of the descriptor before the write, and a close is a promise.
+def test_a_new_file_written_by_a_shell_is_two_transactions(tmp_path: Path) -> None:
+    # The shell closes a duplicate of the descriptor before the write; each close commits.
     with mounted(tmp_path) as daemon:
         with Costs(daemon) as costs:
             subprocess.run(["sh", "-c", 'echo content > "$0"', daemon.path / "file"], check=True)
         assert costs.transactions == 2
 
 
-def test_a_close_saves_a_file_that_nothing_was_written_to(tmp_path: Path) -> None:
+def test_a_close_saves_a_new_empty_file(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         (daemon.path / "empty").touch(exist_ok=False)
         os.mknod(daemon.path / "made", stat.S_IFREG)
@@ -216,7 +216,9 @@ def test_many_small_writes_are_one_transaction(tmp_path: Path) -> None:
         assert (daemon.path / "file").stat().st_size == 1000 * 512
 
 
-def test_writers_share_transactions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_writers_share_transactions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def rewrite(path: Path) -> None:
         for number in range(ROUNDS):
             write_once(path, b"%d" % number, flags=os.O_TRUNC)
@@ -267,7 +269,7 @@ def types(path: Path) -> set[tuple[str, ...]]:
         return set(database.execute(f"SELECT {wanted} FROM tree"))
 
 
-def test_a_database_is_left_alone_after_a_stop(tmp_path: Path) -> None:
+def test_a_stop_leaves_nothing_beside_the_database(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         write_once(daemon.path / "file", b"content")
     assert sorted(os.listdir(daemon.state)) == [".pmxcfs.lockfile", "config.db"]

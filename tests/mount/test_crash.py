@@ -1,7 +1,7 @@
-"""A daemon that is killed at any moment loses no operation that had returned, and tears none.
+"""Crash safety: a daemon killed at any moment loses and tears no operation that has returned.
 
-Writers change the mount until the daemon is killed; the next one runs on the same database and must
-show, to each writer, a state that its finished operations allow.
+Writers change the mount until the daemon is killed. The next daemon runs on the same database and
+must show each writer a state that its finished operations allow.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ ATTEMPTED = struct.Struct("=128xI")
 
 @dataclass
 class Outcome:
-    """What a run of kills has shown."""
+    """The results of a run of kills."""
 
     seed: int
     kills: int = 0
@@ -57,7 +57,7 @@ class Outcome:
 
 
 class Run:
-    """One database that daemon after daemon works on."""
+    """A series of daemons on one database."""
 
     def __init__(
         self, workdir: Path, seed: int, *, program: Sequence[str | Path] = PROGRAM
@@ -135,7 +135,7 @@ class Run:
 
 
 def check(outcome: Outcome, kills: int) -> None:
-    """Assert that nothing was lost, and that enough was tried to say so."""
+    """Assert that nothing was lost in a sufficient number of operations."""
     assert outcome.violations == []
     assert outcome.kills == kills
     assert outcome.kills_in_checkpoint > 0
@@ -150,14 +150,14 @@ def test_no_finished_operation_is_lost(tmp_path: Path, report: Callable[[object]
 
 @pytest.mark.long
 @pytest.mark.parametrize("_", range(LONG_RUNS))
-def test_no_finished_operation_is_lost_in_the_long_run(
+def test_no_finished_operation_is_lost_in_many_kills(
     tmp_path: Path, report: Callable[[object], None], _: int
 ) -> None:
     test_no_finished_operation_is_lost(tmp_path, report)
 
 
 @pytest.mark.parametrize("sabotage", ["reply-before-commit", "commit-in-pieces"])
-def test_a_careless_daemon_is_caught(
+def test_a_daemon_with_a_deliberate_bug_is_found(
     tmp_path: Path, report: Callable[[object], None], sabotage: str
 ) -> None:
     run = Run(tmp_path, random.randrange(1 << 32), program=(careless.__file__, sabotage))

@@ -1,4 +1,4 @@
-"""What users see when the device under the database fails: reads go on, changes get the errno."""
+"""Failures of the device under the database: reads succeed, changes fail with its errno."""
 
 import errno
 import mmap
@@ -40,7 +40,7 @@ def errno_of(operation: Callable[[], object]) -> int:
 
 
 def fill_tree(root: Path) -> None:
-    """Make something of each kind to be changed or read."""
+    """Make an entry of each kind to be changed or read."""
     (root / "directory").mkdir()
     (root / "empty").mkdir()
     (root / "file").write_text("as it was\n")
@@ -88,7 +88,7 @@ def refusals(root: Path) -> dict[str, int]:
 
 
 def assert_unchanged(daemon: Daemon) -> None:
-    """Assert that users see what ``fill_tree`` made, also where the kernel had cached more."""
+    """Assert that users see the entries of ``fill_tree``, whatever the kernel has cached."""
     root = daemon.path
     wait_for(lambda: (root / "file").read_text() == "as it was\n", daemon)
     assert (root / "directory" / "other").read_text() == "other\n"
@@ -171,9 +171,7 @@ def test_a_creation_that_can_not_be_saved_is_undone_by_the_close(
     assert checksum_in_file(small_disk) == checksum
 
 
-def test_a_guest_that_could_not_be_saved_is_listed_no_more(
-    tmp_path: Path, small_disk: Path
-) -> None:
+def test_a_guest_that_could_not_be_saved_is_not_listed(tmp_path: Path, small_disk: Path) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED, WRITES_LOST]) as daemon:
         daemon.publish_only_on_request()
         guests = daemon.path / "nodes" / "n" / "qemu-server"
@@ -183,7 +181,7 @@ def test_a_guest_that_could_not_be_saved_is_listed_no_more(
             assert '"100"' in (daemon.path / ".vmlist").read_text()
             os.write(descriptor, b"x")
             assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
-            # It counts once the kernel has been told, which is a thread of its own.
+            # The counter changes once the kernel has been notified, by a thread of its own.
             wait_for(lambda: '"100"' not in (daemon.path / ".vmlist").read_text(), daemon)
 
 
@@ -201,7 +199,7 @@ def test_a_creation_that_can_not_be_saved_is_undone_by_the_timer(
         new.touch(exist_ok=False)
 
 
-def test_a_creation_is_undone_with_the_change_that_could_not_be_saved(
+def test_a_creation_is_undone_together_with_a_change_that_could_not_be_saved(
     tmp_path: Path, small_disk: Path
 ) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED]) as daemon:
@@ -215,7 +213,9 @@ def test_a_creation_is_undone_with_the_change_that_could_not_be_saved(
             wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
 
 
-def test_a_write_that_the_timer_lost_is_told_by_the_close(tmp_path: Path, small_disk: Path) -> None:
+def test_a_write_that_the_timer_lost_is_reported_by_the_close(
+    tmp_path: Path, small_disk: Path
+) -> None:
     with mounted(tmp_path, expect_log=[REFUSED, WRITES_LOST]) as daemon:
         fill_tree(daemon.path)
         descriptor = os.open(daemon.path / "file", os.O_WRONLY)
@@ -265,20 +265,20 @@ def names_after_power_cut(
 
 
 @needs_loop
-def test_what_was_synced_survives_a_power_cut(tmp_path: Path, device: Ext4) -> None:
+def test_a_file_that_was_fsynced_survives_a_power_cut(tmp_path: Path, device: Ext4) -> None:
     left = names_after_power_cut(tmp_path, device)
     assert left[:6] == [*BEFORE, "synced"]
     assert tuple(left[6:]) == AFTER[: len(left) - 6], "a later change without an earlier one"
 
 
 @needs_loop
-def test_a_daemon_that_forgets_to_sync_is_caught(tmp_path: Path, device: Ext4) -> None:
+def test_a_daemon_that_does_not_sync_is_found(tmp_path: Path, device: Ext4) -> None:
     left = names_after_power_cut(tmp_path, device, program=(careless.__file__, "forget-to-sync"))
     assert "synced" not in left
 
 
 @needs_loop
-def test_a_new_device_is_brought_to_the_state_in_memory(tmp_path: Path, device: Ext4) -> None:
+def test_a_replaced_device_gets_the_tree_in_memory(tmp_path: Path, device: Ext4) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED]) as daemon:
         fill_tree(daemon.path)
         synced(daemon.path / "synced", b"on the device\n")
@@ -298,7 +298,7 @@ def test_a_new_device_is_brought_to_the_state_in_memory(tmp_path: Path, device: 
 
 
 @needs_loop
-def test_a_database_that_is_read_only_is_served(tmp_path: Path, device: Ext4) -> None:
+def test_a_read_only_database_is_served(tmp_path: Path, device: Ext4) -> None:
     with mounted(tmp_path) as daemon:
         fill_tree(daemon.path)
     make_immutable(tmp_path / "state" / "config.db")
@@ -323,7 +323,7 @@ def reason_not_to_start(workdir: Path) -> str:
 
 
 @needs_loop
-def test_a_read_only_state_directory_is_a_reason_not_to_start(tmp_path: Path, device: Ext4) -> None:
+def test_a_read_only_state_directory_prevents_the_start(tmp_path: Path, device: Ext4) -> None:
     with mounted(tmp_path) as daemon:
         fill_tree(daemon.path)
     device.mount_read_only()
@@ -332,7 +332,7 @@ def test_a_read_only_state_directory_is_a_reason_not_to_start(tmp_path: Path, de
     assert reason.endswith(": Read-only file system")
 
 
-def test_a_full_disk_is_a_reason_not_to_start(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_prevents_the_start(tmp_path: Path, small_disk: Path) -> None:
     with mounted(tmp_path) as daemon:
         fill_tree(daemon.path)
     with filled(small_disk):
@@ -347,7 +347,7 @@ def test_a_full_disk_is_a_reason_not_to_start(tmp_path: Path, small_disk: Path) 
 
 
 def fill_log(daemon: Daemon) -> None:
-    """Write until the checkpointer finds out that there is no file to copy the log into."""
+    """Write until the checkpointer finds that the database file is missing."""
     content = bytes(1 << 20)
     wait_for(lambda: errno_of(lambda: overwrite(daemon.path / "big", content)) == errno.EIO, daemon)
 

@@ -1,4 +1,4 @@
-"""The links, the status files and the switch in the root; space; locks; the log of requests."""
+"""The fixed entries of the root: links, status files, .debug. Also statfs, locks, request log."""
 
 import errno
 import itertools
@@ -36,7 +36,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(autouse=True)
 def _settled(mount: Daemon) -> None:
-    """A change counts when the kernel has been told of all before it, also of earlier tests."""
+    """Wait until the kernel has been notified of the changes of earlier tests."""
     mount.wait_until_told()
 
 
@@ -119,7 +119,7 @@ def test_size_and_content_agree_while_they_change(mount: Daemon) -> None:
     assert wrong == []
 
 
-def test_an_open_status_file_stays_as_it_was(mount: Daemon) -> None:
+def test_an_open_status_file_keeps_its_content(mount: Daemon) -> None:
     with (mount.path / ".vmlist").open("rb", buffering=0) as file:
         before = os.pread(file.fileno(), 10**6, 0)
         (mount.path / "lxc" / "50.conf").write_text("")
@@ -129,7 +129,7 @@ def test_an_open_status_file_stays_as_it_was(mount: Daemon) -> None:
     (mount.path / "lxc" / "50.conf").unlink()
 
 
-def test_a_status_file_is_never_older_than_its_opening(mount: Daemon) -> None:
+def test_a_status_file_is_never_older_than_its_open(mount: Daemon) -> None:
     start = status(mount, ".version")["user.cfg"]
     for number in range(1, 101):
         if number == 1:
@@ -184,7 +184,7 @@ def test_the_guest_list_follows_every_change(mount: Daemon) -> None:
     (first / "lxc" / "101.conf").unlink()
 
 
-def test_a_vmid_exists_once(mount: Daemon) -> None:
+def test_a_vmid_belongs_to_one_guest(mount: Daemon) -> None:
     first = mount.path / "nodes" / "node1" / "qemu-server" / "200.conf"
     second = mount.path / "nodes" / "node2" / "lxc" / "200.conf"
     first.write_text("x")
@@ -206,7 +206,7 @@ def test_a_vmid_exists_once(mount: Daemon) -> None:
     other.unlink()
 
 
-def test_a_directory_can_not_be_called_like_a_guest(mount: Daemon) -> None:
+def test_a_directory_can_not_have_the_name_of_a_guest(mount: Daemon) -> None:
     for name in ("qemu-server", "lxc", "openvz"):
         with pytest.raises(FileExistsError):
             (mount.path / name / "300.conf").mkdir()
@@ -231,7 +231,7 @@ def lock(mount: Daemon) -> Iterator[Path]:
         path.rmdir()
 
 
-def test_a_lock_is_taken_once_and_freed(mount: Daemon, lock: Path) -> None:
+def test_only_one_mkdir_takes_a_lock_and_rmdir_frees_it(mount: Daemon, lock: Path) -> None:
     with pytest.raises(FileExistsError):
         lock.mkdir()
     with pytest.raises(PermissionError):
@@ -249,7 +249,7 @@ def test_only_an_expired_lock_is_removed_on_request(mount: Daemon, lock: Path) -
     wait_for(lambda: not lock.exists(), mount)
 
 
-def test_a_renewed_lock_lives_on(mount: Daemon, lock: Path) -> None:
+def test_a_renewed_lock_does_not_expire(mount: Daemon, lock: Path) -> None:
     begin = time.monotonic()
     now = time.time() + 5
     os.utime(lock, (0, now))  # as the HA manager does
@@ -261,7 +261,7 @@ def test_a_renewed_lock_lives_on(mount: Daemon, lock: Path) -> None:
         os.utime(lock, (0, now - 3600))
 
 
-def test_renewing_starts_the_lifetime_anew(mount: Daemon, lock: Path) -> None:
+def test_a_renewal_restarts_the_lifetime(mount: Daemon, lock: Path) -> None:
     lifetime = 2.0
     mount.control("lock-lifetime", seconds=lifetime)
     soon = time.time() + 1000
@@ -302,7 +302,7 @@ def test_a_locks_access_time_does_not_matter(mount: Daemon, lock: Path) -> None:
 # Space
 
 
-def test_statfs_tells_what_is_left(mount: Daemon) -> None:
+def test_statfs_reports_the_free_space(mount: Daemon) -> None:
     before = os.statvfs(mount.path)
     assert (before.f_bsize, before.f_blocks, before.f_files) == (BLOCK, 32768, 262144)
     (mount.path / "space").write_bytes(bytes(10 * BLOCK))
@@ -320,10 +320,10 @@ def test_blocks_are_of_512_bytes(mount: Daemon) -> None:
     (mount.path / "blocks").unlink()
 
 
-# The switch and the log
+# .debug and the log of requests
 
 
-def test_the_switch_takes_a_digit_and_a_line_feed(mount: Daemon) -> None:
+def test_debug_takes_a_digit_and_a_line_feed(mount: Daemon) -> None:
     path = mount.path / ".debug"
     descriptor = os.open(path, os.O_RDWR)
     for content, outcome in ((b"1\n", 2), (b"0\nand more", 2)):
@@ -342,7 +342,7 @@ def test_the_switch_takes_a_digit_and_a_line_feed(mount: Daemon) -> None:
 REQUEST = re.compile(r"\[fuse\] debug: (?P<what>\w+) .* -> (?P<outcome>\w+).* \(\d+ us\)$")
 
 
-def test_each_request_is_one_line_and_nothing_private_is_in_it(tmp_path: Path) -> None:
+def test_each_request_is_one_log_line_without_private_content(tmp_path: Path) -> None:
     with mounted(tmp_path, "-d", "--test-control") as mount:
         root = mount.path
         for name in ("priv", "nodes", "nodes/node1", "nodes/node1/priv", "public"):

@@ -1,7 +1,7 @@
-"""What other nodes change is seen here within 100 ms, whoever looked at what was there before.
+"""Changes of other nodes are visible within 100 ms, whatever the kernel has cached.
 
-Rounds of foreign changes to names that are looked up for the first time just then, by processes
-that do nothing else; then everything that a user can see of each name is compared.
+In each round foreign changes hit names that other processes look up for the first time at that
+moment. Then all that a user can see of each name is compared.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ PATIENCE = 60.0  # seconds for a process to end
 
 
 class Onlookers:
-    """Processes that look at paths all the time."""
+    """Processes that access paths all the time."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -66,7 +66,7 @@ class Onlookers:
 
 @contextlib.contextmanager
 def onlooking() -> Iterator[Onlookers]:
-    """Start the processes, end them."""
+    """Run the processes while the block runs."""
     onlookers = Onlookers()
     try:
         yield onlookers
@@ -75,7 +75,7 @@ def onlooking() -> Iterator[Onlookers]:
 
 
 class Expected:
-    """What must be seen at one path, and the mapping of it that was made before the change."""
+    """The expected state of one path, and a mapping made before the change."""
 
     def __init__(self, path: Path, content: bytes | None, *, mtime: int, directory: bool) -> None:
         self.path = path
@@ -93,7 +93,7 @@ class Expected:
 
 
 def compare(expected: Expected, ledger: Ledger) -> None:
-    """Compare all that can be seen of one path."""
+    """Compare all that a user can see of one path."""
     path = expected.path
 
     def check(kind: str, see: Callable[[Path], object], wanted: object) -> None:
@@ -258,13 +258,13 @@ class Round:
 
 
 def spin_until(moment: float) -> None:
-    """Pass the time without giving the processor away, which would take much longer."""
+    """Spin without giving up the processor; a sleep would take much longer."""
     while time.monotonic() < moment:
         pass
 
 
 def await_time(moment: float) -> None:
-    """Let the time come that the contract speaks of."""
+    """Wait until the delay that the contract allows is over."""
     if (left := moment - time.monotonic()) > 0:
         time.sleep(left)
 
