@@ -1,1 +1,1 @@
-"""The edge to rrdtool and rrdcached: metrics that clients set become round-robin databases."""
+"""Metrics as round-robin databases (RRD): the edge to rrdtool and rrdcached."""

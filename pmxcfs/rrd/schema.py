@@ -1,8 +1,8 @@
-"""Round-robin databases: which columns a metric has, and what of its text goes into which file.
+"""RRD formats: the columns of each kind of metric, and the conversion of a metric to an RRD update.
 
-A metric's text is ``VALUE:VALUE:…``: some columns that are only shown live, then the time, then the
-columns of its format in order. Formats differ by how many columns they have; all are written to
-files of the current one. Pure data and arithmetic. Contract: docs/spec/status.md, "RRD".
+A metric's text is ``VALUE:VALUE:…``: first columns that are only shown live, then the time, then
+the stored columns in order. Older and newer formats have fewer or more columns; all are converted
+to the current format. Pure data and arithmetic. Contract: docs/spec/status.md, "RRD".
 """
 
 import re
@@ -12,10 +12,15 @@ from typing import NamedTuple
 from pmxcfs.errors import Invalid
 
 STEP = 60  # seconds between two values
-HEARTBEAT = 120  # seconds after which a value that is missing is unknown
-STEPS_AND_ROWS = ((1, 1440), (30, 1440), (360, 1440), (10080, 570))  # a day, a month, a year, 10
+HEARTBEAT = 120  # seconds without a value after which it is unknown
+STEPS_AND_ROWS = (
+    (1, 1440),
+    (30, 1440),
+    (360, 1440),
+    (10080, 570),
+)  # a day, a month, a year, 10 years
 CONSOLIDATIONS = ("AVERAGE", "MAX")
-UNKNOWN_PART = 0.5  # of a row's steps that may be unknown
+UNKNOWN_PART = 0.5  # share of a row's steps that may be unknown (rrdtool's xff)
 UNKNOWN = "U"
 
 _TIME = re.compile(r"[0-9]{1,10}")
@@ -25,10 +30,10 @@ _COUNTERS = frozenset(["netin", "netout", "diskread", "diskwrite"])
 
 
 class Format(NamedTuple):
-    """A kind of metric."""
+    """The RRD format of one kind of metric."""
 
-    directory: str  # where its files are
-    live: int  # leading columns that are only shown
+    directory: str  # directory of its files
+    live: int  # number of leading columns that are not stored
     columns: tuple[str, ...]
 
 
@@ -54,7 +59,7 @@ GUEST = Format(
 )
 STORAGE = Format("pve-storage-9.0", 0, ("total", "used"))
 
-# What the first part of a metric's name begins with.
+# Prefixes of the first part of a metric's name.
 _FORMATS = (
     (("pve2-node", "pve-node-"), NODE),
     (("pve2.3-vm", "pve-vm-"), GUEST),
@@ -63,18 +68,18 @@ _FORMATS = (
 
 
 class Update(NamedTuple):
-    """One line of values for one file."""
+    """One line of values for one RRD file."""
 
     file: str  # relative to the directory of all files
     format: Format
-    values: str  # TIME:VALUE:…, as rrdtool takes it
+    values: str  # TIME:VALUE:…, the argument of rrdtool update
 
 
 def update_of(name: str, data: bytes) -> Update:
-    """Return what is to be written for a metric, whose name ``metrics`` has checked.
+    """Return the update for a metric; ``status.metrics`` has checked its name.
 
-    Older formats have fewer columns, newer ones more. What is no number is unknown. Raises Invalid
-    for a text without a time.
+    Missing columns of older formats become unknown, additional ones of newer formats are dropped. A
+    value that is not a number becomes unknown. Raises Invalid if the text has no time.
     """
     kind, _, identity = name.partition("/")
     form = next(form for prefixes, form in _FORMATS if kind.startswith(prefixes))
@@ -94,13 +99,16 @@ def _as_gauge(value: str) -> str:
 
 
 def _as_counter(value: str) -> str:
-    """Return an integer: rrdtool refuses a whole line for a counter with a fraction."""
+    """Cut *value* to an integer: rrdtool refuses a line with a fraction in a counter."""
     whole = value.partition(".")[0] if _NUMBER.fullmatch(value) else UNKNOWN
     return whole if _COUNT.fullmatch(whole) else UNKNOWN
 
 
 def definition(form: Format, *, start: int) -> Sequence[str]:
-    """Return the arguments by which rrdtool makes a file whose first value comes after *start*."""
+    """Return the arguments of rrdtool create for a file whose first value is after *start*.
+
+    *start* is in seconds since 1970.
+    """
     sources = [
         f"DS:{name}:{'DERIVE' if name in _COUNTERS else 'GAUGE'}:{HEARTBEAT}:0:U"
         for name in form.columns

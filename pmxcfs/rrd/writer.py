@@ -1,9 +1,9 @@
-"""Writing metrics to round-robin databases, without anybody waiting for it.
+"""Writing metrics to RRD files on a background thread, so that no request waits for rrdcached.
 
-Whoever has a metric leaves it in a queue. One thread hands them to rrdcached over its socket, or
-writes to the files itself where no rrdcached listens. One that listens and does not answer gets a
-second; what it owes an answer for stays in the queue, whose size is bounded, oldest out first.
-Contract: docs/spec/status.md, "RRD".
+``record`` puts a metric into a queue. The thread sends each metric to rrdcached over its socket, or
+writes the file itself if no rrdcached listens. If rrdcached does not answer within a second, the
+metric stays in the queue and is sent again later. The size of the queue is limited: the oldest
+metrics are dropped first. Contract: docs/spec/status.md, "RRD".
 """
 
 import logging
@@ -24,14 +24,15 @@ from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.rrd.schema import Update, definition, update_of
 from pmxcfs.status.metrics import MAX_REFUSED
 
-MAX_QUEUED = 16 << 20  # bytes of metrics that wait; at 10,000 guests some minutes
-OVERHEAD = 300  # bytes that a metric takes in the queue beside its text
-TIMEOUT = 1.0  # seconds for an answer of rrdcached
-RETRY_AFTER = 2.0  # seconds until one that did not answer is asked again
-CREATE_AGAIN_AFTER = 5.0  # seconds until a file is made once more when one could not be made
-MAX_ANSWER = 4096  # bytes; what rrdcached says is one short line
+MAX_QUEUED = 16 << 20  # bytes of queued metrics; a few minutes with 10,000 guests
+OVERHEAD = 300  # bytes of memory per queued metric beside its text
+TIMEOUT = 1.0  # seconds to wait for rrdcached
+RETRY_AFTER = 2.0  # seconds until rrdcached is tried again after a timeout
+CREATE_AGAIN_AFTER = 5.0  # seconds without another attempt after a file could not be created
+MAX_ANSWER = 4096  # bytes; an answer of rrdcached is one short line
 DIRECTORY_MODE = 0o750
-# How both refuse a value that is not newer than the last one: it was sent and not answered for.
+# The error of rrdtool and rrdcached for a value that is not newer than the last one: the value was
+# written before, but its answer was lost.
 SEEN = "illegal attempt to update using time"
 
 _log = logging.getLogger("pmxcfs.status")
@@ -46,14 +47,14 @@ class Absent(Failed):
 
 
 class Cached:
-    """A connection to rrdcached, made anew when it is needed."""
+    """A connection to rrdcached that is opened again when needed. Its methods block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._socket: socket.socket | None = None
 
     def update(self, file: Path, values: str) -> None:
-        """Hand over one line of values. Raises Absent, Hung, and Failed with what it says."""
+        """Send one line of values for *file*. Raises Absent, Hung, or Failed with the answer."""
         path = str(file).replace("\\", "\\\\").replace(" ", "\\ ")
         answer = self._ask(f"UPDATE {path} {values}\n".encode("utf-8", "surrogateescape"))
         if answer.startswith("-") and SEEN not in answer:
@@ -66,7 +67,7 @@ class Cached:
         except Absent:
             if is_new:
                 raise
-            return self._exchange(line)  # it was restarted since the last time
+            return self._exchange(line)  # rrdcached was restarted: connect again
 
     def _exchange(self, line: bytes) -> str:
         try:
@@ -94,7 +95,7 @@ class Cached:
         return self._socket
 
     def close(self) -> None:
-        """Forget the connection."""
+        """Close the connection, if it is open. Never blocks."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -109,30 +110,30 @@ class Recorder(BackgroundThread):
         self._cached = Cached(cached)
         self._queue: deque[tuple[str, bytes]] = deque()
         self._size = 0  # bytes in the queue
-        self._lock = threading.Lock()  # of queue and size; held for moments
+        self._lock = threading.Lock()  # guards _queue, _size and _lost; held briefly
         self._lost = 0
         self._create_after = 0.0  # monotonic seconds
-        self._refused: set[str] = set()  # names that were logged
+        self._refused: set[str] = set()  # names of invalid metrics that were logged
         self._wanted = threading.Event()
         self._writing = _outage_of("writing metrics")
-        self._caching = _outage_of("handing metrics to rrdcached")
+        self._caching = _outage_of("sending metrics to rrdcached")
 
     def wake(self) -> None:
-        """Have the thread look whether it is to stop, once the queued metrics are written."""
+        """Let the thread notice that it has to stop; it writes the queued metrics first."""
         self._wanted.set()
 
     @property
     def waiting(self) -> int:
-        """How many metrics wait to be written."""
+        """The number of queued metrics."""
         return len(self._queue)
 
     @property
     def trouble(self) -> str:
-        """What keeps metrics from being written; empty if nothing does."""
+        """The reason why metrics can't be written; empty if they can."""
         return self._caching.cause or self._writing.cause or ""
 
     def record(self, name: str, data: bytes) -> None:
-        """Queue a metric; never blocks. For ``metrics``, which has checked the name."""
+        """Queue a metric. Never blocks. ``status.metrics`` has checked the name."""
         with self._lock:
             self._queue.append((name, data))
             self._size += _cost(name, data)
@@ -143,7 +144,7 @@ class Recorder(BackgroundThread):
             self._wanted.set()
 
     def run(self) -> None:
-        """Write the metrics as they come."""
+        """Write queued metrics until the thread has to stop."""
         let_others_go_first()
         while not self.is_stopping:
             self._wanted.wait()
@@ -153,10 +154,10 @@ class Recorder(BackgroundThread):
         self._cached.close()
 
     def _write_first(self) -> bool:
-        """Write the oldest metric; return False when it is time to end."""
+        """Write the oldest metric; return False if the thread has to stop. Blocks."""
         try:
             first = self._queue[0]
-        except IndexError:  # dropped meanwhile
+        except IndexError:  # it was dropped meanwhile
             return True
         try:
             self._write(*first)
@@ -165,7 +166,7 @@ class Recorder(BackgroundThread):
             return not self.pause(RETRY_AFTER)
         except Invalid as error:
             self._refuse(first[0], error)
-        except Exception as error:  # noqa: BLE001, as one bad metric must not end the thread
+        except Exception as error:  # noqa: BLE001, one bad metric must not end the thread
             self._writing.fails(f"{first[0]}: {error}")
         else:
             self._writing.works()
@@ -173,14 +174,14 @@ class Recorder(BackgroundThread):
         return True
 
     def _refuse(self, name: str, error: Invalid) -> None:
-        """Log it once: a daemon whose text we don't understand sends it every ten seconds."""
+        """Log *error* only once per name: clients send each metric every ten seconds."""
         if name not in self._refused and len(self._refused) < MAX_REFUSED:
             self._refused.add(name)
             _log.warning("%s", error)
 
     def _take(self, first: tuple[str, bytes]) -> None:
         with self._lock:
-            if self._queue and self._queue[0] is first:  # else it was dropped for newer ones
+            if self._queue and self._queue[0] is first:  # else it was dropped to make room
                 self._queue.popleft()
                 self._size -= _cost(*first)
             lost, self._lost = self._lost, 0
@@ -199,9 +200,12 @@ class Recorder(BackgroundThread):
         self._caching.works()
 
     def _make(self, file: Path, update: Update) -> None:
-        """Make a file, unless that failed a moment ago: a full disk fails for each metric anew."""
+        """Create a file, unless creating one failed less than CREATE_AGAIN_AFTER ago.
+
+        On a full disk, an attempt for each metric would fail and take time.
+        """
         if time.monotonic() < self._create_after:
-            raise Failed(f"{file} is not made after an earlier failure")
+            raise Failed(f"{file} is not created: creating a file failed a moment ago")
         try:
             make_file(file, update, now=time.time)
         except Exception:
@@ -210,7 +214,7 @@ class Recorder(BackgroundThread):
 
 
 def _outage_of(what: str) -> Outage[str]:
-    """Return the outage of *what*, whose causes are texts."""
+    """Return an outage of *what*, whose causes are texts."""
     return Outage(
         _log,
         describe=lambda reason: f"{what}: {reason}",
@@ -232,15 +236,15 @@ def _cost(name: str, data: bytes) -> int:
 
 
 def make_file(file: Path, update: Update, *, now: Callable[[], float]) -> None:
-    """Make a database that takes values from the last midnight on. Raises OSError, rrdtool.error.
+    """Create an RRD file atomically, for values since the last local midnight. Blocks.
 
-    It appears complete or not at all.
+    *now* returns the seconds since 1970. Raises OSError and rrdtool.OperationalError.
     """
     for directory in (file.parent.parent, file.parent):
         directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     today = time.localtime(now())
     midnight = int(time.mktime((*today[:3], 0, 0, 0, 0, 0, -1)))
-    partial = file.with_name(f"{file.name}~")  # no metric has such a name
+    partial = file.with_name(f"{file.name}~")  # no metric can have this name
     try:
         rrdtool.create(os.fspath(partial), *definition(update.format, start=midnight))
         partial.rename(file)

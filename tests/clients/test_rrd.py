@@ -166,7 +166,7 @@ def test_without_rrdcached_files_are_written_until_it_is_back(cached: RrdCached)
 def test_the_backlog_of_a_hung_rrdcached_arrives(
     cached: RrdCached, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
-    expect_log("handing metrics to rrdcached: rrdcached does not answer")
+    expect_log("sending metrics to rrdcached: rrdcached does not answer")
     monkeypatch.setattr(rrd, "TIMEOUT", 0.1)
     monkeypatch.setattr(rrd, "RETRY_AFTER", 0.1)
     names = [f"pve2.3-vm/{vmid}" for vmid in range(100, 150)]
