@@ -1,4 +1,4 @@
-"""``python -m pmxcfs``."""
+"""Entry point of ``python -m pmxcfs``."""
 
 import sys
 

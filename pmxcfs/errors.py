@@ -1,32 +1,32 @@
-"""Everything that can go wrong, as one tree of exceptions.
+"""The exceptions of the package, one class tree with an errno for each class.
 
-An inner layer raises these and nothing else; each edge turns them into its own language in exactly
-one place (fuse: errno, ipc: negative status). ``errno`` is what a caller of the file system gets.
+The folders inside the package raise only these. Each edge translates them in exactly one place:
+``fuse`` to an errno, ``ipc`` to a negative status.
 """
 
 import errno as codes
 
 
 class PmxcfsError(Exception):
-    """The root of the tree. *errno* is the answer that a system call gets."""
+    """The base class. *errno* is what a system call on the mount returns."""
 
     errno = codes.EIO
 
 
 class NotFound(PmxcfsError):
-    """No such path, or no longer."""
+    """The path does not exist, or does not exist any more."""
 
     errno = codes.ENOENT
 
 
 class Exists(PmxcfsError):
-    """The name is taken, or the vmid is in use at another path."""
+    """The name exists already, or the vmid is in use at another path."""
 
     errno = codes.EEXIST
 
 
 class NotADirectory(PmxcfsError):
-    """A file stands where a directory is needed."""
+    """A component of the path is a file where a directory is needed."""
 
     errno = codes.ENOTDIR
 
@@ -38,17 +38,17 @@ class NotEmpty(PmxcfsError):
 
 
 class Denied(PmxcfsError):
-    """The rules of the tree forbid it, whoever asks."""
+    """The rules of the tree forbid the operation, for root too."""
 
     errno = codes.EACCES
 
 
 class NoQuorum(Denied):
-    """This node can't see a majority of the cluster, so nothing may change."""
+    """This node has no quorum, so it refuses every change of the tree."""
 
 
 class NotPermitted(PmxcfsError):
-    """An owner, a mode or a kind of file that this file system does not have."""
+    """The request sets an owner, a mode or a file type that this file system does not support."""
 
     errno = codes.EPERM
 
@@ -66,49 +66,49 @@ class NoSpace(PmxcfsError):
 
 
 class NameTooLong(PmxcfsError):
-    """The name has more bytes than a new name may have."""
+    """A new name has more bytes than ``messages.MAX_NEW_NAME``."""
 
     errno = codes.ENAMETOOLONG
 
 
 class Invalid(PmxcfsError):
-    """An argument that can't be represented."""
+    """An argument is out of range or malformed."""
 
     errno = codes.EINVAL
 
 
 class Unsupported(PmxcfsError):
-    """An operation that this file system does not have."""
+    """The file system does not support the operation."""
 
     errno = codes.ENOSYS
 
 
 class UnknownRequest(PmxcfsError):
-    """A local client asks for something that there is not."""
+    """A local client sent an unknown request number."""
 
     errno = codes.ECHRNG
 
 
 class Failed(PmxcfsError):
-    """An object of the daemon's own refuses this input."""
+    """The operation failed with EIO: its outcome is unknown, or the target refuses the input."""
 
     errno = codes.EIO
 
 
 class Stale(PmxcfsError):
-    """The object that was meant is not the one that is there now."""
+    """The path now has another object than the one that the request refers to."""
 
     errno = codes.ESTALE
 
 
 class Busy(PmxcfsError):
-    """Too much is waiting already, or the wait took too long; nothing was changed."""
+    """A queue is full, or a wait took too long; nothing was changed."""
 
     errno = codes.EBUSY
 
 
 class StoreError(PmxcfsError):
-    """The database could not be read or written. *errno* says what the device answered."""
+    """The database could not be read or written. *errno* is the error of the device."""
 
     def __init__(self, message: str, errno: int = codes.EIO) -> None:
         super().__init__(message)
@@ -116,15 +116,15 @@ class StoreError(PmxcfsError):
 
 
 class StartError(PmxcfsError):
-    """The daemon can't start; the message says why and what to do next."""
+    """The daemon can't start; the message gives the reason and the next step."""
 
 
 class BadMessage(PmxcfsError):
-    """Bytes from another node that are no message of their group; the text says which field."""
+    """A message from another node can't be decoded; the text names the field."""
 
 
 class OtherProtocol(BadMessage):
-    """A message of another protocol version. *is_newer* tells that this node needs an update."""
+    """A message has another protocol version. If *is_newer*, this node needs an update."""
 
     def __init__(self, message: str, *, is_newer: bool) -> None:
         super().__init__(message)
@@ -132,7 +132,7 @@ class OtherProtocol(BadMessage):
 
 
 class ClusterError(PmxcfsError):
-    """A call of a corosync library failed: which one, its code and what corosync calls that."""
+    """A call of a corosync library failed; the text has the call, the error code and its name."""
 
     def __init__(self, call: str, code: int, text: str) -> None:
         super().__init__(f"{call}: {text} (code {code})")
@@ -141,21 +141,21 @@ class ClusterError(PmxcfsError):
 
 
 class TryAgain(ClusterError):
-    """Corosync has no room just now; the same call can succeed soon."""
+    """Corosync's buffers are full; the same call can succeed later."""
 
     errno = codes.EBUSY
 
 
 class Disconnected(ClusterError):
-    """The connection to corosync is gone; it takes a new handle."""
+    """The connection to corosync is lost; the caller needs a new handle."""
 
 
 class Interrupted(ClusterError):
-    """A membership change met the fragments of a large message, which was not sent."""
+    """A membership change interrupted a message sent in fragments; the message was not sent."""
 
 
 class IpcError(PmxcfsError):
-    """A call over libqb failed, or the other side refused a request; *errno* says why."""
+    """A libqb call failed, or the server refused a request; *errno* gives the reason."""
 
     def __init__(self, message: str, errno: int) -> None:
         super().__init__(message)

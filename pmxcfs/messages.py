@@ -1,25 +1,25 @@
-"""The vocabulary of the cluster: what nodes tell one another, and the record of an entry.
+"""The messages of the cluster and the record of an entry, as plain values.
 
-Every change of the tree is a ``Mutation``, whether it was asked for on this node or came from a
-peer. A path has no leading slash; it is text by ``surrogateescape``, because names are bytes for
-everybody else. Times are whole seconds since 1970. What is here says nothing of bytes: ``_cpg`` has
-the layouts. Contract: docs/spec/cluster.md, "Messages".
+Every change of the tree is a ``Mutation``, whether this node or a peer issues it. A path has no
+leading slash. Paths are ``str`` decoded with ``surrogateescape``, because names are arbitrary bytes
+outside of pmxcfs. Times are whole seconds since 1970. The byte layouts are in ``_cpg``.
+Contract: docs/spec/cluster.md, "Messages".
 """
 
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-MAX_FILE_SIZE = 1 << 20  # bytes in one file; checked where a write is issued and where it arrives
-MAX_TOTAL_SIZE = 128 << 20  # bytes of content in the tree; checked only where a change is issued
-MAX_ENTRIES = 262144  # files and directories in the tree; likewise
-MAX_NEW_NAME = 255  # bytes in a name that is issued here; peers may bring longer ones
-# Of entries in the cluster log; the numbers are syslog's.
+MAX_FILE_SIZE = 1 << 20  # bytes in one file; checked by the issuer and at delivery
+MAX_TOTAL_SIZE = 128 << 20  # bytes of content in the tree; checked by the issuer only
+MAX_ENTRIES = 262144  # files and directories in the tree; checked by the issuer only
+MAX_NEW_NAME = 255  # bytes in a new name; checked by the issuer only, so longer names can exist
+# Names of the priorities of cluster log entries, by syslog's numbers.
 PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
-MAX_TIME = (1 << 32) - 1  # the last second that an mtime can hold
+MAX_TIME = (1 << 32) - 1  # the highest mtime, in seconds
 
 
 class EntryType(IntEnum):
-    """What an entry is, in the numbers of the database (those of dirent's d_type)."""
+    """The type of an entry, with the values of the database (those of dirent's d_type)."""
 
     DIRECTORY = 4
     FILE = 8
@@ -39,7 +39,7 @@ class Kind(IntEnum):
 
 
 class Write(NamedTuple):
-    """Put *data* at *offset*; with *truncate* the file ends behind it afterwards."""
+    """Write *data* at *offset* (bytes); if *truncate*, cut the file off at the end of *data*."""
 
     path: str
     offset: int
@@ -60,7 +60,7 @@ class Delete(NamedTuple):
 
 
 class Rename(NamedTuple):
-    """Move *path* to *to*, replacing what stands there."""
+    """Move *path* to *to*, replacing an existing entry at *to*."""
 
     path: str
     to: str
@@ -73,14 +73,14 @@ class Create(NamedTuple):
 
 
 class Mtime(NamedTuple):
-    """Set the modification time, in seconds."""
+    """Set the modification time of *path*, in seconds."""
 
     path: str
     mtime: int
 
 
 class Unlock(NamedTuple):
-    """Remove the lock at *path* if it still has this entry checksum (32 bytes)."""
+    """Remove the lock at *path* if its entry checksum (32 bytes) still is *checksum*."""
 
     path: str
     checksum: bytes
@@ -90,7 +90,7 @@ Mutation = Write | Mkdir | Delete | Rename | Create | Mtime | Unlock
 
 
 class Record(NamedTuple):
-    """One entry as the database and UPDATE messages carry it. The root is inode 0, name empty."""
+    """One entry as in the database and in UPDATE messages. The root has inode 0, an empty name."""
 
     inode: int
     parent: int
@@ -99,45 +99,45 @@ class Record(NamedTuple):
     mtime: int
     type: int
     name: bytes
-    data: bytes | None  # None for directories; a file's may be None when it is empty
+    data: bytes | None  # None for a directory, and possibly for an empty file
 
 
-# The cluster as corosync's configuration has it.
+# The cluster according to corosync's configuration.
 
 
 class ClusterNode(NamedTuple):
-    """A node of the configuration; ``nodelist.node.N`` of corosync.conf."""
+    """One configured node: a ``node`` section of the nodelist in corosync.conf."""
 
     name: str
     nodeid: int
-    address: str  # ring0_addr as written: an address, or a name that need not resolve
+    address: str  # ring0_addr as written: an IP address, or a name that may not resolve
     votes: int
 
 
 class ClusterConfig(NamedTuple):
-    """The configuration that corosync runs with."""
+    """The configuration of the running corosync."""
 
     name: str  # totem.cluster_name
     version: int  # totem.config_version
     nodes: tuple[ClusterNode, ...]  # by rising nodeid; names and ids are unique
 
 
-# Between nodes.
+# Messages between nodes.
 
 
 class Group(Enum):
-    """A process group of corosync's. Both run the same state machine over other content."""
+    """A closed process group of corosync. Both groups run the same state machine."""
 
     TREE = "pve_dcdb_v1", 1
     STATUS = "pve_kvstore_v1", 0
 
     def __init__(self, cpg_name: str, protocol: int) -> None:
         self.cpg_name = cpg_name
-        self.protocol = protocol  # the version that each message in the group states
+        self.protocol = protocol  # the protocol version in the header of each message
 
 
 class Member(NamedTuple):
-    """One process in a group. Members are ordered by node, then by process."""
+    """One process in a group. Members are ordered by node id, then by process id."""
 
     nodeid: int
     pid: int
@@ -147,32 +147,32 @@ class Member(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """Which round of synchronization a message was made for."""
+    """The identifier of a synchronization round; state messages carry the epoch of their round."""
 
-    number: int  # its maker's counter of membership changes
+    number: int  # counter of epochs made by that member
     time: int
-    nodeid: int  # its maker
+    nodeid: int  # of the member that made the epoch
     pid: int
 
 
 class UnlockRequest(NamedTuple):
-    """Ask the member with the lowest node id to remove a lock, if that has expired there."""
+    """Ask the lowest member to remove the lock at *path* if it has expired by that node's clock."""
 
     path: str
     checksum: bytes  # of the entry, 32 bytes
 
 
 class SetKey(NamedTuple):
-    """Set a key of the sender's in the status group; an empty value removes it."""
+    """Set one of the sender's keys in the status group; an empty value removes the key."""
 
     key: str
     value: bytes
 
 
 class LogEntry(NamedTuple):
-    """One entry of the cluster log. Strings are bytes as they travel, without their NUL."""
+    """One entry of the cluster log. Strings are the bytes on the wire without the final NUL."""
 
-    uid: int  # the sender's counter
+    uid: int  # sequence number, counted by the sender
     time: int
     node_digest: int  # 64-bit FNV-1a of the string and its NUL
     ident_digest: int
@@ -182,29 +182,29 @@ class LogEntry(NamedTuple):
     ident: bytes
     tag: bytes
     message: bytes
-    trailing: bytes = bytes(4)  # the header counts 4 bytes more than it has; kept as received
+    trailing: bytes = bytes(4)  # padding; kept as received so that re-encoding gives the same bytes
 
 
 Body = Mutation | UnlockRequest | SetKey | LogEntry
 
 
 class Normal(NamedTuple):
-    """A change, in the group's total order."""
+    """A change, delivered in the total order of the group."""
 
     time: int  # the sender's clock
-    serial: int  # the sender's own counter, from 1 (the "count" of cluster.md)
+    serial: int  # counted by the sender from 1 (the "count" of cluster.md)
     body: Body
 
 
 class SyncStart(NamedTuple):
-    """Begin a round."""
+    """Start a synchronization round with a new epoch."""
 
     time: int
     epoch: Epoch
 
 
 class State(NamedTuple):
-    """What the sender has: the tree's index, or the ring of the cluster log."""
+    """The sender's state: the index of its tree, or its copy of the cluster log's ring."""
 
     time: int
     epoch: Epoch
@@ -212,7 +212,7 @@ class State(NamedTuple):
 
 
 class Update(NamedTuple):
-    """An entry of the leader's that another member has otherwise or not at all."""
+    """An entry of the leader's tree that another member lacks or has in another version."""
 
     time: int
     epoch: Epoch
@@ -220,14 +220,14 @@ class Update(NamedTuple):
 
 
 class UpdateComplete(NamedTuple):
-    """All updates of the round were sent."""
+    """The leader has sent all updates of the round."""
 
     time: int
     epoch: Epoch
 
 
 class VerifyRequest(NamedTuple):
-    """Everyone: remember your checksum at this point of the order."""
+    """Request that each member takes the checksum of its tree at this point of the total order."""
 
     time: int
     epoch: Epoch
@@ -235,7 +235,7 @@ class VerifyRequest(NamedTuple):
 
 
 class Verify(NamedTuple):
-    """The checksum that the requester had there."""
+    """The requester's checksum, taken when its VERIFY_REQUEST was delivered."""
 
     time: int
     epoch: Epoch

@@ -1,7 +1,8 @@
-"""What the command line decides about one run of the daemon.
+"""The settings of one run of the daemon: paths and flags from the command line.
 
-Paths and flags only, fixed for the life of the process. Whoever needs one of them gets it from
-``daemon``; nothing else reads the command line or the environment.
+They are constant for the life of the process. ``cli`` reads the command line, ``daemon`` passes
+each setting to the object that needs it; nothing else reads the command line or the environment.
+Contract: docs/spec/operations.md, "Command line".
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ DATABASE_NAME = "config.db"  # in the state directory
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One run of the daemon. The defaults are those of a Proxmox VE node."""
+    """The settings. The defaults are those of a Proxmox VE node."""
 
-    nodename: str  # up to the first dot
+    nodename: str  # the host name up to the first dot
     mountpoint: Path = Path("/etc/pve")
     statedir: Path = Path("/var/lib/pve-cluster")
     rundir: Path = Path("/run/pve-cluster")
@@ -24,23 +25,23 @@ class Settings:
     rrddir: Path = Path("/var/lib/rrdcached/db")
     rrdcached_socket: Path = Path("/var/run/rrdcached.sock")
     ipc_name: str = "pve2"
-    workers: int | None = None  # threads that answer the kernel; None: what suits the mode
-    local: bool = False  # no cluster, always quorate
+    workers: int | None = None  # threads that handle FUSE requests; None: the default of the mode
+    local: bool = False  # local mode: no cluster, always quorate
     foreground: bool = False
     debug: bool = False
-    test_control: bool = False  # open a socket that tests steer the daemon by
+    test_control: bool = False  # open the control socket that tests use
 
     @property
     def database(self) -> Path:
-        """The SQLite file."""
+        """The path of the SQLite database."""
         return self.statedir / DATABASE_NAME
 
     @property
     def lockfile(self) -> Path:
-        """The file whose lock says that a daemon runs on this state directory."""
+        """The path of the file that a running daemon keeps locked, so that no second one starts."""
         return self.statedir / ".pmxcfs.lockfile"
 
     @property
     def control_socket(self) -> Path:
-        """The Unix socket that ``--test-control`` opens."""
+        """The path of the Unix socket that ``--test-control`` opens."""
         return self.rundir / "control.sock"

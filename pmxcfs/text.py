@@ -1,7 +1,8 @@
-"""Text for people and programs outside: names as bytes, and lines of printable ASCII.
+"""Conversion of names between ``str`` and bytes, and escaping to printable ASCII.
 
-A name or path is text by ``surrogateescape`` inside pmxcfs and bytes for everybody else. What goes
-into a log line or a JSON string is escaped to printable ASCII.
+Names and paths are ``str`` decoded with ``surrogateescape`` inside pmxcfs, and arbitrary bytes
+outside. Text for a log line or a JSON string is escaped to printable ASCII.
+Contract: docs/spec/status.md, "Cluster log".
 """
 
 
@@ -16,14 +17,17 @@ def to_bytes(text: str) -> bytes:
 
 
 def printable(text: str) -> str:
-    """Escape *text* to printable ASCII that can stand between quotes in JSON."""
+    """Escape *text* to printable ASCII that is valid between double quotes in JSON."""
     if text.isascii() and text.isprintable() and '"' not in text:
         return text
     return "".join(map(printable_character, text))
 
 
 def printable_character(character: str) -> str:
-    """Escape one character likewise; a character that can't be shown becomes ``?`` or nothing."""
+    """Escape one character as ``printable`` does.
+
+    A byte that is not UTF-8 becomes ``?``; a character above U+FFFF is dropped.
+    """
     code = ord(character)
     if character == '"':
         return '\\"'
@@ -37,5 +41,5 @@ def printable_character(character: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return *text* as printable ASCII, in the way of the cluster log; quotes stay as they are."""
+    """Escape *text* to printable ASCII for a log line; double quotes are not escaped."""
     return '"'.join(printable(part) for part in text.split('"'))
