@@ -1,9 +1,9 @@
 from typing import NamedTuple, final
 
-__pyx_capi__: dict[str, object]  # what a cimport looks the C interface up in
+__pyx_capi__: dict[str, object]  # the C interface, for cimport
 
 class Unpublished(NamedTuple):
-    """What a file's next WRITE message has to carry."""
+    """The fields of the WRITE message that publishes the dirty bytes of a file."""
 
     offset: int
     data: bytes
@@ -11,4 +11,4 @@ class Unpublished(NamedTuple):
 
 @final
 class Draft:
-    """A file's unpublished content; used by ``_core`` through its C interface only."""
+    """A file's content with unpublished writes; ``_core`` uses it through its C interface only."""

@@ -1,9 +1,10 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""The bytes of one file: what a write makes of them, and what of it is still unpublished.
+"""The content of one file: applying a write, and tracking dirty bytes and writebacks.
 
-Offsets and sizes come from outside as Python integers; ``as_size`` and ``end_of`` are the only way
-for them into C arithmetic. Nothing here knows entries, the tree or a clock. Threads: all of it is
-atomic under the GIL.
+Offsets and sizes from callers are Python integers; only ``as_size`` and ``end_of`` check and
+convert them for C arithmetic. No knowledge of entries, the tree or a clock.
+Threads: every function is atomic under the GIL.
+Contract: docs/spec/cluster.md, "Messages" (WRITE).
 """
 
 from collections import namedtuple
@@ -17,25 +18,25 @@ from libc.string cimport memcpy, memset
 cdef int64_t MAX_SIZE = 0xFFFFFFFF  # a size is 32 bits on the wire and in checksums
 
 Unpublished = namedtuple("Unpublished", ["offset", "data", "truncate"], module=__name__)
-Unpublished.__doc__ = "What a file's next WRITE message has to carry."
+Unpublished.__doc__ = "The fields of the WRITE message that publishes the dirty bytes of a file."
 
 
 cdef Py_ssize_t as_size(object value) except -1:
-    """Check that an offset, length or size from a caller fits what a file can have."""
+    """Convert an offset, length or size from a caller. Raises ValueError outside of 32 bits."""
     if not 0 <= value <= MAX_SIZE:
-        raise ValueError(f"no offset or size in a file: {value}")
+        raise ValueError(f"invalid offset or size in a file: {value}")
     return value
 
 
 cdef Py_ssize_t end_of(Py_ssize_t offset, bytes data) except -1:
-    """Return where *data* at *offset* (already checked) ends."""
+    """Return the offset of the end of *data* written at *offset* (already checked)."""
     if len(data) > MAX_SIZE - offset:
         raise ValueError(f"{len(data)} bytes at offset {offset} do not fit into a file")
     return offset + len(data)
 
 
-cdef bytes cut(bytearray buffer, Py_ssize_t start, Py_ssize_t stop):
-    """Copy buffer[start:stop] once, clipped to what there is."""
+cdef bytes copy_range(bytearray buffer, Py_ssize_t start, Py_ssize_t stop):
+    """Return buffer[start:stop], clipped to the buffer, with a single copy."""
     stop = min(stop, len(buffer))
     if start >= stop:
         return b""
@@ -43,9 +44,9 @@ cdef bytes cut(bytearray buffer, Py_ssize_t start, Py_ssize_t stop):
 
 
 cdef bytes splice(bytes base, Py_ssize_t offset, bytes data, bint truncate):
-    """Return *base* with *data* at *offset*, zeros in a gap, and nothing behind if *truncate*.
+    """Return *base* with *data* written at *offset*, and cut off behind *data* if *truncate*.
 
-    *data* itself is returned where it covers everything: whole files are never copied.
+    A gap is filled with zeros. If *data* covers everything, *data* itself is returned, not a copy.
     """
     cdef Py_ssize_t end = offset + len(data)
     cdef Py_ssize_t size = end if truncate else max(end, len(base))
@@ -65,23 +66,23 @@ cdef bytes splice(bytes base, Py_ssize_t offset, bytes data, bint truncate):
 
 @cython.final
 cdef class Draft:
-    """A file's content as local writers left it, and which of it other nodes don't have.
+    """A file's content as readers on this node see it, with dirty bytes and writebacks.
 
-    The *dirty* bytes are in no message yet: the range [low, high), or everything if *whole*. A
-    *flight* is a range (low, high, whole) that a WRITE under way carries. All the other bytes are
-    the published ones and follow them (``rebase``).
+    Dirty bytes are in no WRITE message yet: the range [low, high), or everything if *whole*. A
+    writeback is a range (low, high, whole) in a WRITE message that is not yet applied. All other
+    bytes equal the published content; ``rebase`` updates them.
     """
 
     def __cinit__(self):
         self.buffer = bytearray()
-        self.flights = []
+        self.in_flight = []
 
     cdef bint is_dirty(self) noexcept:
         return self.whole or self.high > self.low
 
     cdef bint is_needed(self) noexcept:
-        """Tell whether it differs from what is published, or will."""
-        return self.is_dirty() or len(self.flights) > 0
+        """Tell whether the file is dirty or in writeback."""
+        return self.is_dirty() or len(self.in_flight) > 0
 
     cdef int extend_to(self, Py_ssize_t size) except -1:
         """Zero-fill up to *size*."""
@@ -89,7 +90,7 @@ cdef class Draft:
             self.buffer.extend(bytes(size - len(self.buffer)))
         return 0
 
-    cdef int cover(self, Py_ssize_t low, Py_ssize_t high) except -1:
+    cdef int mark_dirty(self, Py_ssize_t low, Py_ssize_t high) except -1:
         """Add [low, high) to the dirty range."""
         if self.high > self.low:
             low, high = min(low, self.low), max(high, self.high)
@@ -100,50 +101,51 @@ cdef class Draft:
         cdef Py_ssize_t before = len(self.buffer)
         self.extend_to(offset)
         self.buffer[offset:offset + len(data)] = data
-        self.cover(min(offset, before), offset + len(data))
+        self.mark_dirty(min(offset, before), offset + len(data))
         return 0
 
     cdef int truncate(self, Py_ssize_t size) except -1:
         cdef Py_ssize_t before = len(self.buffer)
         if size > before:
             self.extend_to(size)
-            self.cover(before, size)
+            self.mark_dirty(before, size)
         else:
             del self.buffer[size:]
             self.whole = True
         return 0
 
     cdef object take(self):
-        """Turn the dirty bytes into a flight and return what its WRITE has to carry."""
+        """Begin a writeback of the dirty bytes and return the fields of its WRITE message."""
         cdef Py_ssize_t low = 0 if self.whole else self.low
         cdef Py_ssize_t high = len(self.buffer) if self.whole else self.high
-        # As Unpublished(...) does, without a Python function in between.
-        taken = tuple.__new__(Unpublished, (low, cut(self.buffer, low, high), self.whole))
-        self.flights.append((low, high, self.whole))
+        # Unpublished(...), without the cost of its Python-level __new__.
+        taken = tuple.__new__(Unpublished, (low, copy_range(self.buffer, low, high), self.whole))
+        self.in_flight.append((low, high, self.whole))
         self.whole = False
         self.low = self.high = 0
         self.since_ns = 0
         return taken
 
-    cdef int put_back(self) except -1:
-        """Make the bytes of the last flight dirty again, those that were not cut off meanwhile."""
-        low, high, whole = self.flights.pop()
+    cdef int redirty(self) except -1:
+        """End the last writeback: its bytes are dirty again, as far as the file still has them."""
+        low, high, whole = self.in_flight.pop()
         self.whole = self.whole or whole
         high = min(high, len(self.buffer))
         if high > low:
-            self.cover(low, high)
+            self.mark_dirty(low, high)
         return 0
 
     cdef int rebase(self, bytes content, bint sparse) except -1:
-        """Take over *content* as published, under what is dirty or in flight.
+        """Replace the published content by *content*, below the dirty and in-flight ranges.
 
-        *sparse* content has a size but no bytes, and a WRITE of a range would lose that size.
+        A *sparse* content has a size but no bytes; a WRITE of a range would lose that size, so the
+        whole file becomes dirty.
         """
         cdef bytearray written
         if not self.is_replacing():
             written = self.buffer
             self.buffer = bytearray(content)
-            for low, high, _ in self.flights:
+            for low, high, _ in self.in_flight:
                 self.overlay(written, low, high)
             self.overlay(written, self.low, self.high)
         if sparse and self.is_dirty():
@@ -151,12 +153,12 @@ cdef class Draft:
         return 0
 
     cdef bint is_replacing(self) except? True:
-        """Tell whether a publication under way, or the next one, replaces everything."""
-        return self.whole or any([whole for _, _, whole in self.flights])
+        """Tell whether a writeback, or the next one, replaces the whole file."""
+        return self.whole or any([whole for _, _, whole in self.in_flight])
 
     cdef int overlay(self, bytearray written, Py_ssize_t low, Py_ssize_t high) except -1:
-        """Put written[low:high] at its place."""
+        """Copy written[low:high] to the same range of the buffer."""
         if high > low:
             self.extend_to(low)
-            self.buffer[low:high] = cut(written, low, high)
+            self.buffer[low:high] = copy_range(written, low, high)
         return 0

@@ -4,17 +4,17 @@ from typing import final
 from pmxcfs._content import Unpublished
 from pmxcfs.messages import Record
 
-__pyx_capi__: dict[str, object]  # what a cimport looks the C interface up in
+__pyx_capi__: dict[str, object]  # the C interface, for cimport
 
 @final
 class Entry:
     """One inode: a file or a directory."""
 
-    node: int  # the kernel's id for it, kept for the FUSE edge; 0 until it gives one
+    node: int  # the FUSE node id, set by the fuse package; 0: none assigned
     @property
-    def listing_version(self) -> int: ...  # of a directory: counts its names that come and go
+    def listing_version(self) -> int: ...  # of a directory: counts added and removed names
     @property
-    def inode(self) -> int: ...  # the database's number; the root's is 0
+    def inode(self) -> int: ...  # the inode number in the database; 0 is the root
     @property
     def version(self) -> int: ...
     @property
@@ -26,34 +26,34 @@ class Entry:
     @property
     def name(self) -> str: ...
     @property
-    def parent(self) -> Entry | None: ...  # None for the root and for what is not in the tree
+    def parent(self) -> Entry | None: ...  # None for the root and for a detached entry
     @property
     def is_directory(self) -> bool: ...
     @property
     def is_attached(self) -> bool: ...  # reachable from the root (the root itself included)
     @property
-    def is_orphan(self) -> bool: ...  # removed here while it is open: never published again
+    def is_orphan(self) -> bool: ...  # removed on this node while open: never published again
     @property
-    def private(self) -> bool: ...  # priv or nodes/NAME/priv, or below; stays when detached
+    def private(self) -> bool: ...  # is or is below priv or nodes/NAME/priv; kept when detached
     @property
-    def path(self) -> str: ...  # '' for the root; of a detached entry the path it had last
+    def path(self) -> str: ...  # '' for the root; of a detached entry its last path
     @property
-    def content(self) -> bytes: ...  # published bytes; zeros where only a size is known
+    def content(self) -> bytes: ...  # published content; zeros if sparse
     @property
-    def stored(self) -> bytes | None: ...  # for the database: None where only a size is known
+    def stored(self) -> bytes | None: ...  # for the database: None if a directory or sparse
     @property
     def size(self) -> int: ...  # published size
     @property
     def child_count(self) -> int: ...
     def child(self, name: str) -> Entry | None: ...
     def children(self) -> list[Entry]: ...
-    # What readers on this node see: the published content under the unpublished writes.
+    # The content that readers on this node see: dirty bytes on top of the published content.
     @property
-    def has_draft(self) -> bool: ...  # what readers see is not, or not yet, published
+    def has_draft(self) -> bool: ...  # dirty, in writeback, or an orphan with writes
     @property
-    def has_unpublished(self) -> bool: ...  # bytes that no WRITE carries yet
+    def has_unpublished(self) -> bool: ...  # dirty bytes to be published
     @property
-    def unpublished_since_ns(self) -> int: ...  # time of the first of them; 0 if none
+    def unpublished_since_ns(self) -> int: ...  # when the entry became dirty; 0 if clean
     @property
     def visible_size(self) -> int: ...
     def read(self, offset: int, size: int) -> bytes: ...
@@ -66,18 +66,18 @@ class Tree:
     @property
     def root(self) -> Entry: ...
     @property
-    def version(self) -> int: ...  # the root's
+    def version(self) -> int: ...  # of the root
     @property
     def entry_count(self) -> int: ...  # without the root
     @property
     def content_bytes(self) -> int: ...  # sum of published sizes
     @property
-    def unpublished_growth(self) -> int: ...  # by which visible sizes exceed published ones
-    def load(self, records: Iterable[Record]) -> None: ...  # only into a fresh tree
+    def unpublished_growth(self) -> int: ...  # sum of visible minus published sizes
+    def load(self, records: Iterable[Record]) -> None: ...  # only into an empty tree
     def find(self, path: str) -> Entry | None: ...
     def find_parent(self, path: str) -> tuple[Entry | None, str]: ...  # root: (None, "")
     def get(self, inode: int) -> Entry | None: ...
-    # Published mutations. Each raises the version by one and stamps it, writer and mtime.
+    # Published mutations. Each raises the version by one and stamps version, writer and mtime.
     def create(self, parent: Entry, name: str, type: int, *, writer: int, mtime: int) -> Entry: ...
     def write(
         self, entry: Entry, offset: int, data: bytes, *, truncate: bool, writer: int, mtime: int
@@ -88,7 +88,7 @@ class Tree:
     def remove(self, entry: Entry, *, writer: int, mtime: int) -> None: ...
     def drop(self, entry: Entry) -> None: ...  # no new version
     def touch(self, entry: Entry, *, writer: int, mtime: int) -> None: ...
-    # Saving. The root is in neither; its row is the version row.
+    # Saving. unsaved() and rollback() leave out the root, whose row is the version row.
     @property
     def has_unsaved(self) -> bool: ...
     @property
@@ -96,17 +96,18 @@ class Tree:
     def unsaved(self) -> dict[int, Entry | None]: ...
     def mark_saved(self) -> None: ...
     def rollback(self) -> dict[Entry, str]: ...
-    # Unpublished content. Every WRITE taken ends with finish or discard; finish comes after, or
-    # in the same hold of the lock just before (cheaper), the WRITE is applied. now_ns never falls.
+    # Unpublished content. Each writeback (take) ends with finish, put_back or discard. Call finish
+    # after the WRITE is applied, or (cheaper) just before while holding the lock throughout.
+    # now_ns must not decrease from call to call.
     def write_unpublished(self, entry: Entry, offset: int, data: bytes, *, now_ns: int) -> None: ...
     def truncate_unpublished(self, entry: Entry, size: int, *, now_ns: int) -> None: ...
     def take_unpublished(self, entry: Entry) -> Unpublished | None: ...
     def put_back_unpublished(self, entry: Entry, now_ns: int) -> None: ...
     def finish_unpublished(self, entry: Entry) -> None: ...
-    def discard_unpublished(self, entry: Entry) -> None: ...  # dirty and in flight
+    def discard_unpublished(self, entry: Entry) -> None: ...  # dirty bytes and writebacks
     def orphan(self, entry: Entry) -> None: ...
-    def unpublished(self) -> list[Entry]: ...  # oldest first
-    # Comparing with other nodes.
+    def unpublished(self) -> list[Entry]: ...  # dirty longest first
+    # Comparison with other nodes.
     def checksum(self) -> bytes: ...
     def entry_checksum(self, entry: Entry) -> bytes: ...
     def index(self) -> bytes: ...

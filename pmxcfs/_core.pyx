@@ -1,17 +1,17 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""The inode table: entries, their published content, and what is still unpublished.
+"""The inode table: entries with their published content and their unpublished writes.
 
-``Tree`` is one version of the configuration tree: a directory per dict, an entry per inode, totals
-kept as it changes. It knows nothing of quorum, limits, guests or locks: whoever calls decides what
-is allowed, the tree only refuses what it could not represent (ValueError, OverflowError).
+``Tree`` is the configuration tree at one version: one ``Entry`` per inode, a dict of children per
+directory, and running totals. It knows nothing of quorum, limits, guests or locks. The caller
+decides what is allowed; the tree refuses only what it can't represent (ValueError, OverflowError).
+Content has two layers. The *published* content is in the database, on other nodes and in checksums.
+A ``Draft`` adds the unpublished (dirty) writes of this node; readers on this node see the draft.
 
-Two layers of content: *published* is what the database, other nodes, versions and checksums know;
-a ``Draft`` holds what local writers have added to a file since, and readers on this node see it.
-
-Threads: each method is atomic under the GIL but ``checksum`` and ``index``, which may let others
-run while they hash; callers hold one lock over whatever belongs together. No clock, no files.
-Invariants: a detached directory is empty, an inode is in the table exactly while it is attached,
-``private`` follows from the position, and the root is inode 0.
+Threads: each method is atomic under the GIL, but ``checksum`` and ``index`` may release it while
+they hash. The caller holds the tree's lock across calls that belong together. No clock.
+Invariants: a detached directory is empty; the table has an inode exactly while its entry is
+attached; ``private`` follows from the path; the root has inode 0.
+Contract: docs/spec/storage.md, "Versions" and "Checksums and index".
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import struct
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from pmxcfs._content cimport Draft, as_size, cut, end_of, splice
+from pmxcfs._content cimport Draft, as_size, copy_range, end_of, splice
 
 from pmxcfs.errors import Failed
 from pmxcfs.messages import EntryType
@@ -29,9 +29,9 @@ from pmxcfs.text import to_bytes, to_text
 cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
-cdef Py_ssize_t FOUND_AT_MOST = 4096  # paths that are remembered until anything is removed
+cdef Py_ssize_t PATH_CACHE_LIMIT = 4096  # entries of the cache of path lookups
 
-# Layouts of storage.md, "Checksums and index".
+# Layouts of docs/spec/storage.md, "Checksums and index".
 _INODE = struct.Struct("<Q")
 _META = struct.Struct("<QIIIBQ")  # version, writer, mtime, size, type, parent
 _INDEX_HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
@@ -111,7 +111,7 @@ cdef class Entry:
         cdef Py_ssize_t start = as_size(offset)
         cdef Py_ssize_t stop = start + as_size(size)
         if self._draft is not None:
-            return cut(self._draft.buffer, start, stop)
+            return copy_range(self._draft.buffer, start, stop)
         cdef bytes content = self.content
         return content if start == 0 and stop >= len(content) else content[start:stop]
 
@@ -119,35 +119,35 @@ cdef class Entry:
         return self._size > 0 and len(self._data) == 0
 
     cdef tuple state(self):
-        """Return what ``Tree.rollback`` needs to put this entry back."""
+        """Return the undo state of this entry, for ``Tree.rollback``."""
         stamp = self.version, self.writer, self.mtime
         return self.parent, self.name, stamp, self._data, self._size
 
     cdef int restore(self, tuple state) except -1:
-        """Take back everything of *state* but the position."""
+        """Restore everything in *state* but the parent and the name."""
         _, _, stamp, self._data, self._size = state
         self.version, self.writer, self.mtime = stamp
-        self._line = None
+        self._index_line = None
         return 0
 
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1:
         self.version = version
         self.writer = writer
         self.mtime = mtime
-        self._line = None
+        self._index_line = None
         return 0
 
     cdef bytes meta(self):
-        """Return what a checksum covers of this entry, without inode and content."""
+        """Return the bytes of this entry that a checksum covers, without inode and content."""
         parent = 0 if self.parent is None else self.parent.inode
         fields = _META.pack(self.version, self.writer, self.mtime, self._size, self.type, parent)
         return fields + to_bytes(self.name)
 
-    cdef bytes line(self):
-        """Return what the index has for this entry: inode and digest."""
-        if self._line is None:
-            self._line = _INODE.pack(self.inode) + digest_of(self, False)
-        return self._line
+    cdef bytes index_line(self):
+        """Return this entry's part of the index: inode and digest. Cached until it changes."""
+        if self._index_line is None:
+            self._index_line = _INODE.pack(self.inode) + digest_of(self, False)
+        return self._index_line
 
 
 cdef Entry new_entry(uint64_t inode, uint8_t type):
@@ -158,7 +158,7 @@ cdef Entry new_entry(uint64_t inode, uint8_t type):
 
 
 cdef bint is_private_place(Entry parent, str name) except -1:
-    """Tell whether *name* in *parent* is below ``priv`` or ``nodes/NAME/priv``, or one of them."""
+    """Tell whether *name* in *parent* is ``priv`` or ``nodes/NAME/priv``, or below one of them."""
     if parent.private:
         return True
     if name != "priv":
@@ -178,7 +178,7 @@ cdef class Tree:
         self.root.version = 1
         self._keep_undo = keep_undo
         self._table = {0: self.root}
-        self._found = {}
+        self._path_cache = {}
         self._touched = {}
         self._dirty = {}
 
@@ -191,29 +191,29 @@ cdef class Tree:
         return len(self._table) - 1
 
     def load(self, records):
-        """Fill a fresh tree from *records* in any order; after a ValueError it is of no use."""
+        """Fill an empty tree from *records* in any order; after a ValueError it is unusable."""
         if len(self._table) > 1 or self._touched:
-            raise ValueError("only an empty tree can be loaded")
+            raise ValueError("records can be loaded only into an empty tree")
         cdef Entry entry, parent
         cdef list entries = [], parents = []
         for record in records:
             if record.inode == 0:
                 self.root.stamp(record.version, record.writer, record.mtime)
             else:
-                entries.append(self.admit(record))
+                entries.append(self.add_record(record))
                 parents.append(record.parent)
         for entry, inode in zip(entries, parents):
             parent = self._table.get(inode)
             if parent is None:
-                raise ValueError(f"inode {entry.inode} has no directory to be in")
+                raise ValueError(f"inode {entry.inode} has a missing parent {inode}")
             self.check_free(parent, entry.name)
             self.link(entry, parent, entry.name)
-        self.settle_positions(len(entries))
+        self.set_private_flags(len(entries))
 
-    cdef Entry admit(self, record):
-        """Put a record's entry into the table, named but without a position."""
+    cdef Entry add_record(self, record):
+        """Add a record's entry to the table, named but not yet linked to its parent."""
         if record.inode in self._table:
-            raise ValueError(f"inode {record.inode} is there twice")
+            raise ValueError(f"inode {record.inode} appears twice")
         if record.type != DIRECTORY and record.type != FILE:
             raise ValueError(f"inode {record.inode} has unknown type {record.type}")
         cdef Entry entry = new_entry(record.inode, record.type)
@@ -227,8 +227,8 @@ cdef class Tree:
         self._table[record.inode] = entry
         return entry
 
-    cdef int settle_positions(self, Py_ssize_t expected) except -1:
-        """Set from the root down what follows from the position, and count what is reached."""
+    cdef int set_private_flags(self, Py_ssize_t expected) except -1:
+        """Set ``private`` from the root down and check that *expected* entries are reached."""
         cdef list waiting = [self.root]
         cdef Py_ssize_t reached = -1
         cdef Entry entry
@@ -239,27 +239,27 @@ cdef class Tree:
                 entry.private = is_private_place(entry.parent, entry.name)
             waiting.extend(entry.children())
         if reached != expected:
-            raise ValueError(f"{expected - reached} entries are their own ancestors")
+            raise ValueError(f"{expected - reached} entries are in or below a directory cycle")
         return 0
 
     cpdef Entry find(self, str path):
-        """Return the entry at *path*, or None."""
-        cdef Entry entry = self._found.get(path)
+        """Return the entry at *path*, or None. Empty path components are ignored."""
+        cdef Entry entry = self._path_cache.get(path)
         if entry is None:
             entry = self.walk(path.split("/"))
             if entry is not None:
-                if len(self._found) >= FOUND_AT_MOST:
-                    self._found.clear()
-                self._found[path] = entry
+                if len(self._path_cache) >= PATH_CACHE_LIMIT:
+                    self._path_cache.clear()
+                self._path_cache[path] = entry
         return entry
 
     cpdef tuple find_parent(self, str path):
-        """Return (entry or None, last name): where *path* is to be; for the root (None, "")."""
+        """Return (parent entry or None, last name) of *path*; for the root (None, "")."""
         directory, _, name = path.rstrip("/").rpartition("/")
         return (self.find(directory), name) if name else (None, "")
 
     cdef Entry walk(self, list names):
-        """Follow *names* from the root; empty ones do not count."""
+        """Look up *names* one after the other from the root; skip empty names."""
         cdef Entry entry = self.root
         cdef str name
         for name in names:
@@ -279,7 +279,7 @@ cdef class Tree:
 
     def create(self, Entry parent not None, str name not None, uint8_t type, *,
                uint32_t writer, uint32_t mtime):
-        """Make an empty file or directory; its inode is the new version."""
+        """Create an empty file or directory; its inode is the tree's new version."""
         self.check_attached(parent)
         self.check_free(parent, name)
         if type != DIRECTORY and type != FILE:
@@ -287,34 +287,34 @@ cdef class Tree:
         if self.root.version + 1 in self._table:
             raise Failed(f"inode {self.root.version + 1} for {name!r} is in use already")
         cdef Entry entry = new_entry(self.root.version + 1, type)
-        self.sign(entry, writer, mtime)
+        self.begin_mutation(entry, writer, mtime)
         self.attach(entry, parent, name)
         return entry
 
     def write(self, Entry entry not None, offset, bytes data not None, *,
               bint truncate, uint32_t writer, uint32_t mtime):
-        """Put *data* at *offset*; with *truncate* the file ends behind it."""
+        """Write *data* at *offset* (bytes); if *truncate*, cut the file off behind *data*."""
         self.check_file(entry)
         self.check_attached(entry)
         cdef Py_ssize_t start = as_size(offset)
         cdef Py_ssize_t end = end_of(start, data)
         cdef bytes content
         if len(entry._data) == 0 and len(data) == 0:
-            content = b""  # a size without bytes, which C nodes send (cluster.md, "Messages")
+            content = b""  # a size without bytes, as C nodes send it (cluster.md, "Messages")
         else:
             content = splice(entry._data, start, data, truncate)
             end = len(content)
-        self.sign(entry, writer, mtime)
+        self.begin_mutation(entry, writer, mtime)
         self.content_bytes += end - entry._size
         entry._data = content
         entry._size = end
-        self.follow(entry)
+        self.rebase_draft(entry)
 
     def rename(self, Entry entry not None, Entry parent not None, str name not None, *,
                uint32_t writer, uint32_t mtime):
-        """Move an entry to *name* in *parent*; return what stood there, detached, or None.
+        """Move an entry to *name* in *parent*; return the replaced entry, detached, or None.
 
-        Neither a moved nor a replaced directory may have entries.
+        A moved and a replaced directory must be empty, else ValueError.
         """
         self.check_leaf(entry)
         self.check_attached(parent)
@@ -325,7 +325,7 @@ cdef class Tree:
             self.check_leaf(replaced)
         if parent is entry or replaced is entry:
             raise ValueError(f"{entry.path!r} can't be moved onto or into itself")
-        self.sign(entry, writer, mtime)
+        self.begin_mutation(entry, writer, mtime)
         if replaced is not None:
             self.detach(replaced)
         self.detach(entry)
@@ -333,9 +333,9 @@ cdef class Tree:
         return replaced
 
     def remove(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
-        """Remove a file or an empty directory; only the root is stamped."""
+        """Remove a file or an empty directory; only the root gets a new stamp."""
         self.check_leaf(entry)
-        self.advance(writer, mtime)
+        self.raise_version(writer, mtime)
         self.detach(entry)
 
     def drop(self, Entry entry not None):
@@ -344,27 +344,27 @@ cdef class Tree:
         self.detach(entry)
 
     def touch(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
-        """Set the modification time."""
+        """Set the modification time, in seconds."""
         self.check_attached(entry)
-        self.sign(entry, writer, mtime)
+        self.begin_mutation(entry, writer, mtime)
 
-    cdef int sign(self, Entry entry, uint32_t writer, uint32_t mtime) except -1:
+    cdef int begin_mutation(self, Entry entry, uint32_t writer, uint32_t mtime) except -1:
         """Begin a mutation of *entry*: raise the version, stamp entry and root."""
-        self.advance(writer, mtime)
-        self.touched(entry)
+        self.raise_version(writer, mtime)
+        self.note_unsaved(entry)
         entry.stamp(self.root.version, writer, mtime)
         return 0
 
-    cdef int advance(self, uint32_t writer, uint32_t mtime) except -1:
+    cdef int raise_version(self, uint32_t writer, uint32_t mtime) except -1:
         """Raise the version and stamp the root."""
         if self.root.version == LAST_VERSION:
-            raise Failed("the tree's version can't be raised any more")
-        self.touched(self.root)
+            raise Failed("the tree has reached the highest possible version")
+        self.note_unsaved(self.root)
         self.root.stamp(self.root.version + 1, writer, mtime)
         return 0
 
-    cdef int touched(self, Entry entry) except -1:
-        """Note that *entry* is about to differ from what is saved."""
+    cdef int note_unsaved(self, Entry entry) except -1:
+        """Record *entry* as unsaved, with its undo state. Call before changing it."""
         if entry not in self._touched:
             self._touched[entry] = entry.state() if self._keep_undo else None
         return 0
@@ -376,23 +376,23 @@ cdef class Tree:
         return 0
 
     cdef int link(self, Entry entry, Entry parent, str name) except -1:
-        """Put *entry* into *parent*, counted, everything else left to the caller."""
+        """Link *entry* as *name* in *parent* and count its size; change no table, no undo."""
         if parent._children is None:
             parent._children = {}
         parent._children[name] = entry
         parent.listing_version += 1
-        entry.listing_version += 1  # its ".." is another one
+        entry.listing_version += 1  # its ".." changes
         entry.parent = parent
         entry.name = name
         entry._last_path = None
-        entry._line = None
+        entry._index_line = None
         self.content_bytes += entry._size
         return 0
 
     cdef int detach(self, Entry entry) except -1:
-        self.touched(entry)
+        self.note_unsaved(entry)
         entry._last_path = entry.path
-        self._found.clear()
+        self._path_cache.clear()
         del entry.parent._children[entry.name]
         entry.parent.listing_version += 1
         del self._table[entry.inode]
@@ -406,16 +406,16 @@ cdef class Tree:
         return 0
 
     cdef int check_leaf(self, Entry entry) except -1:
-        """Check that *entry* can be taken out of its directory."""
+        """Check that *entry* can be detached: not the root, and without children."""
         self.check_attached(entry)
         if entry.inode == 0 or entry.child_count:
             raise ValueError(f"{entry!r} is the root or has entries")
         return 0
 
     cdef int check_free(self, Entry parent, str name) except -1:
-        """Check that *name* can be a new entry of *parent*."""
+        """Check that *parent* can have a new entry *name*."""
         if parent.type != DIRECTORY or not name or "/" in name or parent.child(name) is not None:
-            raise ValueError(f"{name!r} can't be made in {parent!r}")
+            raise ValueError(f"{name!r} can't be created in {parent!r}")
         return 0
 
     cdef int check_file(self, Entry entry) except -1:
@@ -428,7 +428,7 @@ cdef class Tree:
     def unsaved(self):
         """Return {inode: entry to write, or None to delete} since the last mark_saved.
 
-        The root is not in it. What was made and removed since is a deletion of no row.
+        The root is left out. An entry created and removed since is a deletion without a row.
         """
         return {entry.inode: None if entry.parent is None else entry
                 for entry in self._touched if entry is not self.root}
@@ -442,13 +442,13 @@ cdef class Tree:
         return sum([(<Entry>entry)._size for entry in self._touched])
 
     cpdef object mark_saved(self):
-        """Forget how to undo: everything so far is saved."""
+        """Mark everything as saved and drop the undo log."""
         self._touched = {}
 
     def rollback(self):
-        """Go back to the last mark_saved; return {entry: path until now} of what this touched.
+        """Undo everything since the last mark_saved; return {changed entry: path until now}.
 
-        Unpublished bytes stay, over the content that is published again.
+        Drafts keep their dirty bytes on top of the restored content.
         """
         cdef Entry entry
         cdef tuple state
@@ -463,7 +463,7 @@ cdef class Tree:
             entry.restore(state)
             if state[0] is not None:
                 self.attach(entry, state[0], state[1])
-            self.follow(entry)
+            self.rebase_draft(entry)
         self.mark_saved()
         return undone
 
@@ -471,7 +471,7 @@ cdef class Tree:
 
     def write_unpublished(self, Entry entry not None, offset, bytes data not None, *,
                           int64_t now_ns):
-        """Let readers here see *data* at *offset*, zeros in a gap; no data changes nothing."""
+        """Write *data* at *offset* to the draft, zeros in a gap; empty *data* has no effect."""
         cdef Py_ssize_t start = as_size(offset)
         end_of(start, data)
         if data:
@@ -479,15 +479,15 @@ cdef class Tree:
             self.note_dirty(entry, now_ns)
 
     def truncate_unpublished(self, Entry entry not None, size, *, int64_t now_ns):
-        """Let readers here see *size* bytes; unless it grows, the file is published whole."""
+        """Cut or extend the draft to *size* bytes; unless it grows, all of it becomes dirty."""
         cdef Py_ssize_t end = as_size(size)
         self.draft_of(entry).truncate(end)
         self.note_dirty(entry, now_ns)
 
     cpdef object take_unpublished(self, Entry entry):
-        """Return what the next WRITE has to carry, or None; readers go on seeing it.
+        """Begin a writeback: return the dirty bytes for a WRITE, or None if there are none.
 
-        It must be applied before any that is taken later, and ends with one of the three below.
+        Writebacks are applied in the order taken; each ends with one of the next three methods.
         """
         if not entry.has_unpublished:
             return None
@@ -495,39 +495,39 @@ cdef class Tree:
         return entry._draft.take()
 
     cpdef object put_back_unpublished(self, Entry entry, int64_t now_ns):
-        """Take back the WRITE that was taken last, if no discard came first: it never was sent."""
-        if entry._draft is not None and entry._draft.flights:
-            entry._draft.put_back()
+        """Redirty the bytes of the last writeback, whose WRITE was not sent, unless discarded."""
+        if entry._draft is not None and entry._draft.in_flight:
+            entry._draft.redirty()
             self.note_dirty(entry, now_ns)
 
     cpdef object finish_unpublished(self, Entry entry):
-        """Settle the oldest WRITE taken, if no discard came first: it was, or now is, applied."""
-        if entry._draft is not None and entry._draft.flights:
-            entry._draft.flights.pop(0)
+        """End the oldest writeback, whose WRITE was or is now applied, unless discarded."""
+        if entry._draft is not None and entry._draft.in_flight:
+            entry._draft.in_flight.pop(0)
             if entry._draft.is_needed():
-                self.follow(entry)
+                self.rebase_draft(entry)
             else:
                 self.discard_unpublished(entry)
 
     cpdef object discard_unpublished(self, Entry entry):
-        """Show readers the published content again, whatever was written since or is under way."""
+        """Drop the draft, dirty bytes and writebacks: readers see the published content again."""
         self._dirty.pop(entry, None)
         if entry._draft is not None:
             self.unpublished_growth -= entry._draft.growth
             entry._draft = None
 
     cpdef object orphan(self, Entry entry):
-        """Never publish what is written to *entry*: it was removed here while it is open."""
+        """Mark an open entry as removed on this node: its dirty bytes are never published."""
         entry.is_orphan = True
         self._dirty.pop(entry, None)
-        self.weigh(entry)
+        self.update_growth(entry)
 
     def unpublished(self):
-        """Return the entries with bytes that no WRITE carries yet, oldest first."""
+        """Return the dirty entries, the one dirty for the longest time first."""
         return list(self._dirty)
 
     cdef Draft draft_of(self, Entry entry):
-        """Return the file's draft, which starts as the published content."""
+        """Return the file's draft; create it from the published content if there is none."""
         self.check_file(entry)
         if entry._draft is None:
             entry._draft = Draft.__new__(Draft)
@@ -536,20 +536,20 @@ cdef class Tree:
         return entry._draft
 
     cdef int note_dirty(self, Entry entry, int64_t now_ns) except -1:
-        """Note that what is visible has changed here."""
+        """Record a dirty entry, since *now_ns* if it was clean, and count its growth."""
         if not entry.is_orphan and entry not in self._dirty:
             self._dirty[entry] = None
             entry._draft.since_ns = now_ns
-        return self.weigh(entry)
+        return self.update_growth(entry)
 
-    cdef int follow(self, Entry entry) except -1:
-        """Adapt the draft, if there is one, to what is published now."""
+    cdef int rebase_draft(self, Entry entry) except -1:
+        """Rebase the draft, if there is one, onto the published content."""
         if entry._draft is not None:
             entry._draft.rebase(entry.content, entry.is_sparse())
-        return self.weigh(entry)
+        return self.update_growth(entry)
 
-    cdef int weigh(self, Entry entry) except -1:
-        """Bring the growth in line with the draft's size; an orphan's does not count."""
+    cdef int update_growth(self, Entry entry) except -1:
+        """Count by how much the draft exceeds the published content; an orphan counts 0."""
         cdef Draft draft = entry._draft
         cdef Py_ssize_t growth = 0
         if draft is not None:
@@ -562,10 +562,10 @@ cdef class Tree:
     # Comparing with other nodes.
 
     def checksum(self):
-        """Return the state checksum (32 bytes); its cost is the tree's size."""
+        """Return the state checksum (32 bytes). Hashes the whole tree."""
         digest = hashlib.sha256()
         for inode in sorted(self._table):
-            feed(digest, self._table[inode], True)
+            hash_entry(digest, self._table[inode], True)
         return digest.digest()
 
     def entry_checksum(self, Entry entry not None):
@@ -573,7 +573,7 @@ cdef class Tree:
         return digest_of(entry, True)
 
     def index(self):
-        """Return the index that nodes compare in a sync; entries are hashed only once."""
+        """Return the index, which nodes compare in a round. Hashes changed entries only."""
         cdef list inodes = sorted(self._table)
         cdef Entry entry = self.root
         total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
@@ -581,18 +581,18 @@ cdef class Tree:
             entry.version, inodes[-1], entry.writer, entry.mtime, len(inodes), total)]
         for inode in inodes:
             entry = self._table[inode]
-            lines.append(entry.line())
+            lines.append(entry.index_line())
         return b"".join(lines)
 
 
 cdef bytes digest_of(Entry entry, bint with_inode):
     digest = hashlib.sha256()
-    feed(digest, entry, with_inode)
+    hash_entry(digest, entry, with_inode)
     return digest.digest()
 
 
-cdef int feed(object digest, Entry entry, bint with_inode) except -1:
-    """Hash one entry as storage.md lays it out."""
+cdef int hash_entry(object digest, Entry entry, bint with_inode) except -1:
+    """Hash one entry in the layout of storage.md."""
     if with_inode:
         digest.update(_INODE.pack(entry.inode))
     digest.update(entry.meta())

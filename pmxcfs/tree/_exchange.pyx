@@ -1,9 +1,10 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""What becoming another node's tree does to the inode table: finding what differs, and the swap.
+"""The inner loops of an adoption: comparing the inode table with an index, and the swap.
 
-Decides nothing and checks nothing: ``adoption`` has planned every step and knows that the outcome
-is a tree. What stays the same costs one comparison of digests and nothing in the swap.
-Threads: the caller holds the tree's lock.
+No decisions and no checks: ``adoption`` has planned every step and has checked that the result is
+a tree. An unchanged entry costs one comparison of digests, and nothing in the swap.
+Threads: ``exchange`` needs the tree's lock. The other functions only read; the published tree must
+not change while they run.
 """
 
 from libc.stdint cimport uint64_t
@@ -14,73 +15,73 @@ from pmxcfs.text import to_text
 
 
 def differing(Tree tree not None, dict digests not None):
-    """Return the inodes of *digests* that *tree* lacks or has with another digest."""
+    """Return the inodes in *digests* that *tree* lacks or has with another digest."""
     cdef list found = []
     cdef Entry entry
     cdef bytes digest
     for inode, digest in digests.items():
         entry = tree._table.get(inode)
-        if entry is None or not entry.line().endswith(digest):
+        if entry is None or not entry.index_line().endswith(digest):
             found.append(inode)
     return found
 
 
-def lacking(Tree tree not None, dict digests not None):
+def entries_not_in(Tree tree not None, dict digests not None):
     """Return the entries of *tree* whose inodes are not in *digests*."""
     return [entry for inode, entry in tree._table.items() if inode not in digests]
 
 
-def highest_version(Tree tree not None, set besides not None):
-    """Return the highest version of an entry whose inode is not in *besides*, 0 without any."""
+def highest_version(Tree tree not None, set excluded not None):
+    """Return the highest version of an entry whose inode is not in *excluded*; 0 if none."""
     cdef uint64_t highest = 0
     cdef Entry entry
     for inode, entry in tree._table.items():
-        if entry.version > highest and inode not in besides:
+        if entry.version > highest and inode not in excluded:
             highest = entry.version
     return highest
 
 
-def made_of(list records not None, set sparse not None):
-    """Return a new entry for each record, in no tree yet.
+def new_entries(list records not None, set sparse not None):
+    """Return a new, detached entry for each record.
 
-    Those with an inode in *sparse* get the size of their data without the data.
+    Entries with an inode in *sparse* get the size of the record's data, but no data.
     """
     cdef list entries = []
     cdef Entry entry
     for record in records:
         entry = new_entry(record.inode, record.type)
         entry.name = to_text(record.name)
-        refill(entry, record, sparse)
+        set_record(entry, record, sparse)
         entries.append(entry)
     return entries
 
 
 def exchange(Tree tree not None, list leaving not None, list arriving not None,
              list staying not None, set sparse not None):
-    """Let entries go, come and change, each noted as unsaved.
+    """Detach, attach and update entries in one step, and record each as unsaved.
 
-    *leaving* entries are detached and keep content and draft. *arriving* are pairs (a new entry,
-    its directory's inode), directories before what they contain. *staying* are pairs (entry, its
-    new record), at the same path, drafts rebased. Inodes in *sparse* are as in ``made_of``.
+    *leaving*: entries to detach; they keep content and draft. *arriving*: pairs (new entry, inode
+    of its directory), each directory before its children. *staying*: pairs (entry, new record);
+    the path stays the same and the draft is rebased. *sparse*: as in ``new_entries``.
     """
     cdef Entry entry
     for entry in leaving:
         tree.detach(entry)
     for entry, inode in arriving:
         tree.attach(entry, tree._table[inode], entry.name)
-        tree.touched(entry)
+        tree.note_unsaved(entry)
     for entry, record in staying:
-        tree.touched(entry)
+        tree.note_unsaved(entry)
         tree.content_bytes -= entry._size
-        refill(entry, record, sparse)
+        set_record(entry, record, sparse)
         tree.content_bytes += entry._size
         if entry.inode != 0 and entry.parent.inode != record.parent:
             relink(tree, entry, tree._table[record.parent])
-        tree.follow(entry)
+        tree.rebase_draft(entry)
 
 
-cdef int refill(Entry entry, record, set sparse) except -1:
-    """Give *entry* the stamp and content of a record."""
+cdef int set_record(Entry entry, record, set sparse) except -1:
+    """Set stamp and content of *entry* from a record."""
     entry.stamp(record.version, record.writer, record.mtime)
     entry._data = record.data or b""
     entry._size = len(entry._data)
@@ -90,7 +91,7 @@ cdef int refill(Entry entry, record, set sparse) except -1:
 
 
 cdef int relink(Tree tree, Entry entry, Entry parent) except -1:
-    """Move *entry* into another directory at the same path."""
+    """Move *entry* to *parent*, the new directory at the path of its old one."""
     tree.content_bytes -= entry._size
     del entry.parent._children[entry.name]
     entry.parent.listing_version += 1

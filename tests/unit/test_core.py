@@ -1,4 +1,4 @@
-"""The inode table by itself: entries, published content, undo, loading, checksums."""
+"""The inode table: entries, published content, undo, loading, checksums."""
 
 import contextlib
 import hashlib
@@ -112,7 +112,7 @@ def test_a_read_is_cut_at_the_end(file: Entry) -> None:
     assert file.read(6, 1) == file.read(FOUR_GIB - 1, 10) == b""
 
 
-def test_a_size_without_bytes_is_kept_and_the_next_write_starts_empty(tree: Tree) -> None:
+def test_sparse_content_is_kept_and_the_next_write_starts_empty(tree: Tree) -> None:
     entry = make_file(tree, "f")
     tree.write(entry, 20, b"", truncate=False, **BY)
     assert (entry.size, entry.content, entry.stored) == (20, bytes(20), None)
@@ -125,7 +125,7 @@ def test_a_size_without_bytes_is_kept_and_the_next_write_starts_empty(tree: Tree
     assert tree.content_bytes == 3
 
 
-def test_an_empty_write_at_offset_zero_empties_a_size_without_bytes(tree: Tree) -> None:
+def test_an_empty_write_at_offset_zero_empties_sparse_content(tree: Tree) -> None:
     entry = make_file(tree, "f")
     tree.write(entry, 20, b"", truncate=False, **BY)
     tree.write(entry, 0, b"", truncate=False, **BY)
@@ -227,15 +227,18 @@ def test_private_follows_from_the_position(tree: Tree, path: str, private: bool)
     assert plain.private is False
 
 
-# What the tree refuses to represent.
+# Operations that the tree refuses.
 
 
 @pytest.mark.parametrize(
     ("reason", "attempt"),
     [
-        ("no offset or size", lambda tree, file: tree.write(file, -1, b"", truncate=False, **BY)),
         (
-            "no offset or size",
+            "invalid offset or size",
+            lambda tree, file: tree.write(file, -1, b"", truncate=False, **BY),
+        ),
+        (
+            "invalid offset or size",
             lambda tree, file: tree.write(file, FOUR_GIB, b"", truncate=False, **BY),
         ),
         (
@@ -243,14 +246,14 @@ def test_private_follows_from_the_position(tree: Tree, path: str, private: bool)
             lambda tree, file: tree.write(file, FOUR_GIB - 1, b"x", truncate=False, **BY),
         ),
         (
-            "no offset or size",
+            "invalid offset or size",
             lambda tree, file: tree.write(file, 1 << 70, b"", truncate=False, **BY),
         ),
         ("not a file", lambda tree, file: tree.write(tree.root, 0, b"", truncate=False, **BY)),
-        ("can't be made", lambda tree, file: tree.create(file, "x", 8, **BY)),
-        ("can't be made", lambda tree, file: tree.create(tree.root, "file", 8, **BY)),
-        ("can't be made", lambda tree, file: tree.create(tree.root, "", 8, **BY)),
-        ("can't be made", lambda tree, file: tree.create(tree.root, "a/b", 8, **BY)),
+        ("can't be created", lambda tree, file: tree.create(file, "x", 8, **BY)),
+        ("can't be created", lambda tree, file: tree.create(tree.root, "file", 8, **BY)),
+        ("can't be created", lambda tree, file: tree.create(tree.root, "", 8, **BY)),
+        ("can't be created", lambda tree, file: tree.create(tree.root, "a/b", 8, **BY)),
         ("unknown type", lambda tree, file: tree.create(tree.root, "x", 5, **BY)),
         ("is the root", lambda tree, file: tree.remove(tree.root, **BY)),
         ("is the root", lambda tree, file: tree.drop(tree.root)),
@@ -258,8 +261,8 @@ def test_private_follows_from_the_position(tree: Tree, path: str, private: bool)
         ("has entries", lambda tree, file: tree.rename(tree.find("full"), tree.root, "x", **BY)),
         ("has entries", lambda tree, file: tree.rename(file, tree.root, "full", **BY)),
         ("onto or into itself", lambda tree, file: tree.rename(file, tree.root, "file", **BY)),
-        ("can't be made", lambda tree, file: tree.rename(file, tree.root, "", **BY)),
-        ("can't be made", lambda tree, file: tree.rename(file, file, "x", **BY)),
+        ("can't be created", lambda tree, file: tree.rename(file, tree.root, "", **BY)),
+        ("can't be created", lambda tree, file: tree.rename(file, file, "x", **BY)),
         (
             "onto or into itself",
             lambda tree, file: tree.rename(tree.find("empty"), tree.find("empty"), "x", **BY),
@@ -267,22 +270,28 @@ def test_private_follows_from_the_position(tree: Tree, path: str, private: bool)
         ("not in the tree", lambda tree, file: tree.touch(Tree().root, **BY)),
         ("not in the tree", lambda tree, file: tree.remove(make_file(Tree(), "f"), **BY)),
         ("not a file", lambda tree, file: tree.write_unpublished(tree.root, 0, b"x", now_ns=1)),
-        ("no offset or size", lambda tree, file: tree.write_unpublished(file, -1, b"x", now_ns=1)),
+        (
+            "invalid offset or size",
+            lambda tree, file: tree.write_unpublished(file, -1, b"x", now_ns=1),
+        ),
         (
             "do not fit",
             lambda tree, file: tree.write_unpublished(file, FOUR_GIB - 1, b"x", now_ns=1),
         ),
-        ("no offset or size", lambda tree, file: tree.truncate_unpublished(file, -1, now_ns=1)),
         (
-            "no offset or size",
+            "invalid offset or size",
+            lambda tree, file: tree.truncate_unpublished(file, -1, now_ns=1),
+        ),
+        (
+            "invalid offset or size",
             lambda tree, file: tree.truncate_unpublished(file, FOUR_GIB, now_ns=1),
         ),
         ("not a file", lambda tree, file: tree.truncate_unpublished(tree.root, 0, now_ns=1)),
-        ("no offset or size", lambda tree, file: file.read(-1, 1)),
-        ("no offset or size", lambda tree, file: file.read(0, -1)),
+        ("invalid offset or size", lambda tree, file: file.read(-1, 1)),
+        ("invalid offset or size", lambda tree, file: file.read(0, -1)),
     ],
 )
-def test_what_makes_no_tree_is_refused_and_changes_nothing(
+def test_an_invalid_operation_is_refused_and_changes_nothing(
     tree: Tree, file: Entry, reason: str, attempt: Callable[[Tree, Entry], object]
 ) -> None:
     make_file(tree, "f", make_directory(tree, "full"))
@@ -334,10 +343,10 @@ def test_an_inode_that_is_in_use_is_not_given_again(tree: Tree) -> None:
     assert make_file(tree, "x").inode == 3
 
 
-# Saving and undoing.
+# Saving and undo.
 
 
-def test_unsaved_is_what_the_database_lacks(tree: Tree, file: Entry) -> None:
+def test_unsaved_lists_the_changes_since_the_last_save(tree: Tree, file: Entry) -> None:
     assert tree.unsaved() == {}
     made = make_file(tree, "made")
     gone = make_file(tree, "gone")
@@ -428,26 +437,26 @@ def record(
 @pytest.mark.parametrize(
     ("reason", "records"),
     [
-        ("no directory to be in", [record(2, 9)]),
-        ("can't be made", [record(2, 0, type=8), record(3, 2)]),
+        ("missing parent", [record(2, 9)]),
+        ("can't be created", [record(2, 0, type=8), record(3, 2)]),
         ("twice", [record(2, 0), record(2, 0, name=b"x")]),
-        ("can't be made", [record(2, 0, name=b"x"), record(3, 0, name=b"x")]),
-        ("own ancestors", [record(2, 2)]),
-        ("own ancestors", [record(2, 3), record(3, 2)]),
+        ("can't be created", [record(2, 0, name=b"x"), record(3, 0, name=b"x")]),
+        ("directory cycle", [record(2, 2)]),
+        ("directory cycle", [record(2, 3), record(3, 2)]),
         ("unknown type", [record(2, 0, type=5)]),
         ("directory with data", [record(2, 0, data=b"x")]),
-        ("can't be made", [record(2, 0, name=b"a/b")]),
-        ("can't be made", [Record(2, 0, 1, 1, 1, 8, b"", None)]),
+        ("can't be created", [record(2, 0, name=b"a/b")]),
+        ("can't be created", [Record(2, 0, 1, 1, 1, 8, b"", None)]),
     ],
 )
-def test_records_that_make_no_tree_are_refused(
+def test_records_that_are_not_a_tree_are_refused(
     tree: Tree, reason: str, records: list[Record]
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         tree.load(records)
 
 
-def test_only_a_fresh_tree_can_be_loaded(tree: Tree, file: Entry) -> None:
+def test_only_an_empty_tree_can_be_loaded(tree: Tree, file: Entry) -> None:
     with pytest.raises(ValueError, match="empty tree"):
         tree.load([])
     assert tree.find("file") is file

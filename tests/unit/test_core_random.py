@@ -1,7 +1,7 @@
-"""Random histories: _core, guests and delivery against the oracle, after every step.
+"""Random histories of the tree, compared with the oracle after every step.
 
-Besides messages (valid ones and nonsense) a history has local writes that are published later, or
-dropped, or overtaken by messages of other nodes, and groups that are saved or rolled back.
+A history has valid and invalid messages, local writes that are published later, discarded, or
+overtaken by messages of other nodes, and groups of changes that are saved or rolled back.
 """
 
 from hypothesis import settings
@@ -59,7 +59,7 @@ File = tuple[Entry, Node]
 
 
 def record_of(entry: Entry) -> Record:
-    """What the database holds of an entry."""
+    """Return the record of an entry in the database."""
     parent = entry.parent
     assert parent is not None
     stamp = (entry.version, entry.writer, entry.mtime)
@@ -69,7 +69,7 @@ def record_of(entry: Entry) -> Record:
 
 
 class Histories(RuleBasedStateMachine):
-    """One history, lived through twice."""
+    """One history, applied to the tree and to the oracle."""
 
     files = Bundle("files")
 
@@ -78,10 +78,10 @@ class Histories(RuleBasedStateMachine):
         self.tree = Tree()
         self.guests = Guests()
         self.oracle = Oracle()
-        self.opened: list[File] = []  # stays when a file goes away
-        self.under_way: list[tuple[File, Layer]] = []  # WRITEs, in the order they were taken
+        self.opened: list[File] = []  # removed files included
+        self.under_way: list[tuple[File, Layer]] = []  # writebacks, in the order they were taken
         self.saved: dict[int, Record] = {}
-        self.paths: dict[Entry, str] = {}  # where each opened file was last in the tree
+        self.paths: dict[Entry, str] = {}  # last path of each opened file
         self.now_ns = 0
         for path in (*SKELETON, *LOCKS):
             self.apply(Mkdir(path), writer=1, mtime=0)
@@ -112,7 +112,7 @@ class Histories(RuleBasedStateMachine):
         self.deliver_write(self.under_way[0][0], offset, data, truncate)
 
     def apply(self, mutation: Mutation, *, writer: int, mtime: int) -> bool:
-        """Apply to both and compare the answers; True if it was applied."""
+        """Apply to tree and oracle and compare the errnos; return True if it was applied."""
         answer = expected = 0
         try:
             delivery.apply(self.tree, self.guests, mutation, writer=writer, mtime=mtime)
@@ -219,7 +219,7 @@ class Histories(RuleBasedStateMachine):
             self.check_reload()
 
     def check_reload(self) -> None:
-        """The saved rows must give the same tree, in whatever order."""
+        """Check that the saved rows give the same tree, in any order."""
         root = self.tree.root
         stamp = (root.version, root.writer, root.mtime)
         fresh = Tree()
@@ -236,7 +236,7 @@ class Histories(RuleBasedStateMachine):
         assert {entry.inode for entry in entries} == touched
         assert self.tree.unsaved() == {}
 
-    # What must hold at any time.
+    # Invariants.
 
     @invariant()
     def published_state_is_the_same(self) -> None:

@@ -1,4 +1,4 @@
-"""Unpublished writes: what readers here see, what is published of it, and who may interfere."""
+"""Drafts: visible content, dirty ranges, writebacks, and changes of other nodes meanwhile."""
 
 from typing import Any
 
@@ -39,13 +39,13 @@ def truncate(tree: Tree, entry: Entry, size: int, *, now_ns: int = 1) -> None:
 
 
 def publish(tree: Tree, entry: Entry, taken: Unpublished | None) -> None:
-    """Apply what was taken, as the node that took it."""
+    """Apply a writeback's WRITE and end the writeback."""
     assert taken is not None
     tree.write(entry, taken.offset, taken.data, truncate=taken.truncate, **LATER)
     tree.finish_unpublished(entry)
 
 
-def test_unpublished_bytes_are_seen_here_and_counted_nowhere_else(tree: Tree, file: Entry) -> None:
+def test_dirty_bytes_are_visible_but_not_published(tree: Tree, file: Entry) -> None:
     before = tree.checksum()
     write(tree, file, 8, b"xy")
     assert (file.read(0, 100), file.visible_size) == (b"abcdef\0\0xy", 10)
@@ -86,14 +86,14 @@ def test_a_publication_is_the_smallest_range_or_everything(
     assert tree.take_unpublished(file) is None
 
 
-def test_a_write_of_nothing_is_nothing(tree: Tree, file: Entry) -> None:
+def test_an_empty_write_changes_nothing(tree: Tree, file: Entry) -> None:
     write(tree, file, 100, b"")
     assert not file.has_unpublished
     assert tree.take_unpublished(file) is None
     assert file.visible_size == 6
 
 
-def test_files_wait_oldest_first(tree: Tree) -> None:
+def test_dirty_files_are_listed_oldest_first(tree: Tree) -> None:
     assert tree.unpublished() == []
     first, second, third = (make_file(tree, name) for name in "abc")
     write(tree, first, 0, b"x", now_ns=10)
@@ -120,7 +120,7 @@ def test_bytes_in_flight_stay_visible_and_later_ones_wait(tree: Tree, file: Entr
     assert tree.take_unpublished(file) == Unpublished(5, b"Y", False)
 
 
-def test_a_change_from_elsewhere_shows_where_nothing_was_written(tree: Tree, file: Entry) -> None:
+def test_a_change_of_another_node_shows_outside_of_dirty_ranges(tree: Tree, file: Entry) -> None:
     write(tree, file, 0, b"X")
     taken = tree.take_unpublished(file)
     write(tree, file, 4, b"Y")
@@ -135,7 +135,7 @@ def test_a_change_from_elsewhere_shows_where_nothing_was_written(tree: Tree, fil
     assert file.content == b"-\0\0\0Y"
 
 
-def test_what_is_put_back_is_taken_again(tree: Tree, file: Entry) -> None:
+def test_a_redirtied_range_is_taken_again(tree: Tree, file: Entry) -> None:
     write(tree, file, 1, b"XY", now_ns=7)
     tree.take_unpublished(file)
     write(tree, file, 4, b"Z")
@@ -148,7 +148,7 @@ def test_what_is_put_back_is_taken_again(tree: Tree, file: Entry) -> None:
     assert not file.has_unpublished
 
 
-def test_what_was_cut_off_is_not_put_back(tree: Tree, file: Entry) -> None:
+def test_bytes_that_were_cut_off_are_not_redirtied(tree: Tree, file: Entry) -> None:
     write(tree, file, 6, b"long")
     tree.take_unpublished(file)
     truncate(tree, file, 2)
@@ -156,7 +156,7 @@ def test_what_was_cut_off_is_not_put_back(tree: Tree, file: Entry) -> None:
     assert tree.take_unpublished(file) == Unpublished(0, b"ab", True)
 
 
-def test_what_was_dropped_is_not_put_back(tree: Tree, file: Entry) -> None:
+def test_discarded_bytes_are_not_redirtied(tree: Tree, file: Entry) -> None:
     write(tree, file, 0, b"X", now_ns=1)
     tree.take_unpublished(file)
     tree.discard_unpublished(file)
@@ -164,7 +164,7 @@ def test_what_was_dropped_is_not_put_back(tree: Tree, file: Entry) -> None:
     assert (file.has_unpublished, file.read(0, 9)) == (False, b"abcdef")
 
 
-def test_a_truncated_file_does_not_follow_others(tree: Tree, file: Entry) -> None:
+def test_a_truncated_file_ignores_changes_of_other_nodes(tree: Tree, file: Entry) -> None:
     truncate(tree, file, 0)
     write(tree, file, 0, b"mine")
     tree.write(file, 0, b"theirs", truncate=True, **LATER)
@@ -176,9 +176,7 @@ def test_a_truncated_file_does_not_follow_others(tree: Tree, file: Entry) -> Non
     assert file.content == file.read(0, 99) == b"mine"
 
 
-def test_what_came_between_applying_and_finishing_is_seen_afterwards(
-    tree: Tree, file: Entry
-) -> None:
+def test_a_change_between_apply_and_finish_is_seen_afterwards(tree: Tree, file: Entry) -> None:
     write(tree, file, 0, b"X")
     taken = tree.take_unpublished(file)
     assert taken is not None
@@ -233,7 +231,9 @@ def test_a_rollback_keeps_unpublished_bytes_over_the_old_content(tree: Tree, fil
     assert tree.take_unpublished(file) == Unpublished(1, b"X", False)
 
 
-def test_a_removed_file_can_still_be_written_by_who_has_it_open(tree: Tree, file: Entry) -> None:
+def test_a_removed_file_can_still_be_written_through_an_open_handle(
+    tree: Tree, file: Entry
+) -> None:
     write(tree, file, 0, b"X")
     tree.remove(file, **LATER)
     write(tree, file, 6, b"Y")
@@ -265,7 +265,7 @@ def test_a_write_in_flight_of_an_orphan_may_end(tree: Tree, file: Entry) -> None
     assert tree.unpublished_growth == 0
 
 
-def test_writing_over_a_size_without_bytes_publishes_the_size_too(tree: Tree) -> None:
+def test_a_write_to_sparse_content_publishes_the_whole_file(tree: Tree) -> None:
     entry = make_file(tree, "f")
     tree.write(entry, 6, b"", truncate=False, **LATER)
     write(tree, entry, 1, b"x")
@@ -275,7 +275,7 @@ def test_writing_over_a_size_without_bytes_publishes_the_size_too(tree: Tree) ->
     assert entry.content == b"\0x\0\0\0\0"
 
 
-def test_a_size_without_bytes_from_elsewhere_is_published_with_the_bytes(tree: Tree) -> None:
+def test_sparse_content_of_another_node_makes_the_whole_file_dirty(tree: Tree) -> None:
     entry = make_file(tree, "f")
     write(tree, entry, 1, b"x")
     tree.write(entry, 4, b"", truncate=False, **LATER)
