@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""libcpg: corosync/cpg.h."""
+"""Declarations of libcpg: corosync/cpg.h."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -27,7 +27,7 @@ cdef extern from "<corosync/cpg.h>" nogil:
         uint32_t pid
 
     struct cpg_name:
-        uint32_t length  # with the NUL
+        uint32_t length  # including the NUL
         char value[CPG_MAX_NAME_LENGTH]
 
     struct cpg_ring_id:

@@ -1,14 +1,13 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
-"""CPG binding and message marshalling.
+"""Binding to libcpg, corosync's closed process groups, and the encoding of messages.
 
-``encode`` and ``decode`` know every layout of docs/spec/cluster.md, "Messages", and decide nothing: what
-a message means, and whether it makes sense now, is for others. Bytes from peers are hostile: a
-length is compared with what is left before it is used, and what can't be read is a BadMessage.
+``encode`` and ``decode`` implement the byte layouts. They don't interpret a message or check that
+it fits the current state. Bytes from peers are untrusted: every length is compared with the number
+of remaining bytes before use, and a message that can't be decoded raises BadMessage.
 
-``Cpg`` is one connection to corosync's closed process groups. libcpg's handles are not thread-safe
-and its calls block for as long as corosync is stopped, so one thread owns an object, and the calls
-run without the GIL. One callback per ``dispatch_one``: an exception of the sink surfaces before the
-next message is taken.
+``Cpg`` is one connection to corosync. libcpg handles are not thread-safe, and libcpg calls block
+while corosync is stopped. So one thread owns a ``Cpg``, and libcpg is called without the GIL.
+Contract: docs/spec/cluster.md, "Messages".
 """
 
 import threading
@@ -21,10 +20,14 @@ from libc.string cimport memchr, memcpy, memset
 from pmxcfs._cserror cimport CS_DISPATCH_ONE_NONBLOCKING, CS_OK, after_dispatch, check, cs_error_t
 
 from pmxcfs.errors import BadMessage, OtherProtocol
-from pmxcfs.messages import Create, Delete, EntryType, Epoch, Group, Kind, LogEntry, Member, Mkdir, Mtime, Normal, Record, Rename, SetKey, State, SyncStart, Unlock, UnlockRequest, Update, UpdateComplete, Verify, VerifyRequest, Write
+from pmxcfs.messages import (
+    Create, Delete, EntryType, Epoch, Group, Kind, LogEntry, Member, Mkdir, Mtime, Normal, Record,
+    Rename, SetKey, State, SyncStart, Unlock, UnlockRequest, Update, UpdateComplete, Verify,
+    VerifyRequest, Write,
+)
 from pmxcfs.text import to_bytes, to_text
 
-cdef enum:  # the type of a message
+cdef enum:  # types of messages
     NORMAL = 0
     SYNC_START = 1
     STATE = 2
@@ -42,8 +45,8 @@ cdef enum:  # sizes in bytes
     KEY_SIZE = 256
     CHECKSUM_SIZE = 32
     LOG_TRAILING_SIZE = 4
-    MAX_LOG_STRING = 254  # its length with the NUL is one byte; the message's has four
-    FIXED_SIZE = 96  # holds all numbers of any message
+    MAX_LOG_STRING = 254  # of node, ident and tag: length with NUL is one byte on the wire
+    FIXED_SIZE = 96  # at least the size of all numbers of the longest message
 
 cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef object TREE = Group.TREE
@@ -65,18 +68,18 @@ cdef dict _BODIES = {int(kind): body for body, kind in _KINDS.items()}
 
 
 cdef struct Fixed:
-    # The numbers at the front of a message.
+    # The numbers at the start of a message, encoded.
     unsigned char bytes[FIXED_SIZE]
     Py_ssize_t size
 
 
 cdef int put(Fixed *head, uint64_t value, int width) except -1:
-    """Append *value* in *width* bytes, little endian. Raises OverflowError if it needs more."""
+    """Append *value* as *width* little-endian bytes. Raises OverflowError if it is too large."""
     cdef int index
     if width < 8 and value >> (8 * width):
         raise OverflowError(f"{value} does not fit into {width} bytes")
     if head.size + width > FIXED_SIZE:
-        raise SystemError("the numbers of a message need more room")
+        raise SystemError("FIXED_SIZE is too small for the numbers of a message")
     for index in range(width):
         head.bytes[head.size + index] = <unsigned char>((value >> (8 * index)) & 0xFF)
     head.size += width
@@ -89,17 +92,18 @@ cdef bytes finish(Fixed *head, list tail):
 
 
 def encode(message not None, *, group not None):
-    """Return the bytes of *message* as *group* has them.
+    """Return the bytes of *message* in the format of *group*.
 
-    Raises OverflowError for a number that its field can't hold, and ValueError for text with a NUL,
-    a string too long for its length, a checksum that is none, or what the group does not have.
+    Raises OverflowError if a number is too large for its field. Raises ValueError if a name or path
+    contains a NUL, a string is too long, a checksum does not have 32 bytes, or the group does not
+    have such a message.
     """
     cdef Fixed head
     head.size = 0
-    cdef type which = type(message)
-    cdef int number = NORMAL if which is Normal else _TYPES[which]
+    cdef type kind = type(message)
+    cdef int number = NORMAL if kind is Normal else _TYPES[kind]
     if number != NORMAL and group is not TREE and number not in _IN_BOTH_GROUPS:
-        raise ValueError(f"{which.__name__} does not exist in {group.cpg_name}")
+        raise ValueError(f"{kind.__name__} does not exist in {group.cpg_name}")
     cdef int subtype = subtype_of(type(message.body), group) if number == NORMAL else 0
     put(&head, <uint64_t>number, 2)
     put(&head, <uint64_t>subtype, 2)
@@ -133,7 +137,7 @@ cdef int put_epoch(Fixed *head, epoch) except -1:
 
 
 cdef list state_tail(Fixed *head, int number, message):
-    """Append the numbers of a state message's payload; return the rest of it."""
+    """Append the numbers of a state message's payload to *head*; return the bytes behind them."""
     if number == STATE:
         return [message.payload]
     if number == UPDATE:
@@ -158,7 +162,7 @@ cdef list record_tail(Fixed *head, record):
 
 
 cdef list tree_tail(Fixed *head, int kind, body):
-    """Append the numbers of a change of the tree; return what follows them."""
+    """Append the numbers of a change of the tree to *head*; return the bytes behind them."""
     cdef bytes path = terminated(to_bytes(body.path))
     if kind == Kind.UNLOCK or kind == Kind.UNLOCK_REQUEST:
         return [as_checksum(body.checksum), path]
@@ -166,7 +170,7 @@ cdef list tree_tail(Fixed *head, int kind, body):
     cdef bytes data = body.data if is_write else b""
     cdef bytes to = terminated(to_bytes(body.to)) if kind == Kind.RENAME else b""
     put(head, <uint64_t>len(data), 4)
-    # An mtime travels in the field of the offset.
+    # MTIME carries the new mtime in the offset field.
     put(head, body.offset if is_write else body.mtime if kind == Kind.MTIME else 0, 4)
     put(head, <uint64_t>len(path), 4)
     put(head, <uint64_t>len(to), 4)
@@ -175,7 +179,7 @@ cdef list tree_tail(Fixed *head, int kind, body):
 
 
 cdef list status_tail(Fixed *head, int subtype, body):
-    """Append the numbers of a status message; return what follows them."""
+    """Append the numbers of a status message to *head*; return the bytes behind them."""
     if subtype == LOG:
         return log_tail(head, body)
     cdef bytes key = to_bytes(body.key)
@@ -189,8 +193,8 @@ cdef list log_tail(Fixed *head, entry):
     if any([len(string) > MAX_LOG_STRING for string in strings[:3]]):
         raise ValueError(f"node, ident and tag have at most {MAX_LOG_STRING} bytes")
     if len(entry.trailing) != LOG_TRAILING_SIZE:
-        raise ValueError(f"{LOG_TRAILING_SIZE} bytes trail a log entry")
-    put(head, 0, 8)  # previous and next, which mean something only within a ring
+        raise ValueError(f"a log entry has {LOG_TRAILING_SIZE} trailing bytes")
+    put(head, 0, 8)  # offsets of the previous and next entry, unused outside of a ring
     put(head, entry.uid, 4)
     put(head, entry.time, 4)
     put(head, entry.node_digest, 8)
@@ -220,7 +224,7 @@ cdef bytes as_checksum(bytes checksum):
 
 @cython.final
 cdef class _Reader:
-    """What is left of a message. Every length off the wire ends up in ``take``."""
+    """The remaining bytes of a message. ``take`` checks every length that comes off the wire."""
 
     cdef bytes _owner
     cdef const unsigned char *_at  # owned by _owner
@@ -232,8 +236,8 @@ cdef class _Reader:
         self.left = len(data)
 
     cdef const unsigned char *take(self, uint64_t size, str what) except NULL:
-        """Return where *what* stands, *size* bytes, and go behind it. Owned by the reader."""
-        # Never an operand of an addition, and a negative length is a huge one here.
+        """Return a pointer to the next *size* bytes, owned by the reader. *what* is for errors."""
+        # The size is never added to anything; a negative length is a huge unsigned one here.
         if size > <uint64_t>self.left:
             raise BadMessage(f"{what}: {size} bytes wanted, {self.left} left")
         cdef const unsigned char *here = self._at
@@ -258,7 +262,7 @@ cdef class _Reader:
         return self.blob(<uint64_t>self.left, "rest")
 
     cdef bytes string(self, uint64_t size, str what):
-        """Take *size* bytes and return those before the first NUL, as C reads them."""
+        """Take *size* bytes and return the bytes before the first NUL, as C code reads a string."""
         cdef const unsigned char *here = self.take(size, what)
         cdef const unsigned char *nul = <const unsigned char *>memchr(here, 0, <size_t>size)
         if nul == NULL:
@@ -267,14 +271,14 @@ cdef class _Reader:
 
     cdef int end(self) except -1:
         if self.left:
-            raise BadMessage(f"{self.left} bytes too many")
+            raise BadMessage(f"{self.left} unexpected bytes at the end")
         return 0
 
 
 def decode(bytes data not None, *, group not None):
-    """Return the message that *data* is in *group*.
+    """Decode a message of *group*.
 
-    Raises OtherProtocol for one of another version, and BadMessage, which names the field.
+    Raises OtherProtocol, or BadMessage, which names the field that can't be decoded.
     """
     cdef _Reader reader = _Reader(data)
     if reader.left < HEADER_SIZE:
@@ -308,7 +312,7 @@ cdef object read_epoch(_Reader reader):
 
 
 cdef object read_state(_Reader reader, uint64_t kind, uint64_t time, epoch):
-    """Read the payload of a state message, which must end where the message does."""
+    """Decode the payload of a state message and check that no bytes follow it."""
     if kind == STATE:
         return State(time, epoch, reader.rest())
     if kind == SYNC_START:
@@ -342,7 +346,7 @@ cdef object read_record(_Reader reader):
 
 
 cdef object read_change(_Reader reader, uint64_t kind):
-    """Read a change of the tree."""
+    """Decode a change of the tree."""
     body = _BODIES.get(kind)
     if body is None:
         raise BadMessage(f"subtype {kind} does not exist in {TREE.cpg_name}")
@@ -368,7 +372,7 @@ cdef object read_change(_Reader reader, uint64_t kind):
 
 
 cdef object read_status(_Reader reader, uint64_t subtype):
-    """Read a message of the status group."""
+    """Decode the body of a message of the status group."""
     if subtype == SET_KEY:
         key = to_text(reader.string(KEY_SIZE, "key"))
         return SetKey(key, reader.rest())
@@ -378,8 +382,8 @@ cdef object read_status(_Reader reader, uint64_t subtype):
 
 
 cdef object read_log_entry(_Reader reader):
-    """Read an entry of the cluster log; its strings end with a NUL, what is before that stays."""
-    reader.take(8, "offsets")  # of the entries before and behind, in the ring that it came from
+    """Decode an entry of the cluster log. Its strings may have NULs before the final one."""
+    reader.take(8, "offsets")  # of the previous and next entry in the sender's ring
     uid = reader.number(4, "uid")
     time = reader.number(4, "time of the entry")
     node_digest = reader.number(8, "digest of the node")
@@ -399,32 +403,32 @@ cdef object read_log_entry(_Reader reader):
 cdef bytes read_log_string(_Reader reader, uint64_t size):
     cdef bytes text = reader.blob(size, "string")
     if not text.endswith(b"\0"):
-        raise BadMessage("string of a log entry without NUL")
+        raise BadMessage("string of a log entry does not end with NUL")
     return text[:-1]
 
 
 # The binding.
 
-# libqb makes its table of handles, and takes their slots, without a lock: of two threads that
-# connect at once one can lose its handle, which corosync then keeps as a member that never reads.
-cdef object _initializing = threading.Lock()
+# libqb allocates handles without a lock. If two threads connect at the same time, one can lose its
+# handle, and corosync keeps that connection as a member that never reads.
+cdef object _initialize_lock = threading.Lock()
 
 
 @cython.final
 cdef class Cpg:
-    """One connection to corosync, for one thread, which calls *sink*'s methods in ``dispatch_one``.
+    """One connection to corosync, used by one thread. ``dispatch_one`` calls *sink*'s methods.
 
-    Every method raises ClusterError or a subclass of it, and ValueError unless connected. After
-    ``Disconnected``, and to join again after a leave, it takes a new object.
+    Every method raises ClusterError (or a subclass) if libcpg fails, and ValueError if not
+    connected. After ``Disconnected``, and to join again after a leave, create a new object.
     """
 
     cdef cpg_handle_t _handle
     cdef int _fd  # owned by the library
     cdef bint _is_connected
     cdef bint _is_closed
-    cdef bint _was_called  # by libcpg, within this dispatch
+    cdef bint _was_called  # libcpg ran a callback in the current dispatch
     cdef object _sink
-    cdef object _raised  # by the sink; the dispatch that is under way raises it
+    cdef object _raised  # exception of the sink; the current dispatch_one raises it
 
     def __init__(self, sink not None):
         self._sink = sink
@@ -439,13 +443,13 @@ cdef class Cpg:
         cdef cpg_handle_t handle = 0
         cdef void *context = <void *>self  # borrowed: the object outlives its handle
         if self._is_connected or self._is_closed:
-            raise ValueError("connected before; a connection is made once")
+            raise ValueError("connect can be called only once")
         memset(&model, 0, sizeof(model))
         model.model = CPG_MODEL_V1
         model.cpg_deliver_fn = on_deliver
         model.cpg_confchg_fn = on_confchg
         model.cpg_totem_confchg_fn = on_ring
-        with _initializing:
+        with _initialize_lock:
             with nogil:
                 status = cpg_model_initialize(
                     &handle, CPG_MODEL_V1, <cpg_model_data_t *>&model, context)
@@ -459,14 +463,15 @@ cdef class Cpg:
         self._change_membership(cpg_join, name, "cpg_join")
 
     def leave(self, str name not None):
-        """Ask to leave the group; the membership change without us comes later. Blocks."""
+        """Ask to leave the group; a membership change without this member follows. Blocks."""
         self._change_membership(cpg_leave, name, "cpg_leave")
 
     def mcast(self, bytes data not None):
-        """Send to the group, in the order that all members agree on.
+        """Multicast *data* to the group, in the total order of the group. Can block.
 
-        Blocks up to 10 s for room if it goes out in fragments, and for as long as corosync is
-        stopped once some 280 messages wait. Raises TryAgain (not sent, no room), Interrupted.
+        A message that needs fragments blocks up to 10 s while corosync's buffers are full. Every
+        message blocks while corosync is stopped and about 280 messages are unread. Raises TryAgain
+        (buffers full) and Interrupted; then nothing was sent.
         """
         cdef iovec part
         cdef cs_error_t status
@@ -477,9 +482,9 @@ cdef class Cpg:
         check(status, "cpg_mcast_joined")
 
     def dispatch_one(self):
-        """Take one event and call the sink; return False if none waits. Does not block.
+        """Take one event and call the sink; return False if there was none. Does not block.
 
-        True without a call is a fragment of a message. Raises what the sink raises.
+        A fragment of a message gives True without a call. Raises what the sink raises.
         """
         cdef cs_error_t status
         self._ensure_connected()
@@ -492,7 +497,7 @@ cdef class Cpg:
         return after_dispatch(status, "cpg_dispatch", self._fd, self._was_called) != 0
 
     def fileno(self):
-        """Return the descriptor that is readable when something waits."""
+        """Return the file descriptor that is readable while an event is pending."""
         self._ensure_connected()
         return self._fd
 
@@ -507,14 +512,14 @@ cdef class Cpg:
         return nodeid
 
     def max_message_size(self):
-        """Return the size in bytes up to which a message is sent in one piece."""
+        """Return the largest size in bytes of a message that is sent without fragments."""
         cdef uint32_t size = 0
         self._ensure_connected()
         check(cpg_max_atomic_msgsize_get(self._handle, &size), "cpg_max_atomic_msgsize_get")
         return size
 
     def close(self):
-        """Give the connection up, and the membership with it. Blocks. Again: nothing."""
+        """Close the connection, which ends the membership. Blocks. Idempotent."""
         self._is_closed = True
         self._finalize()
 
@@ -536,25 +541,25 @@ cdef class Cpg:
         if self._is_connected:
             self._is_connected = False
             with nogil:
-                cpg_finalize(self._handle)  # whatever it answers, the handle is gone
+                cpg_finalize(self._handle)  # the handle is invalid afterwards, even on an error
 
 
 cdef int set_name(cpg_name *group, str name) except -1:
-    """Fill in a group's name; its length counts the NUL."""
+    """Fill in the name of a group; the length includes the NUL. Raises ValueError."""
     cdef bytes raw = terminated(to_bytes(name))
     if len(raw) > CPG_MAX_NAME_LENGTH:
-        raise ValueError(f"a group's name has less than {CPG_MAX_NAME_LENGTH} bytes")
+        raise ValueError(f"a group's name has fewer than {CPG_MAX_NAME_LENGTH} bytes")
     memset(group, 0, sizeof(cpg_name))
     memcpy(group.value, PyBytes_AS_STRING(raw), <size_t>len(raw))
     group.length = <uint32_t>len(raw)
     return 0
 
 
-cdef Cpg called(cpg_handle_t handle):
-    """Return whose callback this is, and note that it was called."""
+cdef Cpg owner_of(cpg_handle_t handle):
+    """Return the Cpg of *handle*, and record that a callback ran."""
     cdef void *context = NULL
     if cpg_context_get(handle, &context) != CS_OK or context == NULL:
-        raise SystemError("libcpg calls for a handle that it does not know")
+        raise SystemError("libcpg ran a callback for an unknown handle")
     cdef Cpg owner = <Cpg>context
     owner._was_called = True
     return owner
@@ -562,11 +567,11 @@ cdef Cpg called(cpg_handle_t handle):
 
 cdef void on_deliver(cpg_handle_t handle, const cpg_name *group, uint32_t nodeid, uint32_t pid,
                      void *msg, size_t msg_len) noexcept with gil:
-    cdef Cpg owner = called(handle)
-    try:  # msg is on the stack of cpg_dispatch, so the bytes are a copy
+    cdef Cpg owner = owner_of(handle)
+    try:  # msg is on the stack of cpg_dispatch: copy it
         data = PyBytes_FromStringAndSize(<char *>msg, <Py_ssize_t>msg_len)
         owner._sink.on_deliver(Member(nodeid, pid), data)
-    except BaseException as error:  # none may reach C
+    except BaseException as error:  # C code must not see it
         owner._raised = error
 
 
@@ -574,20 +579,20 @@ cdef void on_confchg(cpg_handle_t handle, const cpg_name *group,
                      const cpg_address *members, size_t member_count,
                      const cpg_address *left, size_t left_count,
                      const cpg_address *joined, size_t joined_count) noexcept with gil:
-    cdef Cpg owner = called(handle)
+    cdef Cpg owner = owner_of(handle)
     try:
         owner._sink.on_confchg(
             members_of(members, member_count),
             members_of(left, left_count),
             members_of(joined, joined_count),
         )
-    except BaseException as error:  # none may reach C
+    except BaseException as error:  # C code must not see it
         owner._raised = error
 
 
 cdef void on_ring(cpg_handle_t handle, cpg_ring_id ring, uint32_t count,
                   const uint32_t *members) noexcept with gil:
-    called(handle)
+    owner_of(handle)
 
 
 cdef list members_of(const cpg_address *addresses, size_t count):

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What the client libraries of corosync have in common: corosync/corotypes.h."""
+"""Types that all client libraries of corosync share: corosync/corotypes.h."""
 
 cdef extern from "<corosync/corotypes.h>" nogil:
     ctypedef enum cs_error_t:

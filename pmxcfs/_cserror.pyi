@@ -1,1 +1,1 @@
-__pyx_capi__: dict[str, object]  # the other extensions use this one through its C interface only
+__pyx_capi__: dict[str, object]  # the C interface, for cimport; nothing can be called from Python

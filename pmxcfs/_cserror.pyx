@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What a status of corosync's libraries means: one table for all of them.
+"""Translation of the status codes of corosync's client libraries to exceptions.
 
 The bindings cimport ``check`` and ``after_dispatch``; nothing here can be called from Python.
 """
@@ -19,8 +19,8 @@ cdef extern from "<poll.h>" nogil:
 
     int poll(pollfd *fds, unsigned long nfds, int timeout)
 
-# A code that is not here is an error all the same, just one without a class of its own. LIBRARY is
-# also what the libraries make of an errno they don't know: a new connection is right there, too.
+# Any other code raises ClusterError. The libraries also return CS_ERR_LIBRARY for an unknown errno;
+# there, too, a new connection is the right reaction.
 _MEANING = {
     CS_ERR_TRY_AGAIN: TryAgain,
     CS_ERR_LIBRARY: Disconnected,
@@ -30,7 +30,7 @@ _MEANING = {
 
 
 cdef int check(cs_error_t status, str call) except -1:
-    """Turn a status into an exception that remembers *call* and the code."""
+    """Return 0 if *status* is CS_OK, else raise its ClusterError with the name of *call*."""
     if status == CS_OK:
         return 0
     cdef bytes text = cs_strerror(status)
@@ -38,10 +38,11 @@ cdef int check(cs_error_t status, str call) except -1:
 
 
 cdef int after_dispatch(cs_error_t status, str call, int fd, bint was_called) except -1:
-    """Return 1 if a dispatch without waiting took an event, 0 if there was none.
+    """Return 1 if a non-blocking dispatch took an event, 0 if there was none.
 
-    The libraries report that their socket is gone as CS_OK, at once and again and again; but CS_OK
-    without a callback is also a fragment of a message that is not complete, so the socket decides.
+    If their socket *fd* is closed, the libraries return CS_OK without a callback, on every call. A
+    fragment of an incomplete message gives the same result, so polling the socket decides. Raises
+    Disconnected if the socket is closed.
     """
     cdef pollfd state
     if status == CS_ERR_TRY_AGAIN:
@@ -50,5 +51,5 @@ cdef int after_dispatch(cs_error_t status, str call, int fd, bint was_called) ex
     if not was_called:
         state.fd, state.events, state.revents = fd, 0, 0
         if poll(&state, 1, 0) != 0:
-            raise Disconnected(call, <int>CS_ERR_LIBRARY, "the connection is gone")
+            raise Disconnected(call, <int>CS_ERR_LIBRARY, "connection lost")
     return 1

@@ -1,4 +1,4 @@
-"""The codec against the recordings, against an oracle, and against hostile bytes."""
+"""Encoding and decoding: recorded messages, comparison with an oracle, and hostile bytes."""
 
 import gzip
 import json
@@ -40,10 +40,14 @@ from tests.fakes.models import codec as oracle
 from tests.places import VECTORS
 
 FILES = {Group.TREE: "cpg_dcdb.jsonl", Group.STATUS: "cpg_kvstore.jsonl"}
-KEY = slice(24, 24 + 256)  # where a message of the status group has its key
-HUGE = (0xFFFFFFFF, 0x80000000, 0x7FFFFFFF)  # the largest length, and where signs change
+KEY = slice(24, 24 + 256)  # the key in a message of the status group
+HUGE = (
+    0xFFFFFFFF,
+    0x80000000,
+    0x7FFFFFFF,
+)  # the largest length, and the values around the sign bit
 
-# Where a message has its 32-bit lengths: behind header and counter, or header and epoch.
+# Offsets of the 32-bit lengths: behind header and counter, or header and epoch.
 LENGTHS = {Write: (24, 32, 36), Rename: (24, 32, 36), Update: (64, 68), LogEntry: (64,)}
 
 
@@ -58,12 +62,12 @@ def recorded() -> Iterator[tuple[Group, bytes, dict[str, Any]]]:
 
 
 def without_padding(raw: bytes, key: str) -> bytes:
-    """Return a SetKey message with zeros behind its key, where the original leaks its stack."""
+    """Return a SetKey message with zeros behind its key, where C nodes send stack bytes."""
     return raw[: KEY.start] + key.encode().ljust(256, b"\0") + raw[KEY.stop :]
 
 
 def fields_of(message: Message) -> dict[str, Any]:
-    """Return a message as the recordings describe it."""
+    """Return the fields of a message in the format of the recordings."""
     if isinstance(message, Normal):
         name, fields = body_fields(message.body)
         start = {"type": "NORMAL", "time": message.time, "count": message.serial}
@@ -136,7 +140,7 @@ def test_every_recorded_message_encodes_to_the_recorded_bytes() -> None:
 
 
 @pytest.mark.parametrize("node", [1, 2, 3])
-def test_every_delivered_message_comes_back_byte_for_byte(node: int) -> None:
+def test_every_delivered_message_is_encoded_to_the_same_bytes(node: int) -> None:
     seen = 0
     for event in events_of(node):
         if event["event"] == "deliver":
@@ -147,7 +151,7 @@ def test_every_delivered_message_comes_back_byte_for_byte(node: int) -> None:
 
 
 @given(messages)
-def test_encodes_as_the_oracle_does_and_back(sample: tuple[Group, Message]) -> None:
+def test_a_message_encodes_like_the_oracle_and_decodes_again(sample: tuple[Group, Message]) -> None:
     group, message = sample
     raw = encode(message, group=group)
     assert raw == oracle.encode(message, group=group)
@@ -162,7 +166,7 @@ def outcome(decoder: Any, raw: bytes, group: Group) -> object:
 
 
 @given(messages, st.data())
-def test_reads_damaged_bytes_as_the_oracle_does(
+def test_damaged_bytes_decode_like_the_oracle(
     sample: tuple[Group, Message], data: st.DataObject
 ) -> None:
     group, message = sample
@@ -174,12 +178,12 @@ def test_reads_damaged_bytes_as_the_oracle_does(
 
 
 @given(st.binary(max_size=200), st.sampled_from(Group))
-def test_reads_any_bytes_as_the_oracle_does(raw: bytes, group: Group) -> None:
+def test_any_bytes_decode_like_the_oracle(raw: bytes, group: Group) -> None:
     assert outcome(decode, raw, group) == outcome(oracle.decode, raw, group)
 
 
 def has_free_end(message: Message) -> bool:
-    """Tell whether the last field reaches to the end of the message, however long it is."""
+    """Tell whether the last field has no length and extends to the end of the message."""
     last = message.body if isinstance(message, Normal) else message
     return isinstance(last, State | SetKey)
 
@@ -203,15 +207,15 @@ def test_bytes_behind_the_end_are_bad(sample: tuple[Group, Message]) -> None:
     group, message = sample
     unlocks = isinstance(message, Normal) and isinstance(message.body, Unlock | UnlockRequest)
     raw = encode(message, group=group)
-    if unlocks:  # their path is the rest; what is behind its NUL is not looked at
+    if unlocks:  # the path is the rest; bytes behind its NUL are ignored
         assert decode(raw + b"x", group=group) == message
     else:
-        with pytest.raises(BadMessage, match=r"too many|wanted"):
+        with pytest.raises(BadMessage, match=r"unexpected bytes|wanted"):
             decode(raw + b"x", group=group)
 
 
 def lengths() -> list[tuple[Group, Message, int]]:
-    """Return where each length of each sample stands."""
+    """Return the samples with the offset of each of their lengths."""
     return [
         (group, message, at)
         for group, message in SAMPLES
@@ -258,7 +262,7 @@ def test_a_wrong_length_in_a_log_entry_is_bad(at: int, value: int) -> None:
         decode(bytes(raw), group=Group.STATUS)
 
 
-def test_what_a_group_does_not_have_is_bad() -> None:
+def test_an_unknown_type_or_subtype_is_bad() -> None:
     raw = encode(Normal(4, 17, Mkdir("a")), group=Group.TREE)
     for subtype in (0, 9, 0xFFFF):
         with pytest.raises(BadMessage, match="subtype"):
@@ -275,13 +279,13 @@ def test_what_a_group_does_not_have_is_bad() -> None:
 
 
 @pytest.mark.parametrize("group", Group)
-def test_another_protocol_version_says_who_needs_an_update(group: Group) -> None:
+def test_another_protocol_version_says_which_node_needs_an_update(group: Group) -> None:
     raw = bytearray(encode(SyncStart(5, Epoch(1, 2, 3, 4)), group=group))
     raw[4] = group.protocol + 1
     with pytest.raises(OtherProtocol, match=group.cpg_name) as newer:
         decode(bytes(raw), group=group)
     assert newer.value.is_newer
-    # The version decides before anything else is looked at: a newer message may have any shape.
+    # The version is checked first: a newer message can have any layout.
     with pytest.raises(OtherProtocol):
         decode(bytes(raw[:16]), group=group)
 
@@ -293,7 +297,7 @@ def test_an_older_protocol_version_is_not_newer() -> None:
     assert not older.value.is_newer
 
 
-def test_paths_end_at_their_nul_and_need_one() -> None:
+def test_a_path_ends_at_its_first_nul_and_needs_one() -> None:
     raw = encode(Normal(4, 17, Delete("abc")), group=Group.TREE)
     assert decode(raw.replace(b"abc\0", b"a\0c\0"), group=Group.TREE) == Normal(4, 17, Delete("a"))
     with pytest.raises(BadMessage, match="path without NUL"):
@@ -323,7 +327,7 @@ def test_any_flag_counts_as_one() -> None:
         (Group.STATUS, VerifyRequest(1, Epoch(1, 2, 3, 4), 1), ValueError),
     ],
 )
-def test_what_no_message_can_say_is_refused(
+def test_an_invalid_message_is_not_encoded(
     group: Group, message: Message, error: type[Exception]
 ) -> None:
     with pytest.raises(error):

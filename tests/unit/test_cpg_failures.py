@@ -1,4 +1,4 @@
-"""Every status of every call of libcpg, from a library that is preloaded; and lifetimes."""
+"""Error codes of every libcpg call, from a preloaded fake library, and lifetimes of handles."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from tests.places import PROGRAMS
 
 OK, TRY_AGAIN = 1, 6
-# The values of corosync/corotypes.h, and one that is not there.
+# The values of corosync/corotypes.h, and an unknown one.
 CODES = [*range(2, 29), 30, 100, 77]
 MEANING = {2: "Disconnected", 6: "TryAgain", 9: "Disconnected", 16: "Interrupted"}
 RESULTS = {
@@ -27,7 +27,7 @@ RESULTS = {
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the library."""
+    """Compile the fake libcpg."""
     path = tmp_path_factory.mktemp("fake") / "libcpg.so"
     flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["gcc", *flags, "-o", path, PROGRAMS / "libcpg.c"], check=True)
@@ -35,7 +35,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(library: Path, *what: object) -> Any:
-    """Run a function of ``failing_cpg`` and return its result; nothing goes to stderr."""
+    """Return the result of a function of ``failing_cpg``, run in a child; stderr must be empty."""
     preloaded = [*os.environ.get("LD_PRELOAD", "").split(":"), str(library)]
     result = subprocess.run(
         [sys.executable, "-m", "tests.fakes.programs.failing_cpg", json.dumps(what)],
@@ -54,7 +54,7 @@ def test_each_status_of_each_call_gets_its_exception(library: Path) -> None:
     for name, (_, *failures) in outcomes.items():
         for code, failure in zip(CODES, failures, strict=True):
             if name == "cpg_dispatch" and code == TRY_AGAIN:
-                assert failure is False  # nothing waits
+                assert failure is False  # no event is pending
                 continue
             *facts, text = failure
             assert facts == [MEANING.get(code, "ClusterError"), name, code]
@@ -62,7 +62,7 @@ def test_each_status_of_each_call_gets_its_exception(library: Path) -> None:
             assert text.endswith(f" (code {code})")
 
 
-def test_a_connect_that_fails_leaves_nothing_behind(library: Path) -> None:
+def test_a_failed_connect_leaves_no_handle(library: Path) -> None:
     found = run(library, "connecting", CODES)
     for code, (connect, fileno), finalized in zip(CODES, found[::2], found[1::2], strict=True):
         assert connect[:3] == [MEANING.get(code, "ClusterError"), "cpg_initialize", code]
@@ -70,17 +70,17 @@ def test_a_connect_that_fails_leaves_nothing_behind(library: Path) -> None:
         assert finalized == 0
 
 
-def test_each_handle_is_given_up_once(library: Path) -> None:
+def test_each_handle_is_finalized_once(library: Path) -> None:
     found = run(library, "lifetime")
     assert found["again"][0] == "ValueError"
     assert {failure[0] for failure in found["closed"]} == {"ValueError"}
     assert {tuple(failure) for failure in found["fresh"]} == {("ValueError", "not connected")}
-    # Closed twice; dropped; and a connect that got a handle, but no descriptor.
+    # Closed twice; dropped without close; connected, but without a descriptor.
     assert found["counts"] == [1, 2, 3]
     assert found["half"][:3] == ["Disconnected", "cpg_fd_get", 9]
 
 
-def test_a_dispatch_tells_an_event_from_a_lost_connection(library: Path) -> None:
+def test_a_dispatch_distinguishes_an_event_from_a_lost_connection(library: Path) -> None:
     called, seen, fragment, failed, status, hung_up, lost = run(library, "dispatching")
     assert called is True
     assert seen[:1] == [[[0xFFFFFFFF, 7], "message"]]
