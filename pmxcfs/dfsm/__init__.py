@@ -1,4 +1,4 @@
-"""The replication state machine: what a node owes its group, decided without doing any of it.
+"""The replication state machine of a group.
 
-Pure: events and times go in, effects come out; ``cluster`` carries them out.
+Pure: events and clock readings go in, effects come out; ``cluster`` executes the effects.
 """

@@ -1,11 +1,11 @@
-"""What the state machine of a group wants done: the vocabulary between ``dfsm`` and ``cluster``.
+"""The effects that the state machine returns and ``cluster`` executes.
 
-``Dfsm`` returns lists of these. Whoever owns the group's handle carries them out in order, before
-it hands in the next event. Only two things may be put off: saving what was delivered, to share a
-transaction, and sending, as ``Send`` says.
+Each method of ``Dfsm`` returns a list of effects. The owner of the group's handle executes them in
+order before it feeds the next event. It may postpone only two things: saving delivered changes, so
+that several share a transaction, and sending, as ``Send`` describes.
 
-Two ask for an answer and are always the last of their list: ``Commit`` (``on_committed``) and
-``TakeChecksum`` (``on_checksum``). ``Leave`` and ``Quit`` are the last of theirs, too.
+``Commit`` and ``TakeChecksum`` need an answer (``on_committed``, ``on_checksum``). These two,
+``Leave`` and ``Quit`` are always the last effect of a list.
 Contract: docs/spec/cluster.md, "State machine".
 """
 
@@ -17,39 +17,39 @@ from pmxcfs.messages import Epoch, Member, Message, Normal, Record
 
 
 class Mode(Enum):
-    """Where this node stands in its group."""
+    """The mode of this node in its group."""
 
-    LEFT = "left"  # in no group, or on the way out (cluster.md: LEAVE)
-    START = "start"  # joining; no membership has come yet
-    START_SYNC = "start-sync"  # a round is on; everyone tells what it has
-    UPDATE = "update"  # not synced; collecting what the leader has otherwise
-    SYNCED = "synced"  # changes are delivered as they come; the only mode in which we send any
-    VERSION_ERROR = "version-error"  # a member speaks a newer protocol: out for good
+    LEFT = "left"  # not in the group, or leaving it (cluster.md: LEAVE)
+    START = "start"  # joining; no membership change was delivered yet
+    START_SYNC = "start-sync"  # a round is running; collecting the STATE of each member
+    UPDATE = "update"  # not synced; collecting the leader's UPDATEs
+    SYNCED = "synced"  # changes are delivered at once; the only mode in which we send changes
+    VERSION_ERROR = "version-error"  # a member uses a newer protocol: left for good
 
 
 class Send(NamedTuple):
-    """Multicast *message*, after all that was to be sent before.
+    """Multicast *message*, after all messages of earlier effects.
 
-    A membership change drops what is unsent of the state messages, because their round is over. A
-    ``Normal`` stays: it is a change of ours that must be queued everywhere before our next STATE.
-    A ``SyncStart`` that is unsent when START_SYNC ends is dropped, too.
+    A membership change drops unsent state messages, because their round is over. An unsent
+    ``Normal`` is kept: this change of ours must be queued on all members before our next STATE.
+    A ``SyncStart`` that is still unsent when START_SYNC ends is dropped, too.
     """
 
     message: Message
 
 
 class SendState(NamedTuple):
-    """Multicast a STATE with the content as it is now: the tree's index, or the log's ring."""
+    """Multicast a STATE with the current content: the tree's index, or the cluster log's ring."""
 
     time: int
     epoch: Epoch
 
 
 class SendUpdates(NamedTuple):
-    """As the leader, multicast an UPDATE for every inode that another member has otherwise or not.
+    """As the leader, multicast an UPDATE for each inode that differs or is missing elsewhere.
 
-    Then an UPDATE_COMPLETE, also when nothing differs. The tree is still as *state* says, but the
-    effects behind this one change it: take the records before going on.
+    An UPDATE_COMPLETE follows, even without any UPDATE. The tree still equals *state*, but later
+    effects of the list change it: copy the records before executing those.
     """
 
     time: int
@@ -59,16 +59,16 @@ class SendUpdates(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """Merge the rings of all members into ours, and send our own keys again once SYNCED."""
+    """Merge the log rings of all members into ours, and send our own keys again once SYNCED."""
 
     states: dict[Member, bytes]
 
 
 class Commit(NamedTuple):
-    """Make the tree equal to the leader's, in one transaction, or leave it as it is.
+    """Adopt the leader's tree in one transaction, or leave the tree unchanged.
 
-    Delete what *state*, the leader's index, lacks and write *records*; if the index then differs
-    from *state* in one byte, take it back. Answer with ``Dfsm.on_committed``.
+    Delete the entries that *state*, the leader's index, lacks, and write *records*. If the
+    resulting index is not equal to *state*, roll back. Answer with ``Dfsm.on_committed``.
     """
 
     leader: Member
@@ -77,10 +77,10 @@ class Commit(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Apply a change to the content; if *sender* is this node, tell who waits for *message.serial*.
+    """Apply a change; if this node sent it, wake the request that waits for *message.serial*.
 
-    The tree's changes need quorum: without it call ``Dfsm.leave`` and do what that returns instead
-    of the rest of the list.
+    Changes of the tree need quorum. Without quorum, call ``Dfsm.leave`` and execute its effects
+    instead of the rest of the list.
     """
 
     sender: Member
@@ -88,32 +88,35 @@ class Deliver(NamedTuple):
 
 
 class TakeChecksum(NamedTuple):
-    """Compute the state checksum of the tree as it is now. Answer with ``Dfsm.on_checksum``."""
+    """Compute the state checksum of the current tree. Answer with ``Dfsm.on_checksum``."""
 
 
 class Enter(NamedTuple):
-    """The mode has changed. In SYNCED, who waits to send may go on (after the rest of the list)."""
+    """The mode changed. If SYNCED, waiting requests may send, after the rest of the list."""
 
     mode: Mode
 
 
 class Leave(NamedTuple):
-    """Leave the group and join again with a new handle, when ``Deadlines.rejoin`` allows it.
+    """Leave the group and join again with a new handle, not sooner than ``Deadlines.rejoin``.
 
-    Who waits for a message of ours gets EIO; nothing unsent is sent any more.
+    Requests that wait for a message of this node fail with EIO; unsent messages are dropped.
     """
 
     reason: str
 
 
 class Quit(NamedTuple):
-    """Leave the group and stay away until this node is updated; otherwise as ``Leave``."""
+    """Leave the group for good, until this node is updated.
+
+    Requests that wait for a message of this node fail with EIO; unsent messages are dropped.
+    """
 
     reason: str
 
 
 class Log(NamedTuple):
-    """Tell the administrator."""
+    """Write *text* to the daemon's log."""
 
     text: str
     level: int = logging.INFO

@@ -1,6 +1,7 @@
-"""Whose copy of the tree wins a round: decided by every member alike from the same STATE messages.
+"""Election of a round's leader, whose tree all members adopt.
 
-Contract: docs/spec/cluster.md, "STATE".
+Every member computes the same result, because all have the same STATE messages.
+Contract: docs/spec/cluster.md, "State machine" (STATE).
 """
 
 from collections.abc import Mapping
@@ -11,14 +12,17 @@ from pmxcfs.tree.index import parse_header
 
 
 class Election(NamedTuple):
-    """What came out."""
+    """The result of an election."""
 
     leader: Member
-    synced: frozenset[Member]  # those who have what the leader has, byte for byte, and the leader
+    synced: frozenset[Member]  # the leader, and members whose index equals the leader's
 
 
 def elect(states: Mapping[Member, bytes]) -> Election:
-    """Choose among *states*, which are valid indexes, at least one."""
+    """Elect the leader from *states*: the valid index of each member, of at least one.
+
+    The highest version wins, then the highest mtime, then the lowest member.
+    """
     ranks = {member: _rank_of(state) for member, state in states.items()}
     best = max(ranks.values())
     leader = min(member for member, rank in ranks.items() if rank == best)

@@ -1,6 +1,6 @@
-"""Changes that wait for the end of a round, in the order in which all members must deliver them.
+"""The queue of changes received during a round, in the order in which all members deliver them.
 
-Contract: docs/spec/cluster.md, "NORMAL messages".
+Contract: docs/spec/cluster.md, "State machine" (NORMAL).
 """
 
 from bisect import insort
@@ -11,14 +11,14 @@ from pmxcfs.messages import Member, Normal
 
 
 class QueuedChange(NamedTuple):
-    """A change and who sent it."""
+    """A change and its sender."""
 
     sender: Member
     message: Normal
 
 
 class MessageQueue:
-    """One list over all senders, by the serial alone; equal serials in order of arrival."""
+    """The changes of all senders, sorted by serial only; equal serials in order of arrival."""
 
     def __init__(self) -> None:
         self._changes: list[QueuedChange] = []
@@ -27,15 +27,15 @@ class MessageQueue:
         return len(self._changes)
 
     def add(self, queued: QueuedChange) -> None:
-        """Put *queued* behind all whose serial is not higher."""
+        """Insert *queued* behind all changes with the same or a lower serial."""
         insort(self._changes, queued, key=lambda known: known.message.serial)
 
     def take(self, senders: Collection[Member]) -> list[QueuedChange]:
-        """Remove and return what *senders* sent."""
+        """Remove and return the changes of *senders*, in queue order."""
         return self._take(lambda queued: queued.sender in senders)
 
     def take_all(self) -> list[QueuedChange]:
-        """Remove and return everything."""
+        """Remove and return all changes, in queue order."""
         return self._take(lambda _: True)
 
     def _take(self, is_wanted: Callable[[QueuedChange], bool]) -> list[QueuedChange]:

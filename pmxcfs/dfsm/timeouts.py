@@ -1,7 +1,6 @@
-"""How long a round of synchronization may be quiet before somebody does something about it.
+"""Timeouts of a synchronization round, and the clock reading that each event carries.
 
-Values only, and the clock reading that events carry. Contract: docs/spec/cluster.md, "A round must not
-wait forever".
+Contract: docs/spec/cluster.md, "State machine".
 """
 
 from dataclasses import dataclass
@@ -9,23 +8,22 @@ from typing import NamedTuple
 
 
 class Moment(NamedTuple):
-    """When an event happens, by this node's two clocks."""
+    """The time of an event, by this node's two clocks."""
 
     wall: int  # seconds since 1970, for the headers of messages and for epochs
-    monotonic: float  # seconds since whenever, for deadlines
+    monotonic: float  # seconds since an arbitrary start, for deadlines
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """All in seconds; tests shorten them."""
+    """The timeouts, in seconds."""
 
-    # START_SYNC, the lowest member: without a STATE for so long it starts the round again, at the
-    # second time after the second value, and so on; the last one stays.
+    # START_SYNC, lowest member: the n-th restart of a round comes when no STATE has arrived for the
+    # n-th value; after that, the last value is used.
     restarts: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 60.0)
-    silence: float = (
-        90.0  # START_SYNC, all others: without a message of the round, leave and rejoin
-    )
-    updates: float = 15.0  # UPDATE: without an UPDATE for so long, leave and rejoin
-    leave_interval: float = 60.0  # between two leaves that a deadline causes
-    rejoin: float = 5.0  # between two joins, whatever the reason; corosync needs it
+    # START_SYNC, other members: leave and rejoin after this time without a message of the round.
+    silence: float = 90.0
+    updates: float = 15.0  # UPDATE: leave and rejoin after this time without an UPDATE
+    leave_interval: float = 60.0  # minimum between two leaves caused by a deadline
+    rejoin: float = 5.0  # minimum between two joins, for any reason; corosync needs it
     verification: float = 3600.0  # between two verifications of the tree

@@ -382,7 +382,7 @@ def test_a_state_that_is_no_index_does_not_end_the_round(world: World) -> None:
     with intruding(world.cluster[3], indexes=[b"no index"]) as intruder:
         world.wait_until_whole()
         for node in world.nodes:
-            world.wait_for_lines(node, "sent no valid state")
+            world.wait_for_lines(node, "sent an invalid state")
         intruder.send(Group.TREE, normal(Mkdir("after-no-index")))
         world.wait_for("after-no-index")
 
@@ -393,7 +393,7 @@ def test_a_second_state_makes_all_synchronize_again(world: World) -> None:
         intruder.send(Group.TREE, tree(State(NOW, intruder.epoch(Group.TREE), b"once more")))
     world.cluster.wait_for_agreement()
     for node in world.nodes:
-        world.wait_for_lines(node, "told its state out of turn")
+        world.wait_for_lines(node, "unexpected state message")
     world.agents[0]("create", "after-rejoin", b"1")
     world.wait_for("after-rejoin")
 

@@ -1,4 +1,4 @@
-"""The state machine, sentence by sentence: what cluster.md says under "State machine"."""
+"""The state machine: each rule of docs/spec/cluster.md, "State machine"."""
 
 import pytest
 
@@ -51,14 +51,14 @@ from tests.fakes.simulation.single_machine import (
 # Membership changes.
 
 
-def test_nothing_counts_before_the_first_membership() -> None:
+def test_messages_before_the_first_membership_are_ignored() -> None:
     node = Node(TWO)
     assert node.mode is Mode.START
     assert node.hears(ONE, change(1)) == []
     assert node.hears(ONE, SyncStart(WALL, Epoch(1, WALL, *ONE))) == []
 
 
-def test_alone_it_is_synced() -> None:
+def test_a_single_member_is_synced() -> None:
     effects = Node(TWO).members(TWO, joined=[TWO])
     assert without_logs(effects) == [Enter(Mode.SYNCED)]
     assert texts(effects) == ["members: 2/90", "all data is up to date"]
@@ -76,7 +76,7 @@ def test_the_lowest_member_starts_a_round_with_a_new_epoch() -> None:
     assert Send(SyncStart(WALL + 3, Epoch(2, WALL + 3, *ONE))) in effects
 
 
-def test_other_members_wait_for_it() -> None:
+def test_other_members_wait_for_the_sync_start() -> None:
     assert without_logs(Node(TWO).members(*ALL, joined=[TWO])) == [Enter(Mode.START_SYNC)]
 
 
@@ -97,7 +97,7 @@ def test_epochs_count_every_membership_change_of_the_process() -> None:
     assert Send(SyncStart(WALL, Epoch(2, WALL, *ONE))) in effects
 
 
-def test_alone_it_delivers_its_own_queued_changes_and_drops_the_others() -> None:
+def test_a_single_member_delivers_its_own_queued_changes_and_drops_the_others() -> None:
     node = Node(TWO)
     node.start_round()
     node.hears(ONE, change(1))
@@ -150,7 +150,7 @@ def test_a_membership_change_forgets_the_sync_queue() -> None:
     assert not [effect for effect in effects if isinstance(effect, Deliver)]
 
 
-def test_a_membership_change_without_us_is_a_leave() -> None:
+def test_a_membership_change_without_this_node_makes_it_leave() -> None:
     node = synced_node()
     effects = node.members(ONE, THREE)
     assert [type(effect) for effect in effects] == [Log, Leave]
@@ -161,7 +161,7 @@ def test_a_membership_change_without_us_is_a_leave() -> None:
 
 
 @pytest.mark.parametrize("sender", ALL)
-def test_a_sync_start_counts_whoever_sent_it(sender: Member) -> None:
+def test_a_sync_start_of_any_member_counts(sender: Member) -> None:
     node = Node(TWO)
     node.members(*ALL, joined=ALL)
     epoch = Epoch(3, WALL, *sender)
@@ -219,14 +219,14 @@ def test_messages_of_an_epoch_that_differs_in_anything_do_not_count(
 # STATE.
 
 
-def test_a_state_from_a_stranger_means_that_we_lost_track() -> None:
+def test_a_state_of_a_process_that_is_no_member_makes_it_leave() -> None:
     node = Node(TWO)
     epoch = node.start_round()
     effects = node.hears(STRANGER, State(WALL, epoch, index(1)))
     assert isinstance(effects[-1], Leave)
 
 
-def test_so_does_a_second_state_of_one_member() -> None:
+def test_a_second_state_of_one_member_makes_it_leave() -> None:
     node = Node(TWO)
     epoch = node.start_round()
     assert node.hears(ONE, State(WALL, epoch, index(1))) == []
@@ -242,8 +242,8 @@ def test_so_does_a_second_state_of_one_member() -> None:
 def test_a_state_that_is_no_index_is_dropped(payload: bytes) -> None:
     node = Node(TWO)
     epoch = node.start_round()
-    (told,) = texts(node.hears(ONE, State(WALL, epoch, payload)))
-    assert told.startswith("member 1/300 sent no valid state: ")
+    (text,) = texts(node.hears(ONE, State(WALL, epoch, payload)))
+    assert text.startswith("member 1/300 sent an invalid state: ")
     assert node.mode is Mode.START_SYNC
     assert node.hears(ONE, State(WALL, epoch, index(1))) == []
 
@@ -315,7 +315,7 @@ def test_a_member_that_is_not_synced_collects_updates_and_commits_them() -> None
     assert without_logs(node.machine.on_committed(ok=True)) == [Enter(Mode.SYNCED)]
 
 
-def test_what_others_than_the_leader_send_as_updates_does_not_count() -> None:
+def test_updates_of_other_members_than_the_leader_are_ignored() -> None:
     node = updating_node()
     node.hears(TWO, Update(WALL, node.epoch, RECORD))
     assert node.hears(TWO, UpdateComplete(WALL, node.epoch)) == []
@@ -363,7 +363,7 @@ def test_a_synced_member_ignores_updates() -> None:
 # Changes.
 
 
-def test_in_sync_changes_are_delivered_at_once_whoever_sent_them() -> None:
+def test_in_sync_changes_of_any_sender_are_delivered_at_once() -> None:
     node = synced_node(others_behind=True)
     for sender in (*ALL, STRANGER):
         assert node.hears(sender, change(1)) == [Deliver(sender, change(1))]
@@ -379,7 +379,7 @@ def test_the_message_queue_is_in_the_order_of_serials_and_then_of_arrival() -> N
     assert len(queue) == 0
 
 
-def test_what_processes_sent_that_are_gone_is_dropped_at_delivery() -> None:
+def test_changes_of_processes_that_left_are_dropped_at_delivery() -> None:
     node = Node(TWO)
     node.start_round()
     node.hears(THREE, change(1))

@@ -1,4 +1,4 @@
-"""The state machine: how it leaves, what it does not wait for, and how it verifies."""
+"""The state machine: leaving the group, deadlines, and verification of checksums."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_leaving_empties_the_queues() -> None:
     assert without_logs(node.members(TWO)) == [Enter(Mode.SYNCED)]
 
 
-def test_on_the_way_out_nothing_counts() -> None:
+def test_events_after_a_leave_are_ignored() -> None:
     node = synced_node()
     node.machine.leave("a test")
     assert node.machine.leave("again") == []
@@ -66,7 +66,7 @@ def test_on_the_way_out_nothing_counts() -> None:
     assert node.mode is Mode.LEFT
 
 
-def test_after_a_lost_connection_it_joins_anew() -> None:
+def test_it_can_join_again_after_a_lost_connection() -> None:
     node = synced_node()
     node.machine.on_disconnected()
     assert node.hears(ONE, change(1)) == []
@@ -103,7 +103,7 @@ def test_the_lowest_member_starts_a_quiet_round_again_at_growing_intervals() -> 
         assert effect.message.epoch == Epoch(number, WALL + int(node.seconds), *ONE)
 
 
-def test_a_state_that_comes_starts_the_wait_again() -> None:
+def test_a_delivered_state_resets_the_deadline() -> None:
     node = Node(ONE)
     epoch = node.start_round()
     node.tick(4)
@@ -112,7 +112,7 @@ def test_a_state_that_comes_starts_the_wait_again() -> None:
     assert len(node.tick(1)) == 1
 
 
-def test_a_restart_counts_only_when_it_comes_back() -> None:
+def test_a_restart_takes_effect_only_when_it_is_delivered() -> None:
     node = Node(ONE)
     epoch = node.start_round()
     node.hears(ONE, State(WALL, epoch, index(1)))
@@ -152,7 +152,7 @@ def test_a_member_without_updates_for_15_seconds_leaves() -> None:
     assert isinstance(effect, Leave)
 
 
-def test_the_lowest_member_too_leaves_for_want_of_updates() -> None:
+def test_the_lowest_member_leaves_without_updates_too() -> None:
     node = Node(ONE)
     node.start_round()
     node.hear_states({ONE: index(4), TWO: index(5), THREE: index(5)})
@@ -183,12 +183,12 @@ def test_deadlines_can_be_changed() -> None:
 # Verification.
 
 
-def test_the_lowest_member_asks_for_a_verification_once_an_hour() -> None:
+def test_the_lowest_member_requests_a_verification_once_an_hour() -> None:
     node = synced_node(ONE)
     node.tick(0)
     assert node.tick(3599) == []
     assert node.tick(1) == [Send(VerifyRequest(WALL + 3600, node.epoch, 1))]
-    assert node.tick(3600) == []  # that one is unanswered
+    assert node.tick(3600) == []  # the first request is unanswered
     request = VerifyRequest(WALL, node.epoch, 1)
     assert node.hears(ONE, request) == [TakeChecksum()]
     answer = Verify(WALL + 7200, node.epoch, 1, b"c" * 32)
@@ -197,7 +197,7 @@ def test_the_lowest_member_asks_for_a_verification_once_an_hour() -> None:
     assert node.tick(3600) == [Send(VerifyRequest(WALL + 10800, node.epoch, 2))]
 
 
-def test_others_do_not_ask() -> None:
+def test_other_members_request_no_verification() -> None:
     node = synced_node(TWO)
     node.tick(0)
     assert node.tick(10_000) == []
@@ -228,7 +228,7 @@ def test_only_the_requester_answers() -> None:
     assert effects == [Log("data verification successful")]
 
 
-def test_another_checksum_makes_it_leave_and_tells_both() -> None:
+def test_a_different_checksum_makes_it_leave_and_is_logged() -> None:
     node = synced_node(TWO)
     node.hears(ONE, VerifyRequest(WALL, node.epoch, 4))
     node.machine.on_checksum(b"\x0c" * 32, at=at(0))
@@ -248,14 +248,14 @@ def test_in_another_mode_request_and_answer_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(("sender", "number"), [(TWO, 1), (ONE, 2)])
-def test_an_answer_to_something_else_is_ignored(sender: Member, number: int) -> None:
+def test_an_answer_to_another_request_is_ignored(sender: Member, number: int) -> None:
     node = synced_node(THREE)
     node.hears(ONE, VerifyRequest(WALL, node.epoch, 1))
     node.machine.on_checksum(b"c" * 32, at=at(0))
     assert node.hears(sender, Verify(WALL, node.epoch, number, bytes(32))) == []
 
 
-def test_a_membership_change_settles_an_unanswered_request() -> None:
+def test_a_membership_change_drops_an_unanswered_request() -> None:
     node = synced_node(ONE)
     node.tick(0)
     assert len(node.tick(3600)) == 1
