@@ -1,4 +1,4 @@
-"""What all nodes must compute alike: how a change alters the tree, guests, modes, locks, indexes.
+"""The deterministic rules of the tree: applying changes, guests, modes, locks, index, adoption.
 
-Pure: no clock, thread, file or socket, so the same input gives the same tree on every node.
+Pure: no clock, thread, file or socket, so that the same input gives the same tree on every node.
 """

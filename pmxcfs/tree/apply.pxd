@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of apply.py, which runs for every change.
+# Types for apply.py, which runs for every change.
 from libc.stdint cimport uint32_t
 
 from pmxcfs._core cimport Entry, Tree
@@ -27,7 +27,7 @@ cdef Change _mkdir(Tree tree, object mutation, _Stamp stamp)
 cdef Change _delete(Tree tree, Guests guests, object mutation, _Stamp stamp)
 cdef Change _rename(Tree tree, Guests guests, object mutation, _Stamp stamp)
 cdef object _half_renamed(Tree tree, object mutation, Entry target)
-cdef Change _touch(Tree tree, object mutation, _Stamp stamp)
+cdef Change _set_mtime(Tree tree, object mutation, _Stamp stamp)
 cdef Change _unlock(Tree tree, object mutation, _Stamp stamp)
 cdef Entry _existing(Tree tree, str path)
 cdef tuple _parent_of(Tree tree, str path)

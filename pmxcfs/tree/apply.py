@@ -1,9 +1,11 @@
-"""Applying a delivered mutation to the tree: the same everywhere, by the letter of cluster.md.
+"""Applying a delivered mutation to the tree, with the same result on every node.
 
-``apply`` is a pure function of tree, guest registry and message. It refuses exactly what
-"Delivery to the tree" refuses, in that order, because trees drift apart otherwise: no clock, no
-limit of this node and no rule for issuers belongs here. A refusal changes nothing (``HalfRenamed``
-apart). Threads: the caller holds the tree's lock.
+``apply`` is a pure function of tree, guest registry and message. It refuses exactly the mutations
+that the contract refuses, and checks in that order, because trees of different nodes would diverge
+otherwise. So there is no clock, no limit of this node and no rule for issuers here. A refusal
+changes nothing, except for ``HalfRenamed``.
+Threads: the caller holds the tree's lock.
+Contract: docs/spec/cluster.md, "State machine" (delivery to the tree).
 """
 
 from pmxcfs._core import Entry, Tree
@@ -36,7 +38,7 @@ _DOTS = (".", "..")
 
 
 class Change:
-    """What a mutation did."""
+    """The result of an applied mutation."""
 
     def __init__(
         self,
@@ -50,14 +52,12 @@ class Change:
         has_new_time: bool = False,
     ) -> None:
         self.kind = kind
-        self.path = path  # where the entry is now; of DELETE and UNLOCK where it was
+        self.path = path  # current path of the entry; for DELETE and UNLOCK its last path
         self.entry = entry
-        self.source = source  # RENAME: the path before
-        self.replaced = replaced  # RENAME: what stood at the path
-        self.source_directory = (
-            source_directory  # RENAME, DELETE, UNLOCK: the directory that the entry was in
-        )
-        self.has_new_time = has_new_time  # RENAME: the mtime is another one, too
+        self.source = source  # RENAME: the old path
+        self.replaced = replaced  # RENAME: the entry that was at the path before
+        self.source_directory = source_directory  # RENAME, DELETE, UNLOCK: the old parent
+        self.has_new_time = has_new_time  # RENAME: the mtime changed, too
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Change) and self._fields() == other._fields()
@@ -74,9 +74,9 @@ class Change:
 
 
 class HalfRenamed(NotEmpty):
-    """A directory with entries was not renamed, but what stood at the target is gone.
+    """A directory with entries was not renamed, but the entry at the target was removed.
 
-    *change* is that removal, a DELETE without a new version.
+    *change* describes the removal, as a DELETE. The tree's version stays the same.
     """
 
     def __init__(self, message: str, change: Change) -> None:
@@ -85,7 +85,7 @@ class HalfRenamed(NotEmpty):
 
 
 class _Stamp:
-    """Who changes the tree, and when by the clock of that node."""
+    """The sender of a mutation (node id) and its time by the sender's clock (seconds)."""
 
     def __init__(self, writer: int, mtime: int) -> None:
         self.writer = writer
@@ -93,7 +93,10 @@ class _Stamp:
 
 
 def apply(tree: Tree, guests: Guests, mutation: Mutation, *, writer: int, mtime: int) -> Change:
-    """Apply one mutation that node *writer* sent at *mtime*; a refusal raises its ``errno``."""
+    """Apply one mutation, sent by node *writer* at *mtime* (seconds).
+
+    A refusal raises the PmxcfsError whose ``errno`` is the result for the caller.
+    """
     stamp = _Stamp(writer, mtime)
     if isinstance(mutation, Write):
         return _write(tree, guests, mutation, stamp)
@@ -106,7 +109,7 @@ def apply(tree: Tree, guests: Guests, mutation: Mutation, *, writer: int, mtime:
     if isinstance(mutation, Mkdir):
         return _mkdir(tree, mutation, stamp)
     if isinstance(mutation, Mtime):
-        return _touch(tree, mutation, stamp)
+        return _set_mtime(tree, mutation, stamp)
     return _unlock(tree, mutation, stamp)
 
 
@@ -141,7 +144,7 @@ def _create(tree: Tree, guests: Guests, mutation: Create, stamp: _Stamp) -> Chan
     if existing is not None and existing.is_directory:
         raise NotADirectory(f"{path!r} is a directory")
     if existing is not None:
-        raise Exists(f"{path!r} is there already")
+        raise Exists(f"{path!r} exists already")
     entry = tree.create(parent, name, EntryType.FILE, writer=stamp.writer, mtime=stamp.mtime)
     _register(guests, guest)
     return Change(Kind.CREATE, entry.path, entry)
@@ -150,7 +153,7 @@ def _create(tree: Tree, guests: Guests, mutation: Create, stamp: _Stamp) -> Chan
 def _mkdir(tree: Tree, mutation: Mkdir, stamp: _Stamp) -> Change:
     parent, name = _place_for(tree, mutation.path)
     if parent.child(name) is not None:
-        raise Exists(f"{mutation.path!r} is there already")
+        raise Exists(f"{mutation.path!r} exists already")
     entry = tree.create(parent, name, EntryType.DIRECTORY, writer=stamp.writer, mtime=stamp.mtime)
     return Change(Kind.MKDIR, entry.path, entry)
 
@@ -200,7 +203,7 @@ def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Chan
 
 
 def _half_renamed(tree: Tree, mutation: Rename, target: Entry | None) -> NotEmpty:
-    """Remove *target* as the original does, and return what to raise."""
+    """Remove *target*, for compatibility with C nodes, and return the exception to raise."""
     message = f"{mutation.path!r} has entries and can't be renamed"
     if target is None:
         return NotEmpty(message)
@@ -211,14 +214,16 @@ def _half_renamed(tree: Tree, mutation: Rename, target: Entry | None) -> NotEmpt
     )
 
 
-def _touch(tree: Tree, mutation: Mtime, stamp: _Stamp) -> Change:
+def _set_mtime(tree: Tree, mutation: Mtime, stamp: _Stamp) -> Change:
     parent, name = _place_for(tree, mutation.path)
     entry = parent.child(name)
     if entry is None:
         raise NotFound(f"no entry {mutation.path!r}")
     is_renewal = stamp.writer == entry.writer and mutation.mtime >= entry.mtime
     if _is_lock(entry) and not is_renewal:
-        raise Denied(f"the lock {mutation.path!r} is not renewed by its owner")
+        raise Denied(
+            f"the lock {mutation.path!r} can be renewed only by its owner, and not backwards"
+        )
     tree.touch(entry, writer=stamp.writer, mtime=mutation.mtime)
     return Change(Kind.MTIME, entry.path, entry)
 
@@ -243,7 +248,7 @@ def _existing(tree: Tree, path: str) -> Entry:
 
 
 def _parent_of(tree: Tree, path: str) -> tuple[Entry, str]:
-    """Return the directory that *path* is in, and its last name; the root is in none."""
+    """Return the directory of *path* and its last name. Raises Denied for the root."""
     parent, name = tree.find_parent(path)
     if not name:
         raise Denied("the root can't be changed")
@@ -255,7 +260,7 @@ def _parent_of(tree: Tree, path: str) -> tuple[Entry, str]:
 
 
 def _place_for(tree: Tree, path: str) -> tuple[Entry, str]:
-    """Return directory and name of what CREATE, WRITE, MKDIR or MTIME is about."""
+    """Return directory and last name of the path of a CREATE, WRITE, MKDIR or MTIME."""
     parent, name = _parent_of(tree, path)
     if name in _DOTS:
         raise Denied(f"{path!r} is not a name for an entry")
@@ -268,7 +273,7 @@ def _check_empty(entry: Entry) -> None:
 
 
 def _check_movable(tree: Tree, entry: Entry, parent: Entry) -> None:
-    """Refuse what would cut *entry* off the tree; no healthy node sends such a RENAME."""
+    """Refuse a move of the root or below itself. A correct node never sends such a RENAME."""
     if entry is tree.root:
         raise Denied("the root can't be renamed")
     ancestor: Entry | None = parent
@@ -283,13 +288,13 @@ def _is_below_locks(path: str) -> bool:
 
 
 def _is_lock(entry: Entry) -> bool:
-    """Tell whether it is a directory directly below ``priv/lock``."""
+    """Tell whether *entry* is a directory directly below ``priv/lock``."""
     holder = entry.parent
     return entry.is_directory and holder is not None and holder.path == "priv/lock"
 
 
 def _check_guest(guests: Guests, path: str, source: str = "") -> GuestPath | None:
-    """Return whose configuration *path* is; refuse one whose vmid is in use elsewhere."""
+    """Return the guest of a configuration path; raise Exists if its vmid is in use elsewhere."""
     guest = parse_guest_path(path)
     if guest is not None and guests.conflicts(guest, source=parse_guest_path(source)):
         raise Exists(f"{path!r}: the vmid {guest.vmid} is in use elsewhere")

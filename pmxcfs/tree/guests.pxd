@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of guests.py, which is asked about every path that changes.
+# Types for guests.py, which parses the path of every change.
 
 
 cpdef object parse_guest_path(str path)
@@ -9,11 +9,11 @@ cdef bint _is_node_name(str name) except -1
 
 cdef class Guests:
     cdef dict _places
-    cdef dict _before
+    cdef dict _undo
 
     cpdef object get(self, vmid)
     cpdef object register(self, guest)
     cpdef object unregister(self, vmid)
     cpdef object mark_saved(self)
     cpdef object rollback(self)
-    cdef object _remember(self, vmid)
+    cdef object _keep_undo(self, vmid)

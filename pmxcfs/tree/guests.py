@@ -1,9 +1,10 @@
-"""Which guest is configured where: the registry behind the rule that a vmid exists only once.
+"""The guest registry, which enforces that a vmid has at most one configuration file.
 
-The registry is part of delivery (cluster.md, "Delivery to the tree"): it changes by the letter of
-what was delivered, not by what the tree holds, so that all nodes refuse the same messages. It knows
-nothing of quorum, users or the kernel, and does not say when a rule applies. Threads: the caller
-holds the tree's lock.
+The registry is part of delivery: it depends on the delivered messages, not on the tree's current
+entries, so that all nodes refuse the same messages. It knows nothing of quorum, users or the
+kernel; ``apply`` decides when the rule is checked.
+Threads: the caller holds the tree's lock.
+Contract: docs/spec/filesystem.md, "Guests"; docs/spec/cluster.md, "State machine".
 """
 
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ _SUFFIX = ".conf"
 _NAME_SYMBOLS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 
 
-# What a path says about the guest whose configuration it is; *type* is "qemu", "lxc" or "openvz".
-# A call, as in all modules that are compiled: Cython 0.29 can't make a class with this base.
+# The guest that a configuration path belongs to; *type* is "qemu", "lxc" or "openvz".
+# A call instead of a class: Cython 0.29 can't compile a class with the base NamedTuple.
 GuestPath = NamedTuple("GuestPath", [("vmid", int), ("node", str), ("type", str)])  # noqa: UP014
 
 
 def parse_guest_path(path: str) -> GuestPath | None:
-    """Return the guest whose configuration *path* is, or None if it is none's."""
-    if _SUFFIX not in path:  # nearly all are not, and this is asked for every change
+    """Parse a guest's configuration path; return None for any other path."""
+    if _SUFFIX not in path:  # a quick first test, because this runs for every change
         return None
     parts = [part for part in path.split("/") if part]
     if len(parts) != 4 or parts[0] != "nodes":
@@ -37,13 +38,13 @@ def parse_guest_path(path: str) -> GuestPath | None:
 
 
 def vmid_of(path: str) -> int | None:
-    """Return the number of the guest whose configuration *path* is, or None if it is none's."""
+    """Return the vmid of a guest's configuration path; None for any other path."""
     guest = parse_guest_path(path)
     return guest.vmid if guest else None
 
 
 def _parse_vmid(name: str) -> int | None:
-    """Return NUMBER of ``NUMBER.conf``, or None if the name is not like that."""
+    """Return NUMBER of ``NUMBER.conf``; None for any other name."""
     digits = name.removesuffix(_SUFFIX)
     if digits == name or not (digits.isascii() and digits.isdigit()) or digits[0] == "0":
         return None
@@ -56,11 +57,11 @@ def _is_node_name(name: str) -> bool:
 
 
 class Guests:
-    """The registry, one place per vmid."""
+    """The registry: the place of each vmid, with undo back to the last ``mark_saved``."""
 
     def __init__(self) -> None:
         self._places: dict[int, GuestPath] = {}
-        self._before: dict[int, GuestPath | None] = {}  # what changed since the last mark_saved
+        self._undo: dict[int, GuestPath | None] = {}  # changed vmid -> place at the last mark_saved
 
     def __len__(self) -> int:
         return len(self._places)
@@ -69,60 +70,63 @@ class Guests:
         return iter(self._places.values())
 
     def get(self, vmid: int) -> GuestPath | None:
-        """Return where *vmid* is registered, or None."""
+        """Return the registered place of *vmid*, or None."""
         return self._places.get(vmid)
 
     def conflicts(self, guest: GuestPath, *, source: GuestPath | None = None) -> bool:
-        """Tell whether the rule refuses *guest*; *source* is where a RENAME moves it from."""
+        """Tell whether *guest*'s vmid is registered at another place.
+
+        *source* is the guest at the source path of a RENAME; the same vmid there is no conflict.
+        """
         known = self._places.get(guest.vmid)
         if known is None or known == guest:
             return False
         return source is None or source.vmid != guest.vmid
 
     def register(self, guest: GuestPath) -> None:
-        """Note that the configuration of this vmid is here, and nowhere else."""
+        """Set the place of this vmid, replacing its old place."""
         if self._places.get(guest.vmid) != guest:
-            self._remember(guest.vmid)
+            self._keep_undo(guest.vmid)
             self._places[guest.vmid] = guest
 
     def unregister(self, vmid: int) -> None:
-        """Forget this vmid, wherever it is; it may be unknown."""
+        """Remove this vmid from the registry; an unknown vmid is allowed."""
         if vmid in self._places:
-            self._remember(vmid)
+            self._keep_undo(vmid)
             del self._places[vmid]
 
     def rebuild(self, tree: Tree) -> None:
-        """Register exactly the files of *tree*; of two with one vmid the higher version stays.
+        """Register exactly the guests of *tree*, and drop the undo log.
 
-        What was there before can't be rolled back to.
+        Of two files with the same vmid, the one with the higher version is registered.
         """
         versions: dict[int, int] = {}
-        self._places, self._before = {}, {}
+        self._places, self._undo = {}, {}
         for guest, version in _find_guests(tree):
             if version > versions.get(guest.vmid, -1):
                 versions[guest.vmid] = version
                 self._places[guest.vmid] = guest
 
     def mark_saved(self) -> None:
-        """Forget how to undo: everything so far is saved."""
-        if self._before:
-            self._before = {}
+        """Mark everything as saved and drop the undo log."""
+        if self._undo:
+            self._undo = {}
 
     def rollback(self) -> None:
-        """Go back to the last mark_saved."""
-        for vmid, place in self._before.items():
+        """Undo everything since the last mark_saved."""
+        for vmid, place in self._undo.items():
             if place is None:
                 self._places.pop(vmid, None)
             else:
                 self._places[vmid] = place
-        self._before = {}
+        self._undo = {}
 
-    def _remember(self, vmid: int) -> None:
-        self._before.setdefault(vmid, self._places.get(vmid))
+    def _keep_undo(self, vmid: int) -> None:
+        self._undo.setdefault(vmid, self._places.get(vmid))
 
 
 def _find_guests(tree: Tree) -> Iterator[tuple[GuestPath, int]]:
-    """Yield every configuration file of a guest with its entry's version."""
+    """Yield each configuration file of a guest, with the version of its entry."""
     nodes = tree.find("nodes")
     for node in nodes.children() if nodes else ():
         for name in GUEST_TYPES:

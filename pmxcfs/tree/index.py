@@ -1,9 +1,9 @@
-"""The index: what a node tells about its tree in a sync, without telling any content.
+"""The index: one digest per entry, by which nodes compare their trees without the content.
 
-One digest per entry, in ascending inode order, behind a header that follows from the entries. What
-peers send is untrusted and checked in full: of two indexes that ``parse`` accepts, equal entries
-mean equal bytes, as the header has nothing of its own but the root's stamp.
-Contract: docs/spec/storage.md, "Checksums and index"; cluster.md, "State machine", STATE.
+An index is a header and then inode and digest of each entry, by ascending inode. An index from a
+peer is untrusted and checked in full. The header holds only the root's stamp and values that
+follow from the entries, so two valid indexes with equal entries and root stamps are equal bytes.
+Contract: docs/spec/storage.md, "Checksums and index"; docs/spec/cluster.md, "State machine".
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from pmxcfs.messages import Record
 
 HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
 ENTRY = struct.Struct("<Q32s")  # inode, digest
-ROOT = 0  # its inode
+ROOT = 0  # inode of the root
 _META = struct.Struct("<QIIIBQ")  # version, writer, mtime, size, type, parent
 
 
 class Header(NamedTuple):
-    """What an index says of the tree as a whole; whoever has the highest leads the sync."""
+    """The root's stamp, from the header of an index. ``dfsm.election`` ranks members by it."""
 
-    version: int
+    version: int  # of the tree
     mtime: int  # of the root, seconds
     writer: int  # of the root
 
@@ -32,39 +32,43 @@ class Index(NamedTuple):
     """A parsed index."""
 
     header: Header
-    digests: dict[int, bytes]  # inode -> SHA-256 of the entry, by ascending inode; 0 is the root
+    digests: dict[int, bytes]  # inode -> SHA-256 of the entry, by ascending inode
 
 
 def parse_header(raw: bytes) -> Header:
-    """Return the header of an index without looking at its entries. Raises BadMessage."""
+    """Return the header of an index without checking its entries. Raises BadMessage."""
     if len(raw) < HEADER.size:
-        raise BadMessage(f"an index of {len(raw)} bytes has no header")
+        raise BadMessage(f"an index of {len(raw)} bytes is shorter than its header")
     version, _, writer, mtime, count, total = HEADER.unpack_from(raw)
     if total != len(raw):
-        raise BadMessage(f"an index of {len(raw)} bytes says that it has {total}")
+        raise BadMessage(f"an index of {len(raw)} bytes states a size of {total} bytes")
     if count == 0 or (len(raw) - HEADER.size) != count * ENTRY.size:
-        raise BadMessage(f"an index of {len(raw)} bytes can't hold {count} entries")
+        raise BadMessage(f"an index of {len(raw)} bytes states {count} entries")
     return Header(version, mtime, writer)
 
 
 def parse(raw: bytes) -> Index:
-    """Return an index that another node sent. Raises BadMessage."""
+    """Parse and check an index from another node. Raises BadMessage."""
     header = parse_header(raw)
     _, last_inode, _, _, count, _ = HEADER.unpack_from(raw)
     digests = dict(ENTRY.iter_unpack(memoryview(raw)[HEADER.size :]))
     inodes = list(digests)
     if inodes[0] != ROOT:
-        raise BadMessage("an index begins with the root")
+        raise BadMessage("the first entry of an index is not the root")
     if len(inodes) != count or sorted(inodes) != inodes:
-        raise BadMessage("the entries of an index are in ascending order")
+        raise BadMessage("the entries of an index are not in ascending order")
     if inodes[-1] != last_inode:
-        raise BadMessage(f"an index ends with entry {inodes[-1]} and says {last_inode}")
+        raise BadMessage(
+            f"the last inode of an index is {inodes[-1]}, its header states {last_inode}"
+        )
     return Index(header, digests)
 
 
 def records_needed(leader: bytes, others: Iterable[bytes]) -> list[int]:
-    """Return the inodes that a leader has to send, ascending: what any other lacks or has
-    otherwise, the root included. Raises BadMessage.
+    """Return the inodes that the leader must send, in ascending order, the root included.
+
+    Those are the entries of the index *leader* that any index of *others* lacks or has with another
+    digest. Raises BadMessage.
     """
     different = [parse(other).digests for other in others if other != leader]
     if not different:
@@ -77,7 +81,7 @@ def records_needed(leader: bytes, others: Iterable[bytes]) -> list[int]:
 
 
 def digest_of(record: Record, *, sparse: bool = False) -> bytes:
-    """Return what the index has for a record; a *sparse* file has a size, but nothing is hashed."""
+    """Return the digest of a record in the index; of a *sparse* file the data is not hashed."""
     data = record.data or b""
     meta = _META.pack(
         record.version, record.writer, record.mtime, len(data), record.type, record.parent

@@ -1,15 +1,15 @@
-"""Cluster-wide locks: directories below ``priv/lock/`` that whoever made them must renew.
+"""Cluster-wide locks: directories below ``priv/lock/`` that expire unless their owner renews them.
 
-Only the time since *this node first saw this version* of a lock counts, by a monotonic clock that
-comes in as an argument: the clocks of other nodes and the mtime mean nothing here. A version is
-told by the entry's checksum, so a reload does not make a known lock young again.
-
+The age of a lock is the time since this node first saw this version of it, by a monotonic clock
+that the caller passes in. The mtime and the clocks of other nodes don't count. The entry checksum
+identifies a version, so a reload does not reset the age of a lock that did not change.
+Threads: the caller holds the tree's lock.
 Contract: docs/spec/filesystem.md, "Locks".
 """
 
 from pmxcfs._core import Entry, Tree
 
-LIFETIME = 120.0  # seconds after which a lock that was not renewed may be removed
+LIFETIME = 120.0  # seconds after which a lock expires that was not renewed
 LOCK_HOME = "priv/lock/"
 
 
@@ -19,35 +19,35 @@ def is_below_locks(entry: Entry) -> bool:
 
 
 class LockTable:
-    """When each lock was first seen as it is now."""
+    """The time when this node first saw the current version of each lock."""
 
     def __init__(self, *, lifetime: float = LIFETIME) -> None:
         self.lifetime = lifetime  # seconds
         self._seen: dict[str, tuple[bytes, float]] = {}  # path -> entry checksum, monotonic second
 
     def ages(self, now: float) -> dict[str, float]:
-        """Return the seconds since each lock was taken or renewed."""
+        """Return {path: seconds since this node saw the lock taken or renewed}."""
         return {path: now - since for path, (_, since) in self._seen.items()}
 
     def note(self, path: str, checksum: bytes, *, now: float) -> None:
-        """Remember that the lock at *path* has this checksum; the same one again is no news."""
+        """Record that the lock at *path* has *checksum*; an unchanged checksum keeps its age."""
         known = self._seen.get(path)
         if known is None or known[0] != checksum:
             self._seen[path] = (checksum, now)
 
     def forget(self, path: str) -> None:
-        """The lock at *path* is gone."""
+        """Remove the lock at *path* from the table; an unknown path is allowed."""
         self._seen.pop(path, None)
 
     def has_expired(self, path: str, checksum: bytes, *, now: float) -> bool:
-        """Tell whether the lock, in just this version, was seen a lifetime ago."""
+        """Tell whether the lock at *path* has had *checksum* for at least ``lifetime`` seconds."""
         known = self._seen.get(path)
         return known is not None and known[0] == checksum and now - known[1] >= self.lifetime
 
     def may_unlock(self, tree: Tree, path: str, checksum: bytes, *, now: float) -> bool:
-        """Tell whether the lock at *path* still is the one with *checksum*, and has expired.
+        """Tell whether the lock at *path* is empty, still has *checksum*, and has expired.
 
-        What the member with the lowest node id asks itself upon an UNLOCK_REQUEST.
+        The lowest member checks this before it answers an UNLOCK_REQUEST with an UNLOCK.
         """
         entry = tree.find(path)
         if entry is None or not is_below_locks(entry) or entry.child_count:
@@ -56,7 +56,7 @@ class LockTable:
         return is_same and self.has_expired(entry.path, checksum, now=now)
 
     def reload(self, tree: Tree, *, now: float) -> None:
-        """Note every lock of *tree* and forget all others."""
+        """Replace the table by the locks of *tree*; unchanged locks keep their age."""
         found = _locks_below(tree.find(LOCK_HOME))
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
         for path, entry in found.items():

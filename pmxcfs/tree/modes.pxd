@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of modes.py, which runs for every answer about an entry.
+# Types for modes.py, which runs for every lookup and getattr.
 from pmxcfs._core cimport Entry
 
 

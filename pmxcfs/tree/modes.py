@@ -1,4 +1,4 @@
-"""Which mode an entry has: a function of its path, its type and the quorum, nothing else.
+"""Modes of entries: a function of path, type and quorum.
 
 Contract: docs/spec/filesystem.md, "Names, owners, modes".
 """
@@ -9,24 +9,24 @@ import stat
 from pmxcfs._core import Entry
 
 _SCRIPT = re.compile(r"(?:vps|[1-9][0-9]*)\.(?:mount|umount|start|stop|premount|postumount)")
-_SCRIPT_ENDS = ("mount", "start", "stop")  # of all of them, to tell most other names at once
+_SCRIPT_ENDS = ("mount", "start", "stop")  # the ends of all script names: a quick first test
 _WRITE_BITS = 0o222
 _FILE, _DIRECTORY = stat.S_IFREG, stat.S_IFDIR
 
 
 def is_script(name: str) -> bool:
-    """Tell whether a file of this name is a container's hook script, which root may execute."""
+    """Tell whether *name* is that of a container's hook script, which root may execute."""
     return name.endswith(_SCRIPT_ENDS) and _SCRIPT.fullmatch(name) is not None
 
 
 def is_private_path(path: str) -> bool:
-    """Tell whether only root may see what stands at *path*, as ``Entry.private`` does."""
+    """Tell whether only root may access *path*; the same rule as ``Entry.private``."""
     parts = path.split("/", 3)
     return parts[0] == "priv" or (len(parts) > 2 and parts[0] == "nodes" and parts[2] == "priv")
 
 
 def without_quorum(mode: int) -> int:
-    """Take the write permissions away, as a node does that may not change anything."""
+    """Return *mode* without write permissions, as a node without quorum shows it."""
     return mode & ~_WRITE_BITS
 
 
@@ -36,7 +36,7 @@ def _file_mode(name: str, private: bool) -> int:
 
 
 def mode_of(entry: Entry, *, quorate: bool) -> int:
-    """Return file type and permission bits of *entry*, as in ``st_mode``."""
+    """Return the ``st_mode`` of *entry*: file type and permission bits."""
     if not entry.is_directory:
         mode = _file_mode(entry.name, entry.private)
     elif entry.inode == 0:
@@ -47,7 +47,7 @@ def mode_of(entry: Entry, *, quorate: bool) -> int:
 
 
 def changes_mode(source: str, target: str) -> bool:
-    """Tell whether a file that moves from one path to the other gets another mode."""
+    """Tell whether a file gets another mode when it moves from *source* to *target*."""
     return is_private_path(source) != is_private_path(target) or is_script(
         source.rpartition("/")[2]
     ) != is_script(target.rpartition("/")[2])

@@ -1,4 +1,4 @@
-"""Becoming another node's tree: which entries stay the same object, and what is refused."""
+"""Adoption of the leader's tree: kept objects, drafts, and invalid input."""
 
 import pytest
 
@@ -24,7 +24,7 @@ NEWER = ROOT._replace(version=60, mtime=2000)
 
 
 def become(tree: Tree, leader: Tree) -> Reload:
-    """Adopt, and check what holds for every adoption."""
+    """Adopt the leader's tree, and check the invariants of every adoption."""
     reload = way_to(tree, leader).apply()
     assert tree.index() == leader.index()
     assert tree.checksum() == leader.checksum()
@@ -38,7 +38,7 @@ def names(reload: Reload) -> set[tuple[str, str]]:
     return {(entry.path, name) for entry, name in reload.names}
 
 
-# Which objects stay
+# Kept and replaced objects.
 
 
 def test_nothing_differs() -> None:
@@ -49,7 +49,7 @@ def test_nothing_differs() -> None:
     assert tree.unsaved() == {}
 
 
-def test_other_content_at_the_same_path_is_the_same_entry() -> None:
+def test_other_content_at_the_same_path_is_the_same_object() -> None:
     tree = tree_of(directory(2, "d"), file(3, "f", b"old", parent=2))
     entry = found(tree, 3)
     leader = tree_of(directory(2, "d"), file(3, "f", b"newer", parent=2, version=60), root=NEWER)
@@ -59,7 +59,7 @@ def test_other_content_at_the_same_path_is_the_same_entry() -> None:
     assert tree.unsaved() == {3: entry}
 
 
-def test_another_time_is_no_other_content() -> None:
+def test_a_new_mtime_is_an_attribute_change_only() -> None:
     tree = tree_of(directory(2, "d"), file(3, "f", b"x"))
     leader = tree_of(
         directory(2, "d")._replace(mtime=7), file(3, "f", b"x")._replace(mtime=8), root=NEWER
@@ -68,12 +68,12 @@ def test_another_time_is_no_other_content() -> None:
     assert reload == Reload([], [found(tree, 2), found(tree, 3)], [])
 
 
-def test_another_version_alone_can_not_be_seen() -> None:
+def test_a_new_version_alone_is_not_visible() -> None:
     tree = tree_of(file(3, "f", b"x"))
     assert become(tree, tree_of(file(3, "f", b"x", version=9))) == Reload([], [], [])
 
 
-def test_a_new_entry_and_one_that_is_gone() -> None:
+def test_a_new_entry_and_a_deleted_one() -> None:
     tree = tree_of(file(2, "f", b"x"), directory(3, "d"), file(4, "g", b"y", parent=3))
     gone, inside = found(tree, 3), found(tree, 4)
     leader = tree_of(file(2, "f", b"x"), file(51, "new", b"z"), root=NEWER)
@@ -85,7 +85,7 @@ def test_a_new_entry_and_one_that_is_gone() -> None:
     assert tree.unsaved() == {3: None, 4: None, 51: found(tree, 51)}
 
 
-def test_another_inode_at_the_same_path_is_another_entry() -> None:
+def test_another_inode_at_the_same_path_is_another_object() -> None:
     tree = tree_of(file(2, "f", b"x"))
     entry = found(tree, 2)
     reload = become(tree, tree_of(file(3, "f", b"x"), root=NEWER))
@@ -94,7 +94,7 @@ def test_another_inode_at_the_same_path_is_another_entry() -> None:
     assert at(tree, "f") is not entry
 
 
-def test_the_same_inode_at_another_path_is_another_entry() -> None:
+def test_the_same_inode_at_another_path_is_another_object() -> None:
     """A descriptor of the public file must never read the private one."""
     tree = tree_of(directory(2, "priv"), file(3, "f", b"public"))
     public = found(tree, 3)
@@ -106,7 +106,7 @@ def test_the_same_inode_at_another_path_is_another_entry() -> None:
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_the_same_inode_of_another_type_is_another_entry(swap: bool) -> None:
+def test_the_same_inode_of_another_type_is_another_object(swap: bool) -> None:
     ours = tree_of(file(3, "x", b"data"))
     theirs = tree_of(directory(3, "x"), file(5, "f", parent=3), root=NEWER)
     if swap:
@@ -117,8 +117,8 @@ def test_the_same_inode_of_another_type_is_another_entry(swap: bool) -> None:
     assert found(ours, 3).type == found(theirs, 3).type
 
 
-def test_what_moves_with_its_directory_is_another_entry() -> None:
-    """Its own record is the same, but it has become private."""
+def test_an_entry_below_a_moved_directory_is_another_object() -> None:
+    """The record of the entry is unchanged, but the entry becomes private."""
     ours = [file(5, "f", b"x", parent=4), directory(4, "e", parent=3)]
     tree = tree_of(directory(2, "priv"), directory(3, "d"), *ours)
     outside, inside = found(tree, 4), found(tree, 5)
@@ -172,7 +172,7 @@ def test_a_whole_tree_and_back() -> None:
     assert tree.unsaved() == {2: None, 3: None, 4: None}
 
 
-def test_only_the_listing_that_changes_counts() -> None:
+def test_only_changed_directories_get_a_new_listing_version() -> None:
     tree = tree_of(directory(2, "d"), directory(3, "e"))
     before = [found(tree, inode).listing_version for inode in (0, 2, 3)]
     leader = tree_of(directory(2, "d"), directory(3, "e"), file(9, "f", parent=2), root=NEWER)
@@ -181,7 +181,7 @@ def test_only_the_listing_that_changes_counts() -> None:
     assert [one != other for one, other in zip(before, after, strict=True)] == [False, True, False]
 
 
-# Drafts
+# Drafts.
 
 
 def write_draft(tree: Tree, entry: Entry, offset: int, data: bytes) -> None:
@@ -200,7 +200,7 @@ def test_the_draft_of_a_kept_entry_lies_over_the_new_content() -> None:
     assert taken == (1, b"XX", False)
 
 
-def test_the_draft_of_an_entry_that_is_gone_is_not_published_into_another() -> None:
+def test_the_draft_of_a_detached_entry_is_not_published_into_another() -> None:
     tree = tree_of(file(2, "f", b"abc"))
     entry = found(tree, 2)
     write_draft(tree, entry, 3, b"mine")
@@ -213,7 +213,7 @@ def test_the_draft_of_an_entry_that_is_gone_is_not_published_into_another() -> N
     assert tree.unpublished_growth == 0
 
 
-def test_a_size_without_bytes_is_adopted_as_such() -> None:
+def test_sparse_content_is_adopted() -> None:
     leader = tree_of(file(2, "f"), file(3, "zeros", bytes(4)))
     leader.write(found(leader, 2), 9, b"", truncate=False, writer=1, mtime=7)
     tree = tree_of()
@@ -227,7 +227,7 @@ def test_a_size_without_bytes_is_adopted_as_such() -> None:
     assert found(tree, 2).content == b"x"
 
 
-def test_a_size_without_bytes_moves_with_its_directory() -> None:
+def test_sparse_content_moves_with_its_directory() -> None:
     sparse = file(4, "f", parent=3)
     tree = tree_of(directory(3, "d"), sparse)
     leader = tree_of(directory(3, "e"), sparse, root=NEWER)
@@ -242,7 +242,7 @@ def test_a_size_without_bytes_moves_with_its_directory() -> None:
     assert at(tree, "e/f") is not ours
 
 
-# What is no tree, or not the leader's
+# Invalid input.
 
 
 OURS = (directory(2, "d"), file(3, "f", b"x", parent=2), file(4, "g", b"y"), directory(5, "e"))
@@ -267,7 +267,7 @@ HOSTILE: dict[str, list[Record]] = {
 
 
 @pytest.mark.parametrize("records", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_tree_is_refused(records: list[Record]) -> None:
+def test_an_invalid_tree_is_refused(records: list[Record]) -> None:
     tree = tree_of(*OURS)
     before = tree.index()
     everything = [NEWER, *records]
@@ -290,12 +290,12 @@ def test_what_is_no_tree_is_refused(records: list[Record]) -> None:
     ],
     ids=["file", "named", "placed", "content"],
 )
-def test_the_root_is_the_root(root: Record) -> None:
+def test_an_invalid_root_is_refused(root: Record) -> None:
     with pytest.raises(BadMessage):
         plan(tree_of(*OURS), forge([root, *OURS]), [root])
 
 
-def test_what_was_not_sent_is_missed() -> None:
+def test_an_entry_that_was_not_sent_is_an_error() -> None:
     tree, leader = tree_of(*OURS), tree_of(*OURS, file(9, "new"), root=NEWER)
     sent = records_of(leader, [0, 9])
     for records in ([], sent[:1], sent[1:]):
@@ -304,7 +304,7 @@ def test_what_was_not_sent_is_missed() -> None:
     plan(tree, leader.index(), sent)
 
 
-def test_what_was_sent_is_what_the_index_says() -> None:
+def test_a_record_must_match_the_index() -> None:
     tree, leader = tree_of(*OURS), tree_of(*OURS, file(9, "new", b"x"), root=NEWER)
     root, new = records_of(leader, [0, 9])
     for wrong in (
@@ -317,11 +317,11 @@ def test_what_was_sent_is_what_the_index_says() -> None:
         new._replace(data=b"y"),
         new._replace(data=None),
     ):
-        with pytest.raises(BadMessage, match="not the one"):
+        with pytest.raises(BadMessage, match="differs from"):
             plan(tree, leader.index(), [root, wrong])
 
 
-def test_nothing_is_sent_twice_or_unasked() -> None:
+def test_a_duplicate_or_unknown_record_is_refused() -> None:
     tree, leader = tree_of(*OURS), tree_of(*OURS, file(9, "new", b"x"), root=NEWER)
     sent = records_of(leader, [0, 9])
     for extra in (sent[1], file(10, "more")):
@@ -329,7 +329,7 @@ def test_nothing_is_sent_twice_or_unasked() -> None:
             plan(tree, leader.index(), [*sent, extra])
 
 
-def test_what_was_sent_for_another_member_does_no_harm() -> None:
+def test_an_unchanged_record_that_was_sent_changes_nothing() -> None:
     tree, leader = tree_of(*OURS), tree_of(*OURS, file(9, "new", b"x"), root=NEWER)
     entry = found(tree, 4)
     plan(tree, leader.index(), records_of(leader, [0, 2, 3, 4, 5, 9])).apply()
@@ -343,7 +343,7 @@ def test_what_was_sent_for_another_member_does_no_harm() -> None:
     [ROOT._replace(version=77), ROOT._replace(writer=77), ROOT._replace(mtime=77)],
     ids=["version", "writer", "mtime"],
 )
-def test_the_header_is_the_roots(root: Record) -> None:
+def test_the_header_must_match_the_root(root: Record) -> None:
     tree = tree_of(*OURS)
     other = tree_of(*OURS, root=root).index()
     forged = other[: index.HEADER.size] + tree.index()[index.HEADER.size :]

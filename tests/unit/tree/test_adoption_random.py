@@ -1,8 +1,8 @@
-"""Random pairs of trees with much in common: after an adoption everything is the leader's.
+"""Adoption with random pairs of similar trees: the result equals the leader's tree.
 
-Inodes, names and directories come from small sets, so that the trees share entries, and also have
-the same inode at two places, two inodes at one place, directories that moved with what they hold,
-files in the place of directories. Our files have drafts, and some are published meanwhile.
+Inodes, names and directories come from small sets. So the trees share entries, but also have the
+same inode at different paths, different inodes at the same path, moved directories with children,
+and a file at the path of a directory. Our files have drafts, some of them in writeback.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from tests.fakes.doubles.store import query
 from tests.fakes.models.oracle import Layer, is_private
 
 INODES = range(2, 12)
-RAM = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a device would only make it slow
+RAM = "/dev/shm" if os.path.isdir("/dev/shm") else None  # faster than a disk
 Seen = dict[str, tuple[Entry, bytes, int]]  # path -> object, visible content, mtime
 
 
 @st.composite
 def entries(draw: st.DrawFn, inode: int) -> Record:
-    """One entry, whose parent may be anything."""
+    """One entry with any parent."""
     is_file = draw(st.booleans())
     return Record(
         inode,
@@ -56,7 +56,7 @@ def pairs(draw: st.DrawFn) -> tuple[list[Record], list[Record]]:
         ours += [record] if draw(st.integers(0, 4)) else []
         theirs += [other] if draw(st.integers(0, 4)) else []
     ours, theirs = made_a_tree(ours), made_a_tree(theirs)
-    # What they changed came later, or it would be a fork, of which there are other tests.
+    # Their changes have higher versions than ours; divergence has other tests.
     return ours, [record if record in ours else newer(record) for record in theirs]
 
 
@@ -71,7 +71,7 @@ drafts = st.dictionaries(
 
 @contextlib.contextmanager
 def replica_of(records: list[Record]) -> Iterator[tuple[Replica, Path]]:
-    """A replica with these entries, saved."""
+    """A replica with these entries and a saved database."""
     with tempfile.TemporaryDirectory(dir=RAM) as directory:
         path = Path(directory) / "config.db"
         database = Database.open(path, now=7)
@@ -82,13 +82,13 @@ def replica_of(records: list[Record]) -> Iterator[tuple[Replica, Path]]:
 
 
 def become(replica: Replica, leader: Tree) -> Reload:
-    """Adopt, and return what was told of it."""
-    told: list[Reload] = []
-    replica.reload_listeners = [told.append]
+    """Adopt the leader's tree, and return the reload that the listener got."""
+    reloads: list[Reload] = []
+    replica.reload_listeners = [reloads.append]
     raw = leader.index()
     needed = index.records_needed(raw, [replica.state()])
     replica.adopt(raw, records_of(leader, needed), now=1, lock=contextlib.nullcontext())
-    return told[0]
+    return reloads[0]
 
 
 def walk(tree: Tree) -> list[Entry]:
@@ -98,13 +98,13 @@ def walk(tree: Tree) -> list[Entry]:
     return entries
 
 
-def what_is_seen(tree: Tree) -> Seen:
+def visible_content(tree: Tree) -> Seen:
     return {e.path: (e, e.read(0, 99) if not e.is_directory else b"", e.mtime) for e in walk(tree)}
 
 
 @settings(max_examples=200)
 @given(pair=pairs(), drafts=drafts, taken=st.sets(st.sampled_from(INODES)))
-def test_whatever_the_trees_are(
+def test_an_adoption_gives_the_leaders_tree(
     pair: tuple[list[Record], list[Record]],
     drafts: dict[int, tuple[int, bytes]],
     taken: set[int],
@@ -118,22 +118,22 @@ def test_whatever_the_trees_are(
             entry = tree.get(inode)
             if entry is not None and not entry.is_directory:
                 tree.write_unpublished(entry, offset, data, now_ns=1)
-                gap = bytes(max(0, offset - entry.size))  # which the write has filled, too
+                gap = bytes(max(0, offset - entry.size))  # the write fills the gap, too
                 written[inode] = Layer(offset - len(gap), gap + data, whole=False)
                 if inode in taken:
                     tree.take_unpublished(entry)
-        before = what_is_seen(tree)
+        before = visible_content(tree)
         listings = {entry: set(names_in(entry)) for entry in [tree.root, *walk(tree)]}
         dirty = set(tree.unpublished())
 
         reload = become(replica, leader)
 
-        after = what_is_seen(tree)
+        after = visible_content(tree)
         assert tree.index() == leader.index()
         assert (tree.entry_count, tree.content_bytes) == (leader.entry_count, leader.content_bytes)
         assert {e.path: e.private for e in walk(tree)} == {p: is_private(p) for p in after}
         check_objects(before, after, written)
-        check_told(before, after, listings, reload, drafts)
+        check_reload(before, after, listings, reload, drafts)
         check_rows(tree, path)
         assert set(tree.unpublished()) == dirty
         for entry, *_ in [*before.values()]:
@@ -147,7 +147,7 @@ def names_in(entry: Entry) -> list[tuple[str, Entry]]:
 
 
 def check_objects(before: Seen, after: Seen, written: dict[int, Layer]) -> None:
-    """An object stays exactly where inode, path and type do, and drafts stay with their object."""
+    """Objects are kept exactly if inode, path and type are; drafts stay with their object."""
     for path, (entry, seen, _) in before.items():
         new = after.get(path)
         is_same = new is not None and (new[0].inode, new[0].type) == (entry.inode, entry.type)
@@ -161,14 +161,14 @@ def check_objects(before: Seen, after: Seen, written: dict[int, Layer]) -> None:
             assert entry.read(0, 99) == written[entry.inode].over(entry.content)
 
 
-def check_told(
+def check_reload(
     before: Seen,
     after: Seen,
     listings: dict[Entry, set[tuple[str, Entry]]],
     reload: Reload,
     drafts: dict[int, tuple[int, bytes]],
 ) -> None:
-    """Everything that changed is told, and names of nothing else."""
+    """The reload has all visible changes, and no unchanged names."""
     changed = set()
     for directory in {*listings, *[entry for entry, *_ in after.values()]}:
         was, now = listings.get(directory, set()), set(names_in(directory))
@@ -187,7 +187,7 @@ def check_told(
 
 
 def check_rows(tree: Tree, path: Path) -> None:
-    """The database has the tree, and the version row of a sync."""
+    """The database has the rows of the tree, and the version row of an adoption."""
     rows = query(path, "SELECT inode, parent, version, writer, mtime, type, name, data FROM tree")
     version, *rest = sorted(rows, key=lambda row: row[0])
     root = tree.root
@@ -197,7 +197,7 @@ def check_rows(tree: Tree, path: Path) -> None:
 
 
 @given(pair=pairs())
-def test_what_was_changed_back_and_forth_is_the_same(
+def test_adoptions_back_and_forth_give_the_leaders_tree(
     pair: tuple[list[Record], list[Record]],
 ) -> None:
     ours, theirs = pair

@@ -1,4 +1,4 @@
-"""Delivery against the recordings of the original, and what those do not hold."""
+"""Applying mutations: recorded deliveries of the C implementation, and cases beyond those."""
 
 import errno
 import itertools
@@ -41,7 +41,7 @@ SEQUENCES = recorded_sequences()
 
 
 def text_of(recorded: str | dict[str, str]) -> str:
-    """Names that are not UTF-8 are recorded in hex."""
+    """Return a recorded name; names that are not UTF-8 are recorded in hex."""
     if isinstance(recorded, dict):
         return to_text(bytes.fromhex(recorded["hex"]))
     return recorded
@@ -67,20 +67,20 @@ def mutation_of(step: dict[str, Any]) -> Mutation:
 
 
 class Node:
-    """A tree with its guests, and a clock that stands still."""
+    """A tree with its guest registry."""
 
     def __init__(self) -> None:
         self.tree = Tree()
         self.guests = Guests()
 
     def apply(self, *mutations: Mutation, writer: int = 1, mtime: int = 1000) -> Change:
-        """Apply them all and return the last one's change."""
+        """Apply all *mutations* and return the change of the last one."""
         for mutation in mutations:
             change = delivery.apply(self.tree, self.guests, mutation, writer=writer, mtime=mtime)
         return change
 
     def answer(self, mutation: Mutation, *, writer: int, mtime: int) -> int | str:
-        """Return what the original's apply functions answer."""
+        """Return the result in the format of the recordings: a number, or the name of an errno."""
         try:
             self.apply(mutation, writer=writer, mtime=mtime)
         except PmxcfsError as refusal:
@@ -106,7 +106,7 @@ def test_the_recordings_are_complete() -> None:
     assert sum(map(len, SEQUENCES.values())) == 1827
 
 
-def test_a_change_tells_what_happened_where(node: Node) -> None:
+def test_a_change_describes_the_mutation(node: Node) -> None:
     made = node.apply(Mkdir("//d/"))
     assert made == Change(Kind.MKDIR, "d", made.entry)
     file = node.apply(Create("d//f")).entry
@@ -165,7 +165,7 @@ def test_a_rename_of_a_full_directory_to_a_free_name_changes_nothing(node: Node)
         ("d", "/", Denied),
     ],
 )
-def test_a_rename_that_nobody_may_send_is_refused(
+def test_a_rename_of_the_root_or_into_itself_is_refused(
     node: Node, source: str, target: str, refusal: type[PmxcfsError]
 ) -> None:
     node.apply(Mkdir("d"), Create("f"))
@@ -175,7 +175,7 @@ def test_a_rename_that_nobody_may_send_is_refused(
     assert node.tree.checksum() == before
 
 
-def test_a_refusal_touches_nothing(node: Node) -> None:
+def test_a_refusal_leaves_nothing_unsaved(node: Node) -> None:
     node.apply(Mkdir("d"))
     node.tree.mark_saved()
     for mutation in (Mkdir("d"), Create("x/y"), Delete("x"), Write("x", 0, b"", truncate=True)):

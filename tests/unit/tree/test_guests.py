@@ -1,4 +1,4 @@
-"""The guest registry and what counts as a guest's path."""
+"""The guest registry and the parsing of configuration paths."""
 
 import pytest
 
@@ -81,7 +81,7 @@ def test_registering_replaces_and_unregistering_forgets(guests: Guests) -> None:
     assert len(guests) == 0
 
 
-def test_a_rollback_restores_the_last_settled_registry(guests: Guests) -> None:
+def test_a_rollback_restores_the_last_saved_registry(guests: Guests) -> None:
     guests.register(GuestPath(100, "b", "qemu"))
     guests.unregister(100)
     guests.register(GuestPath(7, "b", "qemu"))

@@ -1,4 +1,4 @@
-"""The index: recorded ones, what of a leader's tree is to be sent, and bytes that are none."""
+"""The index: recorded indexes, the records that a leader must send, and invalid bytes."""
 
 import json
 import struct
@@ -33,7 +33,7 @@ def recorded() -> tuple[Tree, bytes]:
     return tree, bytes.fromhex(facts["index_hex"])
 
 
-def test_a_recorded_index_is_ours_and_each_digest_is_its_records() -> None:
+def test_a_recorded_index_and_its_digests_are_reproduced() -> None:
     tree, raw = recorded()
     assert tree.index() == raw
     header, digests = index.parse(raw)
@@ -58,7 +58,7 @@ def test_the_index_follows_every_change() -> None:
     assert tree.index() == fresh.index()
 
 
-def test_only_what_differs_or_lacks_is_needed() -> None:
+def test_only_different_or_missing_records_are_needed() -> None:
     leader = a_tree("a", "b", "c")
     behind = a_tree("a", "b")
     assert index.records_needed(leader.index(), []) == []
@@ -70,7 +70,7 @@ def test_only_what_differs_or_lacks_is_needed() -> None:
     assert index.records_needed(behind.index(), [leader.index()]) == [0]
 
 
-def test_every_truncation_is_no_index() -> None:
+def test_a_truncated_index_is_refused() -> None:
     raw = a_tree("a", "b").index()
     for size in range(len(raw)):
         with pytest.raises(BadMessage):
@@ -81,7 +81,7 @@ def test_every_truncation_is_no_index() -> None:
 
 @pytest.mark.parametrize("field", ["last inode", "count", "total"])
 @pytest.mark.parametrize("value", [0, 1, 2, 4, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_a_header_must_tell_what_follows(field: str, value: int) -> None:
+def test_the_header_must_match_the_entries(field: str, value: int) -> None:
     raw = a_tree("a", "b").index()
     fields = list(HEADER.unpack_from(raw))
     if fields[FIELDS.index(field)] == value:
@@ -92,7 +92,7 @@ def test_a_header_must_tell_what_follows(field: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("inodes", [(2, 4), (0, 4, 2), (0, 2, 2), (0, 0), (0, 2, 4, 4)])
-def test_entries_ascend_from_the_root(inodes: tuple[int, ...]) -> None:
+def test_entries_out_of_order_are_refused(inodes: tuple[int, ...]) -> None:
     body = b"".join(struct.pack("<Q32s", inode, b"x") for inode in inodes)
     raw = HEADER.pack(5, max(inodes), 1, 1, len(inodes), HEADER.size + len(body)) + body
     with pytest.raises(BadMessage):

@@ -1,4 +1,4 @@
-"""The age of locks, by this node's own clock."""
+"""The age and expiry of locks, by this node's clock."""
 
 import pytest
 
@@ -11,7 +11,7 @@ ONE, OTHER = b"1" * 32, b"2" * 32
 
 
 def tree_with(*paths: str) -> Tree:
-    """A tree with directories; what has a dot in its name is a file."""
+    """Return a tree with these paths; a name with a dot is a file, any other a directory."""
     tree = Tree()
     for path in paths:
         parent, name = tree.find_parent(path)
@@ -22,7 +22,7 @@ def tree_with(*paths: str) -> Tree:
 
 
 def at(tree: Tree, path: str) -> Entry:
-    """Return what is there."""
+    """Return the entry at *path*."""
     entry = tree.find(path)
     assert entry is not None
     return entry
@@ -46,7 +46,7 @@ def test_a_lock_lives_for_two_minutes() -> None:
     assert table.ages(1007) == {PATH: 7}
 
 
-def test_only_another_version_starts_anew() -> None:
+def test_only_a_new_version_resets_the_age() -> None:
     table = LockTable()
     table.note(PATH, ONE, now=0)
     table.note(PATH, ONE, now=100)
@@ -56,7 +56,7 @@ def test_only_another_version_starts_anew() -> None:
     assert table.has_expired(PATH, OTHER, now=230)
 
 
-def test_a_version_that_was_never_seen_has_not_expired() -> None:
+def test_an_unknown_version_has_not_expired() -> None:
     table = LockTable()
     assert not table.has_expired(PATH, ONE, now=10**6)
     table.note(PATH, ONE, now=0)
@@ -66,13 +66,13 @@ def test_a_version_that_was_never_seen_has_not_expired() -> None:
     assert not table.has_expired(PATH, ONE, now=10**6)
 
 
-def test_the_lifetime_can_be_another() -> None:
+def test_the_lifetime_can_be_configured() -> None:
     table = LockTable(lifetime=5)
     table.note(PATH, ONE, now=0)
     assert table.has_expired(PATH, ONE, now=5)
 
 
-def test_a_reload_keeps_the_age_of_what_has_not_changed() -> None:
+def test_a_reload_keeps_the_age_of_unchanged_locks() -> None:
     tree = tree_with("priv", "priv/lock", PATH, "priv/lock/ha/below", "priv/lock/file.x", "d")
     table = LockTable()
     table.note(PATH, tree.entry_checksum(at(tree, PATH)), now=10)

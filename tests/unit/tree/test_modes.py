@@ -1,4 +1,4 @@
-"""Which mode follows from a path."""
+"""Modes of entries by path, type and quorum."""
 
 import stat
 
@@ -10,7 +10,7 @@ from pmxcfs.tree.modes import changes_mode, is_private_path, is_script, mode_of,
 
 
 def entry_at(path: str, kind: EntryType) -> Entry:
-    """Make an entry in a tree of its own, and return it."""
+    """Create an entry in a new tree, and return it."""
     tree = Tree()
     here = tree.root
     *above, last = path.split("/")
@@ -47,7 +47,7 @@ def test_modes(path: str, kind: EntryType, mode: int, mode_without_quorum: int) 
     assert entry.private == is_private_path(path)
 
 
-def test_the_root_is_as_it_is_without_quorum_too() -> None:
+def test_the_root_keeps_its_mode_without_quorum() -> None:
     for quorate in (True, False):
         assert mode_of(Tree().root, quorate=quorate) == stat.S_IFDIR | 0o755
 
@@ -91,5 +91,5 @@ def test_script_names(name: str, expected: bool) -> None:
         ("priv/vps.mount", "f", True),
     ],
 )
-def test_which_moves_change_the_mode(source: str, target: str, expected: bool) -> None:
+def test_changes_mode(source: str, target: str, expected: bool) -> None:
     assert changes_mode(source, target) is expected
