@@ -1,4 +1,4 @@
-"""A group's thread: connecting, batching, leaving and joining again, on a corosync in memory."""
+"""A group's thread: connecting, batching, ownership, leaving and rejoining, on a fake corosync."""
 
 import logging
 import os
@@ -52,10 +52,10 @@ def status_node() -> Iterator[Node]:
     assert not made.thread.is_alive
 
 
-# A membership's life.
+# The life of a membership.
 
 
-def test_alone_it_is_synced_and_sends(node: Node) -> None:
+def test_a_node_alone_is_synced_and_sends(node: Node) -> None:
     node.start()
     assert node.thread.mode is Mode.SYNCED
     node.source.bodies = [Mkdir("a"), Mkdir("b")]
@@ -74,7 +74,7 @@ def test_a_stop_leaves_the_group(node: Node) -> None:
     assert node.content.members[-1] == []
 
 
-def test_a_stop_does_not_wait_for_a_goodbye_that_does_not_come(node: Node) -> None:
+def test_a_stop_does_not_wait_for_a_confirmation_that_does_not_come(node: Node) -> None:
     node.start()
     node.world.says_goodbye = False
     before = time.monotonic()
@@ -83,7 +83,7 @@ def test_a_stop_does_not_wait_for_a_goodbye_that_does_not_come(node: Node) -> No
 
 
 @pytest.mark.expect_log("corosync is not there")
-def test_one_outage_is_one_line_and_the_end_of_it_another(
+def test_an_outage_is_logged_once_and_so_is_its_end(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -100,7 +100,7 @@ def test_one_outage_is_one_line_and_the_end_of_it_another(
 
 
 @pytest.mark.expect_log("the connection is gone")
-def test_a_lost_connection_is_made_again_not_too_soon(node: Node) -> None:
+def test_a_lost_connection_is_replaced_not_too_soon(node: Node) -> None:
     joined = time.monotonic()
     node.start()
     node.world.handle.break_off()
@@ -112,7 +112,7 @@ def test_a_lost_connection_is_made_again_not_too_soon(node: Node) -> None:
     assert "leave" not in node.world.handles[0].calls
 
 
-def test_corosync_may_not_be_ready_for_a_join(node: Node) -> None:
+def test_a_join_is_retried_until_corosync_is_ready(node: Node) -> None:
     node.world.fail("join", *[TryAgain("cpg_join", 6, "try again")] * 2)
     node.start()
     assert node.world.handle.calls[:4] == ["connect", "join", "join", "join"]
@@ -130,7 +130,7 @@ def test_the_time_between_two_joins_begins_when_the_first_succeeds(node: Node) -
 
 
 @pytest.mark.expect_log("leaving the group")
-def test_leaving_waits_for_the_goodbye_and_rejoins_after_a_while(node: Node) -> None:
+def test_leaving_waits_for_its_confirmation_and_rejoins_after_a_while(node: Node) -> None:
     joined = time.monotonic()
     node.start()
     node.content.is_quorate = False
@@ -145,7 +145,7 @@ def test_leaving_waits_for_the_goodbye_and_rejoins_after_a_while(node: Node) -> 
 
 
 @pytest.mark.expect_log("a membership change removed this node")
-def test_who_is_expelled_joins_again(node: Node) -> None:
+def test_an_expelled_node_joins_again(node: Node) -> None:
     node.start()
     node.world.handle.expel()
     node.until_connected(2)
@@ -163,7 +163,7 @@ def test_a_bug_costs_one_membership_only(node: Node) -> None:
 
 
 @pytest.mark.expect_log("update this node")
-def test_a_newer_protocol_is_the_end(node: Node) -> None:
+def test_a_newer_protocol_ends_the_thread(node: Node) -> None:
     node.start()
     newer = bytes([0, 0, 1, 0, 99]) + bytes(40)
     node.world.handle.put(OTHER, newer)
@@ -175,7 +175,7 @@ def test_a_newer_protocol_is_the_end(node: Node) -> None:
 # Messages.
 
 
-def test_what_waits_together_is_applied_together(node: Node) -> None:
+def test_pending_messages_are_applied_together(node: Node) -> None:
     node.start()
     with node.world.changed:  # the thread can take none of them before all are there
         node.world.deliver(OTHER, *changes(100))
@@ -193,7 +193,7 @@ def test_a_flood_is_applied_in_bursts(node: Node) -> None:
 
 
 @pytest.mark.expect_log("dropped a message of member 2/200")
-def test_what_is_no_message_is_dropped_and_counted(node: Node) -> None:
+def test_a_message_that_can_t_be_decoded_is_dropped_and_counted(node: Node) -> None:
     node.start()
     hostile = [
         b"",
@@ -209,11 +209,11 @@ def test_what_is_no_message_is_dropped_and_counted(node: Node) -> None:
     assert len(node.world.handles) == 1
 
 
-# In the place of the group's thread.
+# Ownership by a request thread.
 
 
 class Own:
-    """A change of this node's that somebody waits for."""
+    """A change of this node that a request thread waits for."""
 
     def __init__(self, node: Node, name: str) -> None:
         self._content = node.content
@@ -226,31 +226,31 @@ class Own:
 
     @is_done.setter
     def is_done(self, value: bool) -> None:
-        raise AssertionError("nobody finishes it but delivery")
+        raise AssertionError("only its delivery finishes the change")
 
 
 def dispatch_until(
     node: Node, name: str = "mine", *, watch: RequestWatch = NO_WATCH
 ) -> threading.Thread:
-    """Have a thread send a change and wait for it."""
+    """Start a request thread that sends a change and waits for its delivery."""
     own = Own(node, name)
     thread = threading.Thread(target=node.thread.dispatch_until, args=(own, PATIENCE, watch))
     thread.start()
     return thread
 
 
-def until_on_its_way(node: Node) -> None:
+def until_in_flight(node: Node) -> None:
     node.world.wait_until(lambda: node.source.sent_count > 0, "a change to be sent")
 
 
-def test_who_waits_sends_and_takes_what_is_delivered(node: Node) -> None:
+def test_a_request_thread_sends_and_dispatches_its_change(node: Node) -> None:
     node.start()
     node.thread.dispatch_until(Own(node, "mine"), PATIENCE, NO_WATCH)
     assert node.content.delivered == [Mkdir("mine")]
     assert node.content.threads == [threading.get_ident()]
 
 
-def test_the_thread_goes_on_where_who_waited_stops(node: Node) -> None:
+def test_the_group_s_thread_goes_on_after_a_request_thread(node: Node) -> None:
     node.start()
     node.thread.dispatch_until(Own(node, "mine"), PATIENCE, NO_WATCH)
     node.world.deliver(OTHER, *changes(1))
@@ -258,7 +258,7 @@ def test_the_thread_goes_on_where_who_waited_stops(node: Node) -> None:
     assert node.content.threads[1] != threading.get_ident()
 
 
-def test_who_waits_in_vain_gives_up(node: Node) -> None:
+def test_a_request_thread_gives_up_after_its_time(node: Node) -> None:
     node.start()
     node.world.echoes = False
     started = time.monotonic()
@@ -267,12 +267,12 @@ def test_who_waits_in_vain_gives_up(node: Node) -> None:
     assert node.source.sent_count == 1
 
 
-def test_one_that_waits_is_enough(node: Node) -> None:
+def test_one_request_thread_sends_for_all(node: Node) -> None:
     node.start()
     node.world.echoes = False
     first = dispatch_until(node, "first")
-    until_on_its_way(node)
-    # Returns at once, and the first one sends it.
+    until_in_flight(node)
+    # Returns at once, and the first request thread sends the change.
     node.thread.dispatch_until(Own(node, "second"), PATIENCE, NO_WATCH)
     node.world.wait_until(lambda: node.source.sent_count == 2)
     bodies = [m.body for m in node.world.messages if isinstance(m, Normal)]
@@ -283,7 +283,7 @@ def test_one_that_waits_is_enough(node: Node) -> None:
 
 
 @pytest.mark.expect_log("which is a bug")
-def test_the_thread_copes_with_what_fails_for_who_waits(node: Node) -> None:
+def test_the_group_s_thread_raises_an_error_of_a_request_thread(node: Node) -> None:
     node.start()
     node.content.crash = RuntimeError("a bug")
     node.thread.dispatch_until(Own(node, "mine"), PATIENCE, NO_WATCH)
@@ -292,22 +292,22 @@ def test_the_thread_copes_with_what_fails_for_who_waits(node: Node) -> None:
 
 
 @pytest.mark.expect_log("the connection is gone")
-def test_a_connection_that_is_lost_meanwhile_is_made_again(node: Node) -> None:
+def test_a_connection_lost_by_a_request_thread_is_replaced(node: Node) -> None:
     node.start()
     node.world.echoes = False
     waiting = dispatch_until(node)
-    until_on_its_way(node)
+    until_in_flight(node)
     node.world.handle.break_off()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
     node.until_synced(2)
 
 
-def test_a_round_is_left_to_the_thread(node: Node) -> None:
+def test_a_round_is_left_to_the_group_s_thread(node: Node) -> None:
     node.start()
     node.world.echoes = False
     waiting = dispatch_until(node)
-    until_on_its_way(node)
+    until_in_flight(node)
     node.world.echoes = True
     node.meet(OTHER)
     waiting.join(PATIENCE)
@@ -322,7 +322,7 @@ def test_a_thread_that_computes_a_checksum_stops_watching(node: Node) -> None:
         waiting = dispatch_until(
             node, watch=RequestWatch(requests.fileno(), called.set, is_active=True)
         )
-        until_on_its_way(node)
+        until_in_flight(node)
         assert not called.is_set()
         node.world.deliver(node.world.me, VerifyRequest(0, node.thread.dfsm.epoch, 1))
         assert called.wait(PATIENCE)
@@ -331,17 +331,17 @@ def test_a_thread_that_computes_a_checksum_stops_watching(node: Node) -> None:
     assert not waiting.is_alive()
 
 
-def test_a_stop_ends_the_wait(node: Node) -> None:
+def test_a_stop_ends_the_wait_of_a_request_thread(node: Node) -> None:
     node.start()
     node.world.echoes = False
     waiting = dispatch_until(node)
-    until_on_its_way(node)
+    until_in_flight(node)
     node.thread.close()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
 
 
-def test_with_much_on_the_way_the_thread_sends(node: Node) -> None:
+def test_with_many_messages_in_flight_the_group_s_thread_sends(node: Node) -> None:
     node.start()
     node.world.echoes = False
     node.source.bodies = [Mkdir(f"{number}") for number in range(MANY_IN_FLIGHT)]
@@ -354,7 +354,7 @@ def test_with_much_on_the_way_the_thread_sends(node: Node) -> None:
 # Rounds.
 
 
-def test_as_leader_it_sends_what_differs(node: Node) -> None:
+def test_a_leader_sends_updates_of_what_differs(node: Node) -> None:
     node.start()
     epoch = node.meet(OTHER)
     node.world.deliver(OTHER, State(0, epoch, index(3)))
@@ -364,7 +364,7 @@ def test_as_leader_it_sends_what_differs(node: Node) -> None:
     assert node.thread.mode is Mode.SYNCED
 
 
-def test_as_follower_it_takes_the_leader_s_tree(node: Node) -> None:
+def test_a_follower_adopts_the_leader_s_tree(node: Node) -> None:
     node.start()
     epoch = node.meet(OTHER)
     node.world.deliver(
@@ -378,7 +378,7 @@ def test_as_follower_it_takes_the_leader_s_tree(node: Node) -> None:
 
 @pytest.mark.expect_log("could not be adopted: the disk is full")
 @pytest.mark.expect_log("leaving the group")
-def test_a_tree_that_can_t_be_taken_is_asked_for_again(node: Node) -> None:
+def test_a_tree_that_can_t_be_adopted_is_requested_again(node: Node) -> None:
     node.start()
     node.content.commit_failure = StoreError("the disk is full")
     epoch = node.meet(OTHER)
@@ -394,7 +394,7 @@ def test_a_change_waits_for_the_end_of_the_round(node: Node) -> None:
     epoch = node.meet(OTHER)
     node.source.bodies = [Mkdir("a")]
     node.thread.wake()
-    node.world.deliver(OTHER, VerifyRequest(0, epoch, 1))  # something else to look at
+    node.world.deliver(OTHER, VerifyRequest(0, epoch, 1))  # another message to process
     assert node.source.sent_count == 0
     node.world.deliver(OTHER, State(0, epoch, index(5)))
     node.world.wait_until(lambda: node.content.delivered == [Mkdir("a")])
@@ -402,7 +402,7 @@ def test_a_change_waits_for_the_end_of_the_round(node: Node) -> None:
     assert kinds == [SyncStart, State, Update, UpdateComplete, Normal]
 
 
-def test_a_new_membership_drops_the_unsent_of_the_round(node: Node) -> None:
+def test_a_new_membership_drops_unsent_messages_of_the_round(node: Node) -> None:
     node.start()
     node.world.fail("mcast", *[NO_ROOM] * 3)
     first = node.meet(OTHER, Member(3, 300))
@@ -420,7 +420,7 @@ def test_a_new_membership_drops_the_unsent_of_the_round(node: Node) -> None:
     assert states == [first, second]
 
 
-def test_queued_changes_are_sent_again_unchanged_when_someone_joins(node: Node) -> None:
+def test_queued_changes_are_sent_again_unchanged_when_a_member_joins(node: Node) -> None:
     node.start()
     with node.world.changed:
         node.world.deliver(node.world.me, Normal(77, 5, Mkdir("mine")))
@@ -441,7 +441,7 @@ def test_queued_changes_are_sent_again_unchanged_when_someone_joins(node: Node) 
     assert node.content.delivered == [Mkdir("mine")]
 
 
-def test_a_verification_is_asked_for_and_answered(node: Node) -> None:
+def test_a_verification_is_requested_and_answered(node: Node) -> None:
     node.thread.set_deadlines(replace(Deadlines(), rejoin=REJOIN, verification=0.05))
     node.start()
     node.until_sent(Verify)
@@ -450,7 +450,7 @@ def test_a_verification_is_asked_for_and_answered(node: Node) -> None:
 
 
 @pytest.mark.expect_log("restarting the round")
-def test_a_silent_member_makes_the_lowest_begin_again(node: Node) -> None:
+def test_a_silent_member_makes_the_lowest_member_restart_the_round(node: Node) -> None:
     node.thread.set_deadlines(replace(Deadlines(), rejoin=REJOIN, restarts=(0.1,)))
     node.start()
     node.meet(OTHER)
@@ -461,7 +461,7 @@ def test_a_silent_member_makes_the_lowest_begin_again(node: Node) -> None:
 
 
 @pytest.mark.expect_log("leaving the group")
-def test_a_silent_leader_is_left(node: Node) -> None:
+def test_a_silent_leader_makes_the_node_leave(node: Node) -> None:
     node.thread.set_deadlines(replace(Deadlines(), rejoin=REJOIN, updates=0.1))
     node.start()
     epoch = node.meet(LOWER)
@@ -471,7 +471,7 @@ def test_a_silent_leader_is_left(node: Node) -> None:
     node.until_synced(2)
 
 
-def test_status_is_merged(status_node: Node) -> None:
+def test_the_states_of_the_status_group_are_merged(status_node: Node) -> None:
     node = status_node
     node.start()
     epoch = node.meet(OTHER)

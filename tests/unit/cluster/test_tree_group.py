@@ -1,4 +1,4 @@
-"""What the tree's messages do on this node, and whose they are."""
+"""The tree's group: delivery of messages, results for waiting callers, and sending."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -113,7 +113,7 @@ def world() -> World:
 # Delivery.
 
 
-def test_a_change_of_ours_answers_who_waits(world: World) -> None:
+def test_a_change_of_this_node_finishes_its_ticket(world: World) -> None:
     proposal = world.post(Mkdir("a"))
     assert world.send(7) == Mkdir("a")
     assert world.deliver(of(ME, Mkdir("a"), serial=7))
@@ -123,7 +123,7 @@ def test_a_change_of_ours_answers_who_waits(world: World) -> None:
     assert (change.entry.writer, change.entry.mtime) == (ME.nodeid, 1000)
 
 
-def test_the_same_serial_of_another_member_answers_nobody(world: World) -> None:
+def test_the_same_serial_of_another_member_finishes_no_ticket(world: World) -> None:
     proposal = world.post(Mkdir("a"))
     world.send(7)
     reborn = Member(ME.nodeid, ME.pid + 1)
@@ -134,7 +134,7 @@ def test_the_same_serial_of_another_member_answers_nobody(world: World) -> None:
     assert proposal.ticket.is_done
 
 
-def test_what_nobody_waits_for_any_more_counts_as_foreign(world: World) -> None:
+def test_a_change_whose_caller_gave_up_is_foreign(world: World) -> None:
     """The kernel was told that it failed, so it must be told that it happened."""
     proposal = world.post(Mkdir("a"))
     world.send(7)
@@ -149,7 +149,7 @@ def test_a_message_of_an_earlier_membership_is_foreign(world: World) -> None:
     assert [foreign for _, foreign in world.changes] == [True]
 
 
-def test_a_refusal_goes_to_who_waits_and_the_rest_is_applied(world: World) -> None:
+def test_an_error_finishes_its_ticket_and_the_rest_is_applied(world: World) -> None:
     proposal = world.post(Mkdir("a"))
     world.send(1)
     world.deliver(of(PEER, Mkdir("a")), of(ME, Mkdir("a")), of(PEER, Mkdir("b")))
@@ -158,14 +158,14 @@ def test_a_refusal_goes_to_who_waits_and_the_rest_is_applied(world: World) -> No
     assert [change.path for change, _ in world.changes] == ["a", "b"]
 
 
-def test_what_comes_together_is_one_transaction(world: World) -> None:
+def test_messages_delivered_together_are_one_transaction(world: World) -> None:
     world.deliver(*[of(PEER, Mkdir(f"{number}"), serial=number) for number in range(50)])
     assert world.database.transactions == 1
     assert len(world.changes) == 50
 
 
-def test_the_quorum_is_asked_for_before_the_first_change(world: World) -> None:
-    """Its connection may be made later than the group's, and a change without it costs a sync."""
+def test_the_quorum_is_refreshed_before_the_first_change(world: World) -> None:
+    """libquorum may connect after the group; a change without quorum would cost a resync."""
     before = world.refreshes
     world.content.on_members([ME], me=ME)
     assert world.refreshes == before + 1
@@ -196,7 +196,7 @@ def test_a_write_in_two_parts_is_done_with_the_second(world: World) -> None:
     assert proposal.ticket.result().entry.content == b"ab"
 
 
-def test_the_first_error_of_two_parts_is_told(world: World) -> None:
+def test_the_first_error_of_two_parts_is_the_result(world: World) -> None:
     parts = [Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False)]
     proposal = world.post(*parts)
     world.send(1)
@@ -210,7 +210,7 @@ def test_the_first_error_of_two_parts_is_told(world: World) -> None:
 
 
 @pytest.mark.expect_log("not known to be delivered")
-def test_the_loss_of_the_group_ends_what_was_sent_and_only_that(world: World) -> None:
+def test_the_loss_of_the_group_finishes_only_sent_proposals(world: World) -> None:
     sent = world.post(Mkdir("a"))
     half = world.post(Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False))
     waiting = world.post(Mkdir("b"))
@@ -227,7 +227,7 @@ def test_the_loss_of_the_group_ends_what_was_sent_and_only_that(world: World) ->
 # Sending.
 
 
-def test_what_is_given_up_while_there_is_no_room_gets_busy(world: World) -> None:
+def test_a_proposal_withdrawn_while_corosync_is_busy_gets_busy(world: World) -> None:
     proposal, other = world.post(Mkdir("a")), world.post(Mkdir("b"))
     assert world.source.take(now=1.0) == Mkdir("a")
     assert not world.outbox.withdraw(proposal)
@@ -238,14 +238,14 @@ def test_what_is_given_up_while_there_is_no_room_gets_busy(world: World) -> None
     assert not other.ticket.is_done
 
 
-def test_what_is_withdrawn_makes_room_for_the_next_at_once(world: World) -> None:
+def test_after_a_withdrawal_the_next_proposal_is_sent_at_once(world: World) -> None:
     proposal = world.post(Mkdir("a"))
     world.post(Mkdir("b"))
     assert world.outbox.withdraw(proposal)
     assert world.source.take(now=1.0) == Mkdir("b")
 
 
-def test_a_refusal_is_told_and_what_was_sent_in_part_is_unknown(world: World) -> None:
+def test_a_refused_proposal_gets_the_error_and_a_partly_sent_one_fails(world: World) -> None:
     whole = world.post(Mkdir("a"))
     half = world.post(Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False))
     assert world.source.take(now=1.0)
@@ -260,7 +260,7 @@ def test_a_refusal_is_told_and_what_was_sent_in_part_is_unknown(world: World) ->
     assert world.source.take(now=1.0) is None
 
 
-def test_while_it_is_held_nothing_is_sent(world: World) -> None:
+def test_a_held_outbox_sends_nothing(world: World) -> None:
     wakes: list[None] = []
     world.outbox.wake = lambda: wakes.append(None)
     world.outbox.hold(on=True)
@@ -305,8 +305,8 @@ def test_the_lowest_member_removes_expired_locks(
     assert world.replica.tree.find(LOCK) is not None
 
 
-def test_a_request_is_looked_at_in_its_place_of_the_order(world: World) -> None:
-    """What came before it is applied, what comes behind it is not."""
+def test_an_unlock_request_is_decided_at_its_place_in_the_order(world: World) -> None:
+    """Messages before the request are applied, those after it are not."""
     checksum = take_lock(world)
     seen: list[list[Kind]] = []
 
@@ -324,7 +324,7 @@ def test_a_request_is_looked_at_in_its_place_of_the_order(world: World) -> None:
     assert [change.kind for change, _ in world.changes[3:]] == [Kind.MTIME, Kind.MKDIR]
 
 
-def test_a_request_of_ours_is_answered_by_the_touch_behind_it(world: World) -> None:
+def test_an_unlock_request_of_this_node_is_answered_by_its_mtime(world: World) -> None:
     checksum = take_lock(world)
     request, touch = UnlockRequest(LOCK, checksum), Mtime(LOCK, 0)
     proposal = world.post(request, touch)
@@ -337,10 +337,10 @@ def test_a_request_of_ours_is_answered_by_the_touch_behind_it(world: World) -> N
     assert world.replica.tree.find(LOCK) is None
 
 
-# Between nodes.
+# The tree's lock.
 
 
-def test_only_what_others_see_is_done_with_the_lock(world: World) -> None:
+def test_only_changes_that_other_threads_see_hold_the_lock(world: World) -> None:
     held: dict[str, bool] = {}
 
     def noted(name: str) -> Callable[..., object]:
