@@ -1,4 +1,4 @@
-"""Files that are removed, replaced or written elsewhere while they are open here."""
+"""Open files that are removed, replaced or written, on this node or on another."""
 
 import errno
 import mmap
@@ -36,7 +36,7 @@ def file(mount: Daemon) -> Iterator[Path]:
 
 @pytest.fixture
 def descriptor(file: Path) -> int:
-    """The file, open for reading and writing, with unpublished bytes; the test closes it."""
+    """A descriptor for reading and writing, with unpublished bytes; the test closes it."""
     opened = os.open(file, os.O_RDWR)
     os.pwrite(opened, b"P", 0)
     return opened
@@ -53,7 +53,7 @@ def replace(file: Path) -> None:
 
 
 @pytest.mark.parametrize("take_away", [remove, replace])
-def test_what_is_taken_away_here_lives_on_in_its_handle_and_is_not_published(
+def test_a_removed_file_lives_on_in_its_handle_and_is_not_published(
     mount: Daemon, file: Path, descriptor: int, take_away: Callable[[Path], None]
 ) -> None:
     take_away(file)
@@ -69,7 +69,7 @@ def test_what_is_taken_away_here_lives_on_in_its_handle_and_is_not_published(
     assert published(mount, "file") == after
 
 
-def test_what_another_node_writes_is_seen_below_what_is_unpublished(
+def test_unpublished_bytes_stay_over_what_another_node_writes(
     mount: Daemon, file: Path, descriptor: int
 ) -> None:
     mount.control("inject", kind="write", path="file", data="published elsewhere")
@@ -79,7 +79,7 @@ def test_what_another_node_writes_is_seen_below_what_is_unpublished(
     assert file.read_bytes() == b"Published elsewhere"
 
 
-def test_who_publishes_last_wins(mount: Daemon, file: Path) -> None:
+def test_the_last_publishing_wins(mount: Daemon, file: Path) -> None:
     with file.open("wb") as writer:
         writer.write(b"mine")
         writer.flush()
@@ -90,7 +90,7 @@ def test_who_publishes_last_wins(mount: Daemon, file: Path) -> None:
 
 
 def close_fails(descriptor: int) -> int | None:
-    """Close, which must fail; return the errno."""
+    """Close a descriptor, which must fail; return the errno."""
     with pytest.raises(OSError) as failure:  # noqa: PT011 - the errno is what counts
         os.close(descriptor)
     return failure.value.errno
@@ -120,7 +120,7 @@ def test_a_file_that_another_node_replaces_can_not_be_published(
     wait_for(lambda: file.read_bytes() == b"theirs", mount)
 
 
-def test_a_file_that_another_node_renames_is_published_there(
+def test_a_file_that_another_node_renames_is_published_at_its_new_path(
     mount: Daemon, file: Path, descriptor: int
 ) -> None:
     mount.control("inject", kind="rename", path="file", to="renamed")
@@ -130,33 +130,33 @@ def test_a_file_that_another_node_renames_is_published_there(
     assert (mount.path / "renamed").read_bytes() == b"Published"
 
 
-# The kernel computes the offset of an append from a size that it may have known for long.
+# The kernel computes the offset of an append from a size that may be out of date.
 
 
 def append_to(path: Path, flags: int = 0) -> int:
-    """Open for appending."""
+    """Open a file for appending."""
     return os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o640)
 
 
 def check_content(mount: Daemon, path: Path, content: bytes) -> None:
-    """Assert that this is in a file, for readers and for the kernel."""
+    """Assert the content of a file, as readers see it and as its size says."""
     mount.wait_until_told()
     assert path.read_bytes() == content
     assert path.stat().st_size == len(content)
 
 
 @pytest.mark.parametrize("theirs", [b"theirs, longer", b"theirs"])
-def test_an_append_goes_behind_what_another_node_wrote_meanwhile(
+def test_an_append_goes_behind_the_bytes_that_another_node_wrote_meanwhile(
     mount: Daemon, file: Path, theirs: bytes
 ) -> None:
     descriptor = append_to(file)
     with file.open("rb", buffering=0) as reader:
         mount.control("inject", kind="write", path="file", data=theirs.decode())
         mount.wait_until_told()
-        assert reader.read(1) == b"t"  # now the kernel has the page, and still the size before
+        assert reader.read(1) == b"t"  # now the kernel has the page, and still the old size
         os.write(descriptor, b" and")
         mount.wait_until_told()
-        believed = len(b"published and")  # the kernel answers up to here without asking
+        believed = len(b"published and")  # up to here the kernel answers from its cache
         assert os.pread(reader.fileno(), believed, 0) == (theirs + b" and")[:believed]
     check_content(mount, file, theirs + b" and")
     os.write(descriptor, b" more")
@@ -166,7 +166,7 @@ def test_an_append_goes_behind_what_another_node_wrote_meanwhile(
     check_content(mount, file, theirs + b" and more")
 
 
-def test_who_creates_a_file_to_append_goes_behind_others_too(mount: Daemon) -> None:
+def test_an_append_by_the_creator_of_a_file_goes_behind_foreign_bytes_too(mount: Daemon) -> None:
     path = mount.path / "appended"
     descriptor = append_to(path, os.O_CREAT | os.O_EXCL)
     mount.control("inject", kind="write", path="appended", data="theirs")
@@ -190,7 +190,7 @@ def test_an_append_that_takes_several_requests_stays_in_one_piece(
     check_content(mount, file, b"theirs, longer" + data)
 
 
-def test_those_who_append_at_once_tear_nothing(mount: Daemon, file: Path) -> None:
+def test_concurrent_appends_are_not_mixed(mount: Daemon, file: Path) -> None:
     file.write_bytes(b"")
     lines = {writer: [f"{writer} {number}" for number in range(100)] for writer in range(4)}
 
@@ -208,7 +208,7 @@ def test_those_who_append_at_once_tear_nothing(mount: Daemon, file: Path) -> Non
     assert len(found) == 400
 
 
-def test_a_name_that_comes_back_is_another_file(mount: Daemon, file: Path) -> None:
+def test_a_name_that_is_created_again_is_another_file(mount: Daemon, file: Path) -> None:
     with file.open("rb", buffering=0) as reader:
         first = os.fstat(reader.fileno()).st_ino
         file.unlink()
@@ -228,11 +228,11 @@ def test_a_kernel_that_has_forgotten_a_file_finds_it_again(mount: Daemon, file: 
 
 
 def forget_all_names() -> None:
-    """Have the kernel drop the names and inodes that nobody uses."""
+    """Let the kernel drop all unused dentries and inodes."""
     Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
-def test_node_ids_are_the_daemons_own(mount: Daemon, file: Path) -> None:
+def test_a_file_that_is_created_again_has_another_node_id(mount: Daemon, file: Path) -> None:
     assert mount.path.stat().st_ino == 1
     seen = {file.stat().st_ino}
     for _ in range(3):
@@ -244,19 +244,19 @@ def test_node_ids_are_the_daemons_own(mount: Daemon, file: Path) -> None:
         seen.add(node)
 
 
-def test_what_is_mapped_stays_when_it_is_replaced(mount: Daemon, file: Path) -> None:
+def test_a_mapping_keeps_its_content_when_the_file_is_replaced(mount: Daemon, file: Path) -> None:
     with file.open("rb") as reader, mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ) as pages:
         replace(file)
         assert pages[:] == b"published"
         assert file.read_bytes() == b"another"
 
 
-def test_a_directory_that_is_rewound_shows_what_it_holds_by_then(mount: Daemon) -> None:
+def test_a_rewound_directory_lists_its_present_entries(mount: Daemon) -> None:
     directory = mount.path / "rewound"
     directory.mkdir()
     (directory / "first").touch()
     opened = os.open(directory, os.O_RDONLY)
-    assert os.listdir(opened) == ["first"]  # which leaves it rewound
+    assert os.listdir(opened) == ["first"]  # the directory is rewound after that
     (directory / "first").rename(directory / "second")
     assert os.listdir(opened) == ["second"]
     os.close(opened)

@@ -1,6 +1,6 @@
-"""What others see while a large file is being saved: everything goes on but changes.
+"""Other requests during the save of a large file: reads go on, changes wait.
 
-Another process holds the database's write lock here, which makes a save last as long as needed.
+Another process holds the write lock of the database, so a save lasts as long as a test needs.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @contextlib.contextmanager
 def held_database(mount: Daemon) -> Iterator[None]:
-    """Keep everybody from writing to the database until the block ends."""
+    """Hold the write lock of the database until the block ends."""
     with contextlib.closing(sqlite3.connect(mount.state / "config.db")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -48,7 +48,7 @@ def held_database(mount: Daemon) -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving(mount: Daemon, pool: ThreadPoolExecutor) -> Iterator[Future[int]]:
-    """Have a large file saved, which ends only after the block."""
+    """Save a large file; the save ends only after the block."""
     before = mount.control("info")["version"]
     with held_database(mount):
         save = pool.submit((mount.path / "large").write_bytes, LARGE)
@@ -57,7 +57,7 @@ def saving(mount: Daemon, pool: ThreadPoolExecutor) -> Iterator[Future[int]]:
         assert not save.done()
 
 
-def test_everybody_reads_meanwhile(mount: Daemon, pool: ThreadPoolExecutor) -> None:
+def test_reads_go_on_during_a_large_save(mount: Daemon, pool: ThreadPoolExecutor) -> None:
     with saving(mount, pool) as save:
         assert (mount.path / "other").read_bytes() == b"never looked at"
         assert os.listdir(mount.path / "directory") == []
@@ -69,7 +69,9 @@ def test_everybody_reads_meanwhile(mount: Daemon, pool: ThreadPoolExecutor) -> N
     assert published(mount, "large") == LARGE
 
 
-def test_changes_wait_for_it_and_come_after(mount: Daemon, pool: ThreadPoolExecutor) -> None:
+def test_changes_wait_for_a_large_save_and_come_after_it(
+    mount: Daemon, pool: ThreadPoolExecutor
+) -> None:
     with saving(mount, pool) as save:
         change = pool.submit((mount.path / "directory" / "new").mkdir)
         assert (mount.path / "other").read_bytes() == b"never looked at"
@@ -79,7 +81,7 @@ def test_changes_wait_for_it_and_come_after(mount: Daemon, pool: ThreadPoolExecu
     assert (mount.path / "directory" / "new").is_dir()
 
 
-def test_what_is_written_to_the_file_meanwhile_is_the_next_change(
+def test_bytes_written_during_the_save_are_the_next_change(
     mount: Daemon, pool: ThreadPoolExecutor
 ) -> None:
     with saving(mount, pool) as save:
@@ -91,7 +93,7 @@ def test_what_is_written_to_the_file_meanwhile_is_the_next_change(
     assert published(mount, "large") == b"X" + LARGE[1:]
 
 
-def test_what_others_saw_and_could_not_be_saved_is_forgotten(
+def test_content_that_could_not_be_saved_is_dropped_from_all_caches(
     mount: Daemon, pool: ThreadPoolExecutor
 ) -> None:
     mount.expect_log("the last writes to large are lost")
@@ -113,7 +115,7 @@ def test_what_others_saw_and_could_not_be_saved_is_forgotten(
     assert published(mount, "large") == LARGE
 
 
-def test_a_stop_waits_for_it(mount: Daemon, pool: ThreadPoolExecutor) -> None:
+def test_a_stop_waits_for_a_large_save(mount: Daemon, pool: ThreadPoolExecutor) -> None:
     stopping = threading.Event()
 
     def stop() -> None:

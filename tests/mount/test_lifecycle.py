@@ -1,4 +1,4 @@
-"""Starting and stopping a real daemon: where it goes, what it leaves, what it says."""
+"""Start and end of a real daemon: background, mountpoint, lock, signals, service manager, log."""
 
 import contextlib
 import errno
@@ -38,11 +38,11 @@ def background(workdir: Path) -> Iterator[int]:
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
         yield int((workdir / "run" / "pmxcfs.pid").read_text())
     finally:
-        detach(workdir / "pve")  # ends a daemon that the test has not ended
+        detach(workdir / "pve")  # ends a daemon that still runs
 
 
 def terminate(pid: int) -> None:
-    """Tell a process that is not our child to stop, and wait until it has."""
+    """Send SIGTERM to a process that is not a child, and wait for its end."""
     descriptor = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGTERM)
@@ -70,11 +70,11 @@ def test_the_parent_returns_when_the_mount_serves(tmp_path: Path) -> None:
         ".pmxcfs.lockfile",
         "config.db",
     ]
-    # Local clients wait for a restart as long as this is there.
+    # Local clients wait for a restart as long as this file exists.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["cfs-restart-flag"]
 
 
-def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
+def test_the_daemon_leaves_the_directory_and_streams_of_its_start(tmp_path: Path) -> None:
     with background(tmp_path) as pid:
         process = Path(f"/proc/{pid}")
         assert (process / "comm").read_text() == "pmxcfs\n"
@@ -85,7 +85,7 @@ def test_the_daemon_lets_go_of_where_it_was_started(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_it_starts_without_standard_streams(streams: str, tmp_path: Path) -> None:
+def test_the_daemon_starts_without_standard_streams(streams: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pmxcfs", *arguments(tmp_path)]
     closed = ["sh", "-c", f'exec "$@" {streams}', "sh", *command]
     try:
@@ -99,14 +99,14 @@ def test_it_starts_without_standard_streams(streams: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("flags", [[], ["--foreground"]])
-def test_a_refused_start_is_one_line(flags: list[str], tmp_path: Path) -> None:
+def test_a_refused_start_prints_one_line(flags: list[str], tmp_path: Path) -> None:
     result = run_in_background(tmp_path, "--group", "no-such-group", *flags)
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"pmxcfs: there is no group 'no-such-group': .*\n", result.stderr)
     assert not is_mount(tmp_path / "pve")
 
 
-def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_file_that_is_no_database_names_it(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "config.db").write_bytes(b"not a database, but long enough" * 100)
     result = run_in_background(tmp_path)
@@ -116,7 +116,7 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def fail_to_start_clustered(workdir: Path, corosync_conf: bytes) -> None:
-    """Start a daemon that is to join the host's cluster, and can't."""
+    """Start a daemon with a corosync.conf that it can't use; assert that it fails."""
     (workdir / "corosync.conf").write_bytes(corosync_conf)
     options = [option for option in arguments(workdir) if option != "--local"]
     options.append(f"--corosync-conf={workdir / 'corosync.conf'}")
@@ -126,13 +126,13 @@ def fail_to_start_clustered(workdir: Path, corosync_conf: bytes) -> None:
 
 
 def test_a_failed_first_start_leaves_no_database_that_serves_alone(tmp_path: Path) -> None:
-    """The second start would find it, and not look at the host's file any more."""
+    """A second start would serve such a database and ignore the host's corosync.conf."""
     for _ in range(2):
         fail_to_start_clustered(tmp_path, bytes(MAX_FILE_SIZE + 1))
         assert os.listdir(tmp_path / "state") == [".pmxcfs.lockfile"]
 
 
-def test_a_link_to_a_database_that_is_not_there_is_not_replaced(tmp_path: Path) -> None:
+def test_a_dangling_link_in_place_of_the_database_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     link = tmp_path / "state" / "config.db"
     link.symlink_to("not-mounted/config.db")
@@ -141,12 +141,12 @@ def test_a_link_to_a_database_that_is_not_there_is_not_replaced(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", sorted(STOP_SIGNALS))
-def test_each_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path) -> None:
+def test_each_stop_signal_ends_the_daemon_in_order(number: signal.Signals, tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         daemon.stop(number, grace=STOP_DEADLINE)
 
 
-def test_signals_that_were_blocked_before_do_not_keep_it_from_ending(tmp_path: Path) -> None:
+def test_inherited_blocked_signals_do_not_prevent_the_end(tmp_path: Path) -> None:
     blocking = (
         "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
         "from pmxcfs.cli.main import main; sys.exit(main())"
@@ -155,7 +155,7 @@ def test_signals_that_were_blocked_before_do_not_keep_it_from_ending(tmp_path: P
         daemon.stop(grace=STOP_DEADLINE)
 
 
-def test_a_bug_in_finishing_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+def test_a_bug_while_stopping_does_not_prevent_the_end(tmp_path: Path) -> None:
     broken = (careless.__file__, "fail-to-finish")
     expected = ["thread signals died", "critical: "]
     with mounted(tmp_path, program=broken, expect_log=expected) as daemon:
@@ -164,7 +164,7 @@ def test_a_bug_in_finishing_does_not_keep_it_from_ending(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("workers", ["1", "4"])
 def test_an_open_file_does_not_delay_the_end(workers: str, tmp_path: Path) -> None:
-    """What was written and not closed is published all the same."""
+    """Bytes of a file that is still open are published at the end."""
     with mounted(tmp_path, "--workers", workers) as daemon:
         descriptor = os.open(daemon.path / "file", os.O_CREAT | os.O_WRONLY)
         os.write(descriptor, b"not closed yet\n")
@@ -174,7 +174,7 @@ def test_an_open_file_does_not_delay_the_end(workers: str, tmp_path: Path) -> No
         assert (daemon.path / "file").read_text() == "not closed yet\n"
 
 
-def test_an_unmount_from_outside_ends_it(tmp_path: Path) -> None:
+def test_an_unmount_by_another_process_ends_the_daemon(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         (daemon.path / "file").write_text("kept\n")
         subprocess.run(["umount", daemon.path], check=True)
@@ -206,7 +206,7 @@ def test_a_dead_mount_whose_root_is_cached_is_removed_too(tmp_path: Path) -> Non
             assert not killed.path.joinpath("file").exists()
 
 
-def test_files_in_the_mountpoint_come_back(tmp_path: Path) -> None:
+def test_files_below_the_mount_are_visible_again_after_the_end(tmp_path: Path) -> None:
     (tmp_path / "pve").mkdir()
     (tmp_path / "pve" / "below").touch()
     with mounted(tmp_path, expect_log=["not empty: mounting over 1 entries"]) as daemon:
@@ -214,7 +214,7 @@ def test_files_in_the_mountpoint_come_back(tmp_path: Path) -> None:
     assert (tmp_path / "pve" / "below").exists()
 
 
-def test_directories_and_files_are_for_root_and_the_group(tmp_path: Path) -> None:
+def test_files_of_the_daemon_are_accessible_by_root_and_the_group_alone(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         modes = {
             path.relative_to(tmp_path): path.stat().st_mode & 0o7777
@@ -225,12 +225,12 @@ def test_directories_and_files_are_for_root_and_the_group(tmp_path: Path) -> Non
 
 
 def test_a_second_daemon_waits_for_the_first(tmp_path: Path) -> None:
-    """It is refused only after seconds, so one that is stopping does not break a restart."""
+    """It waits some seconds for the lock, so a daemon that is stopping does not fail a restart."""
     with mounted(tmp_path) as first:
         (first.path / "file").write_text("first\n")
         second = launch(tmp_path)
         try:
-            # Both have the lock file open before the first one goes.
+            # Both daemons have the lock file open before the first one ends.
             wait_for(lambda: has_open(second.process.pid, ".pmxcfs.lockfile"), second)
             first.stop(grace=STOP_DEADLINE)
             wait_for(second.is_ready, second)
@@ -244,9 +244,9 @@ def test_a_second_daemon_waits_for_the_first(tmp_path: Path) -> None:
 
 
 def has_open(pid: int, name: str) -> bool:
-    """Tell whether a process has a file of that name open."""
+    """Tell whether a process has a file with this name open."""
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+        with contextlib.suppress(FileNotFoundError):  # the descriptor was closed after the listing
             if os.readlink(path).endswith(f"/{name}"):
                 return True
     return False
@@ -254,7 +254,7 @@ def has_open(pid: int, name: str) -> bool:
 
 @pytest.fixture
 def service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The socket on which systemd hears from a service."""
+    """The notification socket of the service manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.settimeout(GRACE)
         server.bind(str(tmp_path / "notify"))
@@ -269,7 +269,9 @@ def hear(service_manager: socket.socket, start: str) -> str:
     return message
 
 
-def test_the_service_manager_is_told(service_manager: socket.socket, tmp_path: Path) -> None:
+def test_the_service_manager_is_told_of_start_and_stop(
+    service_manager: socket.socket, tmp_path: Path
+) -> None:
     with mounted(tmp_path) as daemon:
         assert hear(service_manager, "READY=1")
         assert is_mount(daemon.path)
@@ -278,7 +280,7 @@ def test_the_service_manager_is_told(service_manager: socket.socket, tmp_path: P
         assert hear(service_manager, "STOPPING=1")
 
 
-def test_the_service_manager_hears_that_the_daemon_lives(
+def test_the_service_manager_gets_heartbeats_until_the_daemon_hangs(
     service_manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "200000")
@@ -288,13 +290,13 @@ def test_the_service_manager_hears_that_the_daemon_lives(
         assert "STATUS=quorate; 1 entries, version" in beats[-1]
         daemon.process.send_signal(signal.SIGSTOP)
         service_manager.settimeout(1)
-        with pytest.raises(TimeoutError):  # silence, after what was on its way
+        with pytest.raises(TimeoutError):  # no message, after those in flight
             hear(service_manager, "READY=1")
         daemon.process.send_signal(signal.SIGCONT)
         assert hear(service_manager, "WATCHDOG=1")
 
 
-def test_a_lone_node_is_told_that_others_could_not_reach_it(tmp_path: Path) -> None:
+def test_a_lone_node_without_a_usable_address_logs_a_warning(tmp_path: Path) -> None:
     no_cluster = ("--corosync-conf", tmp_path / "none")
     complaint = "can't resolve node name localhost .*: it is only known as .*Add it to /etc/hosts"
     with mounted(
@@ -318,7 +320,7 @@ def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:
         assert hidden not in text
 
 
-def test_verbose_logging_is_switched_by_a_file(tmp_path: Path) -> None:
+def test_writing_debug_switches_verbose_logging(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         debug = daemon.path / ".debug"
         (daemon.path / "before").mkdir()

@@ -1,4 +1,4 @@
-"""What users other than root may see, with the kernel enforcing what the modes say."""
+"""Access by users other than root; the kernel enforces the modes."""
 
 import contextlib
 import grp
@@ -22,13 +22,13 @@ NOBODYS_GROUP = 65534
 
 
 class User:
-    """A process without root's rights."""
+    """A process without the privileges of root."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def __call__(self, *command: object) -> str:
-        """Let it try something; return the errno's name, or ok."""
+        """Let the process try an operation; return ``ok`` or the name of an errno."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([str(word) for word in command]) + "\n")
@@ -91,13 +91,13 @@ def test_only_root_writes(member: User) -> None:
 
 
 @pytest.mark.parametrize("directory", ["priv", "nodes/node1/priv", "local/priv"])
-def test_nobody_but_root_looks_into_private_directories(member: User, directory: str) -> None:
+def test_only_root_can_access_private_directories(member: User, directory: str) -> None:
     assert member("list", directory) == "EACCES"
     assert member("stat", f"{directory}/secret") == "EACCES"
     assert member("stat", f"{directory}/missing") == "EACCES"
 
 
-def test_what_moves_into_a_private_directory_is_private_at_once(
+def test_a_file_moved_into_a_private_directory_is_private_at_once(
     mount: Daemon, member: User
 ) -> None:
     path = mount.path / "moving"
@@ -113,7 +113,9 @@ def test_what_moves_into_a_private_directory_is_private_at_once(
     assert mode_of(path) == 0o640
 
 
-def test_what_another_node_moves_there_is_private_at_once(mount: Daemon, member: User) -> None:
+def test_a_file_that_another_node_moves_there_is_private_at_once(
+    mount: Daemon, member: User
+) -> None:
     (mount.path / "moved").write_text("public until now")
     assert member("hold", "moved") == "ok"
     mount.control("inject", kind="rename", path="moved", to="priv/moved")
@@ -128,7 +130,7 @@ def test_a_directory_that_moves_changes_its_mode(mount: Daemon) -> None:
     wait_for(lambda: mode_of(mount.path / "priv" / "directory") == 0o700, mount)
 
 
-def test_a_script_gets_its_bit_with_its_name(mount: Daemon) -> None:
+def test_the_execute_bit_of_a_script_follows_its_name(mount: Daemon) -> None:
     path, script = mount.path / "vps.txt", mount.path / "vps.mount"
     path.write_text("#!/bin/sh")
     assert mode_of(path) == 0o640

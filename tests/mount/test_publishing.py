@@ -1,4 +1,4 @@
-"""When what was written becomes a change: for the database, the counters and other nodes."""
+"""The time at which writes are published: in the database, the counters and on other nodes."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def opened(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_WRONLY, 0o640)
 
 
-def test_what_is_written_is_seen_here_at_once_and_elsewhere_after_the_close(
+def test_a_write_is_visible_at_once_on_this_node_and_after_the_close_elsewhere(
     mount: Daemon, file: Path
 ) -> None:
     with changes(mount, 0):
@@ -64,7 +64,7 @@ def test_what_is_written_is_seen_here_at_once_and_elsewhere_after_the_close(
     assert published(mount, "file") == b"Published!"
 
 
-def test_counters_know_only_what_is_published(mount: Daemon) -> None:
+def test_counters_change_only_with_a_publishing(mount: Daemon) -> None:
     path = mount.path / "storage.cfg"
     path.write_bytes(b"1")
     before = status(mount, ".version")["storage.cfg"]
@@ -107,7 +107,7 @@ def test_a_new_file_and_its_content_are_two_changes_of_one_transaction(mount: Da
     assert mount.control("info")["transactions"] == before + 1
 
 
-def test_each_close_of_a_shared_descriptor_publishes_what_came_since(
+def test_each_close_of_a_shared_descriptor_publishes_the_writes_since_the_last(
     mount: Daemon, file: Path
 ) -> None:
     with changes(mount, 2):
@@ -153,7 +153,7 @@ def by_writing(path: Path) -> int:
     return descriptor
 
 
-def test_fsync_publishes_and_close_then_does_not(mount: Daemon, file: Path) -> None:
+def test_a_close_after_an_fsync_publishes_nothing(mount: Daemon, file: Path) -> None:
     descriptor = opened(file, os.O_TRUNC)
     os.write(descriptor, b"synced")
     with changes(mount, 1):
@@ -183,7 +183,7 @@ def test_truncate_by_descriptor_waits_for_the_close(mount: Daemon, file: Path) -
     assert published(mount, "file") == b"pub\0"
 
 
-def test_a_rename_publishes_first(mount: Daemon, file: Path) -> None:
+def test_a_rename_publishes_the_writes_to_the_file_first(mount: Daemon, file: Path) -> None:
     descriptor = by_writing(file)
     with changes(mount, 2):
         file.rename(mount.path / "renamed")
@@ -193,7 +193,7 @@ def test_a_rename_publishes_first(mount: Daemon, file: Path) -> None:
     (mount.path / "renamed").unlink()
 
 
-def test_a_rename_shows_its_time_to_who_asks_for_nothing_else(mount: Daemon, file: Path) -> None:
+def test_the_mtime_is_right_after_a_rename_for_a_stat_alone(mount: Daemon, file: Path) -> None:
     os.utime(file, (5, 5))
     renamed = file.rename(mount.path / "renamed")
     mount.wait_until_told()
@@ -202,7 +202,9 @@ def test_a_rename_shows_its_time_to_who_asks_for_nothing_else(mount: Daemon, fil
     renamed.unlink()
 
 
-def test_setting_the_time_publishes_first(mount: Daemon, file: Path) -> None:
+def test_setting_the_mtime_publishes_the_writes_to_the_file_first(
+    mount: Daemon, file: Path
+) -> None:
     descriptor = by_writing(file)
     with changes(mount, 2):
         os.utime(file, (5, 5))
@@ -213,7 +215,7 @@ def test_setting_the_time_publishes_first(mount: Daemon, file: Path) -> None:
     assert file.stat().st_mtime == 5
 
 
-def test_the_time_is_that_of_publishing(mount: Daemon, file: Path) -> None:
+def test_the_mtime_is_the_time_of_publishing(mount: Daemon, file: Path) -> None:
     os.utime(file, (5, 5))
     descriptor = by_writing(file)
     file.stat()
@@ -221,12 +223,12 @@ def test_the_time_is_that_of_publishing(mount: Daemon, file: Path) -> None:
     assert time.time() - file.stat().st_mtime < 60
 
 
-def test_a_change_of_the_access_time_is_none(mount: Daemon, file: Path) -> None:
+def test_setting_the_access_time_alone_changes_nothing(mount: Daemon, file: Path) -> None:
     with changes(mount, 0):
         shell("touch -a file", mount.path)
 
 
-def test_one_close_publishes_what_others_wrote_too(mount: Daemon, file: Path) -> None:
+def test_one_close_publishes_the_writes_of_other_handles_too(mount: Daemon, file: Path) -> None:
     first, second = by_writing(file), opened(file, 0)
     os.pwrite(second, b"2", 8)
     with changes(mount, 1):
@@ -249,7 +251,7 @@ def test_a_file_holds_at_most_one_mib(mount: Daemon, file: Path) -> None:
     assert file.stat().st_size == MIB
 
 
-def test_exactly_one_of_many_creates_a_name_exclusively(mount: Daemon) -> None:
+def test_exactly_one_of_many_exclusive_creations_succeeds(mount: Daemon) -> None:
     outcomes = []
     barrier = threading.Barrier(8)
 
@@ -269,9 +271,9 @@ def test_exactly_one_of_many_creates_a_name_exclusively(mount: Daemon) -> None:
     assert sorted(outcomes) == [0] + [errno.EEXIST] * 7
 
 
-def test_whoever_loses_the_race_for_a_name_opens_the_winners_file(mount: Daemon) -> None:
+def test_a_creation_that_loses_a_race_opens_the_winners_file(mount: Daemon) -> None:
     path = mount.path / "raced"
-    assert not path.exists()  # so that the kernel creates it without looking
+    assert not path.exists()  # so that the kernel creates it without a lookup
     with mount.connect() as control:
         control("inject", kind="create", path="raced")
         control("inject", kind="write", path="raced", data="theirs")
@@ -283,7 +285,7 @@ def test_whoever_loses_the_race_for_a_name_opens_the_winners_file(mount: Daemon)
 
 
 def forbid_growth(mount: Daemon) -> None:
-    """Let the daemon write nothing behind the end of the database's log."""
+    """Limit the file size so that the write-ahead log can't grow."""
     for number in range(5):
         (mount.path / "padding").write_bytes(bytes([number]))  # more than the file itself has
     size = (mount.state / "config.db-wal").stat().st_size
@@ -291,7 +293,7 @@ def forbid_growth(mount: Daemon) -> None:
 
 
 def allow_growth(mount: Daemon) -> None:
-    """Take the limit away, and see the daemon recover."""
+    """Remove the limit, and wait until the daemon has recovered."""
     limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, limit)
     (mount.path / "padding").write_bytes(b"written again")
@@ -306,7 +308,7 @@ def check_dropped(mount: Daemon, file: Path) -> None:
 
 
 class TestTimer:
-    """What stays open is published by time."""
+    """A file that stays open is published by the timer."""
 
     @pytest.fixture
     def mount(self, tmp_path: Path) -> Iterator[Daemon]:
@@ -314,7 +316,7 @@ class TestTimer:
             yield daemon
 
     @pytest.mark.parametrize(("begin", "content"), [(by_opening, b""), (by_writing, b"PUBlished")])
-    def test_what_stays_open_is_published_after_a_second(
+    def test_a_file_that_stays_open_is_published_after_a_second(
         self, mount: Daemon, file: Path, begin: Callable[[Path], int], content: bytes
     ) -> None:
         start = time.monotonic()
@@ -326,7 +328,7 @@ class TestTimer:
         with changes(mount, 0):
             os.close(descriptor)
 
-    def test_the_second_runs_from_the_first_write(self, mount: Daemon, file: Path) -> None:
+    def test_the_second_begins_with_the_first_write(self, mount: Daemon, file: Path) -> None:
         descriptor = opened(file, 0)
         start = time.monotonic()
         before = version(mount)
@@ -340,7 +342,9 @@ class TestTimer:
         wait_for(lambda: published(mount, "created") == b"", mount)
         os.close(descriptor)
 
-    def test_the_timer_leaves_it_to_the_close(self, mount: Daemon, file: Path) -> None:
+    def test_a_failure_of_the_timer_is_reported_by_the_close(
+        self, mount: Daemon, file: Path
+    ) -> None:
         mount.expect_log("the last writes to file are lost: EACCES")
         mount.control("publish-after", seconds=3 * DUE)  # not before the quorum is lost
         descriptor = by_writing(file)
@@ -363,7 +367,7 @@ class TestTimer:
 
 
 class TestFailure:
-    """What could not be published is dropped, and the close tells."""
+    """Bytes that can't be published are dropped, and the close reports it."""
 
     @pytest.fixture
     def mount(self, tmp_path: Path) -> Iterator[Daemon]:
@@ -371,7 +375,7 @@ class TestFailure:
             daemon.publish_only_on_request()
             yield daemon
 
-    def test_lost_quorum(self, mount: Daemon, file: Path) -> None:
+    def test_writes_are_lost_with_the_quorum(self, mount: Daemon, file: Path) -> None:
         mount.expect_log("the last writes to file are lost: EACCES")
         descriptor = by_writing(file)
         assert file.read_bytes() == b"PUBlished"
@@ -383,7 +387,9 @@ class TestFailure:
         check_dropped(mount, file)
         mount.control("quorum", on=True)
 
-    def test_a_database_that_can_not_be_written(self, mount: Daemon, file: Path) -> None:
+    def test_writes_are_lost_if_the_database_can_not_be_written(
+        self, mount: Daemon, file: Path
+    ) -> None:
         mount.expect_log("the last writes to file are lost")
         mount.expect_log("config.db can't be written")
         descriptor = by_writing(file)
@@ -393,7 +399,7 @@ class TestFailure:
         check_dropped(mount, file)
         allow_growth(mount)
 
-    def test_a_descriptor_reports_once(self, mount: Daemon, file: Path) -> None:
+    def test_a_descriptor_reports_a_failure_once(self, mount: Daemon, file: Path) -> None:
         mount.expect_log("the last writes to file are lost: EACCES")
         descriptor = by_writing(file)
         duplicate = os.dup(descriptor)
@@ -404,7 +410,9 @@ class TestFailure:
         os.close(duplicate)
         os.close(descriptor)
 
-    def test_everyone_who_wrote_is_told(self, mount: Daemon, file: Path) -> None:
+    def test_a_failure_is_reported_to_each_handle_that_wrote(
+        self, mount: Daemon, file: Path
+    ) -> None:
         mount.expect_log("the last writes to file are lost: EACCES")
         first, second, idle = by_writing(file), by_writing(file), opened(file, 0)
         mount.control("quorum", on=False)
@@ -415,7 +423,7 @@ class TestFailure:
             os.close(second)
         os.close(idle)
 
-    def test_a_rename_that_can_not_be_saved_leaves_no_ghost(self, mount: Daemon) -> None:
+    def test_a_rename_that_can_not_be_saved_leaves_no_stale_name(self, mount: Daemon) -> None:
         mount.expect_log("config.db can't be written")
         forbid_growth(mount)
         descriptor = opened(mount.path / "new", os.O_CREAT)

@@ -1,7 +1,7 @@
-"""Random histories on a real mount against a plain model of what a user must see.
+"""Random histories on a real mount, compared with a plain model of what a user must see.
 
-The model is a dict from path to file; open handles keep the file, not the path. What is published
-when is invisible to a user of one node but for restarts, which are part of the histories.
+The model is a dict from path to file; an open handle keeps the file, not the path. The user of one
+node sees the time of publishing only after a restart, so restarts are part of the histories.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ flags = st.sampled_from([os.O_RDWR, os.O_RDWR | os.O_TRUNC, os.O_RDWR | os.O_APP
 
 
 class Refused(Exception):
-    """The model refuses; the argument is the name of an errno."""
+    """A refusal of the model; the argument is the name of an errno."""
 
 
 @dataclass(eq=False)
@@ -79,12 +79,12 @@ def require(code: str, condition: object) -> None:
 
 @dataclass
 class Model:
-    """What a user must see."""
+    """The state of the mount that a user must see."""
 
     nodes: dict[str, Node] = field(default_factory=lambda: {"": Node(None)})
 
     def place(self, path: str) -> None:
-        """Check the directory that *path* is in."""
+        """Check the parent directory of *path*."""
         parent = path.rpartition("/")[0]
         for end in [at for at, letter in enumerate(parent) if letter == "/"] + [len(parent)]:
             node = self.nodes.get(parent[:end])
@@ -254,7 +254,7 @@ class Histories(RuleBasedStateMachine):
                 (self.root / path).unlink()
 
     def both(self, real: Callable[[], object], model: Callable[..., object], *args: object) -> bool:
-        """Do it twice, with the same outcome; tell whether it succeeded."""
+        """Do it on the mount and in the model, with the same outcome; tell whether it succeeded."""
         self.steps += 1
         seen = wanted = "success"
         try:
@@ -315,7 +315,7 @@ class Histories(RuleBasedStateMachine):
         return handle
 
     def substitute(self) -> Handle:
-        """Open something that is there for sure, so that every step has a handle."""
+        """Open an existing file, so that every step has a handle."""
         path = self.root / "substitute"
         node = self.model.nodes.setdefault("substitute", Node(b""))
         handle = Handle(os.open(path, os.O_RDWR | os.O_CREAT), node, appends=False)
@@ -390,7 +390,7 @@ class Histories(RuleBasedStateMachine):
                 assert (self.root / path).read_bytes() == node.content
 
     def seen(self) -> dict[str, tuple[int, int]]:
-        """Return mode and size of all there is, but for the fixed entries of the root."""
+        """Return mode and size of all entries except the fixed ones of the root."""
         found = {}
         todo = [""]
         while todo:
@@ -407,7 +407,7 @@ class Histories(RuleBasedStateMachine):
 
 
 def run(workdir: Path, *, examples: int, steps: int) -> None:
-    """Live through so many histories."""
+    """Run random histories on one mount and in the model."""
     with Server(workdir) as running:
 
         class OnThisServer(Histories):
@@ -426,10 +426,10 @@ def run(workdir: Path, *, examples: int, steps: int) -> None:
         )
 
 
-def test_random_histories(tmp_path: Path) -> None:
+def test_random_histories_match_the_model(tmp_path: Path) -> None:
     run(tmp_path, examples=30, steps=30)
 
 
 @pytest.mark.long
-def test_many_random_histories(tmp_path: Path) -> None:
+def test_many_random_histories_match_the_model(tmp_path: Path) -> None:
     run(tmp_path, examples=1000, steps=60)

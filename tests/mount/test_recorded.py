@@ -1,4 +1,4 @@
-"""Every operation that was recorded on the original has the same outcome here."""
+"""Replay of the operations recorded on the original: each must have the same outcome."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def expected(recorded: Recorded) -> tuple[str | None, object]:
 
 
 def comparable(recorded: Recorded, outcome: tuple[str | None, object]) -> tuple[str | None, object]:
-    """Leave out the sizes of status files, which are this implementation's own."""
+    """Remove the sizes of status files, which may differ from the original's."""
     code, result = outcome
     if recorded.name == "stat" and recorded.arguments[0] in OWN_SIZE:
         return code, re.sub(r"size=\d+", "size=...", str(result))
@@ -35,7 +35,7 @@ def comparable(recorded: Recorded, outcome: tuple[str | None, object]) -> tuple[
 
 
 def differences(player: Player, recording: list[Recorded]) -> list[str]:
-    """Play all of *recording*; return what came out differently."""
+    """Play *recording*; return the operations with another outcome."""
     found = []
     for number, recorded in enumerate(recording, start=1):
         wanted = comparable(recorded, expected(recorded))
@@ -45,14 +45,14 @@ def differences(player: Player, recording: list[Recorded]) -> list[str]:
     return found
 
 
-def test_local_mode_as_recorded(tmp_path: Path) -> None:
+def test_local_mode_has_the_recorded_outcomes(tmp_path: Path) -> None:
     recording = load(VECTORS / "fs_local.jsonl")
     with mounted(tmp_path, "--nodename", "node3") as mount:
         assert differences(Player(mount.path, "node3"), recording) == []
     assert len(recording) == 157
 
 
-def test_without_quorum_as_recorded(tmp_path: Path) -> None:
+def test_a_node_without_quorum_has_the_recorded_outcomes(tmp_path: Path) -> None:
     recording = load(VECTORS / "fs_noquorum.jsonl")
     with mounted(tmp_path, "--test-control") as mount:
         for directory in ("d", "priv", "priv/lock", "priv/lock/a", "nodes", "nodes/node1"):

@@ -1,4 +1,4 @@
-"""Ending llfuse's main loop from the thread that takes the signals, on a mount without a daemon."""
+"""End of llfuse's main loop by the signal thread, on an empty mount without a daemon."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.needs_fuse
 
 @contextmanager
 def empty_mount(mountpoint: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the program until it is mounted; whatever happens, end it and its mount."""
+    """Run the program once it is mounted; at the end, kill it and detach its mount."""
     command = [sys.executable, str(PROGRAM), str(mountpoint), str(workers)]
     with subprocess.Popen(command) as program:
         try:
@@ -44,7 +44,7 @@ def empty_mount(mountpoint: Path, workers: int) -> Iterator[subprocess.Popen[byt
 
 @contextmanager
 def asked_without_pause(mountpoint: Path) -> Iterator[None]:
-    """Have two threads send requests that the kernel can't answer itself."""
+    """Let two threads send requests that the kernel can't answer from its caches."""
     is_over = threading.Event()
 
     def ask() -> None:
@@ -72,7 +72,7 @@ def stop(program: subprocess.Popen[bytes], number: int) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_an_idle_mount_ends_at_once(workers: int, tmp_path: Path) -> None:
+def test_an_idle_main_loop_ends_at_once(workers: int, tmp_path: Path) -> None:
     numbers = sorted(STOP_SIGNALS)
     for attempt in range(STOPS):
         with empty_mount(tmp_path, workers) as program:
@@ -81,7 +81,7 @@ def test_an_idle_mount_ends_at_once(workers: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_busy_mount_ends_at_once(workers: int, tmp_path: Path) -> None:
+def test_a_busy_main_loop_ends_at_once(workers: int, tmp_path: Path) -> None:
     for _ in range(BUSY_STOPS):
         with empty_mount(tmp_path, workers) as program, asked_without_pause(tmp_path):
             assert stop(program, signal.SIGTERM) < DEADLINE
@@ -89,7 +89,7 @@ def test_a_busy_mount_ends_at_once(workers: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_an_unmount_ends_it_too(workers: int, tmp_path: Path) -> None:
+def test_an_unmount_ends_the_main_loop(workers: int, tmp_path: Path) -> None:
     with empty_mount(tmp_path, workers) as program:
         detach(tmp_path)
         assert program.wait(GRACE) == 0

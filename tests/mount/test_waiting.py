@@ -1,6 +1,6 @@
-"""Changes that wait, as they do while a cluster is not in sync, delay nobody else.
+"""Changes that wait, as in a cluster that is not synced, do not delay other requests.
 
-The test control holds all changes that come through the mount; those of other nodes go on.
+The test control holds all changes that come through the mount; injected foreign changes go on.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ WORKERS = 16
 MOST = WORKERS - RESERVED_WORKERS  # changes that may wait
 AT_ONCE = 200
 PROMPT = 0.1  # seconds; the contract for everything that does not wait
-SLACK = 3  # by which a busy machine may miss it
+SLACK = 3  # tolerance for a busy machine
 STOP = 3.0  # seconds until the daemon must have gone
 
 
 class Change(threading.Thread):
-    """One change in a thread of its own, and what came of it."""
+    """A change in a thread of its own, and its outcome."""
 
     def __init__(self, operation: Callable[[], object]) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def waiting(mount: Daemon) -> int:
 
 
 def wait_until_waiting(mount: Daemon, count: int) -> None:
-    """Wait until so many changes wait."""
+    """Wait until *count* changes wait."""
     wait_for(lambda: waiting(mount) == count, mount)
 
 
@@ -93,7 +93,7 @@ def mount(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def make_elsewhere(mount: Daemon, count: int) -> list[Path]:
-    """Have another node make files that nobody here has looked at."""
+    """Inject files of another node that no process has looked up."""
     with mount.connect() as control:
         control("inject", kind="mkdir", path="elsewhere")
         for number in range(count):
@@ -118,7 +118,7 @@ def start_changes(mount: Daemon) -> list[Change]:
     return closes + [Change(path.mkdir) for path in names]
 
 
-def test_of_200_changes_most_are_refused_and_nobody_else_waits(
+def test_of_200_waiting_changes_most_are_refused_and_reads_go_on(
     mount: Daemon, report: Callable[[object], None]
 ) -> None:
     paths = make_elsewhere(mount, 50)
@@ -150,12 +150,12 @@ def test_of_200_changes_most_are_refused_and_nobody_else_waits(
     assert all(change.end() in (errno.EBUSY, errno.ENOTCONN) for change in changes)
 
 
-def test_what_waits_is_done_when_it_may_go_on(mount: Daemon) -> None:
+def test_waiting_changes_are_done_after_the_resume(mount: Daemon) -> None:
     paths = [mount.path / f"d{number}" for number in range(MOST)]
     for path in paths:
         path.mkdir()
     with held(mount):
-        # These wait for 10 s, as the kernel holds no directory for them.
+        # These may wait for 10 s, as the kernel holds no directory lock for them.
         changes = [Change(functools.partial(os.utime, path, (5, 5))) for path in paths]
         wait_until_waiting(mount, MOST)
         with pytest.raises(OSError, match="busy"):
@@ -174,7 +174,7 @@ def test_a_foreign_change_elsewhere_is_seen_although_a_mkdir_waits(mount: Daemon
     with held(mount), mount.connect() as control:
         change = Change((mount.path / "busy" / "new").mkdir)
         wait_until_waiting(mount, 1)
-        # Its notification must wait for the mkdir; what comes after it must not.
+        # The notification of this change must wait for the mkdir; later ones must not.
         control("inject", kind="create", path="busy/other")
         control("inject", kind="write", path="elsewhere/0", data="changed")
         control("inject", kind="delete", path="elsewhere/1")
@@ -190,7 +190,7 @@ def test_a_foreign_change_elsewhere_is_seen_although_a_mkdir_waits(mount: Daemon
     wait_for((mount.path / "busy" / "other").exists, mount)
 
 
-def test_a_change_counts_only_when_the_kernel_has_been_told(mount: Daemon) -> None:
+def test_a_counter_changes_only_after_the_kernel_was_notified(mount: Daemon) -> None:
     path = mount.path / "sdn" / "zones.cfg"
     path.parent.mkdir()
     path.write_text("before")
@@ -199,7 +199,7 @@ def test_a_change_counts_only_when_the_kernel_has_been_told(mount: Daemon) -> No
     with held(mount):
         change = Change((mount.path / "sdn" / "new").mkdir)
         wait_until_waiting(mount, 1)
-        # The name is notified of when the mkdir is over; until then it leads to the old content.
+        # The name is invalidated after the mkdir; until then it leads to the old content.
         mount.control("inject", kind="rename", path="sdn/zones.cfg.tmp", to="sdn/zones.cfg")
         assert path.read_text() == "before"
         assert status(mount, ".version") == start
@@ -209,7 +209,7 @@ def test_a_change_counts_only_when_the_kernel_has_been_told(mount: Daemon) -> No
     assert status(mount, ".version")["sdn/zones.cfg"] == start["sdn/zones.cfg"] + 1
 
 
-def test_a_change_of_a_name_waits_two_seconds(mount: Daemon) -> None:
+def test_a_change_of_a_name_is_refused_after_two_seconds(mount: Daemon) -> None:
     mount.publish_only_on_request()
     (mount.path / "f").write_text("x")
     (mount.path / "d").mkdir()
@@ -229,7 +229,7 @@ def test_a_change_of_a_name_waits_two_seconds(mount: Daemon) -> None:
     assert (mount.path / "written").read_text() == "mine"
 
 
-def test_what_is_open_while_publishing_waits_can_be_read(mount: Daemon) -> None:
+def test_a_file_whose_publishing_waits_can_be_read(mount: Daemon) -> None:
     (mount.path / "f").write_text("before")
     with held(mount):
         change = Change(lambda: (mount.path / "f").write_text("after"))
@@ -240,7 +240,7 @@ def test_what_is_open_while_publishing_waits_can_be_read(mount: Daemon) -> None:
     assert (mount.path / "f").read_text() == "after"
 
 
-def test_a_name_that_is_another_file_by_then_is_not_written(mount: Daemon) -> None:
+def test_a_waiting_write_is_refused_if_its_name_is_another_file(mount: Daemon) -> None:
     mount.expect_log("the last writes to f are lost: ESTALE")
     (mount.path / "f").write_text("before")
     with held(mount), mount.connect() as control:
@@ -254,7 +254,7 @@ def test_a_name_that_is_another_file_by_then_is_not_written(mount: Daemon) -> No
     assert (mount.path / "f").read_text() == "theirs"
 
 
-def test_a_file_that_is_renamed_meanwhile_keeps_what_was_written(mount: Daemon) -> None:
+def test_a_waiting_write_follows_a_renamed_file(mount: Daemon) -> None:
     (mount.path / "f").write_text("before")
     with held(mount):
         change = Change(lambda: (mount.path / "f").write_text("mine"))
@@ -266,7 +266,7 @@ def test_a_file_that_is_renamed_meanwhile_keeps_what_was_written(mount: Daemon) 
     assert (mount.path / "g").read_text() == "mine"
 
 
-def test_a_file_that_another_node_removes_meanwhile_is_lost(mount: Daemon) -> None:
+def test_a_waiting_write_is_lost_if_another_node_removes_the_file(mount: Daemon) -> None:
     (mount.path / "f").write_text("before")
     with held(mount):
         change = Change(lambda: (mount.path / "f").write_text("mine"))
@@ -276,14 +276,14 @@ def test_a_file_that_another_node_removes_meanwhile_is_lost(mount: Daemon) -> No
     assert change.end() == errno.ENOENT
 
 
-def test_what_another_node_puts_there_is_changed_though_the_name_is_outdated(
+def test_a_change_by_an_outdated_name_hits_the_entry_that_another_node_put_there(
     mount: Daemon,
 ) -> None:
     (mount.path / "f").write_text("before")
     with held(mount), mount.connect() as control:
         directory = Change((mount.path / "new").mkdir)
         wait_until_waiting(mount, 1)
-        # The name is notified of when the mkdir is over.
+        # The name is invalidated after the mkdir.
         control("inject", kind="create", path="g")
         control("inject", kind="write", path="g", data="theirs")
         control("inject", kind="rename", path="g", to="f")
@@ -304,7 +304,7 @@ def overwrite(path: Path, start: bytes) -> None:
         os.close(descriptor)
 
 
-def test_what_a_failed_rename_takes_away_is_seen_to_be_gone(mount: Daemon) -> None:
+def test_an_entry_that_a_failed_rename_has_removed_is_seen_to_be_gone(mount: Daemon) -> None:
     source, target = mount.path / "source", mount.path / "target"
     source.mkdir()
     target.mkdir()

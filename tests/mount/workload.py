@@ -1,9 +1,9 @@
-"""Processes that change a mount until its daemon is killed, and know what may be left of it.
+"""Writers that change a mount until its daemon is killed, and know the states that may be left.
 
 Each writer works in a directory of its own, one system call after the other. So it knows which
-states a crash may leave: the one after the last operation that returned (those of storage.md:
-close, fsync, truncate, mkdir, rmdir, unlink, rename, utime), and those that the operation under
-way goes through. After the next start it looks which of them it finds; any other is a violation.
+states a crash may leave: the state after the last operation that returned (close, fsync, truncate,
+mkdir, rmdir, unlink, rename, utime), and the states that the operation in progress goes through.
+After the next start any other state is a violation. Contract: docs/spec/storage.md.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 
 
 class File(NamedTuple):
-    """What a writer knows of a file; *mtime* only if it has set it."""
+    """A file as its writer knows it; *mtime* is set only if the writer has set it."""
 
     content: bytes
     mtime: int | None = None
@@ -59,7 +59,7 @@ class Possible(NamedTuple):
 
 
 class Journal:
-    """The states that are possible now."""
+    """The states that a crash may leave now."""
 
     def __init__(self, state: State) -> None:
         self._possible = [Possible(state)]
@@ -69,27 +69,27 @@ class Journal:
 
     @property
     def state(self) -> State:
-        """What the mount shows if all goes well."""
+        """The state of the mount without a crash."""
         return self._possible[-1].state
 
     def begin(self, change: Change) -> None:
-        """A system call is about to make *change*."""
+        """Note that a system call will make *change*."""
         self._possible.append(Possible(self._after(change)))
         self._begun += 1
 
     def draft(self, change: Change, *, since: float) -> None:
-        """A write is about to make *change*, which only the timer publishes, after *since*."""
+        """Note that a write will make *change*, which only the timer publishes, after *since*."""
         self._possible.append(Possible(self._after(change), since))
 
     def promise(self) -> None:
-        """An operation has returned, so nothing before it is possible any more."""
+        """Note that an operation has returned: earlier states are no longer possible."""
         del self._possible[:-1]
         self.operations += 1
         self.mutations += self._begun
         self._begun = 0
 
     def possible(self) -> list[State]:
-        """Return what a crash at this moment may leave."""
+        """Return the states that a crash at this moment may leave."""
         now = time.monotonic()
         return [state for state, since in self._possible if since <= now]
 
@@ -118,7 +118,7 @@ class Writer:
         )
 
     def run(self) -> None:
-        """Work until the daemon dies. Raises OSError for what should not have failed."""
+        """Change the mount until the daemon dies. Raise OSError if an operation fails before."""
         try:
             while True:
                 self._random.choice(self._operations)()
@@ -137,12 +137,12 @@ class Writer:
     # The operations; each does nothing if there is nothing to do it on.
 
     def _make(self) -> None:
-        """Create, write, close."""
+        """Create a file, write, close."""
         if path := self._free():
             self._fill(self._create(path), path, self._content(path))
 
     def _touch(self) -> None:
-        """Create and close; with nothing written that promises nothing yet."""
+        """Create a file and close it; without a write that promises nothing."""
         if path := self._free():
             os.close(self._create(path))
 
@@ -230,7 +230,7 @@ class Writer:
             with self._promised({path: GONE}):
                 (self._root / path).rmdir()
 
-    # What they are made of.
+    # Parts of the operations.
 
     @contextlib.contextmanager
     def _promised(self, change: Change) -> Iterator[None]:
@@ -322,7 +322,7 @@ def snapshot(root: Path) -> State:
 
 
 def difference(wanted: State, found: State) -> list[str]:
-    """Say how *found* is not *wanted*, one line for each path."""
+    """Return the differences of *found* from *wanted*, one line for each path."""
     lines = []
     for path in sorted(wanted.keys() | found.keys()):
         if path not in found:
@@ -338,7 +338,7 @@ def difference(wanted: State, found: State) -> list[str]:
 
 
 class Report(NamedTuple):
-    """What a writer tells: since the last report, but for the violations of the last look."""
+    """A writer's work since its last report, and the violations that it last found."""
 
     operations: int
     mutations: int
@@ -346,10 +346,10 @@ class Report(NamedTuple):
 
 
 def write_until_killed(connection: Connection, directory: Path, seed: int) -> None:
-    """Be a writer until nobody is at the other end of *connection*.
+    """Run a writer until the other end of *connection* is closed.
 
-    The commands come by turns: ``look`` compares the mount with what is possible, ``work`` changes
-    it until it is dead.
+    The commands alternate: ``look`` compares the mount with the possible states, ``work`` changes
+    the mount until it is dead.
     """
     source = random.Random(seed)
     journal = Journal({})
@@ -414,7 +414,7 @@ class Writers:
         return [line for report in self._receive() for line in report.violations]
 
     def start(self) -> None:
-        """Have all of them change the mount until it dies."""
+        """Let all writers change the mount until it dies."""
         self._send("work")
 
     def wait(self, seconds: float) -> None:
@@ -422,11 +422,11 @@ class Writers:
         wait(self._connections, seconds)
 
     def reports(self) -> list[Report]:
-        """Return what they did since ``start``; call it when the mount is dead."""
+        """Return the reports since ``start``; call it when the mount is dead."""
         return self._receive()
 
     def close(self) -> None:
-        """End the processes, which must not be at work on a live mount."""
+        """End the processes; they must not be changing a live mount."""
         for connection in self._connections:
             connection.close()
         for process in self._processes:
