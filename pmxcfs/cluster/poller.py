@@ -12,7 +12,7 @@ An event that comes while the poller is muted wakes the group's thread after ``u
 ``listen`` has consumed the event.
 
 Threads: only the group's thread calls ``sleep``; only the owner of the group calls the rest.
-Contract: docs/spec/cluster.md, "A mutation must not block forever".
+Contract: docs/spec/cluster.md, "One owner of a handle".
 """
 
 import select

@@ -135,7 +135,7 @@ def test_the_same_serial_of_another_member_finishes_no_ticket(world: World) -> N
 
 
 def test_a_change_whose_caller_gave_up_is_foreign(world: World) -> None:
-    """The kernel was told that it failed, so it must be told that it happened."""
+    """The kernel got an error for the change, so it must be notified of the change."""
     proposal = world.post(Mkdir("a"))
     world.send(7)
     with world.lock:
