@@ -1,7 +1,7 @@
 """Election of a round's leader, whose tree all members adopt.
 
 Every member computes the same result, because all have the same STATE messages.
-Contract: docs/spec/cluster.md, "State machine" (STATE).
+Contract: docs/spec/cluster.md, "STATE".
 """
 
 from collections.abc import Mapping

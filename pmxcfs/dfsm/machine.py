@@ -14,7 +14,7 @@ Queues:  a change delivered while this node is not SYNCED is queued: in the roun
 Threads: only the owner of the group's handle calls the methods.
 Promise: two nodes that get the same events in the same order end with the same content.
          tests/scenarios has examples; the random bus of tests/unit/scenarios checks random orders.
-Contract: docs/spec/cluster.md, "State machine".
+Contract: docs/spec/cluster.md, "State machine", "Verification", "Leaving and rejoining".
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The queue of changes received during a round, in the order in which all members deliver them.
 
-Contract: docs/spec/cluster.md, "State machine" (NORMAL).
+Contract: docs/spec/cluster.md, "NORMAL messages".
 """
 
 from bisect import insort

@@ -1,6 +1,6 @@
 """Timeouts of a synchronization round, and the clock reading that each event carries.
 
-Contract: docs/spec/cluster.md, "State machine".
+Contract: docs/spec/cluster.md, "A round must not wait forever" and "Verification".
 """
 
 from dataclasses import dataclass

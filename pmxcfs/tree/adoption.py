@@ -12,7 +12,7 @@ deletion.
 
 Threads: the published tree must not change between ``plan`` and the end of ``apply``. ``apply``
 needs the tree's lock. ``plan`` needs no lock, so requests are served while it works.
-Contract: docs/spec/cluster.md, "State machine" (UPDATE_COMPLETE).
+Contract: docs/spec/cluster.md, "UPDATE_COMPLETE".
 """
 
 from collections.abc import Iterable

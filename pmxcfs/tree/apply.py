@@ -5,7 +5,7 @@ that the contract refuses, and checks in that order, because trees of different 
 otherwise. So there is no clock, no limit of this node and no rule for issuers here. A refusal
 changes nothing, except for ``HalfRenamed``.
 Threads: the caller holds the tree's lock.
-Contract: docs/spec/cluster.md, "State machine" (delivery to the tree).
+Contract: docs/spec/cluster.md, "Delivery to the tree".
 """
 
 from pmxcfs._core import Entry, Tree

@@ -4,7 +4,7 @@ The registry is part of delivery: it depends on the delivered messages, not on t
 entries, so that all nodes refuse the same messages. It knows nothing of quorum, users or the
 kernel; ``apply`` decides when the rule is checked.
 Threads: the caller holds the tree's lock.
-Contract: docs/spec/filesystem.md, "Guests"; docs/spec/cluster.md, "State machine".
+Contract: docs/spec/filesystem.md, "Guests"; docs/spec/cluster.md, "Delivery to the tree".
 """
 
 from collections.abc import Iterator

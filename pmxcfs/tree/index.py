@@ -3,7 +3,7 @@
 An index is a header and then inode and digest of each entry, by ascending inode. An index from a
 peer is untrusted and checked in full. The header holds only the root's stamp and values that
 follow from the entries, so two valid indexes with equal entries and root stamps are equal bytes.
-Contract: docs/spec/storage.md, "Checksums and index"; docs/spec/cluster.md, "State machine".
+Contract: docs/spec/storage.md, "Checksums and index"; docs/spec/cluster.md, "STATE".
 """
 
 import hashlib
