@@ -1,4 +1,4 @@
-"""Waiting for one's own change: how long, for what, and what is answered when nothing comes."""
+"""ClusterIssuer: how long a request waits for its change, and its answer on each failure."""
 
 import functools
 import threading
@@ -20,10 +20,10 @@ from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
 from tests.fakes.doubles.yielding import Yielding
 
-PATIENCE = 30.0  # seconds for what must happen
-LONG = 60.0  # seconds that anything may wait unless the test says otherwise: for ever, that is
-BRIEF = 0.1  # seconds, for what the test lets pass
-ENOUGH = 1.0  # seconds, for the test to send what is given up after them
+DEADLINE = 30.0  # seconds after which a test fails
+LONG = 60.0  # seconds; a timeout that never expires in a test
+BRIEF = 0.1  # seconds; a timeout that the test lets expire
+ENOUGH = 1.0  # seconds; a timeout that leaves the test time to send the message
 
 
 class FakeReplica:
@@ -37,7 +37,7 @@ class FakeReplica:
 
 
 class World:
-    """An issuer, and a test that is the group's thread."""
+    """An issuer with its outbox; the test acts as the group's thread."""
 
     def __init__(self) -> None:
         self.yielding = Yielding(room=8)
@@ -53,14 +53,14 @@ class World:
         self.pool = ThreadPoolExecutor()
 
     def begin(self, call: Callable[[], Change]) -> Future[Change]:
-        """Have a worker do it, and wait until its change is queued."""
+        """Run *call* in a worker thread, and wait until its change is queued."""
 
         def locked() -> Change:
             with self.lock:
                 return call()
 
         future = self.pool.submit(locked)
-        assert self.queued.acquire(timeout=PATIENCE), "nothing was queued"
+        assert self.queued.acquire(timeout=DEADLINE), "nothing was queued"
         return future
 
     def mkdir(self, path: str = "a") -> Future[Change]:
@@ -90,12 +90,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     assert made.yielding.count == 0
 
 
-def test_a_change_is_answered_when_it_comes_back(world: World) -> None:
+def test_a_change_is_answered_when_it_is_delivered(world: World) -> None:
     future = world.mkdir()
     proposal = world.send()
     assert not future.done()
     world.arrive(proposal)
-    assert future.result(PATIENCE) is proposal.ticket.change
+    assert future.result(DEADLINE) is proposal.ticket.change
     assert world.outbox.next(now=1.0) is None
 
 
@@ -103,10 +103,10 @@ def test_the_error_of_delivery_is_the_answer(world: World) -> None:
     future = world.mkdir()
     world.arrive(world.send(), Exists("there"))
     with pytest.raises(Exists, match="there"):
-        future.result(PATIENCE)
+        future.result(DEADLINE)
 
 
-def test_what_is_not_sent_in_time_is_taken_back(
+def test_a_change_that_is_not_sent_in_time_is_withdrawn(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: dict[Mutation, float] = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
@@ -115,13 +115,13 @@ def test_what_is_not_sent_in_time_is_taken_back(
         start = time.monotonic()
         future = world.begin(functools.partial(world.issuer.submit, mutation))
         with pytest.raises(Busy, match="nothing was changed"):
-            future.result(PATIENCE)
+            future.result(DEADLINE)
         assert time.monotonic() - start >= limit
         assert world.outbox.next(now=1.0) is None
 
 
 @pytest.mark.expect_log("sent but not delivered in time")
-def test_what_is_not_delivered_in_time_is_unknown(
+def test_a_change_that_is_not_delivered_in_time_has_an_unknown_outcome(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
@@ -130,31 +130,31 @@ def test_what_is_not_delivered_in_time_is_unknown(
     future = world.mkdir()
     proposal = world.send()
     with pytest.raises(Failed, match="nobody knows"):
-        future.result(PATIENCE)
+        future.result(DEADLINE)
     assert time.monotonic() - start >= BRIEF
-    world.arrive(proposal)  # later, nobody minds
+    world.arrive(proposal)  # a late delivery does no harm
     assert proposal.ticket.error is not None
 
 
-def test_what_is_given_up_while_it_is_being_sent_is_not_sent_again(
+def test_a_change_given_up_while_it_is_being_sent_is_not_sent_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no room for it, though it looked as if it were on its way."""
+    """Corosync refuses the message after the caller has given up waiting."""
     monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
     future = world.mkdir()
     proposal = world.outbox.next(now=time.monotonic())
     assert proposal is not None
-    while proposal.is_wanted:  # until its caller has looked
+    while proposal.is_wanted:  # until its caller has given up
         threading.Event().wait(0.005)
     assert not world.outbox.not_sent(proposal)
     with world.lock:
         proposal.ticket.finish(Busy("no room"))
     with pytest.raises(Busy, match="no room"):
-        future.result(PATIENCE)
+        future.result(DEADLINE)
     assert world.outbox.next(now=1.0) is None
 
 
-def test_what_there_was_no_room_for_stays_first(world: World) -> None:
+def test_a_message_that_corosync_refused_stays_first(world: World) -> None:
     futures = [world.mkdir("a"), world.mkdir("b")]
     first = world.outbox.next(now=1.0)
     assert first is not None
@@ -162,7 +162,7 @@ def test_what_there_was_no_room_for_stays_first(world: World) -> None:
     assert first.sent_at == 0.0
     for _ in futures:
         world.arrive(world.send())
-    assert [future.result(PATIENCE) for future in futures]
+    assert [future.result(DEADLINE) for future in futures]
     assert first.ticket.is_done
 
 
@@ -174,16 +174,16 @@ def test_without_quorum_nothing_is_queued(world: World) -> None:
     assert world.outbox.next(now=1.0) is None
 
 
-def test_losing_the_quorum_ends_all_that_waits_at_once(world: World) -> None:
+def test_losing_the_quorum_ends_all_waiting_at_once(world: World) -> None:
     sent, unsent = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
-    world.send()  # the first part only
+    world.send()  # only the first part
     world.is_quorate = False
     with world.lock:
         world.issuer.on_quorum_lost()
     with pytest.raises(NoQuorum):
-        unsent.result(PATIENCE)
+        unsent.result(DEADLINE)
     with pytest.raises(Failed, match="nobody knows"):
-        sent.result(PATIENCE)
+        sent.result(DEADLINE)
     world.is_quorate = True
     assert world.outbox.next(now=1.0) is None, "the rest would go into whatever is there by then"
 
@@ -195,7 +195,7 @@ def test_a_node_that_can_t_write_its_database_sends_nothing(world: World) -> Non
     assert world.outbox.next(now=1.0) is None
 
 
-def test_when_too_many_wait_the_next_one_is_refused_and_not_sent(world: World) -> None:
+def test_if_too_many_requests_wait_the_next_is_refused_and_not_sent(world: World) -> None:
     world.yielding.room = 0
     with world.lock, pytest.raises(Busy, match="full"):
         world.issuer.submit(Mkdir("a"))
@@ -203,7 +203,7 @@ def test_when_too_many_wait_the_next_one_is_refused_and_not_sent(world: World) -
 
 
 @pytest.mark.expect_log("sent but not delivered in time")
-def test_a_stop_refuses_what_is_unsent_and_soon_gives_up_the_rest(
+def test_a_stop_refuses_unsent_changes_and_soon_gives_up_sent_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STOP_TIMEOUT", BRIEF)
@@ -214,18 +214,18 @@ def test_a_stop_refuses_what_is_unsent_and_soon_gives_up_the_rest(
     with world.lock:
         world.issuer.refuse()
     with pytest.raises(Busy, match="stopping"):
-        unsent.result(PATIENCE)
+        unsent.result(DEADLINE)
     late = world.begin(lambda: world.issuer.submit(Mtime("late", 1)))
     with world.lock:
         world.issuer.abandon()
     with pytest.raises(Failed, match="nobody knows"):
-        sent.result(PATIENCE)
+        sent.result(DEADLINE)
     with pytest.raises(Busy):
-        late.result(PATIENCE)
+        late.result(DEADLINE)
     assert time.monotonic() - start >= BRIEF
 
 
-def test_a_stop_lets_through_what_comes_back_at_once(world: World) -> None:
+def test_a_stop_waits_briefly_for_the_delivery_of_sent_changes(world: World) -> None:
     future = world.mkdir()
     proposal = world.send()
     with world.lock:
@@ -233,10 +233,10 @@ def test_a_stop_lets_through_what_comes_back_at_once(world: World) -> None:
     world.arrive(proposal)
     with world.lock:
         world.issuer.abandon()
-    assert future.result(PATIENCE) is proposal.ticket.change
+    assert future.result(DEADLINE) is proposal.ticket.change
 
 
-def test_a_lock_is_asked_for_and_then_touched(world: World) -> None:
+def test_expiring_a_lock_sends_an_unlock_request_and_a_utime(world: World) -> None:
     future = world.begin(
         lambda: world.issuer.expire_lock("priv/lock/a", bytes(32), has_expired=False)
     )
@@ -248,21 +248,21 @@ def test_a_lock_is_asked_for_and_then_touched(world: World) -> None:
     assert not future.done()
     world.arrive(proposal, Exists("as delivered"))
     with pytest.raises(Exists):
-        future.result(PATIENCE)
+        future.result(DEADLINE)
 
 
-def test_who_waits_for_another_s_ticket_gets_its_result(world: World) -> None:
+def test_a_thread_that_waits_for_a_ticket_gets_its_result(world: World) -> None:
     ticket = Ticket(Mkdir("a"))
     first = world.begin(lambda: world.issuer.carry_out(ticket))
     proposal = world.send()
 
     def wait() -> Change:
         with world.lock:
-            return world.issuer.wait(ticket, PATIENCE)
+            return world.issuer.wait(ticket, DEADLINE)
 
     second = world.pool.submit(wait)
     world.arrive(proposal)
-    assert first.result(PATIENCE) is second.result(PATIENCE)
+    assert first.result(DEADLINE) is second.result(DEADLINE)
 
 
 # Writes in two parts.
@@ -272,7 +272,7 @@ def two_parts() -> Write:
     return Write("file", 0, bytes(1 << 20), truncate=True)
 
 
-def test_the_second_part_comes_directly_behind_the_first(world: World) -> None:
+def test_the_second_part_is_sent_directly_after_the_first(world: World) -> None:
     future, other = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
     proposal = world.send()
     assert world.send() is proposal
@@ -280,11 +280,11 @@ def test_the_second_part_comes_directly_behind_the_first(world: World) -> None:
     assert third is not proposal
     for each in (proposal, proposal, third):
         world.arrive(each)
-    assert future.result(PATIENCE)
-    assert other.result(PATIENCE)
+    assert future.result(DEADLINE)
+    assert other.result(DEADLINE)
 
 
-def test_a_write_of_which_a_part_was_sent_can_t_be_taken_back(world: World) -> None:
+def test_a_write_of_which_a_part_was_sent_can_t_be_withdrawn(world: World) -> None:
     future = world.begin(lambda: world.issuer.submit(two_parts()))
     proposal = world.send()
     world.arrive(proposal)
@@ -294,7 +294,7 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_taken_back(world: World) -> N
     assert world.outbox.not_sent(proposal), "the rest is tried again, whoever waits"
     world.send()
     world.arrive(proposal)
-    assert future.result(PATIENCE)
+    assert future.result(DEADLINE)
 
 
 @pytest.mark.expect_log("sent but not delivered in time")
@@ -306,13 +306,13 @@ def test_the_rest_of_a_write_that_was_given_up_is_never_sent(
     future = world.begin(lambda: world.issuer.submit(two_parts()))
     world.send()
     with pytest.raises(Failed):
-        future.result(PATIENCE)
+        future.result(DEADLINE)
     assert world.outbox.next(now=1.0) is None
 
 
 @pytest.mark.parametrize("path", ["a", "nodes/" + "n" * 250])
 @pytest.mark.parametrize("truncate", [True, False])
-def test_the_parts_of_a_write_fit_and_are_the_whole(path: str, truncate: bool) -> None:
+def test_the_parts_of_a_write_fit_and_are_complete(path: str, truncate: bool) -> None:
     data = bytes(range(256)) * 4096
     head, rest = (cast(Write, part) for part in split(Write(path, 0, data, truncate)))
     assert head.truncate is truncate
@@ -329,7 +329,7 @@ def test_a_write_that_just_fits_is_one_message() -> None:
     assert len(split(Write("a", 0, bytes(fits + 1), truncate=True))) == 2
 
 
-def test_an_unlock_request_is_no_mutation_of_the_tree() -> None:
+def test_an_unlock_request_is_not_a_mutation() -> None:
     proposal = Proposal(Ticket(Mtime("a", 0)), [UnlockRequest("a", bytes(32)), Mtime("a", 0)])
     proposal.arrived(None, None)
     assert not proposal.ticket.is_done

@@ -1,4 +1,4 @@
-"""Groups of mutations: applied in order, saved together, announced, or taken back as one."""
+"""Replica and LocalIssuer: groups of mutations are applied, saved and announced, or rolled back."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ GUEST = "nodes/a/lxc/100.conf"
 
 
 class FakeDatabase:
-    """Counts what it is asked for, and fails on demand."""
+    """A database that records its calls and fails on demand."""
 
     def __init__(self) -> None:
         self.saved: list[list[str]] = []  # the paths of each transaction
@@ -41,7 +41,7 @@ class FakeDatabase:
 
 
 class FakeYielding:
-    """Runs what other workers would do meanwhile."""
+    """A Yielding that runs the actions of other workers while the lock is released."""
 
     def __init__(self) -> None:
         self.meanwhile: list[Callable[[], object]] = []
@@ -72,7 +72,7 @@ class FakeYielding:
 
 
 class World:
-    """A replica, its issuer, and what listeners heard."""
+    """A replica, its issuer, and the calls of its listeners."""
 
     def __init__(self) -> None:
         self.tree, self.guests = Tree(), Guests()
@@ -91,7 +91,7 @@ class World:
         self.undone += [entry.path for entry in undone]
 
     def make(self, *paths: str) -> None:
-        """Make directories, and files of what has a dot in its name."""
+        """Make a file for each path with a dot in its name, a directory for any other path."""
         for path in paths:
             mutation = Create(path) if "." in path else Mkdir(path)
             self.issuer.submit(mutation)
@@ -127,7 +127,7 @@ def test_a_group_is_one_transaction_in_order(world: World) -> None:
     assert [kind for kind, *_ in world.heard] == [Kind.MKDIR, Kind.CREATE, Kind.WRITE]
 
 
-def test_a_refusal_in_a_group_concerns_nobody_else(world: World) -> None:
+def test_a_refused_mutation_does_not_affect_its_group(world: World) -> None:
     tickets = [Ticket(Mkdir("d")), Ticket(Mkdir("d")), Ticket(Create("f.x"))]
     world.replica.deliver(tickets)
     assert tickets[0].result().path == "d"
@@ -144,17 +144,17 @@ def test_a_group_of_refusals_is_not_saved(world: World) -> None:
     assert world.heard == []
 
 
-def test_what_half_happened_is_saved_and_announced(world: World) -> None:
+def test_a_half_done_rename_is_saved_and_announced(world: World) -> None:
     world.make("d", "d/f.x", "e")
     with pytest.raises(NotEmpty):
         world.issuer.submit(Rename("d", "e"))
-    # As if another node had done it: the answer to the rename does not tell of it.
+    # Announced as foreign: the reply to the rename reports only the failure.
     assert world.heard == [(Kind.DELETE, "e", True)]
     assert len(world.database.saved) == 1
     assert world.tree.find("e") is None
 
 
-def test_those_who_come_meanwhile_join_the_group(world: World) -> None:
+def test_requests_that_arrive_meanwhile_join_the_group(world: World) -> None:
     done = []
     world.yielding.meanwhile = [lambda: done.append(world.issuer.submit(Mkdir("e")).path)]
     assert world.issuer.submit(Mkdir("d")).path == "d"
@@ -165,7 +165,7 @@ def test_those_who_come_meanwhile_join_the_group(world: World) -> None:
 # A group that can't be saved
 
 
-def test_a_group_that_can_not_be_saved_is_taken_back(world: World) -> None:
+def test_a_group_that_can_not_be_saved_is_rolled_back(world: World) -> None:
     world.make("d", "f.x", "nodes", "nodes/a", "nodes/a/lxc")
     before = world.tree.checksum()
     world.database.degraded = StoreError("full", 28)
@@ -191,7 +191,7 @@ def test_a_group_that_can_not_be_saved_is_taken_back(world: World) -> None:
     assert world.tree.unsaved() == {}
 
 
-def test_everybody_in_the_group_gets_the_errno(world: World) -> None:
+def test_every_request_of_the_group_gets_the_errno(world: World) -> None:
     world.database.degraded = StoreError("full", 28)
     errors = []
 
@@ -210,7 +210,7 @@ def test_everybody_in_the_group_gets_the_errno(world: World) -> None:
 # Creations that wait for their content
 
 
-def test_a_creation_is_saved_together_with_what_comes_next(world: World) -> None:
+def test_a_creation_is_saved_with_the_next_change(world: World) -> None:
     world.issuer.create(Create("f.x"))
     assert world.heard == [(Kind.CREATE, "f.x", False)]
     assert world.database.saved == []
@@ -228,7 +228,7 @@ def test_a_creation_can_be_saved_alone(world: World) -> None:
     assert not world.replica.has_unsaved
 
 
-def test_a_creation_that_can_not_be_saved_is_taken_back(world: World) -> None:
+def test_a_creation_that_can_not_be_saved_is_rolled_back(world: World) -> None:
     entry = world.issuer.create(Create("f.x")).entry
     world.database.degraded = StoreError("full", 28)
     with pytest.raises(StoreError):
@@ -236,11 +236,11 @@ def test_a_creation_that_can_not_be_saved_is_taken_back(world: World) -> None:
     assert not entry.is_attached
     assert world.undone == ["f.x"]
     with pytest.raises(StoreError):
-        world.issuer.create(Create("g.x"))  # at once, as long as the database is degraded
+        world.issuer.create(Create("g.x"))  # saved at once while the database is degraded
     assert world.tree.entry_count == 0
 
 
-def test_a_refused_creation_is_a_refusal(world: World) -> None:
+def test_a_refused_creation_raises_its_error(world: World) -> None:
     world.make("f.x")
     with pytest.raises(Exists):
         world.issuer.create(Create("f.x"))
@@ -258,7 +258,7 @@ def test_a_refused_creation_is_a_refusal(world: World) -> None:
         (Rename("h.x", "f.x"), Stale),
     ],
 )
-def test_what_is_for_an_entry_never_hits_another(
+def test_a_mutation_with_a_target_never_changes_another_entry(
     world: World, first: Mutation, outcome: str | type[Exception]
 ) -> None:
     world.make("f.x", "h.x")
@@ -277,7 +277,7 @@ def test_what_is_for_an_entry_never_hits_another(
 # Foreign changes, waiting, syncing
 
 
-def test_an_injected_mutation_is_another_nodes(world: World) -> None:
+def test_an_injected_mutation_is_announced_as_foreign(world: World) -> None:
     change = world.replica.inject(Create("f.x"), writer=9, mtime=77)
     assert (change.entry.writer, change.entry.mtime) == (9, 77)
     assert world.heard == [(Kind.CREATE, "f.x", True)]
@@ -285,12 +285,12 @@ def test_an_injected_mutation_is_another_nodes(world: World) -> None:
         world.replica.inject(Mtime("missing", 1), writer=9, mtime=77)
 
 
-def test_syncing_gives_the_lock_back(world: World) -> None:
+def test_sync_releases_the_lock(world: World) -> None:
     world.issuer.sync()
     assert (world.database.syncs, world.yielding.released_count) == (1, 1)
 
 
-def test_what_is_held_goes_on_when_resumed(world: World) -> None:
+def test_a_held_mutation_is_carried_out_after_resume(world: World) -> None:
     world.issuer.hold()
     world.replica.inject(Mkdir("foreign"), writer=9, mtime=1)
     world.yielding.meanwhile = [world.issuer.resume]
@@ -300,7 +300,7 @@ def test_what_is_held_goes_on_when_resumed(world: World) -> None:
     assert world.yielding.waits == 1
 
 
-def test_a_creation_waits_too(world: World) -> None:
+def test_a_creation_is_held_too(world: World) -> None:
     world.issuer.hold()
     world.yielding.meanwhile = [world.issuer.resume]
     world.issuer.create(Create("f.x"))
@@ -308,7 +308,7 @@ def test_a_creation_waits_too(world: World) -> None:
     assert world.database.saved == [["f.x"]]
 
 
-def test_who_waits_is_refused_when_the_daemon_stops(world: World) -> None:
+def test_a_held_mutation_is_refused_when_the_daemon_stops(world: World) -> None:
     world.issuer.hold()
     world.issuer.refuse()
     with pytest.raises(Busy):
@@ -317,7 +317,7 @@ def test_who_waits_is_refused_when_the_daemon_stops(world: World) -> None:
     world.issuer.submit(Mkdir("d"))
 
 
-def test_too_many_do_not_wait(world: World) -> None:
+def test_the_number_of_waiting_mutations_is_limited(world: World) -> None:
     world.issuer.hold()
     world.yielding.is_full = True
     with pytest.raises(Busy):
@@ -336,7 +336,7 @@ def test_too_many_do_not_wait(world: World) -> None:
         (Mtime("f", 1), "CONTENT_TIMEOUT"),
     ],
 )
-def test_changes_of_names_wait_less(
+def test_changes_of_names_have_a_shorter_timeout(
     world: World, monkeypatch: pytest.MonkeyPatch, mutation: Mutation, shortened: str
 ) -> None:
     assert (tickets.NAME_TIMEOUT, tickets.CONTENT_TIMEOUT) == (2, 10)

@@ -1,4 +1,4 @@
-"""What takes long to save is saved while others have the lock, and changes wait for it."""
+"""Long saves: the tree's lock is released meanwhile, and other changes wait for the end."""
 
 import threading
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import Guests
 from tests.fakes.doubles.yielding import Yielding
 
-PATIENCE = 10.0  # seconds
+DEADLINE = 10.0  # seconds
 LARGE = Write("file", 0, bytes(LARGE_SAVE + 1), truncate=True)
 
 
 class SlowDatabase:
-    """Saves at once only while *is_prompt*, else when it is told to."""
+    """A database that saves at once while *is_prompt*, else only when the test lets it."""
 
     def __init__(self) -> None:
         self.saved: list[list[str]] = []  # the paths of each transaction
@@ -32,7 +32,7 @@ class SlowDatabase:
     def save(self, tree: Tree, *, patient: bool = True) -> bool:
         if patient:
             self.has_begun.set()
-            assert self.may_end.wait(PATIENCE)
+            assert self.may_end.wait(DEADLINE)
         elif not self.is_prompt:
             return False
         if self.degraded is not None:
@@ -42,7 +42,7 @@ class SlowDatabase:
 
 
 class World:
-    """A replica, its issuer, and threads that change something."""
+    """A replica, its issuer, and worker threads."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.database, self.yielding = SlowDatabase(), Yielding(room=0)
@@ -62,9 +62,9 @@ class World:
         return self._pool.submit(self.submit, mutation)
 
     def begin_long(self, mutation: Mutation) -> Future[Change]:
-        """Begin one that is being saved when this returns, until ``end``."""
+        """Begin a mutation whose save runs from the return of this method until ``end``."""
         change = self.begin(mutation)
-        assert self.database.has_begun.wait(PATIENCE)
+        assert self.database.has_begun.wait(DEADLINE)
         return change
 
     def end(self) -> None:
@@ -85,38 +85,38 @@ def size(world: World) -> int:
     return entry.size
 
 
-def test_others_read_while_much_is_saved(world: World) -> None:
+def test_other_threads_read_during_a_large_save(world: World) -> None:
     change = world.begin_long(LARGE)
     with world.yielding.lock:
         assert size(world) == len(LARGE.data)
         assert not change.done()
     world.end()
-    assert change.result(PATIENCE).path == "file"
+    assert change.result(DEADLINE).path == "file"
     assert world.database.saved == [["file"]]
 
 
-def test_others_read_while_somebody_else_writes_to_the_database(world: World) -> None:
+def test_other_threads_read_while_another_process_writes_to_the_database(world: World) -> None:
     world.database.is_prompt = False
     change = world.begin_long(Mkdir("d"))
     with world.yielding.lock:
         assert not change.done()
     world.end()
-    assert change.result(PATIENCE).path == "d"
+    assert change.result(DEADLINE).path == "d"
     assert world.database.saved == [["d"]]
 
 
-def test_changes_wait_and_are_one_transaction_then(world: World) -> None:
+def test_changes_wait_for_the_save_and_are_one_transaction(world: World) -> None:
     large = world.begin_long(LARGE)
     others = [world.begin(Mkdir("d")), world.begin(Mkdir("e"))]
     world.yielding.await_away(3)
     with world.yielding.lock:
         assert world.tree.find("d") is None
     world.end()
-    assert [change.result(PATIENCE).path for change in (large, *others)] == ["file", "d", "e"]
+    assert [change.result(DEADLINE).path for change in (large, *others)] == ["file", "d", "e"]
     assert [sorted(paths) for paths in world.database.saved] == [["file"], ["d", "e"]]
 
 
-def test_everything_that_changes_the_tree_waits(world: World) -> None:
+def test_all_changes_of_the_tree_wait_for_the_save(world: World) -> None:
     world.begin_long(LARGE)
 
     def inject() -> Change:
@@ -142,11 +142,11 @@ def test_everything_that_changes_the_tree_waits(world: World) -> None:
             assert world.tree.find("foreign") is world.tree.find("new") is None
         world.end()
         for call in calls:
-            call.result(PATIENCE)
+            call.result(DEADLINE)
     assert world.tree.find("foreign") is not None
 
 
-def test_what_fails_is_taken_back_before_anything_else_changes(world: World) -> None:
+def test_a_failed_save_is_rolled_back_before_the_next_change(world: World) -> None:
     large = world.begin_long(LARGE)
     other = world.begin(Create("new"))
     world.yielding.await_away(2)
@@ -155,5 +155,5 @@ def test_what_fails_is_taken_back_before_anything_else_changes(world: World) -> 
     world.end()
     for change in (large, other):
         with pytest.raises(StoreError, match="full"):
-            change.result(PATIENCE)
+            change.result(DEADLINE)
     assert (size(world), world.tree.entry_count, world.database.saved) == (0, 1, [])
