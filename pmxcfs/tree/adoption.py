@@ -80,15 +80,15 @@ class Adoption:
 
     def apply(self) -> Reload:
         """Swap the entries and return the visible changes. Can't fail. Needs the tree's lock."""
-        notes = _ReloadBuilder()
+        builder = _ReloadBuilder()
         for entry in self._leaving:
-            notes.note_name(entry)
+            builder.note_name(entry)
         for entry, record in self._staying:
-            notes.note_change(entry, record)
+            builder.note_change(entry, record)
         exchange(self._tree, self._leaving, self._arriving, self._staying, self._sparse)
-        for entry in chain((entry for entry, _ in self._arriving), notes.relinked):
-            notes.note_name(entry)
-        return notes.reload()
+        for entry in chain((entry for entry, _ in self._arriving), builder.relinked):
+            builder.note_name(entry)
+        return builder.reload()
 
     def prepare(self) -> None:
         """Prepare the swap as far as possible, to keep the time under the lock short."""

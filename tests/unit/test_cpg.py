@@ -41,11 +41,8 @@ from tests.places import VECTORS
 
 FILES = {Group.TREE: "cpg_dcdb.jsonl", Group.STATUS: "cpg_kvstore.jsonl"}
 KEY = slice(24, 24 + 256)  # the key in a message of the status group
-HUGE = (
-    0xFFFFFFFF,
-    0x80000000,
-    0x7FFFFFFF,
-)  # the largest length, and the values around the sign bit
+# The largest length, and the values around the sign bit.
+HUGE = (0xFFFFFFFF, 0x80000000, 0x7FFFFFFF)
 
 # Offsets of the 32-bit lengths: behind header and counter, or header and epoch.
 LENGTHS = {Write: (24, 32, 36), Rename: (24, 32, 36), Update: (64, 68), LogEntry: (64,)}
