@@ -66,12 +66,12 @@ def test_a_member_of_the_group_may_read(
 
 
 @pytest.mark.parametrize(
-    "stranger",
+    "outsider",
     [identity(NOBODY, NOBODY), identity(NOBODY, NOBODY, GROUP), identity(0, NOBODY)],
     ids=["nobody", "supplementary member", "root of another group"],
 )
 def test_others_are_refused_and_logged(
-    stranger: list[str],
+    outsider: list[str],
     c_client: CClient,
     requests: Requests,
     service: str,
@@ -81,7 +81,7 @@ def test_others_are_refused_and_logged(
     expect_log("refused a connection of uid")
     with served(requests, tmp_path, name=service) as server:
         with pytest.raises(PermissionError):
-            c_client.ask(service, 2, identity=stranger)
+            c_client.ask(service, 2, identity=outsider)
         assert c_client.ask(service, 2)[0] == 0
         assert server.connections in (
             0,

@@ -221,7 +221,7 @@ def test_misbehaving_clients_leak_nothing_and_delay_no_client(
     with daemon_and_client(tmp_path) as (daemon, client):
         # The first round makes the allocations that a process makes once.
         stop_all(start_bad_clients(c_client, name, count=BAD_CLIENTS, seed=-1))
-        before = settled(daemon, name)
+        before = usage_after_trim(daemon, name)
         for number in range(rounds):
             seed = number * BAD_CLIENTS
             bad = start_bad_clients(c_client, name, count=BAD_CLIENTS, seed=seed)
@@ -230,7 +230,7 @@ def test_misbehaving_clients_leak_nothing_and_delay_no_client(
                 client.members()
                 slowest = max(slowest, time.monotonic() - asked - starvation.seconds())
             stop_all(bad)
-        after = settled(daemon, name)
+        after = usage_after_trim(daemon, name)
     report(
         f"{rounds} x {BAD_CLIENTS} clients: {before} -> {after}; slowest {slowest * 1000:.0f} ms"
     )
@@ -239,7 +239,7 @@ def test_misbehaving_clients_leak_nothing_and_delay_no_client(
     assert slowest < 1.0
 
 
-def settled(daemon: Daemon, name: str) -> dict[str, int]:
+def usage_after_trim(daemon: Daemon, name: str) -> dict[str, int]:
     """Return the daemon's usage after all clients but one are gone and memory was returned."""
     for _ in range(2 * CLOSED_BEFORE_TRIM):
         Client(name).close()
