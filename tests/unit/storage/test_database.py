@@ -1,6 +1,6 @@
-"""The database file: its format, what a save does, checkpoints and closing.
+"""The database file: its format, saving, checkpoints and closing.
 
-What happens when writing fails is in test_database_failures.py.
+test_database_failures.py has the failures of writing.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def test_the_table_is_the_original_s_to_the_letter(tmp_path: Path) -> None:
 
 
 def copied(directory: Path, name: str) -> Path:
-    """A copy of a recorded database, readable by all as such copies are."""
+    """Return a copy of a recorded database, with mode 0644."""
     path = directory / name
     shutil.copyfile(VECTORS / name, path)
     path.chmod(0o644)
@@ -225,7 +225,7 @@ def test_saves_may_come_from_different_threads(store: Store) -> None:
 
 
 def test_a_commit_survives_a_kill(tmp_path: Path) -> None:
-    """Kill a writer in the middle; what it said was saved is there, and nothing is half."""
+    """Kill a writing process: all commits it reported are there, and no partial one."""
     path = tmp_path / "config.db"
     command = [sys.executable, str(ROOT / "tests/fakes/programs/busy_writer.py"), str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -245,7 +245,9 @@ def test_a_commit_survives_a_kill(tmp_path: Path) -> None:
 # fsync, checkpoints, closing.
 
 
-def test_sync_is_for_the_log_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_writes_the_log_file_to_the_device(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[str] = []
 
     def note(fd: int) -> None:
@@ -257,7 +259,7 @@ def test_sync_is_for_the_log_file(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert synced == [f"{store.path}-wal"]
 
 
-def test_names_are_synced_before_the_first_sync(
+def test_the_directory_is_synced_when_the_file_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[list[str]] = []
@@ -290,7 +292,7 @@ def test_the_log_is_counted_until_a_checkpoint(store: Store) -> None:
     assert store.database.wal_size == 0
 
 
-def test_a_long_log_asks_for_a_checkpoint_until_one_comes(store: Store) -> None:
+def test_a_long_log_requests_a_checkpoint_until_one_runs(store: Store) -> None:
     asked: list[int] = []
     store.database.on_growth = lambda: asked.append(store.database.wal_size)
     for number in range(5):
@@ -302,7 +304,7 @@ def test_a_long_log_asks_for_a_checkpoint_until_one_comes(store: Store) -> None:
     assert len(asked) == 2
 
 
-def test_a_link_to_the_file_is_as_good(tmp_path: Path) -> None:
+def test_the_path_can_be_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     file, link = tmp_path / "disk" / "real.db", tmp_path / "config.db"
     Database.open(file, now=1).close()
@@ -329,7 +331,7 @@ def test_a_new_file_is_not_mixed_with_the_log_of_one_that_is_gone(tmp_path: Path
     assert stored(path).checksum() == tree.checksum()
 
 
-def test_the_log_of_a_file_with_large_pages_asks_in_time(
+def test_the_log_size_of_a_file_with_large_pages_is_estimated_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHECKPOINT_AFTER", 1 << 20)
@@ -385,7 +387,7 @@ def test_writers_wait_only_for_a_checkpoint_of_a_log_that_is_too_long(
         contextlib.closing(sqlite3.connect(store.path)) as reader,
     ):
         reader.execute("BEGIN")
-        reader.execute("SELECT * FROM tree").fetchall()  # the log can't start again meanwhile
+        reader.execute("SELECT * FROM tree").fetchall()  # the log can't be restarted meanwhile
         for number in range(8):
             faults.seen.clear()
             store.put("a", bytes([number]) * (1 << 16))
@@ -401,7 +403,7 @@ def test_writers_wait_only_for_a_checkpoint_of_a_log_that_is_too_long(
         assert store.log_size == module.LOG_LIMIT
 
 
-def test_the_last_part_of_a_long_log_is_copied_while_nobody_writes(
+def test_the_last_part_of_a_long_log_is_copied_with_writers_blocked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOG_LIMIT", 0)
@@ -419,7 +421,7 @@ def test_the_last_part_of_a_long_log_is_copied_while_nobody_writes(
     assert passes == [False, False, True]
 
 
-def test_descriptors_do_not_pile_up(store: Store) -> None:
+def test_checkpoints_leak_no_descriptors(store: Store) -> None:
     store.put("a", b"x")
     store.database.checkpoint()
     before = len(os.listdir("/proc/self/fd"))
@@ -447,7 +449,7 @@ def test_a_closed_database_stays_closed(store: Store) -> None:
     assert os.listdir(store.path.parent) == ["config.db"]
 
 
-def test_a_database_in_use_can_t_be_had_alone(store: Store) -> None:
+def test_a_database_in_use_can_t_be_opened_alone(store: Store) -> None:
     with pytest.raises(StoreError, match="another process has it open") as caught:
         Database.open(store.path, now=1, alone=True)
     assert caught.value.errno == errno.EBUSY

@@ -1,4 +1,4 @@
-"""An adoption in the database: one transaction, read back before it is committed, or nothing."""
+"""An adoption in the database: one transaction, read back before the commit, or no change."""
 
 import contextlib
 import logging
@@ -32,16 +32,16 @@ THEIRS = (
 NEWER = ROOT._replace(version=60, mtime=2000)
 REFUSED = r"config.db.*; reads go on, changes are refused"
 IO_ERROR = sqlite3.SQLITE_IOERR_WRITE
-# Beginning, deleting 5, writing 4, 9 and the version, looking for the table of divergence, reading
-# 4, 9, the version and the count, looking for other writers, committing.
+# Begin, delete 5, write 4, 9 and the version, look for the divergence table, read 4, 9, the version
+# and the count, check for other writers, commit.
 STATEMENTS = 11
 
 
-HELD = contextlib.nullcontext()  # as for whoever has the lock already
+HELD = contextlib.nullcontext()  # stands for a lock that is held already
 
 
 class World:
-    """A replica with an open database, and what it told."""
+    """A replica with an open database, and the calls of its reload listener."""
 
     def __init__(self, path: Path, *, policy: Policy) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class World:
         self.leader = tree_of(*THEIRS, root=NEWER)
 
     def start(self) -> None:
-        """Have our tree in the database, in sync with others."""
+        """Adopt our tree, in sync with other nodes."""
         self.become(tree_of(*OURS))
         self.replica.synced(with_others=True)
         self.told.clear()
@@ -67,14 +67,14 @@ class World:
         self.become(self.leader)
 
     def check_is_ours(self) -> None:
-        """Nothing has changed, nowhere."""
+        """Check that neither the tree nor the file has changed."""
         ours = tree_of(*OURS)
         assert self.tree.index() == stored(self.path).index() == ours.index()
         assert self.tree.unsaved() == {}
         assert self.told == []
 
     def check_is_theirs(self) -> None:
-        """All has changed, everywhere."""
+        """Check that tree and file are the leader's."""
         assert self.tree.index() == stored(self.path).index() == self.leader.index()
         assert self.tree.unsaved() == {}
         assert len(self.told) == 1
@@ -104,7 +104,7 @@ in_local_mode = pytest.mark.parametrize("policy", [Policy.TAKE_BACK])
 every_statement = pytest.mark.parametrize("nth", range(1, STATEMENTS + 1))
 
 
-def test_it_is_one_transaction(world: World, faults: Faults) -> None:
+def test_an_adoption_is_one_transaction(world: World, faults: Faults) -> None:
     before = world.replica.transactions
     world.adopt()
     assert len(faults.seen) == STATEMENTS
@@ -121,7 +121,7 @@ def test_the_version_row_says_that_a_sync_wrote_it(world: World) -> None:
     assert query(world.path, "SELECT version, type FROM tree WHERE inode = 0") == [(61, 8)]
 
 
-def test_what_is_the_same_is_not_written(world: World, faults: Faults) -> None:
+def test_equal_entries_are_not_written(world: World, faults: Faults) -> None:
     world.become(tree_of(*OURS, root=NEWER))
     assert len(faults.seen) == 6  # begin, version, divergence, read it, count, commit
 
@@ -138,7 +138,7 @@ def test_a_large_adoption_asks_for_a_checkpoint(world: World) -> None:
 @in_local_mode
 @every_statement
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, IO_ERROR], ids=["full", "io"])
-def test_whatever_fails_nothing_changes(
+def test_in_local_mode_a_failure_at_any_statement_changes_nothing(
     world: World, faults: Faults, nth: int, code: int, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -153,7 +153,7 @@ def test_whatever_fails_nothing_changes(
 
 @every_statement
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, IO_ERROR], ids=["full", "io"])
-def test_in_a_cluster_it_stays_in_ram_until_the_file_can_follow(
+def test_in_a_cluster_an_adoption_stays_in_ram_until_it_can_be_saved(
     world: World, faults: Faults, nth: int, code: int, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -169,7 +169,7 @@ def test_in_a_cluster_it_stays_in_ram_until_the_file_can_follow(
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_a_commit_that_only_seemed_to_fail(
+def test_a_commit_that_reports_a_failure_but_succeeded(
     world: World, faults: Faults, policy: Policy, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -186,11 +186,12 @@ def test_a_commit_that_only_seemed_to_fail(
 
 
 @in_local_mode
-def test_what_can_not_be_read_as_it_was_written_is_not_committed(
+def test_rows_that_read_back_different_are_not_committed(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("entry 9 reads back different from what was written")
-    world.database._connection.execute(  # not by another process, which would be noticed as such
+    # On our own connection: a write of another process would be detected in another way.
+    world.database._connection.execute(
         "CREATE TEMP TRIGGER spoil AFTER INSERT ON main.tree WHEN new.inode = 9 "
         "BEGIN UPDATE tree SET mtime = 1 WHERE inode = 9; END"
     )
@@ -200,7 +201,7 @@ def test_what_can_not_be_read_as_it_was_written_is_not_committed(
 
 
 @in_local_mode
-def test_rows_that_nobody_knows_of_are_noticed(world: World, expect_log: ExpectLog) -> None:
+def test_unknown_rows_are_detected(world: World, expect_log: ExpectLog) -> None:
     expect_log("has 6 rows instead of 5")
     world.database._connection.execute("INSERT INTO tree VALUES (77, 0, 1, 1, 1, 8, 'x', NULL)")
     with pytest.raises(StoreError):
@@ -209,7 +210,7 @@ def test_rows_that_nobody_knows_of_are_noticed(world: World, expect_log: ExpectL
     world.check_is_ours()
 
 
-def test_another_process_that_writes_is_noticed_and_undone(
+def test_a_write_of_another_process_is_detected_and_undone(
     world: World, expect_log: ExpectLog
 ) -> None:
     expect_log("was written by another process")
@@ -223,7 +224,7 @@ def test_another_process_that_writes_is_noticed_and_undone(
     world.check_is_theirs()
 
 
-def test_readers_and_checkpoints_are_no_writers(world: World) -> None:
+def test_readers_and_checkpoints_are_not_writers(world: World) -> None:
     inspect(world.path)
     world.database.checkpoint()
     world.adopt()
@@ -238,7 +239,7 @@ def test_a_bad_message_changes_nothing(world: World, policy: Policy, faults: Fau
     world.check_is_ours()
 
 
-# What the file does not hold yet
+# Unsaved changes
 
 
 def test_a_creation_that_waits_to_be_saved_is_part_of_our_tree(world: World) -> None:
@@ -269,7 +270,7 @@ def test_one_adoption_after_the_other_while_nothing_can_be_written(
     assert stored(world.path).index() == world.tree.index()
 
 
-def test_after_a_restart_it_is_as_it_was(world: World) -> None:
+def test_an_adopted_tree_is_loaded_after_a_restart(world: World) -> None:
     world.adopt()
     world.database.close()
     with contextlib.closing(Database.open(world.path, now=9)) as database:
@@ -281,7 +282,7 @@ def test_after_a_restart_it_is_as_it_was(world: World) -> None:
     assert tree.index() == world.leader.index()
 
 
-def test_it_is_not_logged_when_nothing_is_wrong(
+def test_a_successful_adoption_is_not_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -293,7 +294,7 @@ def test_it_is_not_logged_when_nothing_is_wrong(
 
 
 class Lock:
-    """The tree's lock; *on_enter* is what others do while they have it."""
+    """The tree's lock; *on_enter* stands for what another thread does before it is taken."""
 
     def __init__(self, on_enter: Callable[[], object]) -> None:
         self.is_held = False
@@ -307,7 +308,7 @@ class Lock:
         self.is_held = False
 
 
-def test_requests_are_answered_while_it_is_saved(world: World, faults: Faults) -> None:
+def test_the_lock_is_not_held_while_an_adoption_is_saved(world: World, faults: Faults) -> None:
     before: list[int] = []  # statements before the lock was taken
     lock = Lock(lambda: before.append(len(faults.seen)))
     world.replica.reload_listeners.append(lambda _: before.append(-1 if lock.is_held else 0))
@@ -318,7 +319,7 @@ def test_requests_are_answered_while_it_is_saved(world: World, faults: Faults) -
 def test_a_timer_that_comes_between_saving_and_swapping(
     world: World, faults: Faults, expect_log: ExpectLog
 ) -> None:
-    """It brings the file to the tree that is about to go."""
+    """The timer saves the tree that is about to be replaced."""
     expect_log(REFUSED)
     faults.arm(IO_ERROR, matching="COMMIT")
     world.become(world.leader, Lock(world.replica.catch_up))

@@ -1,4 +1,4 @@
-"""When the database can't be written: the errno, the log, and that file and tree meet again."""
+"""Failed writes of the database: the errno, the log, and how file and tree become equal again."""
 
 import contextlib
 import errno
@@ -76,7 +76,7 @@ def test_every_error_has_its_errno(
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, IO_ERROR], ids=["full", "io"])
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("statement", range(1, 6))
-def test_whatever_statement_fails_file_and_tree_meet_again(
+def test_after_the_failure_of_any_statement_file_and_tree_become_equal(
     store: Store,
     faults: Faults,
     statement: int,
@@ -85,7 +85,7 @@ def test_whatever_statement_fails_file_and_tree_meet_again(
     expect_log: ExpectLog,
 ) -> None:
     if code == sqlite3.SQLITE_FULL and is_done:
-        return  # a full device did nothing
+        return  # a full device never executes a statement
     before = store.tree.checksum()
     expect_log(REFUSED)
     faults.arm(code, at=statement, is_done=is_done)
@@ -97,13 +97,13 @@ def test_whatever_statement_fails_file_and_tree_meet_again(
     assert stored(store.path).checksum() == store.tree.checksum() != before
 
 
-def test_five_statements_are_all_there_are(store: Store, faults: Faults) -> None:
+def test_a_change_needs_five_statements(store: Store, faults: Faults) -> None:
     change(store)
     assert len(faults.seen) == 5
 
 
 @pytest.mark.parametrize("nth", range(1, 21))
-def test_catching_up_may_fail_anywhere_too(
+def test_catching_up_may_fail_at_any_statement(
     store: Store, faults: Faults, nth: int, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -122,7 +122,7 @@ def test_catching_up_may_fail_anywhere_too(
 def test_a_half_failed_commit_of_the_same_version_is_overwritten(
     store: Store, faults: Faults, expect_log: ExpectLog
 ) -> None:
-    """The row that the file kept has the version, size and time of the one that comes next."""
+    """The row left in the file has the version, size and mtime of the next change."""
     expect_log(REFUSED)
     faults.arm(IO_ERROR, matching="INSERT", is_done=True)
     with pytest.raises(StoreError):
@@ -142,10 +142,10 @@ def test_a_row_that_a_failed_commit_left_is_deleted(
     assert stored(store.path).checksum() == store.tree.checksum()
 
 
-def test_what_was_applied_and_not_taken_back_is_caught_up(
+def test_changes_kept_in_ram_are_saved_later(
     store: Store, faults: Faults, expect_log: ExpectLog
 ) -> None:
-    """In a cluster what was delivered stays in RAM."""
+    """In a cluster, delivered changes stay in RAM if they can't be saved."""
     expect_log(REFUSED)
     faults.arm(IO_ERROR, at=0, matching="INSERT")
     for number in range(3):
@@ -157,7 +157,7 @@ def test_what_was_applied_and_not_taken_back_is_caught_up(
     assert stored(store.path).checksum() == store.tree.checksum()
 
 
-def test_a_full_device_costs_no_new_connection(
+def test_a_full_device_does_not_reopen_the_file(
     store: Store, faults: Faults, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -169,7 +169,7 @@ def test_a_full_device_costs_no_new_connection(
     assert store.database._connection is before
 
 
-def test_a_save_without_changes_finds_out_whether_writing_works_again(
+def test_a_save_without_changes_tests_whether_writing_works_again(
     store: Store, faults: Faults, expect_log: ExpectLog
 ) -> None:
     expect_log(REFUSED)
@@ -212,7 +212,7 @@ def test_each_change_of_state_is_logged_once(
     ]
 
 
-def test_an_interrupted_transaction_is_taken_back(store: Store, faults: Faults) -> None:
+def test_an_interrupted_transaction_is_rolled_back(store: Store, faults: Faults) -> None:
     faults.arm(KeyboardInterrupt(), matching="COMMIT")
     with pytest.raises(KeyboardInterrupt):
         change(store)
@@ -221,7 +221,7 @@ def test_an_interrupted_transaction_is_taken_back(store: Store, faults: Faults) 
     assert stored(store.path).checksum() == store.tree.checksum()
 
 
-def test_a_sync_that_fails_says_so_and_the_next_save_looks_again(
+def test_a_failed_sync_is_reported_and_the_next_save_opens_the_file_again(
     store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
     def fail(fd: int) -> None:
@@ -258,10 +258,10 @@ def test_failed_checkpoints_are_logged_once_and_never_raised(
     assert store.database.wal_size == 0
 
 
-def test_no_checkpoint_after_a_failed_one_until_the_file_was_opened_again(
+def test_no_checkpoint_runs_after_a_failed_one_until_the_file_is_opened_again(
     store: Store, faults: Faults, expect_log: ExpectLog
 ) -> None:
-    """The first failure may be the only notice that the log has lost pages."""
+    """The first failure may be the only sign that the log has lost pages."""
     expect_log("can't be checkpointed")
     faults.arm(sqlite3.SQLITE_IOERR_FSYNC, matching="wal_checkpoint")
     store.database.checkpoint()
@@ -277,7 +277,7 @@ def test_no_checkpoint_after_a_failed_one_until_the_file_was_opened_again(
 def test_a_log_that_lost_pages_is_never_copied_into_the_file(
     store: Store, faults: Faults, expect_log: ExpectLog, ending: str
 ) -> None:
-    """What the kernel failed to write reads back as something else."""
+    """Pages that the kernel failed to write read back with other content."""
     store.database.checkpoint()
     store.put("a", b"in the log")
     pages = store.path.read_bytes()
@@ -297,7 +297,7 @@ def test_a_log_that_lost_pages_is_never_copied_into_the_file(
     assert stored(store.path).checksum() == store.tree.checksum()
 
 
-def test_a_repair_that_can_t_be_written_is_made_by_the_next_save(
+def test_a_repair_that_can_t_be_written_is_written_by_the_next_save(
     tmp_path: Path, faults: Faults, expect_log: ExpectLog
 ) -> None:
     path = tmp_path / "config.db"
@@ -321,7 +321,7 @@ def test_a_repair_that_can_t_be_written_is_made_by_the_next_save(
         assert query(copy, "SELECT parent FROM tree WHERE inode = 5") == [(99,)]
 
 
-# A device that really is full.
+# A real full device.
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The rules of repair, on rows as SQLite keeps them; test_repair_files.py has files."""
+"""The rules of ``repair``, applied to rows as SQLite stores them; test_repair_files has files."""
 
 import random
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def row(
     writer: object = 1,
     mtime: object = 1000,
 ) -> Row:
-    """A sound row unless the arguments say otherwise: with data a file, else a directory."""
+    """Return a row, sound by default. It is a file if *data* is given, else a directory."""
     if kind is ...:
         kind = DIRECTORY if data is None else FILE
     version = inode if version is ... else version
@@ -71,7 +71,7 @@ def record_at(repaired: Repaired, path: str) -> Record:
 
 
 def found(**entries: bytes | None) -> Contents:
-    """What lost+found holds, with the directories above it; ``_5_x`` stands for ``5-x``."""
+    """Return the contents of lost+found and its parents; ``_5_x`` stands for the name ``5-x``."""
     below = {f"{LOST}/{key[1:].replace('_', '-', 1)}": data for key, data in entries.items()}
     return {"priv": None, LOST: None, **below}
 
@@ -114,7 +114,7 @@ def test_order_of_rows_does_not_matter(rows: list[Row]) -> None:
     ],
     ids=lambda odd: str(odd)[:30],
 )
-def test_what_is_odd_but_legal_is_left_alone(odd: Row) -> None:
+def test_unusual_but_legal_rows_are_kept(odd: Row) -> None:
     repaired = mend(version_row(), odd)
     assert repaired.repairs == []
     record = repaired.records[1]
@@ -131,7 +131,7 @@ def test_numbers_are_unsigned() -> None:
     assert repaired.repairs == []
 
 
-def test_total_size_is_not_looked_at() -> None:
+def test_the_total_size_is_not_checked() -> None:
     block = bytes(MAX_FILE_SIZE)
     repaired = mend(version_row(999), *(row(i, 0, b"f%d" % i, block) for i in range(2, 132)))
     assert repaired.repairs == []
@@ -149,9 +149,9 @@ def test_total_size_is_not_looked_at() -> None:
         ([version_row(0)], 1),
         ([version_row("x"), row(2, 0, b"f", b"x", version=9)], 9),
     ],
-    ids=["no rows", "missing", "too low", "zero", "no number"],
+    ids=["no rows", "missing", "too low", "zero", "not a number"],
 )
-def test_version_becomes_the_highest_that_is_found(rows: list[Row], version: int) -> None:
+def test_the_version_becomes_the_highest_version_found(rows: list[Row], version: int) -> None:
     repaired = mend(*rows)
     root = repaired.records[0]
     assert (root.version, root.mtime, root.type, root.name) == (version, 0, DIRECTORY, b"")
@@ -187,7 +187,7 @@ def test_a_version_row_is_known_by_its_inode(parent: int, name: bytes | None) ->
     assert len(repaired.repairs) == 1
 
 
-def test_content_of_the_version_row_is_found_again() -> None:
+def test_content_of_the_version_row_moves_to_lost_and_found() -> None:
     repaired = mend((0, 0, VERSION, 7, 1000, FILE, b"__version__", b"text"))
     assert contents_of(repaired) == found(_0___version__=b"text")
 
@@ -197,7 +197,9 @@ def test_content_of_the_version_row_is_found_again() -> None:
 
 @pytest.mark.parametrize("value", [None, b"x", 1.5], ids=str)
 @pytest.mark.parametrize(("column", "mended"), [("version", 1), ("writer", 0), ("mtime", 0)])
-def test_what_is_no_number_is_the_lowest(column: str, mended: int, value: object) -> None:
+def test_a_value_that_is_not_a_number_becomes_the_lowest(
+    column: str, mended: int, value: object
+) -> None:
     columns: dict[str, Any] = {column: value}
     repaired = mend(version_row(), row(2, 0, b"f", b"x", **columns))
     assert getattr(repaired.records[1], column) == mended
@@ -212,7 +214,7 @@ def test_times_keep_their_lower_32_bits(stored: int, kept: int) -> None:
     assert len(repaired.repairs) == 2
 
 
-def test_a_parent_that_is_no_number_makes_an_orphan() -> None:
+def test_a_parent_that_is_not_a_number_makes_an_orphan() -> None:
     repaired = mend(version_row(), row(2, b"x", b"f", b"x"))
     assert contents_of(repaired) == found(_2_f=b"x")
 
@@ -276,7 +278,7 @@ def test_orphans_move_with_all_that_is_below_them() -> None:
     assert len(repaired.repairs) == 3  # priv and lost+found were made
 
 
-def test_what_is_below_a_file_moves() -> None:
+def test_entries_below_a_file_move() -> None:
     repaired = mend(version_row(), row(5, 0, b"f", b"x"), row(6, 5, b"g", b"y"))
     assert contents_of(repaired) == {"f": b"x", **found(_6_g=b"y")}
 
@@ -325,7 +327,7 @@ def test_of_two_directories_with_one_name_the_loser_keeps_its_entries() -> None:
 
 
 def guest_rows(*places: tuple[bytes, bytes, int]) -> list[Row]:
-    """Rows for ``nodes/NODE/TYPE/100.conf`` with a version, inode 12 and so on for the files."""
+    """Return rows for files ``nodes/NODE/TYPE/100.conf``, whose inodes begin at 12."""
     rows = [row(2, 0, b"nodes")]
     for number, (node, kind, version) in enumerate(places, 2):
         rows.append(row(number * 2, 2, node))
@@ -343,7 +345,7 @@ def test_of_two_guests_with_one_vmid_the_higher_version_stays() -> None:
     assert "nodes/a/lxc/100.conf" not in contents
 
 
-def test_a_guest_that_has_moved_already_is_no_second_one() -> None:
+def test_a_guest_that_moves_anyway_is_not_a_duplicate() -> None:
     rows = guest_rows((b"a", b"lxc", 20), (b"b", b"lxc", 10))
     repaired = mend(version_row(), *rows[:4], row(6, 99, b"b"), *rows[5:])
     contents = contents_of(repaired)
@@ -351,29 +353,29 @@ def test_a_guest_that_has_moved_already_is_no_second_one() -> None:
     assert contents[f"{LOST}/6-b/lxc/100.conf"] == b"10"
 
 
-def test_directories_named_like_guests_are_none() -> None:
+def test_directories_named_like_guests_are_not_guests() -> None:
     rows = guest_rows((b"a", b"lxc", 20), (b"b", b"lxc", 30))
     rows[-1] = row(13, 7, b"100.conf")
     assert mend(version_row(), *rows).repairs == []
 
 
-# Where lost things go.
+# The directory lost+found.
 
 
-def test_lost_and_found_is_made_with_numbers_no_mutation_uses() -> None:
+def test_lost_and_found_gets_inodes_that_no_mutation_uses() -> None:
     repaired = mend(version_row(), row(2, 0, b"d"), row(4, 99, b"f", b"x"))
     assert record_at(repaired, LOST) == Record(1, 3, VERSION, 0, 0, DIRECTORY, b"lost+found", None)
     assert record_at(repaired, "priv") == Record(3, 0, VERSION, 0, 0, DIRECTORY, b"priv", None)
 
 
-def test_a_number_that_the_next_mutation_would_give_out_is_not_used() -> None:
+def test_the_inode_of_the_next_mutation_is_not_used() -> None:
     repaired = mend(version_row(3), row(2, 0, b"d"), row(3, 99, b"f", b"x"))
     assert record_at(repaired, "priv").inode == LAST
     tree = tree_of(repaired)
     assert tree.create(tree.root, "next", FILE, writer=0, mtime=0).inode == 4
 
 
-def test_directories_that_exist_are_used() -> None:
+def test_existing_directories_are_used() -> None:
     repaired = mend(
         version_row(), row(2, 0, b"priv"), row(3, 2, b"lost+found"), row(4, 99, b"f", b"x")
     )
@@ -391,7 +393,7 @@ def test_the_next_repair_uses_the_same_lost_and_found() -> None:
     assert contents_of(again) == found(_4_f=b"x", _5_g=b"y")
 
 
-def test_inode_1_elsewhere_is_left_there() -> None:
+def test_another_entry_with_inode_1_is_kept() -> None:
     repaired = mend(version_row(), row(1, 0, b"old"), row(4, 99, b"f", b"x"))
     assert contents_of(repaired) == {"old": None, **found(_4_f=b"x")}
     assert record_at(repaired, LOST).inode == 3
@@ -421,7 +423,7 @@ def test_a_lost_and_found_that_contains_itself_is_replaced() -> None:
     }
 
 
-def test_names_in_lost_and_found_stay_apart() -> None:
+def test_names_in_lost_and_found_are_unique() -> None:
     repaired = mend(
         version_row(),
         row(2, 0, b"priv"),
@@ -437,7 +439,7 @@ def test_names_in_lost_and_found_stay_apart() -> None:
     }
 
 
-def test_lines_name_no_path() -> None:
+def test_repair_lines_contain_no_path() -> None:
     repaired = mend(
         version_row(), row(2, 0, b"priv"), row(3, 2, b"geheim", b"1"), row(4, 2, b"geheim", b"2")
     )
@@ -445,7 +447,7 @@ def test_lines_name_no_path() -> None:
     assert "geheim" not in "".join(repaired.repairs)
 
 
-# Anything at all.
+# Random rows.
 
 EXAMPLES = settings(max_examples=40)
 NUMBERS = st.one_of(st.integers(0, 12), st.integers(-(1 << 63), LAST), st.none(), st.just(b"x"))
@@ -470,7 +472,7 @@ ROWS = st.builds(
 
 @given(ROWS)
 @EXAMPLES
-def test_whatever_the_rows_a_tree_comes_out(rows: list[Row]) -> None:
+def test_any_rows_become_a_tree(rows: list[Row]) -> None:
     repaired = mend(*rows)
     tree_of(repaired)
     shuffled = random.Random(len(rows)).sample(rows, len(rows))
@@ -479,7 +481,7 @@ def test_whatever_the_rows_a_tree_comes_out(rows: list[Row]) -> None:
 
 @given(ROWS)
 @EXAMPLES
-def test_nothing_is_lost(rows: list[Row]) -> None:
+def test_no_entry_or_content_is_lost(rows: list[Row]) -> None:
     repaired = mend(*rows)
     after = {record.inode for record in repaired.records}
     assert {inode % (1 << 64) for inode, *_ in rows} <= after
@@ -489,7 +491,7 @@ def test_nothing_is_lost(rows: list[Row]) -> None:
 
 @given(ROWS)
 @EXAMPLES
-def test_what_was_repaired_is_sound(rows: list[Row]) -> None:
+def test_a_repaired_tree_is_sound(rows: list[Row]) -> None:
     repaired = mend(*rows)
     root, *entries = repaired.records
     stored = (0, 0, *root[2:5], FILE, b"__version__", None)

@@ -1,7 +1,7 @@
-"""Damaged database files: every kind that docs/spec/storage.md names starts, repaired; the rest is said.
+"""Damaged database files: each damage that docs/spec/storage.md names is repaired or refused.
 
-Each case damages one small tree by hand, as bad luck or an administrator would, and states the
-whole tree that must come out.
+Each case damages a small tree, as a fault or an administrator could, and states the whole repaired
+tree.
 """
 
 import contextlib
@@ -60,19 +60,19 @@ NO_CHECKS = "PRAGMA ignore_check_constraints = ON;"
 
 
 def without(*paths: str) -> Contents:
-    """The sound tree without *paths* and what is below them, with a lost+found."""
+    """Return the sound tree without *paths* and all below them, but with a lost+found."""
     gone = tuple(f"{path}/" for path in paths)
     kept = {p: data for p, data in SOUND.items() if not f"{p}/".startswith(gone)}
     return {**kept, LOST: None}
 
 
 class Specimen(NamedTuple):
-    """One way to damage the tree, and what it must become."""
+    """A damage of the tree, and the tree that the repair must give."""
 
     id: str
     damage: str  # SQL
     tree: Contents
-    repairs: int = 2  # lines; one is for lost+found
+    repairs: int = 2  # number of lines; one is for lost+found
     version: int = VERSION
 
 
@@ -188,7 +188,7 @@ ZOO = [
         3,
     ),
     Specimen(
-        "a parent that is no number",
+        "a parent that is not a number",
         NO_CHECKS + "UPDATE tree SET parent = 1.5 WHERE inode = 12",
         {**without("a.cfg"), f"{LOST}/12-a.cfg": b"a"},
         3,
@@ -232,7 +232,7 @@ def editing(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def start(path: Path) -> Tree:
-    """Do with the file what a daemon does from its start to its end."""
+    """Open, load and close the file as a daemon does; return its tree."""
     with contextlib.closing(Database.open(path, now=NOW)) as database:
         loaded = database.load(now=NOW)
         assert database.degraded is None
@@ -267,7 +267,9 @@ def test_a_damaged_tree_starts_repaired(
         connection.executescript(specimen.damage)
     damaged = rows_of(path)
     expect_log(r"pmxcfs\.database WARNING repaired .*config\.db: ")
-    expect_log(r"WARNING a copy of .*config\.db before the repair is kept as .*config\.db\.bak-1800000000")
+    expect_log(
+        r"WARNING a copy of .*config\.db before the repair is kept as .*config\.db\.bak-1800000000"
+    )
     tree = start(path)
     assert contents_of(tree) == specimen.tree
     assert (tree.version, tree.root.mtime) == (specimen.version, 0)
@@ -316,7 +318,7 @@ def test_text_in_data_is_content(path: Path) -> None:
     assert copies_of(path) == []
 
 
-# What is no database of ours is refused, by name.
+# A file that is not a pmxcfs database is refused.
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_names_in_another_encoding_are_refused(tmp_path: Path) -> None:
         start(path)
 
 
-# What SQLite can't read is fatal, and the message helps.
+# A file that SQLite can't read is fatal, and the message gives advice.
 
 
 @pytest.mark.parametrize(
@@ -373,7 +375,9 @@ def test_names_in_another_encoding_are_refused(tmp_path: Path) -> None:
     ],
     ids=["another file", "only the first bytes"],
 )
-def test_what_is_no_database_is_fatal(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_not_a_database_is_fatal(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
     path = tmp_path / "config.db"
     path.write_bytes(content)
     with pytest.raises(StoreError) as caught:
@@ -394,13 +398,15 @@ def test_a_file_cut_short_is_fatal(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "dangling link"])
-def test_what_is_no_file_is_fatal(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_file_is_fatal(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "config.db"
     if kind == "directory":
         path.mkdir()
     else:
         path.symlink_to("missing")
-    with pytest.raises(StoreError, match=r"config\.db can't be opened: .*in a directory that exists"):
+    with pytest.raises(
+        StoreError, match=r"config\.db can't be opened: .*in a directory that exists"
+    ):
         start(path)
 
 
@@ -412,7 +418,7 @@ def test_an_empty_file_starts_with_an_empty_tree(tmp_path: Path) -> None:
     assert copies_of(path) == []
 
 
-def test_a_file_whose_list_of_tables_is_damaged_is_not_taken_for_an_empty_one(path: Path) -> None:
+def test_a_file_with_a_damaged_table_list_is_not_treated_as_empty(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(100 + 3)  # the number of cells on the first page, after the file's header
         file.write(b"\0\0")
@@ -421,7 +427,7 @@ def test_a_file_whose_list_of_tables_is_damaged_is_not_taken_for_an_empty_one(pa
 
 
 def test_rows_out_of_order_are_fatal(path: Path) -> None:
-    """SQLite does not notice by itself, and would change the wrong rows in a repair."""
+    """SQLite does not detect this damage and would change the wrong rows in a repair."""
     content = bytearray(path.read_bytes())
     leaf = PAGE_SIZE  # the table's only page, the second of the file
     pointers = struct.unpack_from(f">{len(ROWS)}H", content, leaf + 8)
@@ -433,11 +439,11 @@ def test_rows_out_of_order_are_fatal(path: Path) -> None:
         start(path)
 
 
-# Random damage: a tree or the named error, and nothing else.
+# Random damage: a tree or a StoreError that names the file, and nothing else.
 
 
 def make_large(path: Path) -> None:
-    """Make a database with more than one level of pages, overflow pages and free ones."""
+    """Make a database with a B-tree of several levels, overflow pages and free pages."""
     with contextlib.closing(Database.open(path, now=1)) as database:
         tree = Tree()
         tree.load(database.load(now=1).records)
@@ -456,7 +462,7 @@ def make_large(path: Path) -> None:
 def test_random_damage_is_repaired_or_named(
     tmp_path: Path, size: str, expect_log: ExpectLog
 ) -> None:
-    expect_log(".")  # whatever it takes
+    expect_log(".")  # any log line is allowed
     intact, path = tmp_path / "intact.db", tmp_path / "config.db"
     if size == "large":
         make_large(intact)
@@ -482,7 +488,7 @@ def test_random_damage_is_repaired_or_named(
 
 
 def use(path: Path) -> str:
-    """Start with a file and change something; say why that did not begin, if it did not."""
+    """Load a file and change it; return the error if loading failed, else an empty string."""
     try:
         with contextlib.closing(Database.open(path, now=NOW)) as database:
             tree = Tree()

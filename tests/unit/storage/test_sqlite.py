@@ -1,4 +1,4 @@
-"""The connection that saves: what fails raises SQLite's code, and nothing outlives ``close``."""
+"""The SQLite binding ``Writer``: errors carry SQLite's code, and ``close`` releases everything."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
-from pmxcfs.storage import connect as connections
+from pmxcfs.storage import connect
 from pmxcfs.storage._sqlite import SqliteError, Writer
 from pmxcfs.storage.database import Database
 from tests.fakes.doubles.store import Store, stored
@@ -32,20 +32,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "config.db"
 
 
-def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(SqliteError) as caught:
         writer_of(tmp_path / "none")
     assert caught.value.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN
     assert os.listdir(tmp_path) == []
 
 
-def test_a_statement_that_is_wrong_leaves_nothing_open(path: Path) -> None:
+def test_a_wrong_statement_leaves_no_open_file(path: Path) -> None:
     with pytest.raises(SqliteError, match="no such table: missing"):
         writer_of(path, write="DELETE FROM missing")
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_what_another_writer_holds_is_busy(path: Path) -> None:
+def test_a_database_locked_by_another_writer_is_busy(path: Path) -> None:
     writer = writer_of(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -65,7 +65,7 @@ def test_nothing_is_saved_after_close(path: Path) -> None:
     assert not writer.is_stuck
 
 
-def test_inodes_of_64_bits_and_any_name_are_saved(path: Path) -> None:
+def test_any_name_and_any_content_are_saved(path: Path) -> None:
     store = Store(path)
     with contextlib.closing(store.database):
         store.put("n\udcffme", b"")
@@ -76,7 +76,7 @@ def test_inodes_of_64_bits_and_any_name_are_saved(path: Path) -> None:
 def test_a_second_copy_of_the_library_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would not know the first one's locks, which any closing of the file would drop."""
-    monkeypatch.setattr(connections, "memory_used", lambda: 0)
+    """Closing the file in one copy of the library would drop the POSIX locks of the other."""
+    monkeypatch.setattr(connect, "memory_used", lambda: 0)
     with pytest.raises(StoreError, match="use the system's Python"):
         Database.open(path, now=1)

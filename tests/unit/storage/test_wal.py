@@ -1,4 +1,4 @@
-"""The log is written by the transaction, and nobody can tell from what is in the files."""
+"""The VFS ``pmxcfs``: one write call per transaction, and the same files as the default VFS."""
 
 import contextlib
 import random
@@ -14,11 +14,11 @@ from pmxcfs.storage.connect import WRITING, connect, settings
 from pmxcfs.storage.database import LOG_LIMIT, Database
 from tests.fakes.doubles.store import Store, stored
 
-FRAMES = 4  # of a database's last transaction in the log, at least
+FRAMES = 4  # at least so many frames in the last transaction
 
 
 def write_calls() -> int:
-    """Return how many system calls of this thread have written so far."""
+    """Return the number of write system calls of this thread so far."""
     lines = Path("/proc/thread-self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["syscw"])
 
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writer(path: Path) -> Iterator[sqlite3.Connection]:
-    """Connect as the daemon does, but with a cache so small that transactions spill from it."""
+    """A connection like the daemon's, but with a cache so small that transactions spill pages."""
     with contextlib.closing(connect(path, timeout=0, options=WRITING)) as connection:
         for setting in (*settings(log_limit=LOG_LIMIT), "PRAGMA cache_size = 12"):
             connection.execute(setting)
@@ -50,7 +50,7 @@ def test_a_transaction_is_written_with_one_call(path: Path) -> None:
         assert stored(path).checksum() == store.tree.checksum()
 
 
-def test_a_large_one_with_a_call_for_each_64_kib(path: Path) -> None:
+def test_a_large_transaction_is_written_with_one_call_per_64_kib(path: Path) -> None:
     store = Store(path)
     with contextlib.closing(store.database):
         store.put("first", b"x")
@@ -65,7 +65,7 @@ def rows(connection: sqlite3.Connection) -> list[tuple[object, ...]]:
 
 
 def change(connection: sqlite3.Connection, chance: random.Random) -> None:
-    """Write or delete a row of any size."""
+    """Write a row of random size, or delete one."""
     inode = chance.randrange(1, 40)
     if chance.random() < 0.2:
         connection.execute("DELETE FROM tree WHERE inode = ?", (inode,))
@@ -78,10 +78,10 @@ def change(connection: sqlite3.Connection, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_any_transactions_are_what_others_see(
+def test_other_connections_see_exactly_the_committed_transactions(
     writer: sqlite3.Connection, path: Path, seed: int
 ) -> None:
-    """With spilled pages, pages written twice, savepoints taken back, and checkpoints between."""
+    """With spilled pages, pages written twice, savepoints rolled back, and checkpoints between."""
     chance = random.Random(seed)
     with contextlib.closing(connect(path, timeout=0)) as other:
         for _ in range(60):
@@ -103,12 +103,12 @@ def test_any_transactions_are_what_others_see(
             if chance.random() < 0.2:
                 mode = chance.choice(("PASSIVE", "RESTART", "TRUNCATE"))
                 chance.choice((writer, other)).execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-            if chance.random() < 0.2:  # the log then goes on where the writer did not end
+            if chance.random() < 0.2:  # the log then continues behind another connection's frames
                 other.execute("UPDATE tree SET version = version + 1")
 
 
-def test_frames_in_other_pieces_are_written_too(path: Path) -> None:
-    """With FULL, SQLite fills the log up to a sector that could be torn, in pieces of frames."""
+def test_frames_written_in_other_pieces_are_passed_on(path: Path) -> None:
+    """With synchronous=FULL, SQLite pads the log to a whole sector, with parts of frames."""
     options = f"{WRITING}&psow=0"
     with contextlib.closing(connect(path, timeout=0, options=options)) as writer:
         writer.execute("PRAGMA synchronous = FULL")
@@ -124,7 +124,7 @@ def test_frames_in_other_pieces_are_written_too(path: Path) -> None:
 def test_a_crash_leaves_what_was_committed(
     writer: sqlite3.Connection, path: Path, tmp_path: Path, seed: int
 ) -> None:
-    """Files that are copied in the middle of a transaction hold all that came before it."""
+    """Files copied in the middle of a transaction hold all transactions before it."""
     chance = random.Random(seed)
     for number in range(20):
         writer.execute("BEGIN IMMEDIATE")
@@ -145,7 +145,7 @@ def test_a_crash_leaves_what_was_committed(
 def test_a_log_that_can_not_be_written_fails_the_commit(
     writer: sqlite3.Connection, path: Path
 ) -> None:
-    """As a full disk does: the limit of a file's size lets a part of it be written."""
+    """A limit of the file size acts like a full disk: only a part of the frames is written."""
     log = path.with_name(f"{path.name}-wal")
     change(writer, random.Random(1))
     committed = rows(writer)
