@@ -129,7 +129,7 @@ def test_a_change_that_is_not_delivered_in_time_has_an_unknown_outcome(
     start = time.monotonic()
     future = world.mkdir()
     proposal = world.send()
-    with pytest.raises(Failed, match="nobody knows"):
+    with pytest.raises(Failed, match="outcome is unknown"):
         future.result(DEADLINE)
     assert time.monotonic() - start >= BRIEF
     world.arrive(proposal)  # a late delivery does no harm
@@ -182,7 +182,7 @@ def test_losing_the_quorum_ends_all_waiting_at_once(world: World) -> None:
         world.issuer.on_quorum_lost()
     with pytest.raises(NoQuorum):
         unsent.result(DEADLINE)
-    with pytest.raises(Failed, match="nobody knows"):
+    with pytest.raises(Failed, match="outcome is unknown"):
         sent.result(DEADLINE)
     world.is_quorate = True
     assert world.outbox.next(now=1.0) is None, "the rest would go into whatever is there by then"
@@ -218,7 +218,7 @@ def test_a_stop_refuses_unsent_changes_and_soon_gives_up_sent_ones(
     late = world.begin(lambda: world.issuer.submit(Mtime("late", 1)))
     with world.lock:
         world.issuer.abandon()
-    with pytest.raises(Failed, match="nobody knows"):
+    with pytest.raises(Failed, match="outcome is unknown"):
         sent.result(DEADLINE)
     with pytest.raises(Busy):
         late.result(DEADLINE)
@@ -291,7 +291,7 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_withdrawn(world: World) -> No
     assert proposal.is_partly_sent
     assert not world.outbox.withdraw(proposal)
     assert world.outbox.next(now=1.0) is proposal
-    assert world.outbox.not_sent(proposal), "the rest is tried again, whoever waits"
+    assert world.outbox.not_sent(proposal), "the rest is still to be sent"
     world.send()
     world.arrive(proposal)
     assert future.result(DEADLINE)
