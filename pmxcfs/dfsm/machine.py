@@ -13,7 +13,7 @@ Queues:  a change delivered while this node is not SYNCED is queued: in the roun
          if its sender is synced already, else in ``_message_queue``, which is kept across rounds.
 Threads: only the owner of the group's handle calls the methods.
 Promise: two nodes that get the same events in the same order end with the same content.
-         tests/scenarios has examples; the random bus of tests/unit/scenarios checks random orders.
+         Examples: tests/scenarios. Random events: tests/unit/scenarios/test_random_bus.py.
 Contract: docs/spec/cluster.md, "State machine", "Verification", "Leaving and rejoining".
 """
 
