@@ -12,7 +12,7 @@ from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
 from pmxcfs.tree.apply import Change
 
 NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks the directory
-CONTENT_TIMEOUT = 10.0  # seconds for all others
+CONTENT_TIMEOUT = 10.0  # seconds that any other change may wait
 
 
 class Signal:
