@@ -1,8 +1,8 @@
-"""A program that has a lab and waits to be killed.
+"""Program that runs a lab and waits to be killed.
 
 usage: python -m tests.cluster.abandoned DIRECTORY [wedge]
 
-With "wedge", the first process of a node is stopped, so it does not notice that the lab is gone.
+With "wedge" the first process of a node is stopped, so it can't notice that the lab is gone.
 """
 
 import os
@@ -16,7 +16,7 @@ from tests.cluster.lab import Lab
 
 
 def await_signal() -> None:
-    """Tell that a signal may come, and wait for it. ``pause`` would miss one right before it."""
+    """Print that a signal may come, and wait for it. ``pause`` would miss an early one."""
     told, tells = os.pipe()
     os.set_blocking(tells, False)
     signal.set_wakeup_fd(tells)

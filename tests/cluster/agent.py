@@ -1,7 +1,7 @@
-"""File operations in a node at the request of the tests, one after the other, each with its times.
+"""File operations in a node at the request of a test, one after the other, each with its times.
 
-``serve`` runs there, ``Agent`` here. The clock is the machine's monotonic one, which no namespace
-changes, so times of different nodes can be compared.
+``serve`` runs in the node, ``Agent`` in the test. All nodes share the machine's monotonic clock, so
+times of different nodes can be compared.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ Operation = tuple[Any, ...]  # name, then what it takes
 
 
 class Outcome(NamedTuple):
-    """How an operation went. Times are of time.monotonic(), in seconds."""
+    """The outcome of an operation. Times are those of time.monotonic(), in seconds."""
 
     value: Any  # None if it failed
     error: int  # errno; 0 if it succeeded
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The duration in seconds."""
         return self.end - self.start
 
     def get(self) -> Any:
@@ -65,11 +65,11 @@ class Files:
         self._open[handle] = os.open(self._at(path), flags, mode)
 
     def close(self, handle: str) -> None:
-        """Close it; the name is free even if that fails."""
+        """Close a file; its name is free even if that fails."""
         os.close(self._open.pop(handle))
 
     def read(self, handle: str, size: int = 1 << 20, offset: int = 0) -> bytes:
-        """Return what an open file has at *offset*."""
+        """Return the bytes of an open file at *offset*."""
         return os.pread(self._open[handle], size, offset)
 
     def write(self, handle: str, data: bytes, offset: int = 0) -> int:
@@ -77,7 +77,7 @@ class Files:
         return os.pwrite(self._open[handle], data, offset)
 
     def fsync(self, handle: str) -> None:
-        """Wait until what was written is published."""
+        """Fsync an open file."""
         os.fsync(self._open[handle])
 
     def get(self, path: str) -> bytes:
@@ -91,7 +91,7 @@ class Files:
             os.write(descriptor, data)
 
     def create(self, path: str, data: bytes = b"") -> None:
-        """Make a file that must not be there."""
+        """Create a file exclusively."""
         with _opened(self._at(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
             if data:
                 os.write(descriptor, data)
@@ -139,7 +139,7 @@ class Files:
             self.create(f"{prefix}{number}", b"x")
 
     def hold(self, path: str, count: int) -> tuple[Sequence[Span], int]:
-        """Take a lock and free it, *count* times; return when it was held, and all attempts."""
+        """Take and free a lock *count* times; return the spans of holding, and the attempts."""
         spans: Sequence[Span] = []
         attempts = 0
         while len(spans) < count:
@@ -147,7 +147,7 @@ class Files:
             try:
                 self.mkdir(path)
             except FileExistsError:
-                time.sleep(BREATH)  # or the holder's node would get no turn
+                time.sleep(BREATH)  # else the node of the holder could not free it
                 continue
             start = time.monotonic()
             spans = [*spans, (start, time.monotonic())]
@@ -160,7 +160,7 @@ class Files:
 
 @contextlib.contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
-    """Open a file; an error of its close is one of the block, unless that has its own."""
+    """Open a file for a block; an error of the close is raised unless the block has failed."""
     descriptor = os.open(path, flags, 0o640)
     try:
         yield descriptor
@@ -172,7 +172,7 @@ def _opened(path: str, flags: int) -> Iterator[int]:
 
 
 def serve(connection: Connection) -> None:
-    """Perform lists of operations until nobody asks any more."""
+    """Perform lists of operations until the other end closes the connection."""
     files = Files()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -180,32 +180,32 @@ def serve(connection: Connection) -> None:
 
 
 class Agent:
-    """A process in a node that does file operations there."""
+    """A process in a node that performs file operations there."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self._worker = node.start_worker(TARGET)
 
     def begin(self, *operations: Operation) -> None:
-        """Have operations done, without waiting; ``outcomes`` returns how they went."""
+        """Start operations without waiting; ``outcomes`` returns their outcomes."""
         self._worker.connection.send(operations)
 
     def outcomes(self, seconds: float = PATIENCE) -> Sequence[Outcome]:
-        """Return the outcomes of what was begun; fail if they take longer than *seconds*."""
+        """Return the outcomes of the started operations; fail after *seconds*."""
         found: Sequence[Outcome] = self._worker.receive(seconds)
         return found
 
     def has_answer(self) -> bool:
-        """Tell whether what was begun is done."""
+        """Tell whether the started operations are done."""
         return self._worker.connection.poll()
 
     def do(self, *operations: Operation, seconds: float = PATIENCE) -> Sequence[Outcome]:
-        """Do operations one after the other, whether they fail or not."""
+        """Perform operations one after the other, even if some fail; return the outcomes."""
         self.begin(*operations)
         return self.outcomes(seconds)
 
     def __call__(self, name: str, *arguments: object, seconds: float = PATIENCE) -> Any:
-        """Do one operation and return its value; raises its OSError."""
+        """Perform one operation and return its value; raise its OSError."""
         return self.do((name, *arguments), seconds=seconds)[0].get()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Labs as fixtures, and the end of every lab's processes: of earlier runs, and of this one."""
+"""Fixtures with labs, and the removal of lab processes that earlier runs have left."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.cluster.together import Cluster
 
 @pytest.fixture(scope="session", autouse=True)
 def _sweep_labs() -> Iterator[None]:
-    """End what killed runs left, and insist that this one leaves nothing."""
+    """Kill the processes that killed runs have left; assert that this run leaves none."""
     sweep.end(*sweep.stale())
     yield
     left = sweep.mine()
@@ -30,7 +30,7 @@ def _booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def quorate_lab(_booted: Lab) -> Lab:
-    """Three nodes whose corosyncs see one another; what a test before has done is undone."""
+    """Three nodes with quorate corosyncs; the faults of earlier tests are undone."""
     _booted.heal()
     for node in _booted.nodes:
         node.corosync.thaw()
@@ -58,13 +58,13 @@ def _whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(_whole: Cluster) -> Cluster:
-    """Three nodes that agree; what a test before has done is undone."""
+    """A synced cluster of three nodes; the faults of earlier tests are undone."""
     _whole.mend()
     return _whole
 
 
 @pytest.fixture
 def idle_cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """Three nodes on which nothing runs yet, for tests of how they start."""
+    """A cluster of three nodes on which nothing runs yet."""
     with Cluster(tmp_path) as cluster:
         yield cluster

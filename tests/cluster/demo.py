@@ -1,8 +1,7 @@
-"""A cluster of three nodes on this machine, shown at work: ``make demo``.
+"""Demonstration of a cluster of three nodes on this machine: ``make demo``.
 
-Prints what is done on which node, what comes of it, and how long that took. Everything is real:
-corosync, mounts, the daemon of this checkout. Ends with status 1 if something is not as it should
-be, and leaves nothing.
+Prints each command with its node, its result and its duration. Corosync, the mounts and the daemon
+of this checkout are real. Exits with status 1 if a result is not the expected one; leaves nothing.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from tests.cluster.together import Cluster
 
 GUEST = "memory: 512\nname: web\n"
 FIRST, SECOND = "nodes/node1/qemu-server/100.conf", "nodes/node2/qemu-server/100.conf"
-PATIENCE = 30.0  # seconds for anything
+PATIENCE = 30.0  # seconds for one step
 WRITES = 100
 
 
@@ -31,7 +30,7 @@ def say(text: str = "") -> None:
 
 
 def tell(node: Member, command: str, result: str, seconds: float | None = None) -> None:
-    """Print what was done on a node, as if at a shell there."""
+    """Print a command on a node, as at a shell prompt."""
     took = f"  [{1000 * seconds:.1f} ms]" if seconds is not None else ""
     say(f"  {node.name}# {command}{took}")
     for line in result.splitlines():
@@ -150,7 +149,7 @@ class Demo:
             )
         assert len({node.stored_checksum() for node in self._lab.nodes}) == 1
 
-    # What the acts are made of.
+    # Parts of the acts.
 
     def _write(self, node: Member, path: str, text: str) -> None:
         seconds = self._time(lambda: (node.path / path).write_text(text))
@@ -180,7 +179,7 @@ class Demo:
 
     @contextlib.contextmanager
     def _refusal(self, code: int, node: Member, command: str) -> Iterator[None]:
-        """Show that the block fails with this errno."""
+        """Assert that the block fails with this errno, and print it."""
         found = 0
         try:
             yield

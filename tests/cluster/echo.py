@@ -1,4 +1,4 @@
-"""Frames that go to a node and back, for counting those that are lost. Both ends are workers."""
+"""UDP frames to a node and back, to measure the loss. Both ends are workers in nodes."""
 
 import socket
 from multiprocessing.connection import Connection
@@ -7,7 +7,7 @@ BATCHES, BATCH = 20, 100  # frames; few enough at once for a socket's buffer
 
 
 def serve(connection: Connection, address: str) -> None:
-    """Send each frame back. Tells the port."""
+    """Send each frame back. Reports the port first."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((address, 0))
         connection.send(server.getsockname()[1])
@@ -17,7 +17,7 @@ def serve(connection: Connection, address: str) -> None:
 
 
 def count(connection: Connection, address: str, port: int, silence: float) -> None:
-    """Tell how many percent of the frames come back; after *silence* no more of a batch do."""
+    """Report the percentage of frames that return; a batch ends after *silence* seconds."""
     returned = 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(silence)

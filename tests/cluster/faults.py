@@ -1,12 +1,13 @@
-"""What happens to a cluster in a storm: faults one after the other, in lanes side by side.
+"""Faults of a storm: sequences of faults in a cluster, several at the same time.
 
-A lane is a generator that yields what it waits for. The lane of corosync and the network has one
-fault at a time, so there is always a majority; the lane of the daemons has another; frames are lost
-now and then. A fault ends when the node that it hit has acknowledged a change again.
+A *lane* is a generator of faults that yields the conditions it waits for. The lane of corosync and
+the network has one fault at a time, so there is always a majority. The lane of the daemons has
+another fault, and sometimes frames are lost. A fault ends when its node has acknowledged a change
+again.
 
-Who is cut off may have been told of some last changes that nobody else has got (see ``history``),
-which makes its tree's version higher. So the others first get to change more than that; else it
-would lead when it returns: the protocol's choice is the highest version.
+A node that is cut off may have delivered some last changes that no other node has (see
+``history``), so its tree has a higher version. The protocol elects the highest version. So the
+majority first makes more changes than that; else the node would become leader when it returns.
 """
 
 import random
@@ -20,17 +21,17 @@ from tests.cluster.history import Doubts
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
 
-MARGIN = 0.1  # seconds before a fault in which the last frames may still be on their way
+MARGIN = 0.1  # seconds before a fault in which the last frames may still be in flight
 SETTLE = 0.5  # seconds after a fault after which the majority's changes are those of a new ring
-AHEAD = 30  # changes by which the majority must be ahead; a writer has one on its way
+AHEAD = 30  # changes by which the majority must be ahead; a writer has one in flight
 RECOVERY = 60.0  # seconds for a node to acknowledge a change after the fault is over
-CACHES_FILL = 1.0  # seconds after a start until what is read often is cached
+CACHES_FILL = 1.0  # seconds after a start until the files of readers are cached
 NOTICE = 6.0  # seconds that corosync takes at most to notice that it is alone
 LOSS = (5, 15)  # percent
 
 
 class Until(NamedTuple):
-    """What a lane waits for; it is an error if that takes longer than *seconds*."""
+    """A condition that a lane waits for; it must hold within *seconds*."""
 
     condition: Callable[[], bool]
     seconds: float
@@ -38,7 +39,7 @@ class Until(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A fault, from its beginning until the node was back."""
+    """The time of a fault, from its begin until the node was back."""
 
     fault: str
     node: str
@@ -50,17 +51,17 @@ Lane = Generator[Until | float, None, None]  # seconds to wait, or a condition
 
 
 class Progress(Protocol):
-    """What is known of the writers."""
+    """The progress of the writers."""
 
     def acknowledged(self, node: int) -> int:
-        """Return how many changes of a node's were acknowledged so far."""
+        """Return the number of acknowledged changes of a node."""
 
     def last_start(self, node: int) -> float:
-        """Return when the last acknowledged one was begun."""
+        """Return the time at which the last acknowledged change was begun."""
 
 
 class Faults:
-    """Makes lanes for *lab*; notes what each fault excuses in *doubts* and *silent*."""
+    """Makes lanes for *lab*; *doubts* and *silent* get the violations that a fault excuses."""
 
     def __init__(self, lab: Cluster, progress: Progress, doubts: Doubts, seed: int) -> None:
         self.counts: Counter[str] = Counter()
@@ -76,7 +77,7 @@ class Faults:
         self._losses: list[tuple[float, float]] = []
 
     def lanes(self) -> list[Lane]:
-        """Return all lanes, which end after ``is_over`` is set, each when its fault is over."""
+        """Return all lanes; after ``is_over`` is set each ends with its present fault."""
         usual = ((self._partition, self._unplug), (self._restart_corosync,))
         rare = (self._kill_corosync, self._freeze_corosync, self._crash)
         cluster = self._take_turns(*usual, *usual, rare)
@@ -84,14 +85,14 @@ class Faults:
         return [cluster, daemons, self._lose_frames()]
 
     def excuse_losses(self) -> None:
-        """Doubt what nodes were told shortly before lost frames cost them their quorum."""
+        """Doubt the answers that nodes got shortly before lost frames ended their quorum."""
         for node in self._lab.nodes:
             for moment in node.corosync.quorum_losses():
                 if any(start < moment < end + NOTICE for start, end in self._losses):
                     self._doubts.add(node.number, moment - NOTICE, moment + NOTICE)
 
     def _take_turns(self, *kinds: tuple[Callable[[Member], Lane], ...]) -> Lane:
-        """Have one fault of each kind in turn, on a node that no other lane works on."""
+        """Yield faults of each kind in turn, each on a node that no other lane works on."""
         choices = cycle(kinds)
         while not self.is_over:
             node = self._random.choice([n for n in self._lab.nodes if n.number not in self._hit])
@@ -103,7 +104,7 @@ class Faults:
             self._hit.remove(node.number)
             yield self._random.uniform(0, 1)
 
-    # The cluster's lane.
+    # The lane of corosync and the network.
 
     def _partition(self, node: Member) -> Lane:
         start = time.monotonic()
@@ -141,7 +142,7 @@ class Faults:
         yield from self._recover("corosync freeze", node, start)
 
     def _crash(self, node: Member) -> Lane:
-        """The node's power fails, but for what the kernel has not written yet."""
+        """Kill the services of a node at once, as in a power cut that keeps unwritten pages."""
         start = time.monotonic()
         node.corosync.kill()
         node.daemon.kill()
@@ -151,11 +152,11 @@ class Faults:
         yield from self._recover("crash", node, start)
 
     def _recover(self, fault: str, node: Member, start: float) -> Lane:
-        """Wait until *node* is back; nothing that it was told since *start* was a promise."""
+        """Wait until *node* is back; doubt all answers that it got since *start*."""
         yield from self._until_back(fault, node)
         self._doubts.add(node.number, start - MARGIN, time.monotonic())
 
-    # The daemons' lane.
+    # The lane of the daemons.
 
     def _kill_daemon(self, node: Member) -> Lane:
         start = time.monotonic()

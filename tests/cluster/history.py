@@ -1,12 +1,12 @@
-"""What a cluster was asked to do, what it answered, and what may be left of it in the end.
+"""Histories of operations on a cluster, and the check that the final state fits them.
 
-Writers note an ``Effect`` for each path that an operation may change. An answer is a promise: the
-change is in the total order before anything that was begun later. So of a path's effects that may
-be its last, none ended before a promised one began. There is one way out, ``doubts``: totem hands a
-message to its sender as soon as it is ordered, which does not mean that anybody else has it. What a
-node is answered while a fault is separating it from the others can be lost with their messages.
+Writers record an ``Effect`` for each path that an operation may change. A successful answer is a
+promise: the change is in the total order before any operation that begins later. So an effect that
+ended before a promised effect of the same path began can't be the last one. ``doubts`` are the
+exception: totem delivers a message to its sender as soon as it is ordered, even if no other node
+has received it. An answer that a node gets while a fault separates it can be lost.
 
-All here is pure. Times are seconds on one monotonic clock that all nodes share.
+All functions are pure. Times are seconds on one monotonic clock that all nodes share.
 """
 
 import math
@@ -15,38 +15,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-Value = str | None  # of a path: a token that no other change has, DIRECTORY, or None: not there
+Value = str | None  # of a path: a token that is unique to a change, DIRECTORY, or None: no entry
 DIRECTORY = "directory"
-HOLE = "\0"  # where a line in doubt was that was lost before the next one was closed; allowed
+HOLE = "\0"  # in place of a lost line in doubt, if the next line was written behind it; allowed
 EMPTY = ""  # a file without content, as it is between its creation and its first publishing
 
 
 class Effect(NamedTuple):
-    """A path is *value* after an operation of *node*, if *is_known*; else it may be."""
+    """The *value* of a path after an operation of *node*; a possible value unless *is_known*."""
 
     path: str
     value: Value
     node: int
-    start: float  # it comes neither before this
-    end: float  # nor after this; if the operation has not returned an outcome, that is never over
+    start: float  # the effect comes after this time
+    end: float  # and before this time; infinite if the operation has returned no outcome
     is_known: bool = True  # the operation has returned success
 
 
 class Contest(NamedTuple):
-    """A try to be the only one who makes *path*, which nobody ever removes."""
+    """An attempt to create *path* exclusively; contested paths are never removed."""
 
     path: str
     node: int
     start: float
     end: float
-    outcome: str  # WON, LOST (somebody else has), or UNKNOWN
+    outcome: str  # WON, LOST (another node has won), or UNKNOWN
 
 
 WON, LOST, UNKNOWN = "won", "lost", "unknown"
 
 
 class Line(NamedTuple):
-    """A line that its writer, the only one of *path*, has appended; or may have."""
+    """A line appended to *path* by its only writer; a possible line unless *is_known*."""
 
     path: str
     text: str
@@ -56,7 +56,7 @@ class Line(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """An answer that says that nothing was changed at *path*."""
+    """An error that says that nothing was changed at *path*."""
 
     path: str
     error: str  # name of the errno
@@ -69,13 +69,13 @@ Event = Effect | Contest | Line | Refusal
 
 
 class Doubts:
-    """When each node's answers were no promises."""
+    """The spans of time in which the answers of each node are no promises."""
 
     def __init__(self) -> None:
         self._spans: dict[int, list[tuple[float, float]]] = defaultdict(list)
 
     def add(self, node: int, start: float, end: float = math.inf) -> None:
-        """Take the answers that *node* got from *start* to *end* as no promises."""
+        """Doubt the answers that *node* got from *start* to *end*."""
         self._spans[node].append((start, end))
 
     def covers(self, node: int, moment: float) -> bool:
@@ -88,7 +88,7 @@ class Doubts:
 
 
 class History:
-    """Everything that was tried, and the judgement."""
+    """All recorded operations, and the check of the final state."""
 
     def __init__(self) -> None:
         self.doubts = Doubts()
@@ -98,7 +98,7 @@ class History:
         self._refusals: dict[str, list[Refusal]] = defaultdict(list)
 
     def add(self, event: Event) -> None:
-        """Note what a writer tells. The lines of one file come in their order."""
+        """Record an event of a writer. The lines of one file come in their order."""
         if isinstance(event, Effect):
             self._effects[event.path].append(event)
         elif isinstance(event, Contest):
@@ -109,11 +109,11 @@ class History:
             self._lines[event.path].append(event)
 
     def is_promised(self, event: Effect | Line) -> bool:
-        """Tell whether an answer binds the cluster."""
+        """Tell whether the answer to an operation is a promise."""
         return event.is_known and not self.doubts.covers(event.node, event.end)
 
     def allowed(self, path: str) -> set[Value]:
-        """Return what *path* may be in the end."""
+        """Return the values that *path* may have in the end."""
         effects = self._effects[path]
         promised = [effect.start for effect in effects if self.is_promised(effect)]
         if not promised:
@@ -122,9 +122,9 @@ class History:
         return {effect.value for effect in effects if effect.end >= last}
 
     def violations(self, found: Mapping[str, str]) -> list[str]:
-        """Compare with what is left: all paths, with the tokens of files.
+        """Compare with the final state: all paths, with the tokens of files.
 
-        Returns a line for each broken promise.
+        Returns a line for each violation.
         """
         return [
             *self._lost(found),
@@ -134,11 +134,11 @@ class History:
         ]
 
     def doubtful_victories(self) -> list[str]:
-        """Return the contests with two winners of whom one was no promise."""
+        """Return the paths of contests with several winners, in doubt or not."""
         return [path for path in self._contests if len(self._winners(path)) > 1]
 
     def counts(self) -> dict[str, int]:
-        """Return how much was promised, answered in doubt, and of unknown outcome."""
+        """Return the numbers of promised, doubtful and unknown outcomes, and of contests."""
         events = [*_chain(self._effects), *_chain(self._lines)]
         promised = sum(self.is_promised(event) for event in events)
         known = sum(event.is_known for event in events)
@@ -157,7 +157,7 @@ class History:
                 yield f"{path} is {_name(value)}, not {wanted}; {self._story(path, value)}"
 
     def _story(self, path: str, value: Value) -> str:
-        """Say who made what is there, and what should have replaced it."""
+        """Return the effects that made *value*, and the promise that should have replaced it."""
         effects = self._effects[path]
         made = [effect for effect in effects if effect.value == value][-3:]
         promised = [effect for effect in effects if self.is_promised(effect)]

@@ -1,9 +1,9 @@
-"""The first process of a node: it starts and signals all others, and takes them with it.
+"""PID 1 of a node: starts and signals its processes; its end is the end of the node.
 
-It serves the lab, which holds the other end of a socket: one JSON object a packet, answered by one.
-Files travel beside it. It never touches the file system under test, so it answers whatever the
-daemon does. When the lab is gone, killed or not, it ends, and with it the node: the kernel kills
-what is left in a pid namespace whose first process ends, and its mounts and devices go with it.
+The lab holds the other end of a socket. Each request is a packet with one JSON object, and so is
+each answer; descriptors are passed beside the packet. PID 1 never accesses the file system under
+test, so it answers whatever the daemon does. When the lab is gone, killed or not, PID 1 ends. The
+kernel then kills all other processes of the pid namespace; mounts and devices go with them.
 
 usage: python -m tests.cluster.init SOCKET_FD
 """
@@ -24,14 +24,14 @@ from tests.cluster.sweep import abort_mounts
 
 MAX_PACKET = 1 << 16  # bytes
 MAX_FILES = 3
-# Python ignores these, and what it starts would, too.
+# Python ignores these signals, and its children would inherit that.
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 Answer = dict[str, Any]
 
 
 class Init:
-    """Answers the lab; *control* is a connected SOCK_SEQPACKET socket."""
+    """Serves the requests of the lab on *control*, a connected SOCK_SEQPACKET socket."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -45,7 +45,7 @@ class Init:
         }
 
     def greet(self) -> None:
-        """Send the lab a descriptor of the root directory, by which it sees this node's files."""
+        """Send the lab a descriptor of the root directory, to access this node's files."""
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         socket.send_fds(self._control, [b"{}"], [root])
         os.close(root)
@@ -90,7 +90,7 @@ class Init:
         return {"status": self._ended.get(pid)}
 
     def _abort(self, *, files: Sequence[int]) -> Answer:
-        """Let nobody wait for the daemon any more: it was killed, and may need that to end."""
+        """Abort all requests to the daemon; a killed one may wait for them in the kernel."""
         abort_mounts(os.getpid())
         return {}
 
@@ -101,7 +101,7 @@ class Init:
 
 
 def call_and_exit(target: str, connection: Connection, arguments: list[Any]) -> NoReturn:
-    """Be the process that ``fork`` asked for. What it raises is in the node's log."""
+    """Run the function of a ``fork`` request, and exit. A traceback goes to the node's log."""
     status = 1
     try:
         module, _, name = target.partition(":")
@@ -115,9 +115,9 @@ def call_and_exit(target: str, connection: Connection, arguments: list[Any]) -> 
 
 
 def end_all() -> None:
-    """Kill every process but this one, and end what they wait for in the kernel.
+    """Kill every process but this one, and abort the FUSE requests that they wait for.
 
-    Without the second, a thread of a killed daemon can wait for another for ever.
+    Otherwise a thread of a killed daemon could wait in the kernel forever.
     """
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""A member of both groups that is no daemon: it answers rounds as it must, and sends anything.
+"""A member of both groups that is no daemon: it answers rounds, and sends arbitrary messages.
 
-``serve`` runs in a node, ``Intruder`` here. In a round it tells the tree's group the state of the
-first member that told its own, so it counts as synced if they all are, and the status group the
-ring that it was given.
+``serve`` runs in a node, ``Intruder`` in the test. In a round of the tree's group it repeats the
+first STATE of another member, so it counts as synced if all others are. In a round of the status
+group it sends the ring that it was given.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ BREATH = 0.001  # seconds until corosync may have room again
 
 
 class _Membership:
-    """One of the two groups, as it looks from within."""
+    """The membership in one of the two groups."""
 
     def __init__(self, group: Group, states: Sequence[bytes]) -> None:
         self.epoch = Epoch(0, 0, 0, 0)
-        self.returned = 0  # messages of ours that came back
+        self.returned = 0  # own messages that were delivered
         self._group = group
-        self._states = states  # told first in a round; in the tree's group they don't answer it
+        self._states = states  # sent first in a round; in the tree's group they are no answer to it
         self._is_answered = True
         self._members: Sequence[Member] = ()
         self._unsent: list[bytes] = []  # nothing is sent from within a dispatch
@@ -58,7 +58,7 @@ class _Membership:
                 self._is_answered = True
 
     def _answers_round(self, sender: Member, message: State) -> bool:
-        """Tell whether it is another member's tree in a round that waits for ours."""
+        """Tell whether a message is the first STATE of another member in an unanswered round."""
         return not self._is_answered and sender != self._me and message.epoch == self.epoch
 
     def _tell(self, states: Sequence[bytes]) -> None:
@@ -66,14 +66,14 @@ class _Membership:
         self._unsent += [encode(message, group=self._group) for message in messages]
 
     def dispatch(self) -> None:
-        """Take what came and answer it."""
+        """Handle all delivered events, and answer rounds."""
         while self.cpg.dispatch_one():
             pass
         unsent, self._unsent = self._unsent, []
         self._send(unsent)
 
     def _send(self, messages: Sequence[bytes]) -> None:
-        """Send, however long corosync has no room."""
+        """Send a message; retry while corosync has no room."""
         for data in messages:
             while not self._try(data):
                 time.sleep(BREATH)
@@ -88,7 +88,7 @@ class _Membership:
         return True
 
     def send_and_wait(self, messages: Sequence[bytes]) -> None:
-        """Send, and wait until all have come back."""
+        """Send messages, and wait until all are delivered to this member."""
         goal = self.returned + len(messages)
         self._send(messages)
         while self.returned < goal:
@@ -97,7 +97,7 @@ class _Membership:
 
 
 def serve(connection: Connection) -> None:
-    """Join, then send what is asked for; the first thing to be told is what it tells in rounds."""
+    """Join both groups, then send the requested messages; the first request has the states."""
     indexes, ring = connection.recv()
     memberships = {
         Group.TREE: _Membership(Group.TREE, indexes),
@@ -119,24 +119,24 @@ def serve(connection: Connection) -> None:
 
 
 class Intruder:
-    """Such a member on *node*. It tells *indexes* before the others' own, and *ring*."""
+    """An intruder on *node*. In rounds it sends *indexes* first, and *ring*."""
 
     def __init__(self, node: Node, *, indexes: Sequence[bytes] = (), ring: bytes = b"") -> None:
         self._worker = node.start_worker(TARGET)
         self._worker.connection.send((indexes, ring))
 
     def send(self, group: Group, *messages: bytes) -> Mapping[Group, Epoch]:
-        """Have messages sent, wait until the group has got them; return the latest rounds."""
+        """Send messages, wait until the group has received them; return the latest rounds."""
         self._worker.connection.send((group, messages))
         epochs: Mapping[Group, Epoch] = self._worker.receive(PATIENCE)
         return epochs
 
     def epoch(self, group: Group) -> Epoch:
-        """Return which round was the group's last."""
+        """Return the epoch of the group's last round."""
         return self.send(group)[group]
 
     def close(self) -> None:
-        """End it, as a crash would."""
+        """Kill the process, as a crash would."""
         self._worker.close()
 
 
@@ -144,6 +144,6 @@ class Intruder:
 def intruding(
     node: Node, *, indexes: Sequence[bytes] = (), ring: bytes = b""
 ) -> Iterator[Intruder]:
-    """Have an intruder for the block."""
+    """Run an intruder while the block runs."""
     with contextlib.closing(Intruder(node, indexes=indexes, ring=ring)) as intruder:
         yield intruder

@@ -1,4 +1,4 @@
-"""Clusters of real nodes on this machine, for tests.
+"""Clusters of nodes in namespaces on this machine.
 
 A ``Lab`` has a network and nodes, each with corosync and the daemon under test in namespaces of
 their own. What they write is below the lab's directory, by node: ``node1/var/log`` and so on.
@@ -18,7 +18,7 @@ from tests.cluster.node import Node
 from tests.cluster.services import Corosync, Daemon, Service
 
 POLL_INTERVAL = 0.02  # seconds
-MEMBERS_INTERVAL = 0.1  # seconds; each look starts programs
+MEMBERS_INTERVAL = 0.1  # seconds; each check starts programs
 QUORUM_PATIENCE = 30.0  # seconds; 2 on an idle machine
 
 COROSYNC_CONF = """\
@@ -68,7 +68,7 @@ def corosync_conf(nodes: Iterable[Node], *, version: int = 1) -> str:
 
 
 class Member(Node):
-    """A node with its two services."""
+    """A node with corosync and the daemon."""
 
     def __init__(self, number: int, directory: Path) -> None:
         super().__init__(number, directory)
@@ -130,7 +130,7 @@ class Lab:
             raise failures[0]
 
     def start_corosync(self, *nodes: Member) -> None:
-        """Start corosync, on all nodes unless some are named, and wait until all see them all."""
+        """Start corosync on *nodes*, or on all, and wait until all of them are members."""
         for node in nodes or self.nodes:
             node.corosync.start()
         self.wait_for_members(*(nodes or self.nodes))
@@ -153,7 +153,7 @@ class Lab:
             node.daemon.wait_until_mounted()
 
     def part(self, *sides: Iterable[Member]) -> None:
-        """Cut the network; who is in no side is cut off from nobody by this."""
+        """Partition the network; a node in none of the sides reaches all nodes."""
         self.network.part(*([node.name for node in side] for side in sides))
 
     def cut_off(self, *nodes: Member) -> None:
@@ -174,7 +174,7 @@ class Lab:
     ) -> float:
         """Return the seconds until *condition* was true; fail if that takes too long.
 
-        Fails at once if a service has ended that nobody stopped.
+        Fails at once if a service has ended that the test has not stopped.
         """
         start = time.monotonic()
         while not condition():

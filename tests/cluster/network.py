@@ -1,7 +1,7 @@
-"""The network between nodes: a bridge in a namespace that no process and no name keeps alive.
+"""The network between nodes: a bridge in a network namespace without a name or process.
 
-Each node is a port of the bridge by its own name. What the bridge does not forward is decided by
-one nftables chain, which is always replaced as a whole.
+The bridge has one port for each node, with the node's name. One nftables chain decides which frames
+the bridge drops; it is always replaced as a whole.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import permutations
 
 BITS = 24
-PREFIX = "192.0.2"  # RFC 5737: addresses that nobody has
+PREFIX = "192.0.2"  # RFC 5737: addresses for documentation
 MAX_NODES = 200
 
 CREATE = "ip link add lab type bridge; ip link set lab up; echo; read _"
@@ -48,7 +48,7 @@ class Network:
         assert self.descriptor >= 0, "there is no network namespace for the lab"
 
     def close(self) -> None:
-        """Forget the namespace; it lasts as long as a node's process runs in it."""
+        """Close the namespace; it exists as long as a process of a node runs in it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -63,7 +63,7 @@ class Network:
         self.part()
 
     def heal(self) -> None:
-        """Let all nodes reach one another, and lose nothing."""
+        """Let all nodes reach one another, without loss."""
         self._loss = 0
         self.join()
 
@@ -73,7 +73,7 @@ class Network:
         self._apply()
 
     def unplug(self, name: str) -> None:
-        """Take the carrier from a node's interface."""
+        """Remove the carrier of a node's interface."""
         self.run("ip", "link", "set", name, "down")
 
     def plug(self, name: str) -> None:

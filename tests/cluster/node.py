@@ -1,4 +1,4 @@
-"""A node of the lab, seen from outside: its files, its processes, and how to start some there."""
+"""A node of the lab, as tests use it: its files, its processes, and the start of programs."""
 
 import contextlib
 import functools
@@ -40,13 +40,13 @@ class Process:
         return status
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; one that has ended does not mind."""
+        """Send a signal; no error if the process has ended."""
         self._node.ask("signal", pid=self.pid, number=number)
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """Return the exit status; fail if there is none within *seconds*.
 
-        What its threads wait for a processor does not count.
+        The time that its threads wait for a processor does not count.
         """
         deadline, starved = time.monotonic() + seconds, 0.0
         starvation = Starvation(self._node.root / "proc" / str(self.pid))
@@ -65,7 +65,7 @@ class Worker(Process):
         self.connection = connection
 
     def receive(self, seconds: float = PATIENCE) -> Any:
-        """Return what the function sent; fail if it sends nothing within *seconds*."""
+        """Return the next object that the function sends; fail after *seconds*."""
         assert self.connection.poll(seconds), f"no answer from pid {self.pid} in {seconds} s"
         try:
             return self.connection.recv()
@@ -81,7 +81,7 @@ class Worker(Process):
 
 
 class Node:
-    """One set of namespaces. *directory* has the node's own files, by the paths they have there.
+    """One set of namespaces. *directory* has the node's own files, by their paths in the node.
 
     ``boot`` starts it; then *root* leads to its root directory. Reading the mount through that
     blocks this process when the daemon does not answer: under faults let a worker do it.
@@ -100,7 +100,7 @@ class Node:
 
     @property
     def path(self) -> Path:
-        """Where the daemon mounts, as seen from here."""
+        """The mountpoint of the daemon, as a path for this process."""
         return self.root / "etc" / "pve"
 
     def boot(self, bridge: network.Network, names: Sequence["Node"]) -> None:
@@ -124,7 +124,7 @@ class Node:
                 cwd="/",
                 env={**os.environ, **sweep.MARK, "PYTHONPATH": python_path()},
                 pass_fds=[far.fileno(), bridge.descriptor],
-                start_new_session=True,  # ^C is for the tests, which end the node
+                start_new_session=True,  # Ctrl-C ends the tests, which end the node
             )
 
     def wait_until_up(self) -> None:
@@ -138,7 +138,7 @@ class Node:
         self.root = Path(f"/proc/{os.getpid()}/fd/{self._root}")
 
     def close(self) -> None:
-        """End the node with all that runs in it."""
+        """End the node and all its processes."""
         if self._process is None:
             return
         self._control.close()
@@ -206,12 +206,12 @@ class Node:
 
 @functools.cache
 def python_path() -> str:
-    """Return where the node's Python finds the tests, and first what this one was told."""
+    """Return PYTHONPATH for the node: that of this process, then the checkout."""
     return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 
 
 def read_all(descriptor: int, seconds: float) -> bytes:
-    """Return all that comes until the end; raises TimeoutError if that is not within *seconds*."""
+    """Read until the end of file; raise TimeoutError after *seconds*."""
     deadline = time.monotonic() + seconds
     found = b""
     while True:

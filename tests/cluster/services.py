@@ -22,7 +22,7 @@ LOG_TIME = "%Y %b %d %H:%M:%S.%f%z"  # corosync's, in UTC; it does not tell the 
 
 
 class Service:
-    """A program that a node runs until it is told to stop; *log* has its output."""
+    """A long-running program in a node; *log* has its output."""
 
     name = "service"
 
@@ -34,29 +34,29 @@ class Service:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and has not ended since."""
+        """Whether the service was started and has not ended."""
         return self.process is not None and self.process.poll() is None
 
     def launch(self, argv: Sequence[str | Path], env: dict[str, str]) -> None:
-        """Start it; for the classes below."""
+        """Start the program; called by subclasses."""
         assert not self.is_running, f"{self} runs"
         with self.log.open("ab") as log:
             self.process = self.node.spawn(argv, output=log.fileno(), env=env)
         self.is_frozen = False
 
     def check(self) -> None:
-        """Fail if it was started, and ended though nobody told it to."""
+        """Fail if the service was started and has ended by itself."""
         if self.process is not None and (status := self.process.poll()) is not None:
             raise AssertionError(f"{self} ended with status {status}\n{self.log_tail()}")
 
     def terminate(self) -> None:
-        """Tell it to stop, without waiting."""
+        """Send SIGTERM, without waiting."""
         assert self.process, f"{self} was not started"
         self.thaw()
         self.process.signal(signal.SIGTERM)
 
     def stop(self, *, seconds: float = PATIENCE) -> int:
-        """Tell it to stop and return its exit status; fail if it takes longer than *seconds*."""
+        """Send SIGTERM and return the exit status; fail after *seconds*."""
         self.terminate()
         assert self.process
         status = self.process.wait(seconds)
@@ -72,23 +72,23 @@ class Service:
         self.is_frozen = False
 
     def freeze(self) -> None:
-        """Stop it where it is, with its connections open."""
+        """Send SIGSTOP: the process stops, with its connections open."""
         assert self.process, f"{self} was not started"
         self.process.signal(signal.SIGSTOP)
         self.is_frozen = True
 
     def thaw(self) -> None:
-        """Undo ``freeze``."""
+        """Send SIGCONT."""
         if self.process and self.is_frozen:
             self.process.signal(signal.SIGCONT)
         self.is_frozen = False
 
     def log_text(self) -> str:
-        """Return what it has logged in all its lives."""
+        """Return the log of all runs so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def log_lines(self, text: str) -> list[str]:
-        """Return the lines of its log that contain *text*; a thread of the daemon writes them."""
+        """Return the lines of the log that contain *text*; the daemon writes them with a delay."""
         return [line for line in self.log_text().splitlines() if text in line]
 
     def log_tail(self) -> str:
@@ -105,11 +105,11 @@ class Corosync(Service):
     name = "corosync"
 
     def start(self) -> None:
-        """Start it; the node is quorate seconds later."""
+        """Start corosync; the node is quorate seconds later."""
         self.launch(["corosync", "-f"], {})
 
     def quorum_losses(self) -> list[float]:
-        """Return the moments, of time.monotonic(), at which it has logged a loss of quorum."""
+        """Return the times of logged losses of quorum, on time.monotonic()."""
         offset = time.time() - time.monotonic()
         year = time.gmtime().tm_year
         stamps = LOSS.findall(self.log_text())
@@ -117,7 +117,7 @@ class Corosync(Service):
         return [moment.timestamp() - offset for moment in moments]
 
     def is_quorate(self) -> bool:
-        """Ask corosync whether this node is in the quorate part; a dead one is not."""
+        """Ask corosync whether this node is in the quorate part; false if corosync is dead."""
         return "Quorate:          Yes" in self._ask_quorum()
 
     def members(self) -> list[int]:
@@ -131,7 +131,7 @@ class Corosync(Service):
 
 
 class Daemon(Service):
-    """The daemon of this checkout, where a real node has it, with its test control."""
+    """The daemon of this checkout, on the paths of a real node, with its test control."""
 
     name = "pmxcfs"
 
@@ -141,27 +141,27 @@ class Daemon(Service):
         self._lives = itertools.count(1)
 
     def start(self, *flags: str | Path, clock_offset: int = 0) -> None:
-        """Start it without waiting. Its wall clock is off by *clock_offset* seconds."""
+        """Start the daemon without waiting. Its wall clock is off by *clock_offset* seconds."""
         argv = [sys.executable, "-X", "faulthandler", *self.program, "-f", "--test-control"]
         self.log = self.node.log.with_name(f"{self.name}{next(self._lives)}.log")
         self.launch([*argv, "--nodename", self.node.name, *flags], clock(clock_offset))
 
     def kill(self) -> None:
-        """End it as a crash would. Its mount stays, dead, until the next one starts."""
+        """Kill the daemon. Its dead mount stays until the next daemon starts."""
         if self.process:
             self.process.signal(signal.SIGKILL)
             self.node.ask("abort")
         super().kill()
 
     def is_mounted(self) -> bool:
-        """Tell whether it has started: its pid file is the last thing it makes."""
+        """Tell whether the daemon has started; it creates its pid file last."""
         with contextlib.suppress(FileNotFoundError):
             pid = (self.node.root / "run" / "pve-cluster.pid").read_text()
             return self.process is not None and pid == f"{self.process.pid}\n"
         return False
 
     def wait_until_mounted(self, seconds: float = PATIENCE) -> None:
-        """Wait until it serves and can be controlled; fail if it ends first, or after *seconds*."""
+        """Wait until mount and test control work; fail if the daemon ends, or after *seconds*."""
         deadline = time.monotonic() + seconds
         while not (self.is_mounted() and self.can_be_asked()):
             self.check()
@@ -169,7 +169,7 @@ class Daemon(Service):
             time.sleep(POLL_INTERVAL)
 
     def can_be_asked(self) -> bool:
-        """Tell whether its test control takes connections; it is the last thing to start."""
+        """Tell whether the test control takes connections; it starts last."""
         try:
             with Control(self.node.root / CONTROL_SOCKET, patience=CONTROL_PATIENCE):
                 return True
@@ -185,12 +185,12 @@ class Daemon(Service):
             return control(command, **arguments)
 
     def info(self) -> dict[str, Any]:
-        """Return what the daemon knows of itself: version, checksum, mode and more."""
+        """Return the state of the daemon: version, checksum, mode and more."""
         return self.control("info")
 
 
 def clock(offset: int) -> dict[str, str]:
-    """Return the environment that moves a program's wall clock, and no other, by seconds."""
+    """Return the environment that shifts a program's wall clock by *offset* seconds."""
     if not offset:
         return {}
     (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")

@@ -1,4 +1,4 @@
-"""A corosync that is a cluster by itself, in a network and mount namespace of its own.
+"""A corosync of one node, in a network and mount namespace of its own.
 
 libqb's sockets are abstract, so they belong to the network namespace: ``own_network`` moves the
 calling thread into a new one and back again, and what it starts meanwhile, threads and processes,
@@ -50,7 +50,7 @@ NODE = """  node {{
     ring0_addr: 127.0.0.{nodeid}
   }}
 """
-# Everything that corosync writes to has a place of its own; then this shell becomes corosync.
+# Each directory that corosync writes to is private; then this shell executes corosync.
 SCRIPT = """
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/lib
@@ -61,7 +61,7 @@ exec corosync -f -c "$1"
 
 
 def configuration(*, version: int = 1, nodes: int = 1) -> str:
-    """Return a corosync.conf; this node is the first, all others are never there."""
+    """Return a corosync.conf in which only the first node exists."""
     listed = "".join(NODE.format(nodeid=number + 1) for number in range(nodes))
     return CONFIGURATION.format(version=version, nodes=listed)
 

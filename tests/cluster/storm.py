@@ -1,4 +1,4 @@
-"""A run of writers, readers and faults on a cluster, and what it has shown."""
+"""A run of writers, readers and faults on a cluster, and the check of its results."""
 
 import errno
 import random
@@ -17,7 +17,7 @@ from tests.cluster.together import Cluster
 from tests.cluster.workload import DIRECTORIES, STATIC, STATIC_FILES, Report, Slow
 
 WRITERS = 3  # on each node
-TICK = 0.01  # seconds between looks at what the lanes wait for
+TICK = 0.01  # seconds between checks of the conditions of lanes
 AGREEMENT = 60.0  # seconds
 # A read's seconds without waits for a processor: thrice the contract's, as tests have it. Once in
 # so many seconds a chain of threads may take longer that wait for one another on a busy machine;
@@ -31,7 +31,7 @@ ALARMS = ("Traceback", "critical:")  # what no log may have
 
 @dataclass
 class Summary:
-    """What a storm has shown."""
+    """The results of a storm."""
 
     seed: int
     seconds: float = 0
@@ -90,7 +90,7 @@ class Storm:
         self._reads: list[tuple[int, Slow]] = []  # by node
 
     def run(self, seconds: float) -> Summary:
-        """Let it rage for *seconds*, then calm down, and judge."""
+        """Run faults for *seconds*, wait until the cluster is synced, and check the results."""
         start = time.monotonic()
         self._prepare()
         self._start_workers(self.summary.seed)
@@ -104,11 +104,11 @@ class Storm:
     # The writers' progress.
 
     def acknowledged(self, node: int) -> int:
-        """Return how many changes of a node's were acknowledged so far."""
+        """Return the number of acknowledged changes of a node."""
         return self._acknowledged[node]
 
     def last_start(self, node: int) -> float:
-        """Return when the last acknowledged one was begun."""
+        """Return the time at which the last acknowledged change was begun."""
         return self._last_start.get(node, 0)
 
     # The run.
@@ -155,7 +155,7 @@ class Storm:
         return False
 
     def _collect(self, seconds: float) -> None:
-        """Take what the workers tell within *seconds*."""
+        """Collect the reports that workers send within *seconds*."""
         deadline = time.monotonic() + seconds
         while ready := wait(
             [worker.connection for worker in self._workers.values()],
@@ -201,7 +201,7 @@ class Storm:
             assert time.monotonic() < deadline, f"a worker does not end\n{self.summary}"
             self._collect(TICK)
 
-    # The judgement.
+    # The check.
 
     def _judge(self) -> None:
         summary = self.summary
@@ -269,7 +269,7 @@ def at(moment: float) -> str:
 
 
 def _deadline_of(waiting: Until | float) -> tuple[Until, float]:
-    """Return what a lane waits for, and since when."""
+    """Return the condition that a lane waits for, and the time at which the wait begins."""
     now = time.monotonic()
     if isinstance(waiting, Until):
         return waiting, now

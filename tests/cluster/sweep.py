@@ -1,4 +1,4 @@
-"""Who belongs to a lab, and the end of those whose tests are gone.
+"""Processes of labs, and the end of those whose tests are gone.
 
 Every process of a lab has a variable in its environment that names the process that runs the tests.
 Namespaces, mounts and devices have no names on the machine: they go with the last process.
@@ -19,7 +19,7 @@ CONNECTIONS = "/sys/fs/fuse/connections"  # mounted by boot.sh
 
 
 def identity(pid: int) -> str:
-    """Return what no other process ever has: the pid and when it was started. May be ended."""
+    """Return a unique identity of a process, running or a zombie: pid and start time."""
     stat = Path(f"/proc/{pid}/stat").read_text()
     return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
 
@@ -40,7 +40,7 @@ def members(is_wanted: Callable[[str], bool]) -> Iterator[int]:
     """Yield the processes of labs whose owner *is_wanted*."""
     mark = f"{VARIABLE}=".encode()
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ends right now
+        with contextlib.suppress(OSError):  # the process ends right now
             for variable in (process / "environ").read_bytes().split(b"\0"):
                 if variable.startswith(mark) and is_wanted(variable.removeprefix(mark).decode()):
                     yield int(process.name)
@@ -57,7 +57,7 @@ def stale() -> list[int]:
 
 
 def end(*pids: int) -> None:
-    """Kill processes, and end the mounts they may wait for."""
+    """Kill processes, after the abort of FUSE requests that they may wait for."""
     for pid in pids:
         abort_mounts(pid)
     for pid in pids:
@@ -66,7 +66,7 @@ def end(*pids: int) -> None:
 
 
 def abort_mounts(pid: int) -> None:
-    """Have the requests fail that wait for a FUSE daemon in the namespace of a lab's process."""
+    """Abort the FUSE requests in the mount namespace of a lab's process."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
             _, _, device, _, place, *rest = line.split()
@@ -76,7 +76,7 @@ def abort_mounts(pid: int) -> None:
 
 
 def wait_for_end(find: Callable[[], list[int]]) -> list[int]:
-    """Return what *find* still finds after a while."""
+    """Return the processes that *find* still finds after some seconds."""
     deadline = time.monotonic() + PATIENCE
     while (left := find()) and time.monotonic() < deadline:
         time.sleep(POLL_INTERVAL)

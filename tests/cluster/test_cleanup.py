@@ -1,6 +1,6 @@
-"""Whatever ends a lab, nothing of it is left.
+"""The end of a lab leaves no process, mount or device, whatever has ended it.
 
-In a module of its own, so that no other lab of this process is alive.
+The tests have a module of their own, so that no other lab of this process exists.
 """
 
 import os
@@ -23,7 +23,7 @@ NODES = 3
 
 
 def traces(directory: Path) -> Iterator[str]:
-    """Yield what there is on the machine of this process's labs."""
+    """Yield all traces of this process's labs on the machine."""
     for pid in sweep.mine():
         yield f"process {pid}"
     for line in Path("/proc/self/mounts").read_text().splitlines():
@@ -48,8 +48,8 @@ def start_abandoned(directory: Path, *arguments: str) -> subprocess.Popen[bytes]
     return tests
 
 
-def test_nothing_is_left(tmp_path: Path) -> None:
-    """Neither of a frozen daemon with somebody who waits for it, nor of a killed one."""
+def test_nothing_is_left_of_frozen_and_killed_daemons(tmp_path: Path) -> None:
+    """One daemon is frozen while a process waits for it, another is killed."""
     with Lab(tmp_path) as lab:
         lab.serve_locally()
         found = list(traces(tmp_path))
@@ -99,8 +99,8 @@ def test_nothing_is_left_of_tests_that_are_killed(tmp_path: Path, number: signal
     assert sweep.wait_for_end(left) == []
 
 
-def test_what_killed_tests_left_is_swept(tmp_path: Path) -> None:
-    """Even nodes whose first process is frozen, and with it all the rest."""
+def test_processes_that_killed_tests_have_left_are_swept(tmp_path: Path) -> None:
+    """Also nodes whose first process is frozen."""
     with start_abandoned(tmp_path, "wedge") as tests:
         owner = sweep.identity(tests.pid)
 

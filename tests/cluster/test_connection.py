@@ -1,4 +1,4 @@
-"""``Cpg`` on a real corosync: membership, order, large messages, and a corosync that fails."""
+"""``_cpg.Cpg`` on a real corosync: membership, order, large messages, failures of corosync."""
 
 import select
 import signal
@@ -22,7 +22,7 @@ TREE = Group.TREE.cpg_name
 
 
 class Recorder:
-    """A sink that keeps what it is told."""
+    """A sink that records its events."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Member, bytes]] = []
@@ -38,7 +38,7 @@ class Recorder:
 
 
 class Broken(Recorder):
-    """A sink that fails on each message, after it has kept it."""
+    """A sink that records each message and then fails."""
 
     def on_deliver(self, member: Member, data: bytes) -> None:
         super().on_deliver(member, data)
@@ -58,7 +58,7 @@ def connected(sink: Recorder) -> Cpg:
 
 
 def dispatch(cpg: Cpg) -> bool:
-    """Wait for an event and take it."""
+    """Wait for an event and dispatch it."""
     assert select.select([cpg], [], [], PATIENCE)[0], "no event"
     return cpg.dispatch_one()
 
@@ -76,7 +76,7 @@ def joined(sink: Recorder, name: str = TREE) -> Cpg:
 
 
 @pytest.mark.usefixtures("corosync")
-def test_a_member_sees_itself_join_and_leave_and_its_own_messages() -> None:
+def test_a_member_gets_its_own_join_leave_and_messages() -> None:
     sink = Recorder()
     cpg = connected(sink)
     assert not cpg.dispatch_one()
@@ -97,7 +97,7 @@ def test_a_member_sees_itself_join_and_leave_and_its_own_messages() -> None:
 
 
 @pytest.mark.usefixtures("corosync")
-def test_joining_again_takes_a_new_connection() -> None:
+def test_a_second_join_needs_a_new_connection() -> None:
     sink = Recorder()
     cpg = joined(sink)
     cpg.leave(TREE)
@@ -112,7 +112,7 @@ def test_joining_again_takes_a_new_connection() -> None:
 
 
 @pytest.mark.usefixtures("corosync")
-def test_groups_hear_only_their_own() -> None:
+def test_a_group_gets_only_its_own_messages() -> None:
     tree, status = Recorder(), Recorder()
     tree_cpg, status_cpg = joined(tree), joined(status, Group.STATUS.cpg_name)
     tree_cpg.mcast(b"tree")
@@ -126,13 +126,13 @@ def test_groups_hear_only_their_own() -> None:
 
 
 @pytest.mark.usefixtures("corosync")
-def test_a_message_in_fragments_arrives_whole() -> None:
+def test_a_fragmented_message_is_delivered_whole() -> None:
     sink = Recorder()
     cpg = joined(sink)
     assert cpg.max_message_size() == (1 << 20) - 1024
     data = bytes(range(256)) * (3 << 12)
     cpg.mcast(data)
-    silent = 0  # dispatches that took a fragment and called nobody
+    silent = 0  # dispatches that took a fragment and made no callback
     while not sink.messages:
         assert dispatch(cpg)
         silent += not sink.messages
@@ -160,7 +160,7 @@ def test_a_corosync_that_died_is_a_lost_connection(corosync: Corosync) -> None:
     cpg = joined(sink)
     corosync.kill()
     for call in (
-        lambda: dispatch(cpg),  # the descriptor tells
+        lambda: dispatch(cpg),  # the descriptor shows the end of the connection
         lambda: cpg.mcast(b"x"),
         lambda: cpg.join(TREE),
         lambda: cpg.leave(TREE),
@@ -206,7 +206,7 @@ def test_a_stopped_corosync_takes_messages_and_delivers_none(corosync: Corosync)
 
 
 @pytest.mark.usefixtures("corosync")
-def test_what_there_was_no_room_for_was_not_sent() -> None:
+def test_a_message_without_room_is_not_sent() -> None:
     sink = Recorder()
     cpg = joined(sink)
     sent: list[bytes] = []
@@ -278,7 +278,7 @@ cmap.track("totem.")
 
 @pytest.mark.parametrize("end", ["", "del cpg, quorum, cmap", "raise SystemExit"])
 @pytest.mark.usefixtures("corosync")
-def test_what_was_never_closed_ends_in_silence(end: str) -> None:
+def test_a_connection_that_was_never_closed_prints_nothing_at_exit(end: str) -> None:
     child = [sys.executable, "-X", "dev", "-c", DROPPED + end]
     result = subprocess.run(child, capture_output=True, text=True, timeout=PATIENCE)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

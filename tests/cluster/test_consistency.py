@@ -1,4 +1,4 @@
-"""A cluster keeps its promises whatever happens to its nodes and between them."""
+"""Consistency of a cluster under faults: no acknowledged change is lost, all trees are equal."""
 
 import faulthandler
 import random
@@ -15,7 +15,7 @@ from tests.fakes.programs import careless
 pytestmark = pytest.mark.needs_corosync
 
 MINUTES_IN_CI, MINUTES = 2, 12
-SHARE_IN_CI = 0.1  # of what the long run must do; less than its time's, for slow machines
+SHARE_IN_CI = 0.1  # the share of the expected work that a long run must do on a slow machine
 SECONDS_TO_CATCH = 20
 PATIENCE = 10.0  # seconds for the nodes of a cluster that can't agree
 EXPECTED = re.compile(r"nodes that agree|several trees|other files|not there|has lost")
@@ -31,7 +31,7 @@ KINDS = {
 
 
 def storm(directory: Path, minutes: float) -> Summary:
-    """Start a cluster, and return what a storm has shown of it."""
+    """Run a storm on a new cluster, and return its results."""
     faulthandler.cancel_dump_traceback_later()  # it takes long, and nothing is wrong then
     with Cluster(directory) as lab:
         lab.start()
@@ -39,20 +39,20 @@ def storm(directory: Path, minutes: float) -> Summary:
 
 
 def check(summary: Summary, *, share: float) -> None:
-    """Assert that no promise was broken, and that enough was tried to say so."""
+    """Assert that no promise was broken in a sufficient number of operations."""
     assert summary.violations == []
     assert summary.operations >= share * OPERATIONS
     for kind, names in KINDS.items():
         assert sum(summary.faults.get(name, 0) for name in names) >= share * FAULTS, kind
 
 
-def test_no_promise_is_broken(tmp_path: Path, report: Callable[[object], None]) -> None:
+def test_a_storm_breaks_no_promise(tmp_path: Path, report: Callable[[object], None]) -> None:
     summary = storm(tmp_path, MINUTES_IN_CI)
     report(summary)
     check(summary, share=SHARE_IN_CI)
 
 
-def test_a_cluster_that_skips_an_update_is_caught(
+def test_a_cluster_that_skips_an_update_is_found(
     tmp_path: Path, report: Callable[[object], None]
 ) -> None:
     with Cluster(tmp_path) as lab:
@@ -65,9 +65,7 @@ def test_a_cluster_that_skips_an_update_is_caught(
 
 
 @pytest.mark.long
-def test_no_promise_is_broken_in_the_long_run(
-    tmp_path: Path, report: Callable[[object], None]
-) -> None:
+def test_a_long_storm_breaks_no_promise(tmp_path: Path, report: Callable[[object], None]) -> None:
     summary = storm(tmp_path, MINUTES)
     report(summary)
     check(summary, share=1)

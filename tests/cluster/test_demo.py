@@ -1,4 +1,4 @@
-"""The demonstration shows what it says."""
+"""The demonstration of ``make demo`` runs without an error."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from tests.cluster import demo
 pytestmark = pytest.mark.needs_corosync
 
 
-def test_all_goes_as_it_should(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demonstration_exits_with_status_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main() == 0
     assert "All went as it should" in capsys.readouterr().out

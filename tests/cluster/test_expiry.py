@@ -1,4 +1,4 @@
-"""Locks of holders that are gone, on nodes whose clocks are an hour apart."""
+"""Expiry of locks on nodes whose wall clocks are an hour apart."""
 
 import errno
 import time
@@ -11,14 +11,14 @@ from tests.cluster.together import Cluster
 pytestmark = pytest.mark.needs_corosync
 
 HOUR = 3600
-LIFETIME = 3.0  # seconds, instead of 120
+LIFETIME = 3.0  # seconds until a lock expires; 120 in the product
 SLACK = 30.0  # seconds for a membership change and a busy machine
 LOCK = "priv/lock/held"
 
 
 @pytest.fixture(params=[(HOUR, 0, -HOUR), (-HOUR, HOUR, 0)], ids=["falling", "mixed"])
 def apart(idle_cluster: Cluster, request: pytest.FixtureRequest) -> Cluster:
-    """A cluster whose nodes disagree about the time."""
+    """A cluster of nodes with different wall clocks."""
     idle_cluster.start_corosync()
     for node, offset in zip(idle_cluster.nodes, request.param, strict=True):
         idle_cluster.launch(node, clock_offset=offset)
@@ -28,7 +28,7 @@ def apart(idle_cluster: Cluster, request: pytest.FixtureRequest) -> Cluster:
     return idle_cluster
 
 
-def test_a_crashed_holder_s_lock_is_freed_in_time(
+def test_the_lock_of_a_crashed_holder_is_freed_in_time(
     apart: Cluster, report: Callable[[object], None]
 ) -> None:
     cluster = apart
@@ -36,7 +36,7 @@ def test_a_crashed_holder_s_lock_is_freed_in_time(
     taker.do(("mkdir", "priv"), ("mkdir", "priv/lock"))
     cluster.wait_for_agreement()
     holder("mkdir", LOCK)
-    for _ in range(2):  # a holder that lives renews it, and keeps it
+    for _ in range(2):  # a living holder renews its lock and keeps it
         now = holder("mtime", LOCK) + 1
         (renewed,) = holder.do(("utime", LOCK, now))
         assert renewed.error == 0

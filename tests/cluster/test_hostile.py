@@ -1,4 +1,4 @@
-"""What a member of the groups can send that no daemon would; it must cost nobody anything."""
+"""Hostile messages of a group member: no daemon fails, and the cluster stays synced."""
 
 import json
 import struct
@@ -40,9 +40,9 @@ from tests.cluster.together import Cluster
 
 pytestmark = pytest.mark.needs_corosync
 
-PROMPT = 30.0  # seconds for what takes milliseconds on an idle machine
+PROMPT = 30.0  # seconds for steps of milliseconds on an idle machine
 MEMBERS = [1, 2, 3, 3]  # by node: the intruder is the second one on node 3
-STRANGE = Epoch(7, 7, 7, 7)  # no round has it
+STRANGE = Epoch(7, 7, 7, 7)  # an epoch of no round
 NOW = 1_700_000_000
 MAX = 0xFFFFFFFF
 ENTRY = LogEntry(1, NOW, 77, 78, 1, 6, b"node3", b"root", b"tag", b"text")
@@ -84,7 +84,7 @@ def header(kind: int, subtype: int = 0, *, version: int = 1) -> bytes:
 
 
 def change(kind: int, *numbers: int, rest: bytes) -> bytes:
-    """Make a change of the tree with these sizes: of data, offset, of path and new path, flags."""
+    """Encode a change with these header fields: size, offset, path lengths, flags."""
     return header(0, kind) + struct.pack("<Q5I", 1, *numbers) + rest
 
 
@@ -106,7 +106,7 @@ def malformed_in_tree() -> Iterator[bytes]:
         (MAX, 0, 2, 0, 0),
         (0, 0, MAX, 0, 0),
         (MAX, 0, 2, MAX, 0),
-        (MAX - 1, 0, 2, 2, 0),  # right if it wraps around in 32 bits
+        (MAX - 1, 0, 2, 2, 0),  # valid if it wraps around in 32 bits
         (0, 0, 0, 0, 0),  # a path without NUL
         (1, 0, 1, 0, 0),
     ):
@@ -152,7 +152,7 @@ class World:
         return [info["dropped"] for info in self.infos()]
 
     def is_whole(self) -> bool:
-        """Nobody left, and all have the same."""
+        """Tell whether all members are still synced, with one tree."""
         infos = self.infos()
         return len({info["checksum"] for info in infos}) == 1 and all(
             info["mode"] == info["status_mode"] == "synced"
@@ -164,7 +164,7 @@ class World:
         self.cluster.wait_until(self.is_whole, PROMPT, f"members {MEMBERS} with one tree")
 
     def wait_for_lines(self, node: Member, text: str, *, count: int = 1) -> None:
-        """Wait until the node's log has as many lines with *text*."""
+        """Wait until the node's log has *count* lines with *text*."""
         self.cluster.wait_until(
             lambda: len(node.daemon.log_lines(text)) >= count, PROMPT, f"{text!r} in the log"
         )
@@ -190,7 +190,7 @@ def world(cluster: Cluster) -> World:
 
 @pytest.fixture
 def intruder(world: World) -> Iterator[Intruder]:
-    """A member of both groups; whatever it sends, the others must be a cluster at the end."""
+    """An intruder in both groups; at the end the other members must be a synced cluster."""
     with intruding(world.cluster[3]) as intruder:
         world.wait_until_whole()
         yield intruder
@@ -239,7 +239,7 @@ def test_messages_out_of_place_are_ignored(world: World, intruder: Intruder) -> 
         State(NOW, STRANGE, b"no index"),
         Update(NOW, epoch, RECORD),
         UpdateComplete(NOW, epoch),
-        Verify(NOW, epoch, MAX, bytes(32)),  # nobody asked for it
+        Verify(NOW, epoch, MAX, bytes(32)),  # an unexpected message
         SyncStart(NOW, epoch),  # all are synced
     )
     older = normal(Mkdir("older")).replace(header(0, 2), header(0, 2, version=0))
@@ -252,7 +252,9 @@ def test_messages_out_of_place_are_ignored(world: World, intruder: Intruder) -> 
     assert world.drops() == before
 
 
-def test_changes_that_no_daemon_asks_for(world: World, intruder: Intruder) -> None:
+def test_changes_that_no_daemon_sends_are_applied_or_refused_by_all_alike(
+    world: World, intruder: Intruder
+) -> None:
     bodies: Sequence[Body] = (
         Mkdir("odd"),
         Mkdir("odd/dir"),
@@ -370,7 +372,7 @@ def ring(*entries: LogEntry, newest: int | None = None) -> bytes:
         pytest.param(ring(ENTRY._replace(message=b'\\"\n\\')), id="not-json"),
     ],
 )
-def test_a_hostile_ring_does_not_spoil_the_log(world: World, hostile: bytes) -> None:
+def test_a_hostile_ring_does_not_damage_the_cluster_log(world: World, hostile: bytes) -> None:
     with intruding(world.cluster[3], ring=hostile):
         world.wait_until_whole()
         logs = [document[".clusterlog"]["data"] for document in world.documents()]
@@ -387,7 +389,7 @@ def test_a_state_that_is_no_index_does_not_end_the_round(world: World) -> None:
         world.wait_for("after-no-index")
 
 
-def test_a_second_state_makes_all_synchronize_again(world: World) -> None:
+def test_a_second_state_makes_all_members_synchronize_again(world: World) -> None:
     with intruding(world.cluster[3]) as intruder:
         world.wait_until_whole()
         intruder.send(Group.TREE, tree(State(NOW, intruder.epoch(Group.TREE), b"once more")))

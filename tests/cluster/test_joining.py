@@ -1,4 +1,4 @@
-"""A node joins with an empty, an older or a newer database; what that takes, and forks."""
+"""Joins of a node with an empty, an older, a newer or a forked database."""
 
 import shutil
 import time
@@ -28,7 +28,7 @@ def stop(*nodes: Member) -> None:
 
 
 def forget(node: Member) -> None:
-    """Take the database away, as a new node has none."""
+    """Remove the database: a new node has none."""
     for path in node.database.parent.glob("config.db*"):
         path.unlink()
 
@@ -37,7 +37,7 @@ def conflicts(node: Member) -> list[Path]:
     return sorted((node.database.parent / "conflicts").glob("*.db"))
 
 
-def test_a_node_with_an_older_database_gets_what_it_missed(
+def test_a_node_with_an_older_database_gets_the_changes_since(
     cluster: Cluster, report: Report
 ) -> None:
     first, last = cluster.agents(cluster[1], cluster[3])
@@ -57,7 +57,7 @@ def test_a_node_with_an_older_database_gets_what_it_missed(
     assert not conflicts(cluster[3]), "it was only away"
 
 
-def test_a_node_with_an_empty_database_gets_everything(cluster: Cluster) -> None:
+def test_a_node_with_an_empty_database_gets_the_whole_tree(cluster: Cluster) -> None:
     (first,) = cluster.agents(cluster[1])
     first.do(("mkdir", "e"), ("create", "e/file", bytes(1 << 20)))
     stop(cluster[3])
@@ -69,7 +69,7 @@ def test_a_node_with_an_empty_database_gets_everything(cluster: Cluster) -> None
     assert not conflicts(cluster[3])
 
 
-def test_a_node_with_a_newer_database_is_what_all_become(cluster: Cluster) -> None:
+def test_all_nodes_adopt_the_tree_of_a_node_with_a_newer_database(cluster: Cluster) -> None:
     agents = cluster.agents()
     stop(cluster[1], cluster[2])
     cluster.wait_for_agreement(cluster[3])
@@ -86,7 +86,7 @@ def test_a_node_with_a_newer_database_is_what_all_become(cluster: Cluster) -> No
         assert agent("get", "newer") == b"1"
 
 
-def test_all_start_at_once_with_different_trees(cluster: Cluster) -> None:
+def test_nodes_that_start_at_once_with_different_trees_get_one_tree(cluster: Cluster) -> None:
     (second,) = cluster.agents(cluster[2])
     stop(cluster[1])
     cluster.wait_for_agreement(cluster[2], cluster[3])
@@ -99,7 +99,7 @@ def test_all_start_at_once_with_different_trees(cluster: Cluster) -> None:
         assert agent("get", "without1") == b"1"
 
 
-def test_a_node_that_was_killed_comes_back(cluster: Cluster) -> None:
+def test_a_killed_node_joins_again(cluster: Cluster) -> None:
     (first,) = cluster.agents(cluster[1])
     cluster[3].daemon.kill()
     first("create", "while3", b"1")
@@ -108,7 +108,9 @@ def test_a_node_that_was_killed_comes_back(cluster: Cluster) -> None:
     assert cluster.agents(cluster[3])[0]("get", "while3") == b"1"
 
 
-def test_of_a_fork_the_loser_s_side_is_kept(cluster: Cluster, report: Report) -> None:
+def test_the_losing_side_of_a_fork_is_kept_as_a_conflict_copy(
+    cluster: Cluster, report: Report
+) -> None:
     alone, *majority = cluster.agents()
     for name in ("priv", "both"):
         alone("mkdir", name)

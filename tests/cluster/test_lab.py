@@ -1,4 +1,4 @@
-"""The lab does to nodes what it says."""
+"""The lab itself: faults of network, corosync and daemons have the stated effects."""
 
 import errno
 import os
@@ -64,18 +64,20 @@ def test_a_node_without_carrier_is_cut_off_too(quorate_lab: Lab) -> None:
 
 @pytest.mark.parametrize(("percent", "least", "most"), [(0, 100, 100), (30, 40, 58), (100, 0, 0)])
 def test_frames_are_lost_at_random(quorate_lab: Lab, percent: int, least: int, most: int) -> None:
-    """A frame and its echo both have to pass: of 30 % loss, 49 % return."""
+    """A frame and its echo must both pass: with 30 % loss 49 % return."""
     lab = quorate_lab
     server = lab[1].start_worker("tests.cluster.echo:serve", lab[1].address)
     lab.network.lose(percent)
-    silence = SILENCE if percent else DETECTION  # after which the rest of a batch is lost
+    silence = (
+        SILENCE if percent else DETECTION
+    )  # silence after which the rest of a batch counts as lost
     place = lab[1].address, server.receive()
     client = lab[2].start_worker("tests.cluster.echo:count", *place, silence)
     with closing(server), closing(client):
         assert least <= client.receive() <= most
 
 
-def test_a_frozen_corosync_is_left_by_the_others(quorate_lab: Lab) -> None:
+def test_a_frozen_corosync_is_expelled_by_the_others(quorate_lab: Lab) -> None:
     lab, node = quorate_lab, quorate_lab[1]
     node.corosync.freeze()
     lab.wait_for_members(*others(lab, node))
@@ -114,7 +116,7 @@ def test_each_node_has_a_mount_of_its_own(lab: Lab) -> None:
     assert [node.stored_checksum() for node in lab.nodes].count(lab[1].stored_checksum()) == 1
 
 
-def test_an_agent_tells_results_and_times(lab: Lab) -> None:
+def test_an_agent_reports_results_and_times(lab: Lab) -> None:
     lab.serve_locally()
     before = time.monotonic()
     with closing(Agent(lab[1])) as agent:
@@ -165,7 +167,7 @@ def test_a_frozen_daemon_keeps_callers_waiting_and_a_killed_one_does_not(lab: La
         assert agent("get", "file") == b"other"
 
 
-def test_nobody_can_write_where_no_daemon_is_mounted(lab: Lab) -> None:
+def test_an_unmounted_mountpoint_can_not_be_written(lab: Lab) -> None:
     with closing(Agent(lab[1])) as agent, pytest.raises(OSError, match="Read-only"):
         agent("create", "file")
 

@@ -1,4 +1,4 @@
-"""What clients set on one node, asked for on the others, by the commands that people use."""
+"""Status that clients set on one node and read on the others, with ``pmxcfs`` commands."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ SOON = 30.0  # seconds; milliseconds on an idle machine
 
 
 def ask(node: Node, *words: str) -> str:
-    """Return what ``pmxcfs ipc`` prints on a node, also if it is refused."""
+    """Return the output of ``pmxcfs ipc`` on a node, also that of a refusal."""
     return node.run(sys.executable, "-m", "pmxcfs", "ipc", *words, check=False)
 
 
@@ -29,12 +29,12 @@ def told(node: Node, *words: str) -> Any:
 def await_on(
     cluster: Cluster, nodes: Sequence[Node], is_seen: Callable[[Node], bool], what: str
 ) -> None:
-    """Wait until each of the nodes sees something."""
+    """Wait until a condition is true on each of the nodes."""
     for node in nodes:
         cluster.wait_until(partial(is_seen, node), SOON, f"{what} on {node.name}")
 
 
-def test_a_key_is_read_everywhere_until_it_is_removed(cluster: Cluster) -> None:
+def test_a_key_is_read_on_all_nodes_until_it_is_removed(cluster: Cluster) -> None:
     first, *others = cluster.nodes
 
     def value(node: Node) -> str:
@@ -51,7 +51,7 @@ def test_a_key_is_read_everywhere_until_it_is_removed(cluster: Cluster) -> None:
     await_on(cluster, others, lambda node: "color" not in versions(node), "its end")
 
 
-def test_the_cluster_log_is_the_same_everywhere(cluster: Cluster) -> None:
+def test_the_cluster_log_is_the_same_on_all_nodes(cluster: Cluster) -> None:
     for node in cluster.nodes:
         ask(node, "log", f'"from" {node.name} \\ ä', "--user", "me@pve")
 
@@ -83,7 +83,7 @@ def metric() -> tuple[str, bytes]:
     return "rrd/pve2-storage/n/s", b"%d:100:50\0" % time.time()
 
 
-def test_status_tells_of_the_cluster(cluster: Cluster) -> None:
+def test_status_shows_the_members_of_the_cluster(cluster: Cluster) -> None:
     for node in cluster.nodes:
         text = node.run(sys.executable, "-m", "pmxcfs", "status")
         assert text.startswith("state     healthy\n")

@@ -1,4 +1,4 @@
-"""What users of a node meet when its cluster is not there, and when it is there again."""
+"""Outages as users of a node see them: lost quorum, frozen members, a hanging corosync, stops."""
 
 import errno
 import os
@@ -69,7 +69,7 @@ def kill(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("lose", [cut, kill])
-def test_without_a_majority_nothing_changes_and_everything_is_read(
+def test_without_a_majority_changes_are_refused_and_all_files_are_readable(
     cluster: Cluster, prepared: Agent, report: Report, lose: Callable[[Cluster], None]
 ) -> None:
     node = cluster[3]
@@ -117,7 +117,7 @@ def test_without_a_majority_nothing_changes_and_everything_is_read(
 
 
 def until_writable(cluster: Cluster, agent: Agent, seconds: float) -> float:
-    """Return how long it takes until a change succeeds."""
+    """Return the seconds until a change succeeds."""
     start = time.monotonic()
     cluster.wait_until(lambda: agent.do(("put", "again", b"x"))[0].error == 0, seconds, "a change")
     return time.monotonic() - start
@@ -135,10 +135,10 @@ def freeze_in_sync(cluster: Cluster, victim: Member) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_member_that_freezes_with_its_corosync_is_done_without(
+def test_a_round_goes_on_without_a_member_whose_corosync_froze_too(
     cluster: Cluster, report: Report, number: int
 ) -> None:
-    """Number 1 is the one that begins the rounds."""
+    """Node 1 has the lowest id, so it begins the rounds."""
     victim, other = cluster[number], cluster[3 - number]
     (agent,) = cluster.agents(other)
     freeze_in_sync(cluster, victim)
@@ -149,10 +149,10 @@ def test_a_member_that_freezes_with_its_corosync_is_done_without(
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_member_that_freezes_alone_is_waited_for_and_no_longer(
+def test_a_round_waits_a_limited_time_for_a_member_whose_daemon_froze(
     cluster: Cluster, report: Report, number: int
 ) -> None:
-    """Its corosync goes on, so it is a member, and a round needs its state."""
+    """Its corosync runs, so the node stays a member, and a round waits for its STATE."""
     victim, other = cluster[number], cluster[3 - number]
     (agent,) = cluster.agents(other)
     other.daemon.control("deadlines", restarts=[0.3, 0.6])
@@ -168,7 +168,7 @@ def test_a_member_that_freezes_alone_is_waited_for_and_no_longer(
     cluster.mend()
 
 
-def test_a_corosync_that_hangs_ends_changes_in_time_and_delays_no_read(
+def test_changes_fail_in_time_and_reads_go_on_while_corosync_hangs(
     cluster: Cluster, prepared: Agent, report: Report
 ) -> None:
     node = cluster[3]
@@ -210,7 +210,7 @@ def test_a_corosync_that_hangs_ends_changes_in_time_and_delays_no_read(
 
 
 def stop(cluster: Cluster, node: Member) -> float:
-    """Stop a daemon as its unit does; return the seconds."""
+    """Stop a daemon as systemd does; return the seconds until its end."""
     start = time.monotonic()
     assert node.daemon.stop(seconds=STOP) == 0, node.daemon.log_tail()
     seconds = time.monotonic() - start
@@ -220,9 +220,7 @@ def stop(cluster: Cluster, node: Member) -> float:
     return seconds
 
 
-def test_a_stop_under_load_loses_nothing_that_was_answered(
-    cluster: Cluster, report: Report
-) -> None:
+def test_a_stop_under_load_loses_no_acknowledged_change(cluster: Cluster, report: Report) -> None:
     node = cluster[2]
     writers = cluster.agents(node, node, node, cluster[1])
     writers[0]("mkdir", "load")
@@ -245,14 +243,15 @@ def test_a_stop_under_load_loses_nothing_that_was_answered(
     report(f"stop under load: {seconds:.2f} s, {len(made)} of {sum(map(len, done))} answered")
 
 
-def test_a_stop_with_changes_that_wait(cluster: Cluster, report: Report) -> None:
+def test_a_stop_with_waiting_changes_is_quick(cluster: Cluster, report: Report) -> None:
     node = cluster[2]
     agents = cluster.agents(node, node, node)
     agents[0].do(("mkdir", "wait"), ("mkdir", "alone"))
     node.daemon.control("hold")
     agents[0].begin(("mkdir", "wait/a"))
     agents[1].begin(("put", "waitfile", b"x"))
-    agents[2].begin(("utime", "alone", 7))  # the kernel holds no directory for two at a time
+    # Not in the same directory: the kernel holds its lock for the first change.
+    agents[2].begin(("utime", "alone", 7))
     cluster.wait_until(lambda: node.daemon.info()["waiting"] == 3, DETECTION, "three waiters")
     seconds = stop(cluster, node)
     errors = [agent.outcomes()[0].error for agent in agents]
@@ -260,7 +259,7 @@ def test_a_stop_with_changes_that_wait(cluster: Cluster, report: Report) -> None
     report(f"stop with waiting changes: {seconds:.2f} s")
 
 
-def test_a_stop_while_corosync_hangs(cluster: Cluster, report: Report) -> None:
+def test_a_stop_while_corosync_hangs_is_quick(cluster: Cluster, report: Report) -> None:
     node = cluster[2]
     agents = cluster.agents(node, node, node)
     agents[0].do(("mkdir", "hang"), ("mkdir", "alone"))

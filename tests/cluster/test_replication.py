@@ -1,4 +1,4 @@
-"""Three nodes with one tree: what is done on one is seen on all."""
+"""Replication between three nodes: changes, races for names, locks, status, host files."""
 
 import errno
 import itertools
@@ -35,13 +35,13 @@ def see(cluster: Cluster, agent: Agent, *operation: object, wanted: object) -> N
 
 
 class Refusal(int):
-    """An errno that is wanted."""
+    """An expected errno."""
 
 
 ABSENT = Refusal(errno.ENOENT)
 
 
-def test_every_kind_of_change_is_seen_everywhere(cluster: Cluster, report: Report) -> None:
+def test_every_kind_of_change_is_seen_on_all_nodes(cluster: Cluster, report: Report) -> None:
     agents = cluster.agents()
     times: list[float] = []
     for number, agent in enumerate(agents):
@@ -58,7 +58,7 @@ def test_every_kind_of_change_is_seen_everywhere(cluster: Cluster, report: Repor
             (("rmdir", home), ("list", home), ABSENT),
         ]
         for operation, look, wanted in plan:
-            for other in others:  # so that the kernel has something to forget
+            for other in others:  # so that the kernel caches entries that must be invalidated
                 other.do(look)
             (done,) = agent.do(operation)
             assert done.error == 0, f"{operation}: {errno.errorcode[done.error]}"
@@ -69,7 +69,7 @@ def test_every_kind_of_change_is_seen_everywhere(cluster: Cluster, report: Repor
     report(f"replication: {len(times)} changes of all kinds, {milliseconds(times)}")
 
 
-def test_a_change_is_soon_on_the_others(cluster: Cluster, report: Report) -> None:
+def test_a_change_is_quickly_seen_on_the_others(cluster: Cluster, report: Report) -> None:
     writer, reader = cluster.agents(cluster[1], cluster[2])
     writer("put", "file", b"0")
     see(cluster, reader, "get", "file", wanted=b"0")
@@ -88,7 +88,7 @@ def test_a_change_is_soon_on_the_others(cluster: Cluster, report: Report) -> Non
     )
 
 
-def test_one_of_three_creates_a_name(cluster: Cluster) -> None:
+def test_exactly_one_of_three_exclusive_creations_succeeds(cluster: Cluster) -> None:
     agents = cluster.agents()
     agents[0]("mkdir", "race")
     for agent in agents[1:]:
@@ -103,7 +103,7 @@ def test_one_of_three_creates_a_name(cluster: Cluster) -> None:
             see(cluster, agent, "get", f"race/{number}", wanted=winner.node.name.encode())
 
 
-def test_without_exclusiveness_the_loser_opens_the_winner_s_file(cluster: Cluster) -> None:
+def test_a_creation_that_loses_a_race_opens_the_winners_file(cluster: Cluster) -> None:
     agents = cluster.agents()
     agents[0]("mkdir", "shared")
     for agent in agents[1:]:
@@ -120,7 +120,7 @@ def test_without_exclusiveness_the_loser_opens_the_winner_s_file(cluster: Cluste
     cluster.wait_for_agreement()
 
 
-def test_a_vmid_is_taken_once(cluster: Cluster) -> None:
+def test_a_vmid_belongs_to_one_guest_of_the_cluster(cluster: Cluster) -> None:
     agents = cluster.agents()
     for name in ("nodes", "nodes/node1", "nodes/node2"):
         agents[0]("mkdir", name)
@@ -168,17 +168,17 @@ def test_a_lock_never_has_two_holders(cluster: Cluster, report: Report) -> None:
     )
 
 
-def test_changes_of_others_arrive_while_a_mkdir_waits_in_the_same_directory(
+def test_foreign_changes_arrive_while_a_mkdir_waits_in_their_directory(
     cluster: Cluster, report: Report
 ) -> None:
-    """The kernel holds the directory for the waiting one, and notifications wait for the kernel."""
+    """The waiting mkdir holds the kernel's lock of the directory, which notifications need."""
     node = cluster[1]
     agent, *writers = cluster.agents()
     agent("mkdir", "busy")
     for writer in writers:
         see(cluster, writer, "list", "busy", wanted=[])
     paths = [f"busy/{w.node.name}-{n}" for w in writers for n in range(CHANGES // 4)]
-    agent.do(*[("stat", path) for path in paths])  # the kernel knows that they are not there
+    agent.do(*[("stat", path) for path in paths])  # the kernel has negative entries for them
     for writer in writers:
         writer.begin(("fill", f"busy/{writer.node.name}-", CHANGES // 4))
     node.daemon.control("hold")
@@ -214,7 +214,7 @@ def status(agent: Agent, name: str) -> dict[str, object]:
     return found
 
 
-def test_members_know_one_another(cluster: Cluster) -> None:
+def test_each_node_lists_all_members(cluster: Cluster) -> None:
     agents = cluster.agents()
 
     def nodes_of(agent: Agent) -> object:
@@ -233,7 +233,7 @@ def test_members_know_one_another(cluster: Cluster) -> None:
     assert all(node.name in known for node, known in zip(cluster.nodes, ours, strict=True))
 
 
-def test_the_cluster_log_is_one(cluster: Cluster) -> None:
+def test_all_nodes_have_one_cluster_log(cluster: Cluster) -> None:
     agents = cluster.agents()
     logs = [status(agent, ".clusterlog") for agent in agents]
     assert logs[0] == logs[1] == logs[2]
@@ -243,7 +243,7 @@ def test_the_cluster_log_is_one(cluster: Cluster) -> None:
     assert {line["msg"] for line in lines} == {"starting cluster log"}
 
 
-def test_a_verification_finds_all_equal(cluster: Cluster) -> None:
+def test_a_verification_finds_all_trees_equal(cluster: Cluster) -> None:
     before = [node.daemon.log_text().count("verification successful") for node in cluster.nodes]
     for node in cluster.nodes:
         node.daemon.control("deadlines", verification=0.5)
@@ -255,7 +255,7 @@ def test_a_verification_finds_all_equal(cluster: Cluster) -> None:
     cluster.wait_until(are_verified, SOON, "a verification on all nodes")
 
 
-def test_every_host_file_follows_the_tree_s(cluster: Cluster) -> None:
+def test_the_corosync_conf_of_each_host_follows_the_tree(cluster: Cluster) -> None:
     (agent,) = cluster.agents(cluster[2])
     text = corosync_conf(cluster.nodes, version=7)
     agent("put", "corosync.conf.new", text.encode())

@@ -1,4 +1,4 @@
-"""The watchers and the host's corosync.conf, on a real corosync."""
+"""``cluster.watchers`` and ``cluster.corosync_conf`` on a real corosync."""
 
 import queue
 import signal
@@ -17,7 +17,7 @@ from tests.cluster.single import Corosync, configuration, own_network, start, st
 pytestmark = pytest.mark.needs_corosync
 
 PATIENCE = 30.0
-RETRY = 0.01  # seconds, instead of 5
+RETRY = 0.01  # seconds between two attempts; 5 in the product
 STOP = 0.5  # seconds within which a watcher must be gone, whatever corosync does
 SLACK = 6  # on a busy machine
 
@@ -26,7 +26,7 @@ NODES = tuple(ClusterNode(f"node{n}", n, f"127.0.0.{n}", 1) for n in (1, 2))
 
 
 class Told(Generic[T]):
-    """A callback whose calls a test can wait for."""
+    """A callback that records its calls; a test can wait for them."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[T] = queue.Queue()
@@ -48,7 +48,7 @@ def corosync(tmp_path: Path) -> Iterator[Corosync]:
 
 
 def reload(corosync: Corosync, *, version: int, nodes: int) -> None:
-    """Have corosync run with another configuration, by the code that does it in the daemon."""
+    """Let corosync load another configuration, by the code of the daemon."""
     host = HostConfig(corosync.conf, reload_delay=0)
     host.start()
     host.follow(configuration(version=version, nodes=nodes).encode(), reload=True)
@@ -56,7 +56,7 @@ def reload(corosync: Corosync, *, version: int, nodes: int) -> None:
 
 
 @pytest.mark.usefixtures("corosync")
-def test_quorum_is_told_once() -> None:
+def test_each_quorum_change_is_reported_once() -> None:
     told = Told[bool]()
     watch = QuorumWatch(told)
     assert not watch.refresh()
@@ -68,7 +68,7 @@ def test_quorum_is_told_once() -> None:
     assert not watch.refresh()
 
 
-def test_quorum_follows_the_configuration(corosync: Corosync) -> None:
+def test_the_quorum_follows_the_configuration(corosync: Corosync) -> None:
     told = Told[bool]()
     watch = QuorumWatch(told)
     watch.start()
@@ -81,7 +81,7 @@ def test_quorum_follows_the_configuration(corosync: Corosync) -> None:
     watch.close()
 
 
-def test_refresh_knows_before_the_watcher_has_told(corosync: Corosync) -> None:
+def test_a_refresh_returns_the_quorum_before_the_watcher_reports_it(corosync: Corosync) -> None:
     release: queue.Queue[None] = queue.Queue()
     told = Told[bool]()
 
@@ -92,7 +92,7 @@ def test_refresh_knows_before_the_watcher_has_told(corosync: Corosync) -> None:
     watch = QuorumWatch(slow)
     watch.start()
     assert told.next()
-    reload(corosync, version=2, nodes=2)  # the watcher's thread is still in its callback
+    reload(corosync, version=2, nodes=2)  # the thread of the watcher is still in its callback
     deadline = time.monotonic() + PATIENCE
     while watch.refresh():
         assert time.monotonic() < deadline
@@ -114,7 +114,7 @@ def test_a_dead_corosync_means_no_quorum_until_it_is_back(
     corosync.kill()
     assert not told.next()
     assert not watch.refresh()
-    again = start(corosync.conf.parent)  # meanwhile attempts fail, and only the first is logged
+    again = start(corosync.conf.parent)  # attempts fail meanwhile; only the first is logged
     try:
         assert told.next()
         watch.close()
@@ -123,7 +123,7 @@ def test_a_dead_corosync_means_no_quorum_until_it_is_back(
     assert len([r for r in caplog.records if r.name == "pmxcfs.quorum"]) == 1
 
 
-def test_the_configuration_is_told_when_it_is_complete(corosync: Corosync) -> None:
+def test_the_configuration_is_reported_once_it_is_complete(corosync: Corosync) -> None:
     told = Told[ClusterConfig]()
     watch = ConfigWatch(told)
     watch.start()
@@ -137,7 +137,7 @@ def test_the_configuration_is_told_when_it_is_complete(corosync: Corosync) -> No
 
 
 @pytest.mark.expect_log(r"pmxcfs\.confdb WARNING no connection to corosync \(cmap_")
-def test_a_restart_of_corosync_tells_only_what_changed(corosync: Corosync) -> None:
+def test_a_restart_of_corosync_reports_changes_only(corosync: Corosync) -> None:
     told = Told[ClusterConfig]()
     watch = ConfigWatch(told, retry=RETRY)
     watch.start()
@@ -154,7 +154,9 @@ def test_a_restart_of_corosync_tells_only_what_changed(corosync: Corosync) -> No
 
 
 @pytest.mark.parametrize("moment", ["connecting", "connected"])
-def test_a_stopped_corosync_does_not_hold_up_the_end(corosync: Corosync, moment: str) -> None:
+def test_a_stopped_corosync_does_not_delay_the_end_of_the_watchers(
+    corosync: Corosync, moment: str
+) -> None:
     told, configs = Told[bool](), Told[ClusterConfig]()
     watches = [QuorumWatch(told), ConfigWatch(configs)]
     if moment == "connecting":
@@ -169,11 +171,11 @@ def test_a_stopped_corosync_does_not_hold_up_the_end(corosync: Corosync, moment:
         began = time.monotonic()
         watch.close()
         assert time.monotonic() - began < STOP * SLACK
-    corosync.kill()  # so that the threads that hang go on, and end
+    corosync.kill()  # so that the hanging threads go on and end
 
 
 @pytest.mark.expect_log("pmxcfs.confdb ERROR corosync was not told to reload its configuration")
-def test_a_dead_corosync_does_not_keep_the_host_file_back(corosync: Corosync) -> None:
+def test_the_host_file_is_replaced_while_corosync_is_dead(corosync: Corosync) -> None:
     corosync.kill()
     wanted = configuration(version=2)
     host = HostConfig(corosync.conf, reload_delay=0)

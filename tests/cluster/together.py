@@ -1,7 +1,7 @@
-"""Nodes that run corosync and the daemon as one cluster, for tests that look at it from outside.
+"""A cluster of nodes that run corosync and the daemon.
 
-``Cluster`` starts them, waits until they agree, and at the end stops them and insists that each
-left cleanly and that all have the same tree, in their databases, too.
+``Cluster`` starts them and waits until they are synced. At the end it stops them and asserts that
+each has exited cleanly and that all have the same tree, also in their databases.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ class Cluster(Lab):
         return [self._agents.enter_context(agent) for agent in made]
 
     def launch(self, *nodes: Member, clock_offset: int = 0) -> None:
-        """Start the daemon on these nodes, without waiting for more than the mount."""
+        """Start the daemon on these nodes, and wait for the mounts only."""
         for node in nodes or self.nodes:
             node.daemon.start(clock_offset=clock_offset)
         for node in nodes or self.nodes:
             node.daemon.wait_until_mounted()
 
     def start(self) -> None:
-        """Start all there is, and wait until it is one cluster."""
+        """Start all services, and wait until the nodes are one synced cluster."""
         self.start_corosync()
         self.launch()
         self.wait_for_agreement()
@@ -66,7 +66,7 @@ class Cluster(Lab):
         return self.wait_until(agree, seconds, f"agreement of {numbers}", interval=INFO_INTERVAL)
 
     def mend(self) -> None:
-        """Undo what a test has done, and start what it has ended."""
+        """Undo the faults of a test, and start the services that it has ended."""
         self.heal()
         for node in self.nodes:
             for service in node.services:
@@ -87,11 +87,11 @@ class Cluster(Lab):
         return " /etc/pve fuse" in node.run("cat", "/proc/mounts")
 
     def bytes_sent(self, *nodes: Member) -> int:
-        """Return what the daemons have sent to the tree's group since they were started."""
+        """Return the bytes that the daemons have sent to the tree's group since their start."""
         return sum(int(node.daemon.info()["sent_bytes"]) for node in nodes or self.nodes)
 
     def finish(self) -> None:
-        """Stop all daemons; they must leave at once, cleanly, and with one tree."""
+        """Stop all daemons; assert that they exit quickly, cleanly, and with one tree."""
         for node in self.nodes:
             assert node.daemon.stop(seconds=STOP) == 0, node.daemon.log_tail()
         assert len({node.stored_checksum() for node in self.nodes}) == 1
@@ -102,7 +102,7 @@ class Cluster(Lab):
                 assert "Traceback" not in text, text[-4000:]
 
 
-# Those of pmxcfs/deadlines.py, for ``mend``.
+# The defaults of pmxcfs/dfsm/timeouts.py, for ``mend``.
 DEADLINES: dict[str, Any] = {
     "restarts": [5.0, 10.0, 20.0, 40.0, 60.0],
     "silence": 90.0,
@@ -123,6 +123,6 @@ def timed() -> Iterator[list[float]]:
 
 
 def milliseconds(values: Sequence[float]) -> str:
-    """Say how long something takes: median and worst."""
+    """Return median and maximum of some durations, as text in milliseconds."""
     ranked = sorted(values)
     return f"median {1000 * ranked[len(ranked) // 2]:.1f} ms, worst {1000 * ranked[-1]:.1f} ms"

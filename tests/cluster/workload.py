@@ -1,13 +1,13 @@
-"""Writers and readers in the nodes of a cluster that things happen to.
+"""Writers and readers in the nodes of a cluster with faults.
 
-``write`` and ``read`` are workers. A writer changes files that others change too, adds to
-a log of its own, and takes part in contests for names; it tells what may come of each operation, by
-the rules of ``history``. A refusal that says that nothing was changed is only counted. A reader
-measures how long reads take that must never wait for the cluster, and how much of that was the wait
-for a processor, which is nobody's fault.
+``write`` and ``read`` are workers. A writer changes files that other writers change too, appends to
+a log of its own, and takes part in contests for names. It reports the possible effects of each
+operation, by the rules of ``history``. An error that says that nothing was changed is only counted.
+A reader measures the duration of reads that must never wait for the cluster, and the part of it
+that was spent waiting for a processor.
 
-A token says who wrote a file, its number, and how many bytes ``content`` makes of it. All writes to
-one shared file are of one size, so two writers on one node leave no mixture of both.
+A token has the writer of a file, a number, and the number of bytes that ``content`` makes of it.
+All writes to one shared file have one size, so two writers on one node leave no mixture.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ PID_FILE = Path("/run/pve-cluster.pid")
 OWN_WAITS = Path("/proc/self/schedstat")
 TOKEN = re.compile(r"[a-z0-9]+-\d+-\d+")
 
-# What says that nothing was changed and nothing sent: no quorum, no daemon, nothing there, ...
+# Errors that say that nothing was changed and nothing sent: no quorum, no daemon, no entry, ...
 REFUSALS = frozenset(
     {errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS}
 )
@@ -99,7 +99,7 @@ def content(token: str) -> bytes:
 
 
 def token_of(data: bytes) -> str:
-    """Return the token of a file; of torn content, a description that is nobody's token."""
+    """Return the token of a file; for torn content a description that is no token."""
     head = data.partition(b"\n")[0].decode(errors="replace")
     if not data or (TOKEN.fullmatch(head) and data == content(head)):
         return head
@@ -117,7 +117,7 @@ def longest_wait(before: Mapping[str, int], after: Mapping[str, int]) -> float:
 
 
 class Worker:
-    """What writers and readers share: they call, wait, and report."""
+    """Base of writers and readers: calls, pauses and reports."""
 
     def __init__(self, connection: Connection, node: int) -> None:
         self.node = node
@@ -134,11 +134,11 @@ class Worker:
         self._calls, self.operations, self.refusals, self.last_start = 0, 0, 0, 0.0
 
     def waits(self) -> dict[str, int]:
-        """Return how long threads have waited for a processor, of those that matter."""
+        """Return the waits for a processor of the relevant threads."""
         return {}
 
     def call(self, *operation: object) -> Outcome:
-        """Make one system call, or few; its time counts."""
+        """Perform one file operation, and record its duration."""
         before = self.waits()
         outcome = self._files.perform(operation)
         self._calls += 1
@@ -152,14 +152,14 @@ class Worker:
         return outcome
 
     def report(self) -> None:
-        """Tell the lab what was not told yet."""
+        """Send the lab a report of the work since the last one."""
         counts = self._calls, self.operations, self.last_start, self.refusals
         self._connection.send(Report(self.node, self.events, self._slow, self._errors, *counts))
         self._clear()
         self._reported = time.monotonic()
 
     def run(self, step: Callable[[], None], pause: Callable[[], float]) -> None:
-        """Repeat *step* until the lab sends something; the last thing told is None."""
+        """Repeat *step* until the lab sends an object; the last report is None."""
         while not self._connection.poll(pause()):
             step()
             if time.monotonic() - self._reported > REPORT_INTERVAL:
@@ -169,7 +169,7 @@ class Worker:
 
 
 class Writer(Worker):
-    """Changes files at random."""
+    """Changes random files."""
 
     def __init__(self, connection: Connection, node: int, name: str, seed: int) -> None:
         super().__init__(connection, node)
@@ -196,14 +196,14 @@ class Writer(Worker):
         self._put(path, size=size_of(path))
 
     def _sync(self) -> None:
-        """The same with an fsync before the close."""
+        """Open with O_TRUNC, write, fsync, close."""
         path = self._random.choice(SHARED)
         self._put(path, size=size_of(path), sync=True)
 
     def _replace(self) -> None:
         """Write a temporary file, rename it over another: what careful programs do.
 
-        The temporary one has a name of its own. So one that was lost can't turn up as another.
+        Each temporary file has a new name, so a lost one can't be taken for another.
         """
         self._temporaries += 1
         path, temporary = self._random.choice(SHARED), f"own/{self._name}-{self._temporaries}.tmp"
@@ -215,7 +215,7 @@ class Writer(Worker):
         self._note(self.call("unlink", path), {path: None})
 
     def _append(self) -> None:
-        """Add a line to a log that nobody else writes."""
+        """Append a line to the log of this writer."""
         self._lines += 1
         path, text = f"own/{self._name}.log", f"{self._name} line {self._lines}"
         outcomes = [self.call("open", "log", path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)]
@@ -231,12 +231,12 @@ class Writer(Worker):
         self._count_answer(outcomes[0].start, failed=failed)
 
     def _create(self) -> None:
-        """Try to be the one who makes this round's file."""
+        """Try to create this round's file exclusively."""
         if path := self._contest(CONTESTS):
             self._put(path, size=SMALL_SIZES[0], flags=os.O_EXCL, is_contest=True)
 
     def _lock(self) -> None:
-        """Try to be the one who makes this round's directory."""
+        """Try to create this round's directory."""
         if path := self._contest(LOCKS):
             outcome = self.call("mkdir", path)
             self._note_contest(path, outcome)
@@ -286,7 +286,7 @@ class Writer(Worker):
     def _tell_written(
         self, path: str, token: str, outcomes: Sequence[Outcome], *, failed: bool
     ) -> None:
-        """Tell of a file that was opened, then written: it may be empty in between, or for good."""
+        """Record a file that was opened, then written: it may be empty meanwhile, or at the end."""
         opened, last = outcomes[0], outcomes[-1]
         self._may_be(path, EMPTY, opened.start, math.inf if failed else opened.end)
         if failed:
@@ -295,7 +295,7 @@ class Writer(Worker):
             self.events.append(Effect(path, token, self.node, outcomes[1].start, last.end))
 
     def _note(self, outcome: Outcome, values: dict[str, Value]) -> None:
-        """Tell of an operation of one call."""
+        """Record an operation of one call."""
         if outcome.error in REFUSALS:
             for path in values:
                 self._refuse(path, outcome)
@@ -323,7 +323,7 @@ class Writer(Worker):
 
 
 class Reader(Worker):
-    """Reads what is cached, what is open, and a directory that nobody changes."""
+    """Reads cached files, open files, and a directory that never changes."""
 
     def __init__(self, connection: Connection, node: int) -> None:
         super().__init__(connection, node)
@@ -332,7 +332,7 @@ class Reader(Worker):
         self._daemon = Path("/proc/nobody")
 
     def step(self) -> None:
-        """Do one read. An open file of a daemon that is gone is opened anew."""
+        """Do one read. After the end of a daemon, open its file again."""
         if not self._is_open:
             with contextlib.suppress(OSError):
                 self._daemon = Path("/proc") / PID_FILE.read_text().strip()
@@ -372,19 +372,19 @@ class Reader(Worker):
 
 
 def write(connection: Connection, node: int, name: str, seed: int) -> None:
-    """Be a writer until the lab sends something."""
+    """Run a writer until the lab sends an object."""
     writer = Writer(connection, node, name, seed)
     writer.run(writer.step, writer.pause)
 
 
 def read(connection: Connection, node: int) -> None:
-    """Be a reader until the lab sends something."""
+    """Run a reader until the lab sends an object."""
     reader = Reader(connection, node)
     reader.run(reader.step, reader.pause)
 
 
 def look(connection: Connection) -> None:
-    """Tell what is left: every path, with the token of a file or the text of a log."""
+    """Report the final state: every path, with the token of a file or the text of a log."""
     found: dict[str, str] = {}
     for directory in ("shared", "own", CONTESTS, LOCKS):
         for entry in os.scandir(f"{MOUNTPOINT}/{directory}"):
