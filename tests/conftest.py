@@ -1,7 +1,7 @@
-"""What holds for every test: capabilities, quiet logs, a clean environment, nothing left behind.
+"""Rules for every test: capabilities, expected logs, a clean environment, no mounts left.
 
-The Debian package's build runs the unit tests with Debian 12's pytest 7.2: that one lacks the new
-kind of hook wrapper, and some of the types that are named here.
+The build of the Debian package runs the unit tests with pytest 7.2 of Debian 12, which has neither
+new-style hook wrappers nor some of the types named here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ExpectLog = Callable[[str], None]
 
 
 def missing_for_fuse() -> str:
-    """Say why this process can't mount; empty if it can."""
+    """Return the reason why this process can't mount; empty if it can."""
     if os.geteuid() != 0:
         return "mounting needs root"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -47,7 +47,7 @@ def missing_for_fuse() -> str:
 
 
 def missing_for_corosync() -> str:
-    """Say why this process can't run a cluster of nodes in namespaces; empty if it can."""
+    """Return the reason why this process can't run nodes in namespaces; empty if it can."""
     if missing := missing_for_fuse():
         return missing
     programs = ("corosync", "unshare", "nsenter", "ip", "nft")
@@ -56,7 +56,7 @@ def missing_for_corosync() -> str:
 
 
 def missing_for_packaging() -> str:
-    """Say why this process can't build and boot the Debian package; empty if it can."""
+    """Return the reason why this process can't build and boot the package; empty if it can."""
     tools = ("dpkg-buildpackage", "lintian", "debootstrap", "ip")
     absent = [tool for tool in tools if not shutil.which(tool)]
     if absent:
@@ -79,9 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(LC_ALL="C.UTF-8", TZ="UTC")
     os.environ["PATH"] += f":{UNPACKED}/sbin:{UNPACKED}/bin"
     time.tzset()
-    # A run that is told to end takes its mounts with it, as it does after Ctrl-C.
+    # SIGTERM ends a run as Ctrl-C does, so that fixtures detach their mounts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # How long one example takes says more about the machine than about the code.
+    # The time of one example depends on the machine.
     hypothesis.settings.register_profile("pmxcfs", deadline=None)
     hypothesis.settings.load_profile("pmxcfs")
 
@@ -115,7 +115,7 @@ def pytest_make_collect_report(
 
 
 def refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip into a failure where PMXCFS_REQUIRE says that everything must run."""
+    """Turn a skip into a failure if PMXCFS_REQUIRE is set."""
     if report.skipped and config.stash[REQUIRED]:
         report.outcome = "failed"
         report.longrepr = f"skipped, but PMXCFS_REQUIRE is set: {report.longrepr}"
@@ -123,7 +123,7 @@ def refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.Collec
 
 def pytest_collection_finish() -> None:
     gc.collect()
-    gc.freeze()  # what is there stays; so the collection after each test is quick
+    gc.freeze()  # a collection after a test skips objects from before the tests
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -135,7 +135,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if report.nodeid.startswith(f"tests/{tier}/")
         ]
         counts = Counter(outcome for outcome, _ in reports)
-        # What failed while it was collected has taken no time.
+        # A report of a failed collection has no duration.
         seconds = sum(getattr(report, "duration", 0.0) for _, report in reports)
         listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         terminalreporter.write_line(f"tier {tier}: {listed or 'none'} in {seconds:.1f} s")
@@ -155,7 +155,7 @@ class Loud(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def expect_log(request: pytest.FixtureRequest) -> Iterator[ExpectLog]:
-    """Declare a warning that the test causes; one that is not declared, or missing, fails it."""
+    """Declare expected warnings; a test fails on any other warning, and if one is missing."""
     patterns = [marker.args[0] for marker in request.node.iter_markers("expect_log")]
     loud = Loud()
     logging.getLogger().addHandler(loud)
@@ -169,7 +169,7 @@ def expect_log(request: pytest.FixtureRequest) -> Iterator[ExpectLog]:
 
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str]) -> Callable[[object], None]:
-    """Print what a long run has shown, even if the test passes."""
+    """Print the results of a long run, even if the test passes."""
 
     def show(outcome: object) -> None:
         with capsys.disabled():
@@ -180,14 +180,14 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[[object], None]:
 
 @pytest.fixture(autouse=True)
 def _collect_garbage() -> Iterator[None]:
-    """Let what a test forgot to close complain while it is still known which test it was."""
+    """Collect garbage after each test, so that a leak is reported for the test that made it."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _sweep_mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Take away what aborted runs left mounted, and insist that this one leaves nothing."""
+    """Detach dead mounts of aborted runs; assert that this run leaves no mount."""
     mine = tmp_path_factory.getbasetemp().resolve()
     for path in fuse_mounts(mine.parent):
         if is_dead(path):
@@ -200,7 +200,7 @@ def _sweep_mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def is_dead(path: Path) -> bool:
-    """Tell whether the daemon of a mount is gone; other runs of the tests may have live ones."""
+    """Tell whether the daemon of a mount is dead; other test runs may have live mounts."""
     try:
         path.stat()
     except OSError as error:

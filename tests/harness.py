@@ -1,7 +1,7 @@
-"""A real daemon in a process of its own, for tests that look at it from outside.
+"""Start, control and clean end of a real daemon in a process of its own.
 
-``mounted`` starts one on directories below *workdir* and insists that it leaves cleanly: exit
-status 0, the mount gone, no write-ahead log, and no warning that the test did not expect.
+``mounted`` starts a daemon on directories below *workdir* and asserts that it ends cleanly: exit
+status 0, no mount, no write-ahead log, and no warning that the test has not expected.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Self
 
 POLL_INTERVAL = 0.005  # seconds
-PROGRAM = ("-m", "pmxcfs")  # what Python runs
-# Seconds for what takes milliseconds on an idle machine; tests assert the contract's deadlines.
+PROGRAM = ("-m", "pmxcfs")  # arguments of Python
+# Seconds for steps of milliseconds on an idle machine; tests assert the deadlines of the contract.
 GRACE = 30.0
-MNT_FORCE, MNT_DETACH = 1, 2  # umount2(2): requests fail, and it is gone at once
+MNT_FORCE, MNT_DETACH = 1, 2  # umount2(2): requests fail, and the mount is detached at once
 
 # One line of the log: time, pid, domain, level, text.
 LOG_LINE = re.compile(r"[-0-9]{10} [:0-9]{8}\.\d{3} pmxcfs\[\d+\]: \[\w+\] (?P<level>\w+): ")
@@ -46,7 +46,7 @@ class Control:
         self._answers = self._socket.makefile("rb")
 
     def __call__(self, command: str, **arguments: object) -> dict[str, Any]:
-        """Send one command and return its answer; a refusal is an OSError with the errno."""
+        """Send one command and return its answer; raise OSError if it is refused."""
         request = {"do": command, **arguments}
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         answer: dict[str, Any] = json.loads(self._answers.readline())
@@ -63,19 +63,19 @@ class Control:
 
 
 class Starvation:
-    """How long the threads of a process, and the caller's, have had no processor."""
+    """The time that the threads of a process, and the calling thread, wait for a processor."""
 
     def __init__(self, process: Path) -> None:
         self._places = (Path("/proc/thread-self"), process / "task")
         self._before = self._waits()
 
     def seconds(self) -> float:
-        """Return the sum since this was made: they may have waited for one another."""
+        """Return the sum of the waits of all threads since the construction."""
         now = self._waits()
         return sum(waited - self._before.get(name, 0) for name, waited in now.items()) / 1e9
 
     def _waits(self) -> dict[Path, int]:
-        """Return the nanoseconds for each thread, the second number of schedstat."""
+        """Return the nanoseconds that each thread has waited: the second number of schedstat."""
         own, tasks = self._places
         found = {}
         for file in (own / "schedstat", *tasks.glob("*/schedstat")):
@@ -97,7 +97,7 @@ class Daemon:
     was_killed: bool = False
 
     def is_ready(self) -> bool:
-        """Tell whether the daemon has started; its pid file is the last thing it makes."""
+        """Tell whether the daemon has started; it creates its pid file last."""
         with contextlib.suppress(FileNotFoundError):
             return (self.run / "pmxcfs.pid").read_text() == f"{self.process.pid}\n"
         return False
@@ -112,19 +112,19 @@ class Daemon:
             return control(command, **arguments)
 
     def wait_until_told(self) -> None:
-        """Wait until the kernel has been told of every change so far: a thread of its own does."""
+        """Wait until the daemon's notifier thread has notified the kernel of all changes so far."""
         wait_for(lambda: self.control("info")["handed"] is True, self)
 
     def starvation(self) -> Starvation:
-        """Begin to count what the daemon's threads, and the caller, wait for a processor."""
+        """Start to count the time that the daemon's threads and the caller wait for a processor."""
         return Starvation(Path(f"/proc/{self.process.pid}"))
 
     def publish_only_on_request(self) -> None:
-        """Let nothing be published because a second is over, however slow the machine is."""
+        """Let the timer publish nothing, however slow the machine is."""
         self.control("publish-after", seconds=3600)
 
     def wait_for_log(self, text: str, *, count: int = 1) -> None:
-        """Wait until so many lines of the log contain *text*: a thread of its own writes them."""
+        """Wait until *count* lines of the log contain *text*; a thread writes them later."""
         wait_for(lambda: self.log_count(text) >= count, self)
         assert self.log_count(text) == count, self.log_tail()
 
@@ -137,7 +137,7 @@ class Daemon:
         self.expected.append(pattern)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, grace: float = GRACE) -> None:
-        """Tell the daemon to stop and wait until it has; one that does not is shown in the log."""
+        """Send a signal and wait for the end; after *grace* seconds log all stacks and fail."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -148,10 +148,10 @@ class Daemon:
             raise AssertionError(f"no end after {grace} s\n{self.log_tail()}") from None
 
     def kill(self) -> None:
-        """End the daemon as a crash would, and take its dead mount away."""
+        """Kill the daemon as a crash would, and detach its dead mount."""
         self.was_killed = True
         self.process.kill()
-        detach(self.path)  # a thread of the daemon may wait for a request that nobody answers
+        detach(self.path)  # a thread of the daemon may wait in the kernel for a request
         self.process.wait()
 
     def log_text(self) -> str:
@@ -163,7 +163,7 @@ class Daemon:
         return "\n".join(["--- log:", *self.log_text().splitlines()[-40:]])
 
     def check_end(self) -> None:
-        """Assert that the daemon has left nothing but its database and its log."""
+        """Assert that only the database and the log are left of the daemon."""
         assert not is_mount(self.path), f"{self.path} is still mounted\n{self.log_tail()}"
         if not self.was_killed:
             status = self.process.returncode
@@ -182,7 +182,7 @@ class Daemon:
 
 
 def is_loud(line: str) -> bool:
-    """Tell whether a line on the daemon's stderr is more than information, or not a log line."""
+    """Tell whether a line of the daemon's stderr is a warning, an error, or no log line."""
     match = LOG_LINE.match(line)
     return match is None or match["level"] not in QUIET_LEVELS
 
@@ -200,7 +200,7 @@ def mounted(
     """Run a daemon in *local* mode on *workdir*/{pve,state,run}; stop and check it at the end.
 
     *flags* are added to the command line. *expect_log* are patterns of warnings that must appear.
-    *program* can be another that behaves like the daemon.
+    *program* are the arguments of Python, for a program that behaves like the daemon.
     """
     daemon = launch(workdir, *flags, nodename=nodename, local=local, program=program)
     daemon.expected.extend(expect_log)
@@ -238,7 +238,7 @@ def launch(
 
 
 def arguments(workdir: Path, *, nodename: str = "node1") -> list[str]:
-    """Return what makes ``pmxcfs`` run in local mode on *workdir*/{pve,state,run}."""
+    """Return the arguments of ``pmxcfs`` for local mode on *workdir*/{pve,state,run}."""
     places = {"mountpoint": "pve", "statedir": "state", "rundir": "run"}
     options = [f"--{option}={workdir / name}" for option, name in places.items()]
     names = [f"--nodename={nodename}", f"--ipc-name={ipc_name(workdir)}"]
@@ -248,7 +248,7 @@ def arguments(workdir: Path, *, nodename: str = "node1") -> list[str]:
 def ipc_name(workdir: Path) -> str:
     """Return the name that local clients of a daemon on *workdir* connect to.
 
-    Such names are the machine's, so each daemon needs its own.
+    IPC names are shared by the whole machine, so each daemon needs its own.
     """
     return f"test-{hashlib.sha256(os.fsencode(workdir.resolve())).hexdigest()[:16]}"
 
@@ -275,12 +275,12 @@ def fuse_mounts(below: Path) -> list[Path]:
 
 
 def is_mount(path: Path) -> bool:
-    """Tell whether a FUSE file system is mounted on *path*, without asking its daemon."""
+    """Tell whether a FUSE file system is mounted on *path*, without a request to its daemon."""
     return path in fuse_mounts(path)
 
 
 def detach(path: Path) -> None:
-    """Take everything mounted on *path* away, dead or alive."""
+    """Detach all mounts on *path*, dead or alive."""
     libc = ctypes.CDLL(None)
     while is_mount(path) and libc.umount2(os.fsencode(path), MNT_FORCE | MNT_DETACH) == 0:
         pass

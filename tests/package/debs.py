@@ -1,4 +1,4 @@
-"""The .deb files that tests install: ours, the same with a higher version, and a stand-in."""
+"""The .deb files that tests install: the product, an upgrade of it, a stand-in for pve-cluster."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ def ours() -> Path:
 
 
 def upgrade(work: Path) -> Path:
-    """Make our package with a higher version."""
+    """Build the product's package with a higher version."""
     tree = work / "upgrade"
     subprocess.run(["dpkg-deb", "--raw-extract", ours(), tree], check=True)
     control = tree / "DEBIAN" / "control"
@@ -29,7 +29,7 @@ def upgrade(work: Path) -> Path:
 
 
 def original(work: Path) -> Path:
-    """Make a package that ships what Proxmox VE's pve-cluster ships where we put our files."""
+    """Build a stand-in for pve-cluster, with the files that the product's package diverts."""
     tree = work / "pve-cluster"
     shutil.copytree(STANDIN, tree)
     subprocess.run(["gzip", "-n", tree / "usr/share/man/man8/pmxcfs.8"], check=True)
@@ -45,7 +45,7 @@ def original(work: Path) -> Path:
 
 
 def packed(tree: Path, package: Path) -> Path:
-    """Make a .deb file of a tree."""
+    """Build a .deb file from a tree."""
     build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(package)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     return package

@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md, as they stand there."""
+"""Reader of the command blocks in docs/operations.md."""
 
 import re
 import textwrap
@@ -12,7 +12,7 @@ GUIDE = ROOT / "docs" / "operations.md"
 
 @dataclass(frozen=True)
 class Block:
-    """Commands, and the names of the nodes they are for."""
+    """Commands, and the names of the nodes to run them on."""
 
     nodes: list[str]
     commands: str

@@ -1,7 +1,7 @@
-"""A Debian machine of its own for tests of the package: systemd as PID 1, in namespaces.
+"""Debian machines in namespaces for tests of the package, with systemd as PID 1.
 
-It starts from the tree that ``make build/bookworm/.made`` makes, which it never changes, and has no
-network, unless a test wires it. ``run`` is a root shell on it.
+A machine boots from the tree that ``make build/bookworm/.made`` makes, and never changes this tree.
+It has no network unless a test calls ``wire``. ``Machine.run`` runs a command as root.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ GRACE = 30.0  # seconds for a boot, a start or a stop of a service
 
 
 class Machine:
-    """A running machine. *root* is its root directory, seen from outside."""
+    """A running machine. *root* is its root directory, as a path for this process."""
 
     def __init__(self, work: Path, name: str) -> None:
         self.work = work
@@ -33,14 +33,14 @@ class Machine:
 
     def _boot(self) -> None:
         boot = [ROOT / "tests" / "package" / "boot", TREE, self.work, self.name]
-        # A run of the tests that is killed takes its machines along.
+        # The machines of a killed test run end with it.
         self._booted = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *map(str, boot)])
         self.pid = self._await_init()
         self.root = Path(f"/proc/{self.pid}/root")
         self.wait_for(lambda: self.run("systemctl", "is-system-running", check=False) == "running")
 
     def _await_init(self) -> int:
-        """Return the pid, here, of the machine's PID 1."""
+        """Return the pid of the machine's PID 1 in the pid namespace of the tests."""
 
         def init() -> int | None:
             for pid in descendants(self._booted.pid):
@@ -66,7 +66,7 @@ class Machine:
         return [*map(str, ["nsenter", "-t", self.pid, "-a", *plain, *arguments])]
 
     def run(self, *arguments: str | Path, check: bool = True, given: str | None = None) -> str:
-        """Run a command as root; return what it prints, errors included."""
+        """Run a command as root; return its output, stderr included."""
         result = subprocess.run(
             self.command(*arguments),
             input=given,
@@ -85,21 +85,21 @@ class Machine:
         return self.run("bash", "-euo", "pipefail", "-c", script)
 
     def install(self, *packages: Path) -> str:
-        """Install .deb files; return what dpkg and the maintainer scripts say."""
+        """Install .deb files; return the output of dpkg and the maintainer scripts."""
         for package in packages:
             shutil.copy(package, self.root / "root" / package.name)
         return self.run("dpkg", "--install", *(f"/root/{package.name}" for package in packages))
 
     def is_active(self, unit: str) -> bool:
-        """Tell whether a unit runs."""
+        """Tell whether a unit is active."""
         return self.run("systemctl", "is-active", unit, check=False) == "active"
 
     def property(self, unit: str, name: str) -> str:
-        """Return what systemd knows about a unit."""
+        """Return a property of a unit."""
         return self.run("systemctl", "show", unit, "--property", name, "--value")
 
     def main_pid(self, unit: str) -> int:
-        """Return the pid of a service, as the machine counts."""
+        """Return the pid of a service in the pid namespace of the machine."""
         return int(self.property(unit, "MainPID"))
 
     def journal(self, unit: str = "") -> str:
@@ -117,12 +117,12 @@ class Machine:
             time.sleep(POLL_INTERVAL)
 
     def power_off(self) -> None:
-        """Shut down in order; a machine that does not is switched off."""
+        """Shut down in order; kill a machine that does not end in time."""
         self.run("systemctl", "poweroff", check=False)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._booted.wait(GRACE)
         if self._booted.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)  # takes all its processes along
+            os.kill(self.pid, signal.SIGKILL)  # ends all processes of the machine
             self._booted.wait(GRACE)
 
 
@@ -147,7 +147,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def wire(machines: list[Machine], network: str = "10.79.0") -> None:
-    """Join machines by a switch: the first gets the address *network*.1, and so on."""
+    """Connect machines by a bridge; the first gets the address *network*.1, and so on."""
     switch = machines[0]
     switch.run("ip", "link", "add", "switch", "type", "bridge")
     switch.run("ip", "link", "set", "switch", "up")
@@ -162,6 +162,6 @@ def wire(machines: list[Machine], network: str = "10.79.0") -> None:
         each.run("ip", "link", "set", "eth0", "up")
 
 
-if __name__ == "__main__":  # a machine to look around on
+if __name__ == "__main__":  # a machine for use by hand
     with machine(Path(sys.argv[1])) as booted:
         subprocess.run(booted.command("bash", "-i"), check=False)

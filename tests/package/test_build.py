@@ -1,4 +1,4 @@
-"""The build of the package: with what Debian has, from a clean copy, the same each time."""
+"""The build of the package: with Debian's tools, from a clean copy, reproducible."""
 
 import hashlib
 import os
@@ -32,8 +32,8 @@ def sums(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in packages}
 
 
-def test_two_builds_are_the_same(tmp_path: Path, report: Callable[[object], None]) -> None:
-    """In another place, in another time zone, and with another umask; without compiler warnings."""
+def test_two_builds_are_identical(tmp_path: Path, report: Callable[[object], None]) -> None:
+    """Builds in other directories, time zones and umasks; both without compiler warnings."""
     place = tmp_path / "elsewhere" / "deeper"
     umask = os.umask(0o077)
     try:
@@ -47,8 +47,8 @@ def test_two_builds_are_the_same(tmp_path: Path, report: Callable[[object], None
     report(built)
 
 
-def test_the_source_has_nothing_but_sources() -> None:
-    """Whatever lies around in the checkout."""
+def test_the_source_package_has_only_the_files_of_the_repository() -> None:
+    """Other files in the checkout are not in the source package."""
     (archive,) = (ROOT / "build" / "deb").glob("pmxcfs_*.tar.xz")
     listed = subprocess.run(["tar", "-taf", archive], stdout=subprocess.PIPE, text=True, check=True)
     strange = [

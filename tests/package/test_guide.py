@@ -1,7 +1,6 @@
-"""docs/operations.md, followed to the letter on machines with the installed package.
+"""The commands of docs/operations.md, run unchanged on machines with the installed package.
 
-What needs a network that the machines don't have is played by stand-ins: apt, for a package that is
-in their tree already, and scp.
+The machines have no network, so stand-ins replace apt (the packages are installed already) and scp.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
 
 NODES = ("node1", "node2", "node3")
 NETWORK = "10.0.0"  # of the guide
-# All that installing corosync does on Debian: it runs, with a configuration of its own.
+# The effects of an installation of corosync on Debian: it runs, with a default configuration.
 APT = """#!/bin/sh
 [ "$*" = "install corosync" ] && cp /root/corosync.conf /etc/corosync/ && systemctl start corosync
 """
@@ -41,7 +40,7 @@ def install_stand_in(node: Machine, name: str, text: str) -> None:
 
 
 def prepare(node: Machine) -> None:
-    """Make a machine into one on which corosync has never been installed, and pmxcfs has."""
+    """Prepare a machine with pmxcfs, on which corosync was never installed."""
     node.shell("systemctl stop corosync; mv /etc/corosync/corosync.conf /root/")
     install_stand_in(node, "apt", APT)
     install_stand_in(node, "scp", SCP)
@@ -59,7 +58,7 @@ def nodes(tmp_path: Path) -> Iterator[dict[str, Machine]]:
 
 
 def deliver(sender: Machine, nodes: dict[str, Machine]) -> None:
-    """Do what scp would have done."""
+    """Copy the files of an scp command."""
     for name in NODES:
         if (parcel := sender.root / OUTBOX[1:] / name).exists():
             shutil.copytree(parcel, nodes[name].root, dirs_exist_ok=True)
@@ -67,7 +66,7 @@ def deliver(sender: Machine, nodes: dict[str, Machine]) -> None:
 
 
 def follow(chapter: str, nodes: dict[str, Machine]) -> Iterator[list[str]]:
-    """Carry out a chapter, block by block; yield what each prints on its nodes."""
+    """Run the blocks of a chapter; yield each block's output on its nodes."""
     for block in blocks(chapter):
         yield [nodes[name].shell(block.commands) for name in block.nodes]
         for name in block.nodes:
@@ -89,7 +88,7 @@ def has(node: Machine, path: str, text: str) -> bool:
     return node.run("cat", f"/etc/pve/{path}", check=False) == text
 
 
-def test_a_cluster_of_three_nodes(
+def test_the_guide_makes_a_cluster_of_three_nodes(
     nodes: dict[str, Machine], report: Callable[[object], None]
 ) -> None:
     first, second, _ = nodes.values()
@@ -134,7 +133,7 @@ def check_that_the_configuration_is_spread(nodes: dict[str, Machine]) -> None:
 
 
 def has_configuration(node: Machine, version: int) -> bool:
-    """Tell whether the host's file has a version, and corosync has read it."""
+    """Tell whether corosync runs with this version of the host's corosync.conf."""
     file = node.shell("cat /etc/corosync/corosync.conf")
     return f"config_version: {version}\n" in file and members(node)["cluster"]["version"] == version
 
@@ -153,7 +152,7 @@ def check_that_a_minority_is_read_only(nodes: dict[str, Machine]) -> None:
     third.wait_for(lambda: has(third, "again", ""))
 
 
-def test_a_backup_and_its_return(tmp_path: Path) -> None:
+def test_the_guide_makes_and_restores_a_backup(tmp_path: Path) -> None:
     with machine(tmp_path) as node:
         prepare(node)
         node.shell("mkdir -p /etc/pve/priv /etc/pve/nodes/node1/qemu-server")

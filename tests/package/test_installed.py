@@ -1,4 +1,4 @@
-"""The package on a machine with systemd: what it does there, and what it leaves behind."""
+"""The installed package on a machine with systemd: service, ends, upgrade, removal."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ Report = Callable[[object], None]
 
 STOP_DEADLINE = 3.0  # seconds, of the contract
 GUESTS = 10_000
-# What installing any package changes.
+# Paths that the installation of any package changes.
 BOOKKEEPING = re.compile(r"/(root|tmp)/|/var/(lib/dpkg|log|cache)/|/etc/ld.so.cache")
 
 
@@ -33,7 +33,7 @@ def plain(tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def node(plain: Machine) -> Machine:
-    """A machine with our package, which serves."""
+    """A machine with the package installed and the service running."""
     plain.install(debs.ours())
     assert plain.is_active("pmxcfs")
     return plain
@@ -41,7 +41,7 @@ def node(plain: Machine) -> Machine:
 
 @contextlib.contextmanager
 def busy(node: Machine) -> Iterator[subprocess.Popen[bytes]]:
-    """Have a process that works in the mount, with a file open."""
+    """Run a process with a working directory and an open file in the mount."""
     use = (
         "exec 3>/etc/pve/in-use; echo unfinished >&3; cd /etc/pve; echo ready; exec sleep infinity"
     )
@@ -54,7 +54,7 @@ def busy(node: Machine) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def report_metrics(node: Machine) -> None:
-    """Send a node's statistics, as Proxmox VE's tools do, and wait for the file of them."""
+    """Send a node's statistics as Proxmox VE's tools do, and wait for the RRD file."""
     values = ":".join(["1000", "0", str(int(time.time())), *["1"] * 19])
     node.run("pmxcfs", "ipc", "set", "rrd/pve-node-9.0/node1", "-", given=values + "\0")
     node.wait_for((node.root / "var/lib/rrdcached/db/pve-node-9.0/node1").exists)
@@ -66,8 +66,8 @@ def files(node: Machine) -> set[str]:
     return {path for path in found if not BOOKKEEPING.match(path)}
 
 
-def test_it_serves_everybody_on_the_machine(node: Machine) -> None:
-    """The unit's protections have not hidden the mount in the service's own view of the machine."""
+def test_the_mount_is_visible_to_all_processes_of_the_machine(node: Machine) -> None:
+    """The sandbox options of the unit do not hide the mount in a namespace of the service."""
     node.shell("echo 'keyboard: de' >/etc/pve/datacenter.cfg")
     assert node.run("findmnt", "-no", "FSTYPE,TARGET", "/etc/pve") == "fuse   /etc/pve"
     assert node.run("stat", "-c%A:%U:%G", "/run/pve-cluster", "/var/lib/pve-cluster") == (
@@ -78,8 +78,8 @@ def test_it_serves_everybody_on_the_machine(node: Machine) -> None:
     assert node.property("pmxcfs", "WatchdogUSec") == "1min"
 
 
-def test_local_clients_are_served_as_far_as_they_may(node: Machine) -> None:
-    """The unit's protections leave what that takes: shared memory for clients, and statistics."""
+def test_local_clients_are_served_by_their_permissions(node: Machine) -> None:
+    """The sandbox options of the unit allow shared memory with clients, and RRD files."""
     node.shell("echo 'keyboard: de' >/etc/pve/datacenter.cfg")
     assert node.run("pmxcfs", "status").splitlines()[0].split() == ["state", "healthy"]
     reader = ["setpriv", "--reuid=www-data", "--regid=www-data", "--clear-groups"]
@@ -95,13 +95,13 @@ def test_local_clients_are_served_as_far_as_they_may(node: Machine) -> None:
     assert node.run("ls", "/dev/shm") == ""
 
 
-def test_its_log_has_priorities_and_no_second_time_stamp(node: Machine) -> None:
+def test_the_journal_has_priorities_and_no_second_time_stamp(node: Machine) -> None:
     entry = ["--output=cat", "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER"]
     lines = node.run("journalctl", "--identifier=pmxcfs", "--grep=serving", *entry).splitlines()
     assert sorted(lines) == ["6", "[main] info: serving /etc/pve for node node1", "pmxcfs"]
 
 
-def test_what_was_saved_is_there_after_each_way_to_end(node: Machine, report: Report) -> None:
+def test_saved_files_survive_each_kind_of_end(node: Machine, report: Report) -> None:
     node.shell("echo saved >/etc/pve/file")
     before = time.monotonic()
     node.run("systemctl", "restart", "pmxcfs")
@@ -115,7 +115,7 @@ def test_what_was_saved_is_there_after_each_way_to_end(node: Machine, report: Re
 
 
 def test_a_daemon_that_hangs_is_replaced(node: Machine) -> None:
-    """Of a stopped process nothing is left that could say that it lives."""
+    """A stopped process sends no heartbeats, so systemd kills and restarts it."""
     node.shell(
         "echo saved >/etc/pve/file; mkdir /run/systemd/system/pmxcfs.service.d;"
         "printf '[Service]\\nWatchdogSec=1\\nTimeoutStopSec=1\\n'"
@@ -125,7 +125,7 @@ def test_a_daemon_that_hangs_is_replaced(node: Machine) -> None:
     hung = node.main_pid("pmxcfs")
     time_alive = time.monotonic() + 3
     node.wait_for(lambda: time.monotonic() > time_alive)
-    assert node.main_pid("pmxcfs") == hung  # as long as it runs, it says so in time
+    assert node.main_pid("pmxcfs") == hung  # while the daemon runs, its heartbeats are in time
     node.run("kill", "-STOP", str(hung))
     node.wait_for(lambda: node.main_pid("pmxcfs") not in (0, hung) and node.is_active("pmxcfs"))
     assert node.shell("cat /etc/pve/file") == "saved"
@@ -136,7 +136,7 @@ def test_a_daemon_that_hangs_is_replaced(node: Machine) -> None:
     assert "Fatal Python error: Aborted" in told  # and then the stacks of all threads
 
 
-def test_an_upgrade_while_the_mount_is_in_use(
+def test_an_upgrade_works_while_the_mount_is_in_use(
     node: Machine, tmp_path: Path, report: Report
 ) -> None:
     node.shell("echo saved >/etc/pve/file")
@@ -171,13 +171,13 @@ def gap_of_last_restart(node: Machine) -> float:
     return ready / 1e6 - float(found[1])
 
 
-def test_an_upgrade_of_one_that_was_stopped_and_disabled(node: Machine, tmp_path: Path) -> None:
+def test_an_upgrade_keeps_a_service_stopped_and_disabled(node: Machine, tmp_path: Path) -> None:
     node.run("systemctl", "disable", "--now", "pmxcfs")
     node.install(debs.upgrade(tmp_path))
     assert not node.is_active("pmxcfs")
 
 
-def test_only_the_database_stays(plain: Machine) -> None:
+def test_a_removal_keeps_only_the_database(plain: Machine) -> None:
     before = files(plain)
     plain.install(debs.ours())
     report_metrics(plain)
@@ -202,7 +202,7 @@ def test_a_purge_without_a_database_leaves_nothing(plain: Machine) -> None:
     assert files(plain) == before
 
 
-def test_it_comes_up_with_the_machine_before_corosync(node: Machine) -> None:
+def test_the_service_starts_at_boot_before_corosync(node: Machine) -> None:
     order = node.run("systemd-analyze", "dot", "pmxcfs.service")
     assert '"cron.service"->"pmxcfs.service" [color="green"]' in order
     node.shell("echo saved >/etc/pve/file; mv /root/corosync.conf /etc/corosync/")
@@ -212,14 +212,14 @@ def test_it_comes_up_with_the_machine_before_corosync(node: Machine) -> None:
     ready = int(node.property("pmxcfs", "ActiveEnterTimestampMonotonic"))
     assert ready <= int(node.property("corosync", "InactiveExitTimestampMonotonic"))
     assert node.shell("cat /etc/pve/file") == "saved"
-    # The shutdown before was an orderly one.
+    # The last shutdown was in order.
     said = node.run("journalctl", "--output=cat", "--identifier=pmxcfs").splitlines()
     assert "[main] info: stopping" in said
     assert not [line for line in said if "stale mount" in line]
 
 
-def test_the_packages_own_test(node: Machine) -> None:
-    """As autopkgtest runs it, with nothing of the checkout in reach."""
+def test_the_smoke_test_of_the_package_passes(node: Machine) -> None:
+    """The smoke test runs as in autopkgtest, without access to the checkout."""
     node.run("install", "-m755", "/dev/stdin", "/root/smoke", given=smoke())
     said = node.run("env", "-C", "/", "AUTOPKGTEST_TMP=/tmp", "/root/smoke")
     assert "mounted, changed, checked, exported and mounted again" in said
@@ -229,12 +229,12 @@ def smoke() -> str:
     return (ROOT / "debian" / "tests" / "smoke").read_text()
 
 
-def test_its_pages_can_be_read(node: Machine) -> None:
+def test_the_manual_pages_can_be_read(node: Machine) -> None:
     for page in ("pmxcfs.8", "pmxcfs.5", "create_pmxcfs_db"):
         assert "PMXCFS" in node.run("man", page)
 
 
-def test_a_start_with_many_guests(node: Machine, report: Report) -> None:
+def test_a_start_with_many_guests_is_quick(node: Machine, report: Report) -> None:
     node.shell("systemctl stop pmxcfs; rm /var/lib/pve-cluster/config.db")
     node.shell(
         "mkdir -p /tmp/tree/nodes/node1/qemu-server; cd /tmp/tree/nodes/node1/qemu-server;"

@@ -1,4 +1,4 @@
-"""What the package installs fits the program: unit, manual pages, completion, scripts, versions."""
+"""Packaged files against the program: unit, manual pages, completion, scripts, versions."""
 
 import argparse
 import itertools
@@ -29,7 +29,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def options(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return the options that a parser knows, each with the name of its value, or an empty one."""
+    """Return the options of a parser, each with the name of its value, which may be empty."""
     return {
         option: "" if action.nargs == 0 else str(action.metavar)
         for action in actions(parser)
@@ -42,7 +42,7 @@ def manual(name: str) -> str:
 
 
 def tagged_options(text: str) -> dict[str, str]:
-    """Return the options that a manual page explains: those in tags, each with its value's name."""
+    """Return the tagged options of a manual page, each with the name of its value."""
     tags = re.findall(r"^\.TP\n\.\w+ (.*)$", text, re.MULTILINE)
     found = {}
     for tag in tags:
@@ -89,7 +89,7 @@ def test_a_manual_page_formats_without_warnings(page: str) -> None:
 
 
 def completions(*words: str) -> set[str]:
-    """Return what bash offers for the last of the words."""
+    """Return the completions that bash offers for the last of the words."""
     line = " ".join(words)
     script = f"""
         source /usr/share/bash-completion/bash_completion
@@ -128,7 +128,7 @@ def test_bash_completes_files() -> None:
     assert completions("create_pmxcfs_db", "Makef") == set()
 
 
-def test_the_other_command_has_no_options_to_complete() -> None:
+def test_create_pmxcfs_db_has_no_options_to_complete() -> None:
     assert set(options(build_creator_parser())) == {"-h", "--help"}
 
 
@@ -147,8 +147,8 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (said, result.returncode) == ([], 0)
 
 
-def test_the_unit_shows_the_mount_to_everybody() -> None:
-    """None of what gives a service a mount namespace of its own, by systemd.exec(5)."""
+def test_the_unit_makes_the_mount_visible_to_all_processes() -> None:
+    """The unit has no option that gives it a mount namespace of its own (systemd.exec(5))."""
     hiding = re.compile(
         r"^(Protect(?!Clock)|Private|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec)Paths|Bind|Root"
         r"|TemporaryFileSystem|MountFlags|MountImages|ProcSubset|DynamicUser|LogNamespace)",
@@ -157,7 +157,7 @@ def test_the_unit_shows_the_mount_to_everybody() -> None:
     assert not hiding.search((DEBIAN / "service").read_text())
 
 
-def test_each_line_of_the_unit_that_is_not_obvious_has_its_reason() -> None:
+def test_each_line_of_the_unit_that_is_not_obvious_has_a_comment() -> None:
     lines = (DEBIAN / "service").read_text().splitlines()
     obvious = {"Description", "Documentation", "Type", "ExecStart", "Restart", "RestartSec"}
     obvious |= {"StateDirectory", "StateDirectoryMode", "WantedBy", "NoNewPrivileges"}
@@ -174,14 +174,14 @@ def test_each_line_of_the_unit_that_is_not_obvious_has_its_reason() -> None:
 
 
 def is_within_explained_block(lines: list[str], line: str) -> bool:
-    """Tell whether the lines without a gap above this one begin with a comment."""
+    """Tell whether the paragraph of this line begins with a comment."""
     above = lines[: lines.index(line)][::-1]
     block = list(itertools.takewhile(lambda each: each and not each.startswith("["), above))
     return any(each.startswith("#") for each in block)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_one_for_dash(name: str) -> None:
+def test_a_maintainer_script_is_valid_for_dash(name: str) -> None:
     script = DEBIAN / name
     text = script.read_text()
     assert text.startswith("#!/bin/sh\n")
@@ -189,7 +189,7 @@ def test_a_script_is_one_for_dash(name: str) -> None:
     subprocess.run(["dash", "-n", script], check=True)
 
 
-def test_what_is_diverted_is_given_back() -> None:
+def test_all_diversions_are_removed_again() -> None:
     pairs = [
         re.findall(r"^    (?:divert|give_back) (\S+) (\S+)$", text, re.MULTILINE)
         for text in ((DEBIAN / name).read_text() for name in ("preinst", "postrm"))
@@ -202,7 +202,7 @@ def test_what_is_diverted_is_given_back() -> None:
     ]
 
 
-def test_the_packages_version_is_the_programs() -> None:
+def test_package_and_program_have_one_version() -> None:
     first = (DEBIAN / "changelog").read_text().splitlines()[0]
     assert first.startswith(f"pmxcfs ({pmxcfs.__version__}) ")
 

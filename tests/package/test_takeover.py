@@ -1,4 +1,4 @@
-"""Taking the place of Proxmox's pve-cluster, which a stand-in plays, and giving it back."""
+"""The package replaces pve-cluster (a stand-in here), and its removal restores pve-cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def node(tmp_path: Path) -> Iterator[Machine]:
 
 
 def server(node: Machine) -> str:
-    """Tell whose /etc/pve it is, and which unit runs its daemon."""
+    """Return the program that serves /etc/pve, and the unit that runs it."""
     units = [unit for unit in ("pmxcfs", "pve-cluster") if node.is_active(unit)]
     kind = node.run("findmnt", "-no", "SOURCE", "/etc/pve", check=False)
     return f"{kind or 'nothing'} by {' and '.join(units) or 'nobody'}"
@@ -31,7 +31,7 @@ OURS = "/dev/fuse by pmxcfs"
 ORIGINAL = "original by pve-cluster"
 
 
-def test_taking_over_and_giving_back(node: Machine, tmp_path: Path) -> None:
+def test_an_installation_takes_over_and_a_removal_gives_back(node: Machine, tmp_path: Path) -> None:
     node.install(debs.original(tmp_path))
     assert server(node) == ORIGINAL
     node.install(debs.ours())
@@ -60,7 +60,9 @@ def assert_given_back(node: Machine) -> None:
     )
 
 
-def test_the_originals_upgrade_does_not_take_it_back(node: Machine, tmp_path: Path) -> None:
+def test_an_upgrade_of_the_original_does_not_take_the_mount_back(
+    node: Machine, tmp_path: Path
+) -> None:
     original = debs.original(tmp_path)
     node.install(original)
     node.install(debs.ours())
@@ -68,7 +70,7 @@ def test_the_originals_upgrade_does_not_take_it_back(node: Machine, tmp_path: Pa
     assert server(node) == OURS_BY_THEIR_UNIT
 
 
-def test_a_unit_that_was_stopped_stays_so(node: Machine, tmp_path: Path) -> None:
+def test_a_stopped_unit_stays_stopped(node: Machine, tmp_path: Path) -> None:
     node.install(debs.original(tmp_path))
     node.run("systemctl", "stop", "pve-cluster")
     node.install(debs.ours())
@@ -77,7 +79,7 @@ def test_a_unit_that_was_stopped_stays_so(node: Machine, tmp_path: Path) -> None
     assert server(node) == OURS_BY_THEIR_UNIT
 
 
-def test_the_original_comes_and_goes_later(node: Machine, tmp_path: Path) -> None:
+def test_the_original_can_be_installed_and_removed_later(node: Machine, tmp_path: Path) -> None:
     node.install(debs.ours())
     assert server(node) == OURS
     node.shell("echo saved >/etc/pve/file")
@@ -88,8 +90,8 @@ def test_the_original_comes_and_goes_later(node: Machine, tmp_path: Path) -> Non
     assert node.shell("cat /etc/pve/file") == "saved"
 
 
-def test_an_interrupted_installation_gives_all_back(node: Machine, tmp_path: Path) -> None:
-    """The preinst has run, the unpacking fails: here on a file that another package owns."""
+def test_a_failed_installation_restores_the_original(node: Machine, tmp_path: Path) -> None:
+    """The unpacking fails after the preinst, on a file that another package owns."""
     node.install(debs.original(tmp_path))
     clash = tmp_path / "clash"
     (clash / "DEBIAN").mkdir(parents=True)
