@@ -88,7 +88,7 @@ cdef class Client:
             raise ValueError("the client is closed")
         buffer, room = self._buffer, <size_t>len(self._buffer)
         if len(payload) > <Py_ssize_t>(room - sizeof(request)):
-            raise failure("request", EFBIG)
+            raise failure("send a request", EFBIG)
         memset(&request, 0, sizeof(request))
         request.id = id
         request.size = <int32_t>(sizeof(request) + <size_t>len(payload))
@@ -100,12 +100,12 @@ cdef class Client:
                 got = qb_ipcc_recv(self._connection, buffer, room, timeout_ms)
         if got < 0:
             self.close()
-            raise failure("request", ETIMEDOUT if got == -EAGAIN else <int>-got)
+            raise failure("wait for the answer", ETIMEDOUT if got == -EAGAIN else <int>-got)
         response = <qb_ipc_response_header*>buffer
         if <size_t>got < sizeof(qb_ipc_response_header) or response.size != got:
-            raise failure("answer", EPROTO)
+            raise failure("read the answer", EPROTO)
         if response.error:
-            raise failure("request", abs(response.error))
+            raise failure("the daemon refused the request", abs(response.error))
         return PyBytes_FromStringAndSize(
             buffer + sizeof(qb_ipc_response_header),
             got - <ssize_t>sizeof(qb_ipc_response_header))

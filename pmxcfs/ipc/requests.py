@@ -109,7 +109,7 @@ def names_of(payload: bytes) -> list[str]:
 
 
 class Requests:
-    """Answers requests from the parts of the daemon that know."""
+    """Answers requests from the state of the daemon's parts."""
 
     def __init__(
         self,
