@@ -20,7 +20,7 @@ def node(tmp_path: Path) -> Iterator[Machine]:
 
 
 def server(node: Machine) -> str:
-    """Return the program that serves /etc/pve, and the unit that runs it."""
+    """Return the source of the mount on /etc/pve, and the active units."""
     units = [unit for unit in ("pmxcfs", "pve-cluster") if node.is_active(unit)]
     kind = node.run("findmnt", "-no", "SOURCE", "/etc/pve", check=False)
     return f"{kind or 'nothing'} by {' and '.join(units) or 'nobody'}"
