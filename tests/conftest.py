@@ -141,7 +141,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"tier {tier}: {listed or 'none'} in {seconds:.1f} s")
 
 
-class Loud(logging.Handler):
+class WarningCollector(logging.Handler):
     """Collects the warnings and errors that the code under test logs."""
 
     def __init__(self) -> None:
@@ -157,13 +157,13 @@ class Loud(logging.Handler):
 def expect_log(request: pytest.FixtureRequest) -> Iterator[ExpectLog]:
     """Declare expected warnings; a test fails on any other warning, and if one is missing."""
     patterns = [marker.args[0] for marker in request.node.iter_markers("expect_log")]
-    loud = Loud()
-    logging.getLogger().addHandler(loud)
+    collector = WarningCollector()
+    logging.getLogger().addHandler(collector)
     yield patterns.append
-    logging.getLogger().removeHandler(loud)
-    surprises = [line for line in loud.lines if not any(re.search(p, line) for p in patterns)]
+    logging.getLogger().removeHandler(collector)
+    surprises = [line for line in collector.lines if not any(re.search(p, line) for p in patterns)]
     assert not surprises, "not declared with expect_log:\n" + "\n".join(surprises)
-    missing = [p for p in patterns if not any(re.search(p, line) for line in loud.lines)]
+    missing = [p for p in patterns if not any(re.search(p, line) for line in collector.lines)]
     assert not missing, f"declared with expect_log, but not logged: {missing}"
 
 

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Make a node of the new namespaces that this runs in, then become COMMAND.
+# Set up a node in the new namespaces of this process, then execute COMMAND.
 # usage: boot.sh NAME ADDRESS/BITS DIRECTORY BRIDGE_FD COMMAND...
 #
-# DIRECTORY has what the node sees of its own: DIRECTORY/etc/hosts is its /etc/hosts, and so on.
-# BRIDGE_FD is open on the network namespace that has the bridge "lab". All else is the machine's.
+# DIRECTORY has the node's own files: DIRECTORY/etc/hosts is its /etc/hosts, and so on. All other
+# files are those of the machine. BRIDGE_FD is open on the network namespace with the bridge "lab".
 set -eu
 name=$1 address=$2 directory=$3 bridge=/proc/self/fd/$4
 shift 4
 
-# The machine may be a node itself: its file system is none of ours.
+# The machine may be a node of a real cluster: hide its file system.
 umount --quiet --lazy /etc/pve || true
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm

@@ -1,7 +1,7 @@
-/* libcpg for tests, preloaded: every call answers what the test has set for it.
+/* A libcpg to preload in tests: each call returns the status that the test has set for it.
  *
- * A dispatch that answers CS_OK calls back once for each event that was queued, or not at all.
- * The descriptor is one end of a pipe, whose other end the test can close.
+ * A dispatch makes one callback if an event is queued, else none. The descriptor is the read end
+ * of a pipe; the test can close both ends.
  */
 #include <string.h>
 #include <unistd.h>

@@ -83,10 +83,10 @@ class Cluster:
         peer = self.peers.get(node)
         if peer is None or node in self.frozen:
             return False
-        had_mail = peer.has_mail
-        if had_mail:
+        had_event = peer.has_event
+        if had_event:
             peer.handle()
-        return peer.pump() or had_mail
+        return peer.pump() or had_event
 
     def order(self, node: int) -> bool:
         """Order the next message of *node*; tell whether there was one."""

@@ -212,7 +212,7 @@ class Peer:
     # Running.
 
     @property
-    def has_mail(self) -> bool:
+    def has_event(self) -> bool:
         """Whether a delivered event waits to be handled."""
         return self.port is not None and bool(self.port.inbox)
 
