@@ -32,11 +32,12 @@ def bench_commit(
 ) -> None:
     """Our side changes the file in the tree, saves it and marks it saved, as local mode does."""
     path, files = workdir() / "config.db", many_files(REWRITTEN)
-    with saved_tree(path, files) as (database, tree), bare_database(workdir()) as bare:
-        checkpointer = Checkpointer(
-            database
-        )  # as in the daemon; bare SQLite checkpoints in a commit
-        checkpointer.start()
+    checkpointer = Checkpointer()  # as in the daemon; bare SQLite checkpoints in a commit
+    with (
+        saved_tree(path, files, on_growth=checkpointer.request) as (database, tree),
+        bare_database(workdir()) as bare,
+    ):
+        checkpointer.start(database)
         entries = [tree.find(f"d0/f{i}") for i in range(REWRITTEN)]
 
         def ours(number: int) -> None:

@@ -5,7 +5,7 @@ A benchmark makes its files before the daemon starts, so the kernel has not cach
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.data import File
@@ -15,11 +15,16 @@ from pmxcfs.storage.database import Database
 
 
 @contextlib.contextmanager
-def saved_tree(path: Path, files: Iterator[File]) -> Iterator[tuple[Database, Tree]]:
-    """Create the database file *path* with these files; yield it with its saved tree."""
+def saved_tree(
+    path: Path, files: Iterator[File], *, on_growth: Callable[[], None] | None = None
+) -> Iterator[tuple[Database, Tree]]:
+    """Create the database file *path* with these files; yield it with its saved tree.
+
+    *on_growth* is called when a checkpoint is due.
+    """
     now = int(time.time())
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    database = Database.open(path, now=now)
+    database = Database.open(path, now=now, on_growth=on_growth)
     try:
         tree = Tree(keep_undo=False)
         tree.load(database.load(now=now).records)

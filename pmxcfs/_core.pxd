@@ -46,7 +46,7 @@ cdef class Tree:
     cpdef tuple find_parent(self, str path)
     cpdef object mark_saved(self)
     cpdef object take_unpublished(self, Entry entry)
-    cpdef object put_back_unpublished(self, Entry entry, int64_t now_ns)
+    cpdef object redirty_unpublished(self, Entry entry, int64_t now_ns)
     cpdef object finish_unpublished(self, Entry entry)
     cpdef object discard_unpublished(self, Entry entry)
     cpdef object orphan(self, Entry entry)

@@ -494,7 +494,7 @@ cdef class Tree:
         self._dirty.pop(entry)
         return entry._draft.take()
 
-    cpdef object put_back_unpublished(self, Entry entry, int64_t now_ns):
+    cpdef object redirty_unpublished(self, Entry entry, int64_t now_ns):
         """Redirty the bytes of the last writeback, whose WRITE was not sent, unless discarded."""
         if entry._draft is not None and entry._draft.in_flight:
             entry._draft.redirty()

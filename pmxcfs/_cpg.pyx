@@ -301,7 +301,7 @@ cdef int check_protocol(uint64_t version, group) except -1:
     cdef uint64_t ours = group.protocol
     if version != ours:
         raise OtherProtocol(
-            f"protocol version {version} in {group.cpg_name}, ours is {ours}",
+            f"protocol version {version} in group {group.cpg_name}, this node has {ours}",
             is_newer=version > ours,
         )
     return 0

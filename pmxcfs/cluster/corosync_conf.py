@@ -106,7 +106,7 @@ class HostConfig(BackgroundThread):
             except OSError as error:
                 _log.error("can't update %s: %s", self._path, error.strerror)
             except ClusterError as error:
-                _log.error("corosync was not told to reload its configuration: %s", error)
+                _log.error("can't ask corosync to reload its configuration: %s", error)
 
     def _take(self) -> tuple[bytes, bool] | None:
         """Block until content is queued; return (content, may_reload), or None after ``close``."""

@@ -23,7 +23,7 @@ can take long to the group's thread.
 Lock order: the ownership lock comes before all other locks, the tree's included. A request thread
 takes it only if it is free.
 
-Contract: docs/spec/cluster.md, "State machine" and "A mutation must not block forever".
+Contract: docs/spec/cluster.md, "State machine" and "One owner of a handle".
 """
 
 import contextlib
@@ -59,7 +59,7 @@ from pmxcfs.errors import (
     TryAgain,
 )
 from pmxcfs.host.outage import Outage
-from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread
+from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread, Wakeup
 from pmxcfs.messages import Group, Member, State
 from pmxcfs.replica.waiting import RequestWatch
 
@@ -152,6 +152,7 @@ class GroupThread(BackgroundThread):
         source: Source,
         *,
         log: logging.Logger,
+        wakeup: Wakeup,
         connect: Connect = Cpg,
         clock: Clock | None = None,
     ) -> None:
@@ -168,7 +169,7 @@ class GroupThread(BackgroundThread):
         self._connection: _Connection | None = None  # None: other threads must not take ownership
         self._watch: RequestWatch | None = None  # of the request thread that is the owner
         self._failure: Exception | None = None  # of another owner, for the group's thread to raise
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = wakeup
         self._outage: Outage[ClusterError] = Outage(
             log, describe=self._describe_outage, over="connected to corosync again"
         )
@@ -184,10 +185,6 @@ class GroupThread(BackgroundThread):
             Quit: self._quit,
             Log: self._write_log,
         }
-
-    def __del__(self) -> None:
-        # Not in ``close``: the thread, or a thread that wakes it, may still use the descriptor.
-        os.close(self._wakeup)
 
     # For other threads.
 
@@ -214,7 +211,7 @@ class GroupThread(BackgroundThread):
 
     def wake(self) -> None:
         """Have the group's thread look at the source again. Never blocks; for any thread."""
-        os.eventfd_write(self._wakeup, 1)
+        self._wakeup.set()
 
     def dispatch_until(self, awaited: Awaited, seconds: float, watch: RequestWatch) -> None:
         """Own the group until *awaited* is done or *seconds* are over, if its thread sleeps.
@@ -315,7 +312,7 @@ class GroupThread(BackgroundThread):
     # The loop.
 
     def _serve(self, handle: Handle) -> None:
-        with contextlib.closing(Poller(handle.fileno(), self._wakeup)) as poller:
+        with contextlib.closing(Poller(handle.fileno(), self._wakeup.fileno())) as poller:
             connection = _Connection(handle, poller)
             try:
                 while not self.is_stopping:
@@ -493,7 +490,7 @@ class GroupThread(BackgroundThread):
         self._log.log(effect.level, "%s", effect.text)
 
     def _enter(self, effect: Enter) -> None:
-        self._log.debug("mode %s", effect.mode.value)
+        self._log.debug("state machine enters mode %s", effect.mode.value)
         if effect.mode is Mode.SYNCED:
             self._content.on_synced()
 

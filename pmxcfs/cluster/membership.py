@@ -20,9 +20,10 @@ from pmxcfs.cluster.group import GroupThread
 from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup, TreeSource
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
-from pmxcfs.host.threads import BackgroundThread
+from pmxcfs.host.threads import BackgroundThread, Wakeup
 from pmxcfs.messages import ClusterConfig, Member, SetKey
 from pmxcfs.replica.outbox import Outbox
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.status.counters import Status
 from pmxcfs.status.kvstore import ADDRESS
@@ -40,15 +41,15 @@ class Clustering:
     def __init__(
         self,
         replica: Replica,
-        outbox: Outbox,
         status: Status,
         *,
+        quorum: QuorumFlag,
         lock: AbstractContextManager[object],
         lock_has_expired: Callable[[str, bytes], bool],
         host_file: Path,
         on_quorum: Callable[[bool], None],
     ) -> None:
-        self.forced_quorum: bool | None = None  # set by a test, overrides corosync
+        self._forced_quorum: bool | None = None  # set by a test, overrides corosync
         self._replica = replica
         self._status = status
         self._lock = lock
@@ -57,22 +58,23 @@ class Clustering:
         self._config = ConfigWatch(self._take_config)
         self._host_file = HostConfig(host_file)
         self._catching_up = _CatchUp(replica, lock)
+        tree_wakeup, status_wakeup = Wakeup(), Wakeup()
+        self.outbox = Outbox(quorum, wake=tree_wakeup.set)
         proposals = Proposals()
         tree = TreeContent(
             replica,
-            outbox,
+            self.outbox,
             proposals,
             lock=lock,
             quorum=self,
             lock_has_expired=lock_has_expired,
+            on_common=self._note_common,
         )
-        tree.on_common = self._note_common
-        self.tree = TreeGroup(tree, TreeSource(outbox, proposals, lock=lock))
-        outbox.wake = self.tree.wake
-        outbox.dispatch_until = self.tree.dispatch_until
-        self.source = StatusSource()
-        self.status = StatusGroup(StatusContent(status, self.source, lock=lock), self.source)
-        self.source.wake = self.status.wake
+        source = TreeSource(self.outbox, proposals, lock=lock)
+        self.tree = TreeGroup(tree, source, wakeup=tree_wakeup)
+        self.source = StatusSource(wake=status_wakeup.set)
+        content = StatusContent(status, self.source, lock=lock)
+        self.status = StatusGroup(content, self.source, wakeup=status_wakeup)
 
     @property
     def _groups(self) -> Sequence[GroupThread]:
@@ -102,8 +104,8 @@ class Clustering:
 
     def refresh(self) -> bool:
         """Return whether this node has quorum, after dispatching pending events. Does not block."""
-        if self.forced_quorum is not None:
-            return self.forced_quorum
+        if self._forced_quorum is not None:
+            return self._forced_quorum
         return self._quorum.refresh()
 
     def set_address(self, address: str) -> None:
@@ -126,6 +128,14 @@ class Clustering:
             "status_members": [member.nodeid for member in self.status.members],
         }
 
+    def force_quorum(self, on: bool | None) -> None:
+        """Have quorum or not, whatever corosync says; None: as corosync says. For tests.
+
+        Needs the tree's lock.
+        """
+        self._forced_quorum = on
+        self._set_quorum(self.refresh())
+
     def set_deadlines(self, **seconds: Any) -> None:
         """Replace some deadlines of the tree's group by *seconds*. For tests."""
         self.tree.set_deadlines(replace(self.tree.dfsm.deadlines, **seconds))
@@ -133,9 +143,16 @@ class Clustering:
     # Events from corosync, on the watchers' and the group's threads.
 
     def _take_quorum(self, quorate: bool) -> None:
-        if self.forced_quorum is None:
-            self._on_quorum(quorate)
+        if self._forced_quorum is None:
+            with self._lock:
+                self._set_quorum(quorate)
         self.tree.wake()
+
+    def _set_quorum(self, quorate: bool) -> None:
+        """Announce whether this node has quorum; without, refuse what was not sent."""
+        self._on_quorum(quorate)
+        if not quorate:
+            self.outbox.refuse_unsent()
 
     def _take_config(self, config: ClusterConfig) -> None:
         with self._lock:

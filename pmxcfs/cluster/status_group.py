@@ -23,6 +23,7 @@ from pmxcfs.cluster.group import Connect, Content, GroupThread
 from pmxcfs.cluster.sender import Source
 from pmxcfs.dfsm.effects import Deliver, Merge
 from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import Body, Group, LogEntry, Member, SetKey
 from pmxcfs.status import cluster_log as clusterlog
 from pmxcfs.status.counters import Status
@@ -38,8 +39,8 @@ MAX_UNSENT_ENTRIES = 1000  # unsent entries of the log; beyond it the oldest are
 class StatusSource:
     """The queue of unsent status messages: a ``Source`` that sends keys before log entries."""
 
-    def __init__(self) -> None:
-        self.wake: Callable[[], None] = lambda: None  # wakes the group's thread
+    def __init__(self, *, wake: Callable[[], None]) -> None:
+        self._wake = wake  # the group's thread
         self._lock = threading.Lock()
         self._keys: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0  # memory that the keys take
@@ -54,7 +55,7 @@ class StatusSource:
                     self._put_key(message)
                 else:
                     self._entries.append(message)
-        self.wake()
+        self._wake()
 
     def _put_key(self, message: SetKey) -> None:
         self._drop_key(message.key)
@@ -165,9 +166,11 @@ class Merged(Content, Protocol):
 class StatusGroup(GroupThread):
     """This node's membership in the status group."""
 
-    def __init__(self, content: Merged, source: Source, *, connect: Connect = Cpg) -> None:
+    def __init__(
+        self, content: Merged, source: Source, *, wakeup: Wakeup, connect: Connect = Cpg
+    ) -> None:
         log = logging.getLogger("pmxcfs.status")
-        super().__init__(Group.STATUS, content, source, log=log, connect=connect)
+        super().__init__(Group.STATUS, content, source, log=log, wakeup=wakeup, connect=connect)
         self._status = content
         self._executors |= {Merge: self._merge}
 

@@ -22,6 +22,7 @@ from pmxcfs.cluster.group import Connect, Content, GroupThread
 from pmxcfs.cluster.sender import Clock, Source
 from pmxcfs.dfsm.effects import Commit, Deliver, SendUpdates, TakeChecksum
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
+from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import (
     Body,
     Group,
@@ -103,7 +104,7 @@ class TreeSource:
         proposal = self._taken()
         self._outbox.drop(proposal)
         if proposal.is_partly_sent:
-            error = Failed(f"only a part of it was sent: {error}")
+            error = Failed(f"only a part of the change was sent: {error}")
         self._finish(proposal, error)
 
     def _finish(self, proposal: Proposal, error: PmxcfsError) -> None:
@@ -147,9 +148,10 @@ class TreeContent:
         lock: AbstractContextManager[object],
         quorum: Quorum,
         lock_has_expired: Callable[[str, bytes], bool],
+        on_common: Callable[[Sequence[Member]], None],
     ) -> None:
-        # Told whenever the tree is the members' common one, with the tree's lock held.
-        self.on_common: Callable[[Sequence[Member]], None] = lambda members: None
+        # Called when all members have the same tree, with the tree's lock held.
+        self._on_common = on_common
         self._replica = replica
         self._outbox = outbox
         self._proposals = proposals
@@ -185,7 +187,7 @@ class TreeContent:
     def on_synced(self) -> None:
         """Report that the members have the same tree, or will have it after their UPDATEs."""
         with self._lock:
-            self.on_common(self._members)
+            self._on_common(self._members)
 
     def on_left(self) -> None:
         """Finish all sent proposals with Failed: their outcome is unknown."""
@@ -257,11 +259,14 @@ class TreeGroup(GroupThread):
         content: Replicated,
         source: Source,
         *,
+        wakeup: Wakeup,
         connect: Connect = Cpg,
         clock: Clock | None = None,
     ) -> None:
         log = logging.getLogger("pmxcfs.dcdb")
-        super().__init__(Group.TREE, content, source, log=log, connect=connect, clock=clock)
+        super().__init__(
+            Group.TREE, content, source, log=log, wakeup=wakeup, connect=connect, clock=clock
+        )
         self._tree = content
         self._executors |= {
             SendUpdates: self._send_updates,

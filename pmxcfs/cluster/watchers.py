@@ -12,7 +12,6 @@ Contract: docs/spec/cluster.md, "Quorum and configuration".
 
 import contextlib
 import logging
-import os
 import select
 import threading
 from abc import ABC, abstractmethod
@@ -22,7 +21,7 @@ from typing import Protocol
 from pmxcfs.cluster._corosync import Cmap, Quorum
 from pmxcfs.errors import ClusterError
 from pmxcfs.host.outage import Outage
-from pmxcfs.host.threads import BackgroundThread
+from pmxcfs.host.threads import BackgroundThread, Wakeup
 from pmxcfs.messages import ClusterConfig, ClusterNode
 
 RETRY_INTERVAL = 5.0  # seconds between attempts to connect
@@ -81,15 +80,11 @@ class _Watch(BackgroundThread, ABC):
         self._outage: Outage[ClusterError] = Outage(
             logger, level=logging.WARNING, describe=self._describe
         )
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = Wakeup()
 
     def wake(self) -> None:
         """Have the thread look whether it is to stop, unless corosync makes it hang."""
-        os.eventfd_write(self._wake, 1)
-
-    def __del__(self) -> None:
-        # Not in ``close``: the thread, or a thread that wakes it, may still use the descriptor.
-        os.close(self._wake)
+        self._wakeup.set()
 
     @abstractmethod
     def _serve(self) -> None:
@@ -118,12 +113,11 @@ class _Watch(BackgroundThread, ABC):
     def _wait(self, connection: _Connection | None, timeout: float | None) -> bool:
         """Block until an event, a wake-up or *timeout* seconds; return False on the timeout."""
         poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
+        poller.register(self._wakeup, select.POLLIN)
         if connection is not None:
             poller.register(connection, select.POLLIN)
         found = poller.poll(None if timeout is None else timeout * 1000)
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+        self._wakeup.clear()
         return bool(found)
 
 
@@ -152,14 +146,14 @@ class QuorumWatch(_Watch):
         """
         with self._lock:
             if self._connection is None:
-                os.eventfd_write(self._wake, 1)
+                self._wakeup.set()
             elif not self._arrivals.poll(0):  # much cheaper than a dispatch
                 return self._is_quorate
             before = self._is_quorate
             with contextlib.suppress(ClusterError):  # the thread gets the same error and logs it
                 self._drain()
             if self._is_quorate != before:
-                os.eventfd_write(self._wake, 1)
+                self._wakeup.set()
             return self._is_quorate
 
     def _serve(self) -> None:

@@ -61,7 +61,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        _log.warning("a connection of the test control broke", exc_info=True)
+        _log.warning("a connection to the test control socket failed", exc_info=True)
 
 
 def _handler_of(

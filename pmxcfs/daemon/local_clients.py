@@ -6,6 +6,7 @@ Threads: those of the IPC server and the recorder. The ``on_*`` methods need the
 ``start`` and ``stop`` block and must not be called with it. Contract: docs/spec/ipc.md.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -27,7 +28,7 @@ GIVE_WAY_TIME = 1e-5  # seconds of sleep in a long query, without the lock, for 
 METRICS_STOP_TIMEOUT = 0.5  # seconds to write queued metrics at the daemon's end
 
 
-class Service:
+class LocalClients:
     """The service for local clients of this node."""
 
     def __init__(
@@ -40,11 +41,14 @@ class Service:
         settings: Settings,
         gid: int,
         lock: AbstractContextManager[object],
+        recorder: Recorder,
+        publish: Callable[[SetKey | LogEntry], None] | None,
     ) -> None:
-        self.recorder = Recorder(settings.rrddir, settings.rrdcached_socket)
-        status.metrics.listeners.append(self.recorder.record)
+        self.recorder = recorder
+        self.ipc = IpcServer(settings.ipc_name, gid=gid, flag=settings.rundir / RESTART_FLAG)
         self._properties = Properties(tree, guests, lock=lock)
-        self._requests = Requests(
+        self._make_requests = functools.partial(
+            Requests,
             tree,
             guests,
             status,
@@ -54,28 +58,21 @@ class Service:
             clock=time.time,
             monotonic=time.monotonic,
             give_way=lambda: time.sleep(GIVE_WAY_TIME),
-        )
-        self.ipc = IpcServer(
-            settings.ipc_name, self._requests, gid=gid, flag=settings.rundir / RESTART_FLAG
+            publish=publish,
         )
 
-    def start(self) -> None:
-        """Start the recorder and the IPC server. Raises StartError."""
+    def start(self, report: Callable[[], Mapping[str, object]]) -> None:
+        """Start the recorder and the IPC server. Raises StartError.
+
+        *report* is called for each request for the daemon's state, with the lock held.
+        """
         self.recorder.start()
-        self.ipc.start()
+        self.ipc.start(self._make_requests(report=report))
 
     def stop(self) -> None:
         """Disconnect the clients; write queued metrics for METRICS_STOP_TIMEOUT at most. Blocks."""
         self.ipc.close()
         self.recorder.close(METRICS_STOP_TIMEOUT)
-
-    def tell_cluster(self, publish: Callable[[SetKey | LogEntry], None]) -> None:
-        """Call *publish* with each key or log entry that a client sets, for the other nodes."""
-        self._requests.publish = publish
-
-    def set_report(self, report: Callable[[], Mapping[str, object]]) -> None:
-        """Call *report* for each request for the daemon's state, with the lock held."""
-        self._requests.report = report
 
     # Listeners to changes of the tree
 

@@ -17,21 +17,21 @@ from typing import NamedTuple
 
 import pmxcfs
 from pmxcfs._core import Tree
-from pmxcfs.daemon.local_clients import Service
+from pmxcfs.daemon.local_clients import LocalClients
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.host.log import domain_of, texts_of
 from pmxcfs.messages import MAX_ENTRIES, MAX_TOTAL_SIZE
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.settings import Settings
 from pmxcfs.status.files import StatusFile
 from pmxcfs.tree.locks import LockTable
-from pmxcfs.vfs.filesystem import FileSystem
 
 MAX_TROUBLES = 10  # warnings and errors in the report
 NEARLY_FULL = 0.9  # the part of a limit above which it is a problem
 
 
-class Troubles(logging.Handler):
+class RecentProblems(logging.Handler):
     """A log handler that keeps the latest warnings and errors of this process."""
 
     def __init__(self) -> None:
@@ -54,22 +54,22 @@ class Troubles(logging.Handler):
         return list(self._latest)
 
 
-class Parts(NamedTuple):
+class ReportSources(NamedTuple):
     """The parts of the daemon that the report describes."""
 
     settings: Settings
     tree: Tree
     replica: Replica
-    files: FileSystem
+    quorum: QuorumFlag
     locks: LockTable
     members: StatusFile
-    service: Service
+    clients: LocalClients
     cluster: Callable[[], Mapping[str, object]] | None  # None: not in a cluster
-    troubles: Troubles
+    troubles: RecentProblems
     start_time: int  # seconds since 1970
 
 
-def describe(parts: Parts) -> Mapping[str, object]:
+def describe(parts: ReportSources) -> Mapping[str, object]:
     """Return the report, which ``pmxcfs status --json`` prints. Needs the lock."""
     cluster = parts.cluster() if parts.cluster else None
     return {
@@ -78,7 +78,7 @@ def describe(parts: Parts) -> Mapping[str, object]:
         "pid": os.getpid(),
         "started": parts.start_time,
         "problems": list(_problems(parts, cluster)),
-        "quorate": parts.files.quorate,
+        "quorate": parts.quorum.is_quorate,
         "members": json.loads(parts.members.content),
         "cluster": cluster,
         "database": {
@@ -93,22 +93,22 @@ def describe(parts: Parts) -> Mapping[str, object]:
             "most_entries": MAX_ENTRIES,
         },
         "locks": {path: round(age, 1) for path, age in parts.locks.ages(time.monotonic()).items()},
-        "clients": parts.service.ipc.connections,
-        "metrics_waiting": parts.service.recorder.waiting,
+        "clients": parts.clients.ipc.connections,
+        "metrics_waiting": parts.clients.recorder.waiting,
         "troubles": parts.troubles.latest(),
     }
 
 
-def _problems(parts: Parts, cluster: Mapping[str, object] | None) -> list[str]:
+def _problems(parts: ReportSources, cluster: Mapping[str, object] | None) -> list[str]:
     found = []
-    if not parts.files.quorate:
+    if not parts.quorum.is_quorate:
         found.append("this node has no quorum: the file system is read-only")
     if cluster and cluster["mode"] != Mode.SYNCED.value:
         found.append(f"not in sync with the other nodes: {cluster['mode']}")
     if parts.replica.is_degraded:
         found.append("the database can't be written: see the latest errors")
-    if parts.service.recorder.trouble:
-        found.append(f"metrics: {parts.service.recorder.trouble}")
+    if parts.clients.recorder.trouble:
+        found.append(f"metrics: {parts.clients.recorder.trouble}")
     if parts.tree.content_bytes > NEARLY_FULL * MAX_TOTAL_SIZE:
         found.append(f"the content takes more than {NEARLY_FULL:.0%} of its limit")
     if parts.tree.entry_count > NEARLY_FULL * MAX_ENTRIES:
@@ -116,7 +116,7 @@ def _problems(parts: Parts, cluster: Mapping[str, object] | None) -> list[str]:
     return found
 
 
-def _size_of(parts: Parts) -> int:
+def _size_of(parts: ReportSources) -> int:
     """Return the size in bytes of the database file and its write-ahead log."""
     path = parts.settings.database
     total = 0

@@ -2,6 +2,7 @@
 # C types of handlers.py, whose code runs for every request.
 from pmxcfs._core cimport Entry
 from pmxcfs.vfs.filesystem cimport FileSystem
+from pmxcfs.vfs.writeback cimport Writeback
 from pmxcfs.fuse.node_ids cimport NodeIds
 
 
@@ -9,6 +10,8 @@ cdef class Handlers:
     cdef public bint is_logging_requests
     cdef readonly NodeIds node_ids
     cdef FileSystem _files
+    cdef Writeback _writeback
+    cdef object _on_debug
     cdef dict _status_files
     cdef dict _fixed
     cdef object _start_ns

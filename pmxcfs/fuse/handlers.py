@@ -37,7 +37,8 @@ from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
 from pmxcfs.status.files import Link, Snapshot, StatusFile, Switch
 from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree import modes
-from pmxcfs.vfs.filesystem import FileSystem, OpenFile
+from pmxcfs.vfs.filesystem import FileSystem
+from pmxcfs.vfs.writeback import OpenFile
 
 _log = logging.getLogger("pmxcfs.fuse")
 
@@ -80,7 +81,7 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
         except PmxcfsError as error:
             raise llfuse.FUSEError(error.errno) from None
         except BaseException:  # noqa: BLE001, as a bug in a handler must not end the mount
-            _log.exception("%s failed, which is a bug", function.__name__)
+            _log.exception("FUSE request %s failed, which is a bug", function.__name__)
             raise llfuse.FUSEError(errno.EIO) from None
 
     return guarded
@@ -112,18 +113,24 @@ class Handlers:
     def __init__(
         self,
         files: FileSystem,
+        node_ids: NodeIds,
         *,
         status_files: dict[str, StatusFile],
-        fixed: Sequence[Link | Switch],
+        links: Sequence[Link],
+        on_debug: Callable[[bool], None],
         start_time: int,
         monotonic_ns: Callable[[], int],
         workers: Workers,
     ) -> None:
         self.is_logging_requests = False
-        self.node_ids = NodeIds(files.root)
+        self.node_ids = node_ids
         self._files = files
+        self._writeback = files.writeback
+        self._on_debug = on_debug
         self._status_files = status_files
-        self._fixed = {item.name: item for item in fixed}
+        debug = Switch(".debug", is_on=lambda: self.is_logging_requests, turn=self.turn_debug)
+        self._fixed: dict[str, Link | Switch] = {link.name: link for link in links}
+        self._fixed[debug.name] = debug
         self._start_ns = start_time * _NS
         self._now_ns = monotonic_ns
         self._workers = workers
@@ -135,6 +142,11 @@ class Handlers:
         self._absent.entry_timeout = FOREVER
 
     # Lookup and attributes
+
+    def turn_debug(self, on: bool) -> None:
+        """Log requests from now on, or no longer."""
+        self.is_logging_requests = on
+        self._on_debug(on)
 
     def _special(self, parent: int, name: str) -> Link | Switch | Snapshot | None:
         if parent != ROOT:
@@ -186,7 +198,7 @@ class Handlers:
             return self._entry_attributes(found)
         if isinstance(found, Link):
             mode = stat.S_IFLNK | 0o755
-            mode = mode if self._files.quorate else modes.without_quorum(mode)
+            mode = mode if self._files.quorum.is_quorate else modes.without_quorum(mode)
             return self._new_attributes(found.node, mode, len(found.target), self._start_ns)
         if isinstance(found, Switch):
             mode = stat.S_IFREG | 0o640
@@ -199,7 +211,7 @@ class Handlers:
         return result
 
     def _entry_attributes(self, entry: Entry) -> llfuse.EntryAttributes:
-        mode = modes.mode_of(entry, quorate=self._files.quorate)
+        mode = modes.mode_of(entry, quorate=self._files.quorum.is_quorate)
         time_ns = self._start_ns if entry.node == ROOT else _NS * entry.mtime
         result = self._new_attributes(entry.node, mode, entry.visible_size, time_ns)
         if entry.is_directory:
@@ -306,7 +318,7 @@ class Handlers:
 
     @_handler
     def fsyncdir(self, handle: int, datasync: bool) -> None:
-        self._files.sync()
+        self._writeback.sync()
 
     # Names
 
@@ -325,7 +337,7 @@ class Handlers:
         if not stat.S_ISREG(mode):
             raise Unsupported("only regular files can be created")
         entry = self._create(parent, to_text(name), exclusive=True)
-        self._files.save_creations()
+        self._writeback.save_creations()
         return self._answer(entry)
 
     def _create(self, parent: int, name: str, *, exclusive: bool) -> Entry:
@@ -461,19 +473,19 @@ class Handlers:
     def flush(self, handle: int) -> None:
         opened = self._handles[handle]
         if isinstance(opened, OpenFile):
-            self._files.flush(opened)
+            self._writeback.flush(opened)
 
     @_handler
     def fsync(self, handle: int, datasync: bool) -> None:
         opened = self._handles[handle]
         if isinstance(opened, OpenFile):
-            self._files.fsync(opened)
+            self._writeback.fsync(opened)
 
     @_handler
     def release(self, handle: int) -> None:
         opened = self._handles.pop(handle)
         if isinstance(opened, OpenFile):
-            self._files.release(opened)
+            self._writeback.release(opened)
 
     def subject(self, name: str, arguments: tuple[object, ...]) -> str:
         """Return a description of the request's objects for a debug message."""

@@ -10,7 +10,7 @@ from pmxcfs._core import Entry
 from pmxcfs.fuse.node_ids import ROOT
 from pmxcfs.status.files import Link, Snapshot, Switch
 from pmxcfs.text import to_text
-from pmxcfs.vfs.filesystem import OpenFile
+from pmxcfs.vfs.writeback import OpenFile
 
 PRIVATE = "(private)"
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})

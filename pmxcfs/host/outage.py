@@ -8,7 +8,7 @@ Cause = TypeVar("Cause")
 
 
 class Outage(Generic[Cause]):
-    """Whether one thing fails at present, and the cause of the last failure.
+    """Whether one thing fails at present, and why.
 
     *describe* makes the log line of a cause; *over* is the line for the end, "" for none. While the
     outage lasts, a failure is logged again only if its *kind* is not the kind of the last one.
@@ -23,7 +23,7 @@ class Outage(Generic[Cause]):
         level: int = logging.ERROR,
         kind: Callable[[Cause], object] = lambda cause: None,
     ) -> None:
-        self.cause: Cause | None = None  # of the last failure; None while it works
+        self.cause: Cause | None = None  # of the last failure that was logged; None while it works
         self._logger = logger
         self._describe = describe
         self._over = over
@@ -34,7 +34,7 @@ class Outage(Generic[Cause]):
         """Note a failure."""
         if self.cause is None or self._kind(self.cause) != self._kind(cause):
             self._logger.log(self._level, "%s", self._describe(cause))
-        self.cause = cause
+            self.cause = cause
 
     def works(self) -> None:
         """Note a success."""

@@ -144,7 +144,9 @@ class StateLock:
             self._free_holder()
         if not _flock(descriptor, self._timeout):
             holder = _holder(descriptor) or "unknown"
-            raise StartError(f"{self._path.parent} is in use by the daemon with pid {holder}")
+            raise StartError(
+                f"the state directory {self._path.parent} is in use by the daemon with pid {holder}"
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
 
@@ -153,7 +155,7 @@ class StateLock:
 
         That thread waits in the kernel for an answer that the daemon itself owes.
         """
-        _log.warning("removing the stale mount of a dying daemon from %s", self._mountpoint)
+        _log.warning("removing the mount of a daemon that is ending from %s", self._mountpoint)
         with contextlib.suppress(StartError):
             detach(self._mountpoint)
 
@@ -194,7 +196,9 @@ def _flock(descriptor: int, timeout: float) -> bool:
             if time.monotonic() >= deadline:
                 return False
             if signal.sigtimedwait(STOP_SIGNALS, LOCK_INTERVAL):
-                raise StartError("told to stop while it waited for another daemon") from None
+                raise StartError(
+                    "stopped by a signal while waiting for another daemon to end"
+                ) from None
         else:
             return True
 
@@ -232,7 +236,7 @@ def clear_mountpoint(path: Path) -> None:
             if names:
                 _log.warning("%s is not empty: mounting over %d entries", path, len(names))
             return
-    raise StartError(f"can't remove the stale mounts on {path}: umount them by hand")
+    raise StartError(f"can't remove the stale mounts on {path}: unmount them with umount")
 
 
 def _stat_error(path: Path) -> int:
@@ -248,7 +252,7 @@ def detach(path: Path) -> None:
     """Take the topmost mount off *path* at once, even if files on it are open or requests wait."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_FORCE | _MNT_DETACH) != 0:
-        raise StartError(f"can't umount {path}: {os.strerror(ctypes.get_errno())}")
+        raise StartError(f"can't unmount {path}: {os.strerror(ctypes.get_errno())}")
 
 
 def is_mounted(path: Path) -> bool:

@@ -1,13 +1,41 @@
-"""The life of a background thread: started once, asked to stop, waited for.
+"""The life of a background thread (started once, asked to stop, waited for), and what wakes one.
 
 All threads are daemon threads: one that hangs in the kernel or in a library does not keep the
 process from ending.
 """
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable
 
 STOP_TIMEOUT = 0.5  # seconds that ``close`` waits for a thread to end, unless told otherwise
+
+
+class Wakeup:
+    """An eventfd that wakes the thread which polls it. For any thread; never blocks.
+
+    The descriptor is closed with the last reference: a thread that sets it may be the last to end.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable from ``set`` to ``clear``."""
+        return self._descriptor
+
+    def set(self) -> None:
+        """Wake the thread."""
+        os.eventfd_write(self._descriptor, 1)
+
+    def clear(self) -> None:
+        """Let the thread sleep again until the next ``set``."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._descriptor)
 
 
 class BackgroundThread:

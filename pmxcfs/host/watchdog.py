@@ -55,5 +55,5 @@ class Watchdog(BackgroundThread):
             try:
                 return self._describe()
             except Exception:  # noqa: BLE001, as a wrong status is no reason for a restart
-                _log.exception("describing the status failed, which is a bug")
+                _log.exception("making the status line for systemd failed, which is a bug")
                 return "unknown"

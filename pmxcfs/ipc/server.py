@@ -9,6 +9,7 @@ Contract: docs/spec/ipc.md, "Who may connect" and "Restart flag".
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -79,9 +80,12 @@ class IpcServer:
         remove_leftovers(self._name)
         gate = Gate(gid=self._gid)
         try:
-            self._server = Server(self._name, admit=gate.admit, answer=self._answer)
+            self._server = Server(
+                self._name, admit=gate.admit, answer=functools.partial(_answer, requests)
+            )
         except IpcError as error:
             raise StartError(_explain(self._name, error)) from None
+        self._thread = BackgroundThread("ipc", functools.partial(_serve, self._server))
         self._thread.start()
         with contextlib.suppress(FileNotFoundError):
             self._flag.unlink()
@@ -91,7 +95,7 @@ class IpcServer:
 
         Blocks until the current answer is sent: don't call it with the tree's lock held.
         """
-        if self._server is None:
+        if self._server is None or self._thread is None:
             return
         with contextlib.suppress(OSError):  # if the run directory is gone, go on stopping
             make_flag(self._flag, gid=self._gid)
@@ -105,44 +109,46 @@ class IpcServer:
         """The number of connected clients."""
         return self._server.connections if self._server else 0
 
-    def _serve(self) -> None:
-        server = self._server
-        assert server is not None
-        while True:
-            try:
-                server.run()
-            except Exception:  # noqa: BLE001, as a bug must not end the service
-                _log.exception("the IPC server failed, which is a bug")
-            else:
-                return
 
-    def _answer(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
-        if _log.isEnabledFor(logging.DEBUG):
-            return self._answer_logged(caller, number, payload)
-        return self._outcome(caller, number, payload)
-
-    def _outcome(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
-        """Return the answer, or the errno of the error that answering raised."""
+def _serve(server: Server) -> None:
+    while True:
         try:
-            return self._requests.answer(caller, number, payload)
-        except PmxcfsError as error:
-            return error.errno
-        except Exception:  # noqa: BLE001, as a bug in one request must not end the service
-            _log.exception("IPC request %d failed, which is a bug", number)
-            return errno.EIO
+            server.run()
+        except Exception:  # noqa: BLE001, as a bug must not end the service
+            _log.exception("the IPC server failed, which is a bug")
+        else:
+            return
 
-    def _answer_logged(self, caller: Caller, number: int, payload: bytes) -> bytes | int:
-        start_ns = time.perf_counter_ns()
-        outcome = self._outcome(caller, number, payload)
-        what = errno.errorcode.get(outcome, "?") if isinstance(outcome, int) else "ok"
-        _log.debug(
-            "%s pid %d -> %s (%d us)",
-            Number(number).name.lower() if number in TABLE else f"request {number}",
-            caller.pid,
-            what,
-            (time.perf_counter_ns() - start_ns) // 1000,
-        )
-        return outcome
+
+def _answer(requests: Requests, caller: Caller, number: int, payload: bytes) -> bytes | int:
+    if _log.isEnabledFor(logging.DEBUG):
+        return _answer_logged(requests, caller, number, payload)
+    return _outcome(requests, caller, number, payload)
+
+
+def _outcome(requests: Requests, caller: Caller, number: int, payload: bytes) -> bytes | int:
+    """Return the answer, or the errno of the error that answering raised."""
+    try:
+        return requests.answer(caller, number, payload)
+    except PmxcfsError as error:
+        return error.errno
+    except Exception:  # noqa: BLE001, as a bug in one request must not end the service
+        _log.exception("IPC request %d failed, which is a bug", number)
+        return errno.EIO
+
+
+def _answer_logged(requests: Requests, caller: Caller, number: int, payload: bytes) -> bytes | int:
+    start_ns = time.perf_counter_ns()
+    outcome = _outcome(requests, caller, number, payload)
+    what = errno.errorcode.get(outcome, "?") if isinstance(outcome, int) else "ok"
+    _log.debug(
+        "%s pid %d -> %s (%d us)",
+        Number(number).name.lower() if number in TABLE else f"request {number}",
+        caller.pid,
+        what,
+        (time.perf_counter_ns() - start_ns) // 1000,
+    )
+    return outcome
 
 
 def _explain(name: str, error: IpcError) -> str:

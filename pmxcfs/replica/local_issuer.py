@@ -1,6 +1,6 @@
-"""Mutations in local mode: applied and saved on this node, several that are ready at once together.
+"""The issuer of local mode: applies and saves mutations on this node, in groups.
 
-Threads: everything here runs with the tree's lock held, and gives it back while it waits.
+Threads: callers hold the tree's lock. It is released while a mutation waits.
 Contract: docs/spec/storage.md, "Writing"; fuse.md, "Waiting".
 """
 
@@ -16,10 +16,12 @@ from pmxcfs.tree.apply import Change
 
 
 class LocalIssuer:
-    """Mutations in local mode: applied and saved here, several that are ready at once together.
+    """Carries out mutations on this node. Mutations queued at the same time are one group.
 
-    Whoever gets the tree's lock first commits what all have queued; the others then find their
-    ticket done. So there is no leader to elect and nobody to wake.
+    The first thread that gets the tree's lock commits the tickets of all queued threads; the other
+    threads then find their tickets done. So no thread has to be elected or woken.
+
+    All methods need the tree's lock and release it while they wait.
     """
 
     def __init__(self, replica: Replica, *, clock: Callable[[], float], yielding: Yielding) -> None:
@@ -28,14 +30,13 @@ class LocalIssuer:
         self._yielding = yielding
         self._queue: list[Ticket] = []
         self._gate = _Gate()
-        replica.yielding = yielding
 
     def submit(self, mutation: Mutation) -> Change:
-        """Apply and save *mutation*; return what changed. Gives the tree's lock back meanwhile."""
+        """Apply and save *mutation*; return the change. Blocks. Raises PmxcfsError."""
         return self.carry_out(Ticket(mutation))
 
     def carry_out(self, ticket: Ticket) -> Change:
-        """Do the same with a ticket that others can wait for."""
+        """Apply and save the mutation of *ticket*; other threads can wait for it. Blocks."""
         if self._gate.is_closed:
             self._wait_at_gate(ticket)
         ticket.mtime = int(self._clock())
@@ -45,18 +46,21 @@ class LocalIssuer:
         return ticket.result()
 
     def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
-        """Remove a lock that has expired; refuse it as delivery does otherwise."""
+        """Remove the lock at *path* if it has expired, else raise the error of a refused utime."""
         return self.submit(Unlock(path, checksum) if has_expired else Mtime(path, 0))
 
     def wait(self, ticket: Ticket, seconds: float) -> Change:
-        """Return once *ticket*, which another thread carries out, is done. Gives the lock back."""
+        """Return or raise the result of *ticket*, which another thread carries out. Blocks.
+
+        Raises Busy after *seconds*.
+        """
         self._deliver_queue(ticket)
         if not ticket.is_done:
             done = ticket.done()
             with self._yielding.waiting():
                 done.wait(seconds)
         if not ticket.is_done:
-            raise Busy("an earlier change of the same file is still on its way")
+            raise Busy("an earlier change of the same file is still in progress")
         return ticket.result()
 
     def _wait_at_gate(self, ticket: Ticket) -> None:
@@ -68,7 +72,7 @@ class LocalIssuer:
             raise
 
     def _deliver_queue(self, ticket: Ticket) -> None:
-        """Carry out all that is queued, unless somebody else has done *ticket* by then."""
+        """Deliver all queued tickets, unless another thread has finished *ticket* meanwhile."""
         if not ticket.is_done:
             self._replica.await_save()
         if not ticket.is_done:
@@ -76,7 +80,7 @@ class LocalIssuer:
             self._replica.deliver(group)
 
     def create(self, mutation: Create) -> Change:
-        """Apply *mutation* and let it be saved with the file's first content, or within 1 s."""
+        """Apply *mutation*; it is saved together with the file's first content, or within 1 s."""
         if self._gate.is_closed or self._replica.is_degraded:
             return self.submit(mutation)
         ticket = Ticket(mutation, mtime=int(self._clock()))
@@ -84,35 +88,32 @@ class LocalIssuer:
         return ticket.result()
 
     def save(self) -> None:
-        """Save creations that still wait for it. Raises StoreError."""
+        """Save creations that are not saved yet. Blocks. Raises StoreError."""
         self._replica.save()
 
     def sync(self) -> None:
-        """Have all that was saved on the device. Raises StoreError. Gives the lock back."""
+        """Write all saved changes to the device. Blocks. Raises StoreError."""
         with self._yielding.released():
             self._replica.sync()
 
     def hold(self) -> None:
-        """Make mutations wait, as a cluster that is not in sync does."""
+        """Make new mutations wait, as in a cluster that is not in sync. For tests."""
         self._gate.close()
 
     def resume(self) -> None:
-        """Let the waiting mutations go on."""
+        """Carry out the mutations that ``hold`` made wait. For tests."""
         self._gate.open()
 
-    def on_quorum_lost(self) -> None:
-        """Nothing: alone there is no quorum to lose, except in tests."""
-
     def refuse(self) -> None:
-        """Answer Busy to everyone who waits: the daemon stops."""
+        """Answer Busy to waiting mutations: the daemon stops."""
         self._gate.refuse()
 
     def abandon(self) -> None:
-        """Nothing: nobody waits any more."""
+        """Do nothing: no mutation waits after ``refuse``."""
 
 
 class _Gate:
-    """Where mutations wait while they are held. Used without the tree's lock, but for looking."""
+    """A gate at which mutations wait while it is closed. Needs no lock; ``wait`` blocks."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -134,8 +135,8 @@ class _Gate:
             self._changed.notify_all()
 
     def wait(self, timeout: float) -> None:
-        """Return once the gate is open; raise Busy after *timeout* seconds or when refusing."""
+        """Wait until the gate is open. Raises Busy after *timeout* seconds, or once refusing."""
         with self._changed:
             self._changed.wait_for(lambda: not self.is_closed or self._is_refusing, timeout)
             if self.is_closed:
-                raise Busy("the file system is being held, nothing was changed")
+                raise Busy("changes are on hold, nothing was changed")

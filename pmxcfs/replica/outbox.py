@@ -1,51 +1,50 @@
-"""This node's changes on their way to the cluster: queued, and sent in order by another thread.
+"""The queue of this node's proposals, which the owner of the group sends in order.
 
-A ``Proposal`` is what one caller wants: a ticket, and the messages that carry it. Whoever posts one
-can withdraw it for as long as nothing of it was sent; after that only its delivery, the loss of the
-group, or that the caller gives it up ends it.
+A ``Proposal`` is one change: its ticket and the messages to send for it. Its caller can withdraw it
+until its first message is sent. After that it ends by its delivery, by the loss of the group, or
+when the caller gives it up.
 
-Nothing is queued without quorum: ``put`` and ``next`` look, so a change can't slip in while the
-quorum is being lost.
+Nothing is queued or sent without quorum: both ``put`` and ``next`` check it, so no change can be
+sent while the quorum is being lost.
 
-Threads: the outbox is for any thread, and only ``send_and_wait`` blocks. Tickets are finished with
-the tree's lock held. Contract: docs/spec/cluster.md, "A mutation must not block forever".
+Threads: any thread may use the outbox; no method blocks. Tickets are finished with the tree's lock
+held. Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from pmxcfs.errors import NoQuorum, PmxcfsError
+from pmxcfs.errors import Failed, NoQuorum, PmxcfsError
 from pmxcfs.messages import Mutation, UnlockRequest
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.replica.waiting import RequestWatch
 from pmxcfs.tree.apply import Change
 
 Sendable = Mutation | UnlockRequest
-DispatchUntil = Callable[[Ticket, float, RequestWatch], None]  # for some seconds at most
 
 
 class Proposal:
-    """One ticket and the messages that carry it, which go out back to back."""
+    """A ticket and its messages, which are sent one directly after the other."""
 
     __slots__ = ("_count", "_outstanding", "is_wanted", "sent_at", "ticket", "unsent")
 
     def __init__(self, ticket: Ticket, bodies: Sequence[Sendable]) -> None:
         self.ticket = ticket
         self.unsent = deque(bodies)
-        self.sent_at = 0.0  # monotonic second of its first sending; 0: nothing was sent
-        self.is_wanted = True  # until somebody wanted to withdraw it
+        self.sent_at = 0.0  # monotonic seconds when the first message was sent; 0 if none was
+        self.is_wanted = True  # False once its caller wanted to withdraw it
         self._count = self._outstanding = len(bodies)
 
     @property
     def is_partly_sent(self) -> bool:
-        """Tell whether a part of it is on its way for certain."""
+        """Tell whether at least one message was sent."""
         return len(self.unsent) < self._count
 
     def arrived(self, change: Change | None, error: PmxcfsError | None) -> None:
-        """One of the messages was delivered, with this result. Needs the tree's lock.
+        """Record the delivery of one message and its result. Needs the tree's lock.
 
-        The ticket tells the first error, or else what the last message changed.
+        The ticket gets the first error, or the change of the last message.
         """
         self._outstanding -= 1
         self.ticket.error = self.ticket.error or error
@@ -55,61 +54,53 @@ class Proposal:
 
 
 class Outbox:
-    """Proposals in the order in which they are to be sent."""
+    """The queue of proposals, in the order of sending."""
 
-    def __init__(self, *, is_quorate: Callable[[], bool]) -> None:
-        self.is_held = False  # by a test: nothing is sent
-        self.wake: Callable[[], None] = lambda: None  # the group's thread, once there is one
-        # Do what that would, at once and for as long as a ticket is not done, or some seconds.
-        self.dispatch_until: DispatchUntil = lambda ticket, seconds, watch: self.wake()
-        self._is_quorate = is_quorate
+    def __init__(self, quorum: QuorumFlag, *, wake: Callable[[], None]) -> None:
+        self.is_held = False  # set by tests: nothing is sent
+        self.wake = wake  # lets the group's thread check the outbox; never blocks
+        self._quorum = quorum
         self._lock = threading.Lock()
         self._proposals: deque[Proposal] = deque()
 
     def put(self, proposal: Proposal) -> None:
-        """Queue *proposal*. Raises NoQuorum."""
-        self._queue(proposal)
+        """Queue *proposal* and wake the thread that sends it. Raises NoQuorum."""
+        self.queue(proposal)
         self.wake()
 
-    def send_and_wait(self, proposal: Proposal, seconds: float, watch: RequestWatch) -> None:
-        """Queue *proposal*, and wait for it if that helps, some *seconds* at most, at the *watch*.
-
-        Raises NoQuorum. Not with the tree's lock held.
-        """
-        self._queue(proposal)
-        self.dispatch_until(proposal.ticket, seconds, watch)
-
-    def _queue(self, proposal: Proposal) -> None:
+    def queue(self, proposal: Proposal) -> None:
+        """Queue *proposal* without waking the group's thread. Raises NoQuorum."""
         with self._lock:
-            if not self._is_quorate():
-                raise NoQuorum("no quorum, nothing may change")
+            if not self._quorum.is_quorate:
+                raise NoQuorum("no quorum: the file system is read-only")
             self._proposals.append(proposal)
 
     def withdraw(self, proposal: Proposal) -> bool:
-        """Take *proposal* back; tell whether that was possible: nothing of it was sent.
+        """Withdraw *proposal*; tell whether that was possible because nothing of it was sent.
 
-        One that is being sent right now is taken back by ``not_sent``, if it comes to that.
+        If its first message is just being sent and that fails, ``not_sent`` withdraws it.
         """
         with self._lock:
             proposal.is_wanted = False
             return not proposal.sent_at and self._remove(proposal)
 
     def next(self, *, now: float) -> Proposal | None:
-        """Begin to send the next message; return whose it is, None if none may be sent.
+        """Return the proposal whose next message is to be sent now; None if none may be sent.
 
-        For whoever acts for the group, and then calls ``sent`` or ``not_sent``.
+        *now* is monotonic, in seconds. Only the owner of the group calls this, and then ``sent`` or
+        ``not_sent``.
         """
         if not self._proposals:
-            return None  # without the lock: ``put`` comes before the look that it asks for
+            return None  # without the lock: ``put`` wakes this thread after queuing
         with self._lock:
-            if not self._proposals or self.is_held or not self._is_quorate():
+            if not self._proposals or self.is_held or not self._quorum.is_quorate:
                 return None
             proposal = self._proposals[0]
             proposal.sent_at = proposal.sent_at or now
             return proposal
 
     def not_sent(self, proposal: Proposal) -> bool:
-        """There was no room for it; tell whether it is still to be sent."""
+        """Record that corosync did not take the message; tell whether to send it again."""
         with self._lock:
             if proposal.is_partly_sent:
                 return proposal in self._proposals
@@ -119,32 +110,46 @@ class Outbox:
             return proposal in self._proposals
 
     def sent(self, proposal: Proposal) -> None:
-        """The next message of *proposal* was sent."""
+        """Record that the next message of *proposal* was sent."""
         with self._lock:
             proposal.unsent.popleft()
             if not proposal.unsent:
                 self._remove(proposal)
 
     def drop(self, proposal: Proposal) -> None:
-        """Send nothing more of *proposal*."""
+        """Remove *proposal* from the queue: send no further message of it."""
         with self._lock:
             self._remove(proposal)
 
     def clear(self) -> list[Proposal]:
-        """Send nothing more of what waits; return it, in order."""
+        """Remove all proposals from the queue; return them in order."""
         with self._lock:
             cleared = list(self._proposals)
             self._proposals.clear()
             return cleared
 
+    def refuse_unsent(self) -> None:
+        """Remove all proposals and finish their tickets with an error: the quorum was lost."""
+        for proposal in self.clear():
+            if proposal.sent_at:
+                proposal.ticket.finish(outcome_unknown("the quorum was lost"))
+            else:
+                proposal.ticket.finish(NoQuorum("the quorum was lost, nothing was changed"))
+        self.wake()  # also wakes a request thread that owns the group and waits for one of these
+
     def hold(self, *, on: bool) -> None:
-        """Send nothing, or go on: for tests."""
+        """Stop sending (*on*), or send again. For tests."""
         self.is_held = on
         self.wake()
 
     def _remove(self, proposal: Proposal) -> bool:
-        """Take it out of the queue; tell whether it was there. Needs the lock."""
+        """Remove *proposal* from the queue; tell whether it was there. Needs self._lock."""
         if proposal not in self._proposals:
             return False
         self._proposals.remove(proposal)
         return True
+
+
+def outcome_unknown(reason: str) -> Failed:
+    """Return the error for a change that was sent and whose delivery is not known."""
+    return Failed(f"{reason} after the change was sent: its outcome is unknown")

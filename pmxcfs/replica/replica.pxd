@@ -13,11 +13,11 @@ cdef class Replica:
     cdef readonly Guests guests
     cdef public object policy
     cdef public bint is_shared
-    cdef public list listeners
-    cdef public list undo_listeners
-    cdef public list reload_listeners
+    cdef list _on_change
+    cdef list _on_undone
+    cdef list _on_reload
     cdef readonly unsigned long long transactions
-    cdef public object yielding
+    cdef object _yielding
     cdef object _saving
     cdef object _database
     cdef object _alone_since

@@ -19,7 +19,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol
@@ -48,7 +48,7 @@ LARGE_SAVE = 64 << 10  # unsaved bytes (about 0.3 ms); a larger save releases th
 class Policy(Enum):
     """What happens to changes that can't be saved."""
 
-    TAKE_BACK = "roll back to the saved tree; the caller gets the errno"
+    ROLL_BACK = "roll back to the saved tree; the caller gets the errno"
     KEEP = "keep them in RAM, as other nodes have them; the caller gets success"
 
 
@@ -57,6 +57,20 @@ class Listener(Protocol):
 
     def __call__(self, change: Change, *, foreign: bool) -> None:
         """Handle *change*; *foreign* means that it was not made through this node's mount."""
+
+
+class UndoListener(Protocol):
+    """A function that is called when changes that could not be saved were taken back."""
+
+    def __call__(self, undone: Mapping[Entry, str], error: StoreError, /) -> None:
+        """Take note: the entries *undone* are as before; each was at the given path until now."""
+
+
+class ReloadListener(Protocol):
+    """A function that is called when the tree of another node was adopted."""
+
+    def __call__(self, reload: Reload, /) -> None:
+        """Take note of what differs from the tree before."""
 
 
 class Replica:
@@ -71,7 +85,8 @@ class Replica:
         guests: Guests,
         database: Database,
         *,
-        policy: Policy = Policy.TAKE_BACK,
+        policy: Policy = Policy.ROLL_BACK,
+        yielding: Yielding | None = None,
     ) -> None:
         self.tree = tree
         self.guests = guests
@@ -79,18 +94,37 @@ class Replica:
         # Whether delivered changes reach at least one other node, too. Changes delivered while this
         # is False exist on this node only (docs/spec/cluster.md, "Forks").
         self.is_shared = False
-        self.listeners: list[Listener] = []
-        # Called after a rollback with the path that each affected entry had before it.
-        self.undo_listeners: list[Callable[[Mapping[Entry, str], StoreError], None]] = []
-        self.reload_listeners: list[Callable[[Reload], None]] = []
+        self._on_change: list[Listener] = []
+        self._on_undone: list[UndoListener] = []
+        self._on_reload: list[ReloadListener] = []
         self.transactions = 0  # transactions saved since the start
         # Releases the lock during a long save; other threads may then read changes that are rolled
         # back later. None in a cluster: the lock is kept during a save.
-        self.yielding: Yielding | None = None
+        self._yielding = yielding
         self._saving: threading.Event | None = None  # set when the running save has ended
         self._database = database
         # The last version that another node has, too; None while one has the whole tree.
         self._alone_since = database.diverged_at
+
+    def subscribe(
+        self,
+        *,
+        on_change: Listener | None = None,
+        on_undone: UndoListener | None = None,
+        on_reload: ReloadListener | None = None,
+    ) -> None:
+        """Add listeners, which are called in the order of subscription with the tree's lock held.
+
+        *on_change* gets every change after it was saved. *on_undone* is called after a rollback, as
+        saving failed; it gets each affected entry with the path that it had until then, and the
+        error. *on_reload* gets the differences after another node's tree was adopted.
+        """
+        if on_change is not None:
+            self._on_change.append(on_change)
+        if on_undone is not None:
+            self._on_undone.append(on_undone)
+        if on_reload is not None:
+            self._on_reload.append(on_reload)
 
     @property
     def has_unsaved(self) -> bool:
@@ -138,9 +172,9 @@ class Replica:
         Releases the tree's lock while it waits, so other threads may have changed the tree.
         """
         while self._saving is not None:
-            assert self.yielding is not None, "the lock is kept during a save"
+            assert self._yielding is not None, "the lock is kept during a save"
             saving = self._saving
-            with self.yielding.released():
+            with self._yielding.released():
                 saving.wait()
 
     def sync(self) -> None:
@@ -208,20 +242,20 @@ class Replica:
             self.tree.mark_saved()
         elif not self.is_degraded:  # a timer has saved the old tree meanwhile
             self.catch_up()
-        for listener in self.reload_listeners:
+        for listener in self._on_reload:
             listener(reload)
 
     def _save_adoption(self, adoption: Adoption, *, is_current: bool) -> bool:
         """Save *adoption* before the tree is replaced; return whether that succeeded.
 
-        Raises StoreError if the policy is TAKE_BACK. Blocks. Needs no lock.
+        Raises StoreError if the policy is ROLL_BACK. Blocks. Needs no lock.
         """
         try:
             if not is_current:
                 self.check_writable()
             self._database.adopt(adoption)
         except StoreError:
-            if self.policy is Policy.TAKE_BACK:
+            if self.policy is Policy.ROLL_BACK:
                 raise
             return False
         self.transactions += 1
@@ -312,7 +346,7 @@ class Replica:
             self._save_all()
         except StoreError as error:
             self._apply_policy(error)
-            if self.policy is Policy.TAKE_BACK:
+            if self.policy is Policy.ROLL_BACK:
                 raise
 
     def _save_all(self) -> None:
@@ -328,12 +362,12 @@ class Replica:
 
     def _save_long(self) -> None:
         """Save with the tree's lock released; ``await_save`` stops changes meanwhile."""
-        if self.yielding is None:
+        if self._yielding is None:
             self._database.save(self.tree)
             return
         self._saving = saving = threading.Event()
         try:
-            self.yielding.aside(functools.partial(self._database.save, self.tree))
+            self._yielding.aside(functools.partial(self._database.save, self.tree))
         finally:  # the lock is held again until the save is marked or rolled back
             self._saving = None
             saving.set()
@@ -345,17 +379,17 @@ class Replica:
                 self._database.converge()
 
     def _apply_policy(self, error: StoreError) -> None:
-        """Roll back unsaved changes if the policy is TAKE_BACK."""
-        if self.policy is Policy.TAKE_BACK:
+        """Roll back unsaved changes if the policy is ROLL_BACK."""
+        if self.policy is Policy.ROLL_BACK:
             self._roll_back(error)
 
     def _roll_back(self, error: StoreError) -> None:
         undone = self.tree.rollback()
         self.guests.rollback()
-        for listener in self.undo_listeners:
+        for listener in self._on_undone:
             listener(undone, error)
 
     def _announce(self, done: Sequence[tuple[Change, bool]]) -> None:
         for change, foreign in done:
-            for listener in self.listeners:
+            for listener in self._on_change:
                 listener(change, foreign=foreign)

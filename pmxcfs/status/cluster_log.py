@@ -178,7 +178,9 @@ class ClusterLog:
     def insert(self, entry: LogEntry) -> bool:
         """Insert *entry* as the newest. Return False if it is a duplicate or too large to store."""
         if not fits(entry):
-            _log.warning("dropped a log entry of %d bytes", nominal_size(entry))
+            _log.warning(
+                "dropped a cluster log entry of %d bytes: it is too large", nominal_size(entry)
+            )
             return False
         stamp = (entry.time, entry.uid)
         if stamp <= self._newest.get(entry.node_digest, NONE):

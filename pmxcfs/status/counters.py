@@ -9,7 +9,7 @@ Contract: docs/spec/status.md, ".version" and ".vmlist".
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pmxcfs.status.cluster_log import ClusterLog
@@ -77,14 +77,21 @@ class _Pending(NamedTuple):
 class Status:
     """The counters of ``.version``, the guests of ``.vmlist``, and the state of the status group.
 
-    *start_time* is in seconds since 1970.
+    *start_time* is in seconds since 1970; *record* is called with each metric that is set.
     """
 
-    def __init__(self, node: str, guests: Guests, *, start_time: int) -> None:
+    def __init__(
+        self,
+        node: str,
+        guests: Guests,
+        *,
+        start_time: int,
+        record: Callable[[str, bytes], None] | None = None,
+    ) -> None:
         self.node = node
         self.start_time = start_time  # seconds since 1970
         self.members = Members(node)
-        self.metrics = Metrics()
+        self.metrics = Metrics(record)
         self.keys = KeyValueStore(self.members, self.metrics)
         self.log = ClusterLog(node)
         self.vmlist = 0  # counts changes of ``.vmlist``

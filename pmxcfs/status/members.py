@@ -38,7 +38,7 @@ class Keys:
         known = self.values.get(key)
         added = len(content) - len(known.content) if known else _cost(key) + len(content)
         if self._size + added > MAX_KEYS_SIZE:
-            raise NoSpace(f"the keys of a node may take {MAX_KEYS_SIZE} bytes")
+            raise NoSpace(f"the keys of a node may together take at most {MAX_KEYS_SIZE} bytes")
         self._size += added
         self.is_used = True
         if known:

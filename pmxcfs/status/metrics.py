@@ -35,16 +35,15 @@ class _Value(NamedTuple):
 class Metrics:
     """The latest value of each metric of the cluster."""
 
-    def __init__(self) -> None:
-        self.listeners: list[
-            Callable[[str, bytes], None]
-        ] = []  # called with name and value (without NUL)
+    def __init__(self, record: Callable[[str, bytes], None] | None = None) -> None:
+        """*record* is called with the name and value (without NUL) of each metric that is set."""
+        self._record = record
         self._revision = 0
         self._values: dict[str, _Value] = {}  # in order of receipt, oldest first
         self._refused: set[str] = set()  # invalid names that were logged
 
     def set(self, name: str, value: bytes, *, now: float) -> bool:
-        """Store *value* and pass it to the listeners. *now* is monotonic, in seconds.
+        """Store *value* and pass it to *record*. *now* is monotonic, in seconds.
 
         Return False if the name or the value is invalid; that is logged once per name.
         """
@@ -73,8 +72,8 @@ class Metrics:
         self._values.pop(name, None)
         self._values[name] = value
         self._revision += 1
-        for listener in self.listeners:
-            listener(name, value.data)
+        if self._record is not None:
+            self._record(name, value.data)
 
     def _expire(self, now: float) -> None:
         old = []

@@ -41,6 +41,6 @@ class Writer:
     # Returns the rows written or deleted, and the bytes of file content in them.
     def save(self, tree: Tree, *, patient: bool = True) -> tuple[int, int]: ...
     def others_commits(self) -> int: ...  # changes with each commit of another connection
-    def let_go(self) -> None: ...  # ends the snapshot kept between saves
+    def release_snapshot(self) -> None: ...  # ends the snapshot kept between saves
     def run(self, statement: Statement) -> int: ...  # tests override it to inject failures
     def close(self) -> None: ...  # can be repeated

@@ -154,7 +154,7 @@ cdef class Writer:
             self.roll_back()
             raise
         if size > LARGE:
-            self.let_go()
+            self.release_snapshot()
         return rows + 1, size
 
     cdef int begin(self, bint patient) except -1:
@@ -170,7 +170,7 @@ cdef class Writer:
             if error.sqlite_errorcode & 0xFF != SQLITE_BUSY:
                 raise
         # Another process has written, or is writing. SQLite waits for it only without a snapshot.
-        self.let_go()
+        self.release_snapshot()
         if not patient:
             self.hold()
         return self.run(self._begin)
@@ -181,7 +181,7 @@ cdef class Writer:
             self._is_holding = True
         return 0
 
-    def let_go(self):
+    def release_snapshot(self):
         """End the snapshot kept between saves. A checkpoint can't copy frames newer than it."""
         if self._is_holding:
             self._is_holding = False
@@ -190,7 +190,7 @@ cdef class Writer:
     def others_commits(self):
         """Return a number that changes with each commit of another connection. Blocks."""
         cdef int64_t number
-        self.let_go()
+        self.release_snapshot()
         self._data_version.start()
         number = sqlite3_column_int64(self._data_version._handle, 0)
         sqlite3_reset(self._data_version._handle)

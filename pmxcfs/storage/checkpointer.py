@@ -11,33 +11,36 @@ from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.storage.database import Database
 
 
-class Checkpointer(BackgroundThread):
+class Checkpointer:
     """The checkpoint thread of one database."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__("checkpointer")
-        self._database = database
-        self._wake = threading.Event()
+    def __init__(self) -> None:
+        self._wanted = threading.Event()
+        self._thread: BackgroundThread | None = None
 
-    def start(self) -> None:
-        """Start the thread, and run a checkpoint whenever the database asks for one."""
-        super().start()
-        self._database.on_growth = self.poke
+    def request(self) -> None:
+        """Request a checkpoint. Never blocks; for any thread, also before ``start``."""
+        self._wanted.set()
 
-    def poke(self) -> None:
-        """Request a checkpoint. Never blocks."""
-        self._wake.set()
+    def start(self, database: Database) -> None:
+        """Start the thread, which runs a checkpoint of *database* for each request."""
+        self._thread = thread = BackgroundThread(
+            "checkpointer", lambda: self._run(thread, database)
+        )
+        thread.start()
 
-    def wake(self) -> None:
-        """Let the thread notice that it has to stop. Never blocks."""
-        self._wake.set()
+    def close(self) -> None:
+        """End the thread. Blocks until a checkpoint that runs has ended."""
+        if self._thread is not None:
+            self._thread.stop()
+            self._wanted.set()
+            self._thread.close(timeout=None)
 
-    def run(self) -> None:
-        """Run a checkpoint for each request until the thread has to stop."""
+    def _run(self, thread: BackgroundThread, database: Database) -> None:
         let_others_go_first()
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            if self.is_stopping:
+            self._wanted.wait()
+            self._wanted.clear()
+            if thread.is_stopping:
                 return
-            self._database.checkpoint()
+            database.checkpoint()

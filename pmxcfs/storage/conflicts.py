@@ -64,7 +64,9 @@ def keep_side(database: Database, lost: Iterable[Entry], *, now: int) -> None:
     for path in paths[:MAX_LOGGED_PATHS]:
         _log.warning("replaced by another node's version: %s", path)
     if len(paths) > MAX_LOGGED_PATHS:
-        _log.warning("and %d more", len(paths) - MAX_LOGGED_PATHS)
+        _log.warning(
+            "%d more paths were replaced by another node's version", len(paths) - MAX_LOGGED_PATHS
+        )
 
 
 def _loggable(entry: Entry) -> str:

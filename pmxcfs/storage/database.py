@@ -93,8 +93,8 @@ class Loaded(NamedTuple):
 class Database:
     """An open database file, with a second, faster connection for ``save``. Made by ``open``."""
 
-    def __init__(self, path: Path, *, alone: bool) -> None:
-        self.on_growth: Callable[[], None] = lambda: None  # called when a checkpoint is due
+    def __init__(self, path: Path, *, alone: bool, on_growth: Callable[[], None] | None) -> None:
+        self._on_growth = on_growth  # called when a checkpoint is due
         self._path = path
         self._alone = alone
         self._is_open = True
@@ -104,7 +104,8 @@ class Database:
             "reads go on, changes are refused", over=f"{path} can be written again"
         )
         self._checkpoints = _outage(
-            "its log grows meanwhile", over=f"the log of {path} shrinks again"
+            "its write-ahead log grows meanwhile",
+            over=f"the write-ahead log of {path} shrinks again",
         )
         # Lock order as here. The first is held during a checkpoint and while the file is opened
         # again, the second during a commit, the third while _log_fd is used or replaced.
@@ -124,17 +125,25 @@ class Database:
         self._writer: Writer | None = None
 
     @classmethod
-    def open(cls, path: Path, *, now: int, alone: bool = False) -> "Database":
+    def open(
+        cls,
+        path: Path,
+        *,
+        now: int,
+        alone: bool = False,
+        on_growth: Callable[[], None] | None = None,
+    ) -> "Database":
         """Open the file; create it with an empty tree of mtime *now* if it is missing. Blocks.
 
         With *alone*, the file is locked exclusively: opening fails while another process has it
-        open, and other processes can't open it. Raises StoreError.
+        open, and other processes can't open it. *on_growth* is called whenever the log is so long
+        that ``checkpoint`` is due; it must not block. Raises StoreError.
         """
         check_library(path)
         with translated(path, "opened"):
             with contextlib.suppress(FileExistsError):
                 make_file(path)
-            database = cls(real(path), alone=alone)
+            database = cls(real(path), alone=alone, on_growth=on_growth)
             try:
                 database._prepare(now)
             except BaseException:
@@ -306,8 +315,8 @@ class Database:
 
     def _worked(self) -> None:
         self._writing.works()
-        if self._written - self._tried >= CHECKPOINT_AFTER:
-            self.on_growth()
+        if self._on_growth is not None and self._written - self._tried >= CHECKPOINT_AFTER:
+            self._on_growth()
 
     def sync(self) -> None:
         """Write all commits to the device (fdatasync of the log). Blocks. Raises StoreError.
@@ -349,21 +358,21 @@ class Database:
         """Copy the log on a separate connection; return whether all of it was copied."""
         with contextlib.closing(connect(self._path, timeout=0)) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")  # this also opens the log
-            self._let_go()
+            self._release_snapshot()
             is_complete = _checkpoint(connection)
             if is_complete or self.wal_size <= LOG_LIMIT:
-                self._let_go()  # so that the next save can restart the log
+                self._release_snapshot()  # so that the next save can restart the log
                 return is_complete
             _checkpoint(connection)  # copies what was written during the first pass
             with self._write_lock:
                 if self._writer is not None:
-                    self._writer.let_go()
+                    self._writer.release_snapshot()
                 return _checkpoint(connection)
 
-    def _let_go(self) -> None:
+    def _release_snapshot(self) -> None:
         with self._write_lock:
             if self._writer is not None:
-                self._writer.let_go()
+                self._writer.release_snapshot()
 
     def close(self) -> None:
         """Checkpoint and close the file; no log remains beside it, unless that fails. Blocks.
@@ -376,7 +385,7 @@ class Database:
             self._is_open = False
             try:
                 if not self._suspect:
-                    self._let_go()
+                    self._release_snapshot()
                     self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except FAILURES as exc:
                 self._suspect = True

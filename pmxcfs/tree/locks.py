@@ -10,12 +10,12 @@ Contract: docs/spec/filesystem.md, "Locks".
 from pmxcfs._core import Entry, Tree
 
 LIFETIME = 120.0  # seconds after which a lock expires that was not renewed
-LOCK_HOME = "priv/lock/"
+LOCK_DIRECTORY = "priv/lock/"
 
 
 def is_below_locks(entry: Entry) -> bool:
     """Tell whether *entry* is a directory at any depth below ``priv/lock/``."""
-    return entry.is_directory and entry.path.startswith(LOCK_HOME)
+    return entry.is_directory and entry.path.startswith(LOCK_DIRECTORY)
 
 
 class LockTable:
@@ -57,7 +57,7 @@ class LockTable:
 
     def reload(self, tree: Tree, *, now: float) -> None:
         """Replace the table by the locks of *tree*; unchanged locks keep their age."""
-        found = _locks_below(tree.find(LOCK_HOME))
+        found = _locks_below(tree.find(LOCK_DIRECTORY))
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
         for path, entry in found.items():
             self.note(path, tree.entry_checksum(entry), now=now)

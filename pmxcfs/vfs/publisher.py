@@ -14,44 +14,53 @@ from pmxcfs.host.threads import BackgroundThread
 _log = logging.getLogger("pmxcfs.dcdb")
 
 
-class Publisher(BackgroundThread):
-    """Calls *publish_due* when something is due, with *lock* held."""
+class Publisher:
+    """A timer for publishing: calls a function, with *lock* held, when something is due."""
 
-    def __init__(
-        self, lock: AbstractContextManager[object], publish_due: Callable[[], int]
-    ) -> None:
-        super().__init__("publisher")
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
         self._lock = lock
-        self._publish_due = publish_due  # returns the ns until the next is due, 0 if none
         self._is_armed = False  # read and written with the lock held
         self._wanted = threading.Event()
+        self._thread: BackgroundThread | None = None
+
+    def start(self, publish_due: Callable[[], int]) -> None:
+        """Start the thread.
+
+        *publish_due* publishes what is due and returns the ns until the next is due, 0 if none.
+        """
+        self._thread = thread = BackgroundThread(
+            "publisher", lambda: self._run(thread, publish_due)
+        )
+        thread.start()
 
     def notice(self) -> None:
-        """Something waits to be published. Needs the lock."""
+        """Note that something is to be published by time. Needs the lock."""
         if not self._is_armed:
             self._is_armed = True
             self._wanted.set()
 
-    def wake(self) -> None:
-        """Have the thread look whether it is to stop."""
-        self._wanted.set()
+    def close(self) -> None:
+        """Stop the thread. Must not be called with the lock held."""
+        if self._thread is not None:
+            self._thread.stop()
+            self._wanted.set()
+            self._thread.close()
 
-    def run(self) -> None:
-        """Publish what is due, whenever something is."""
-        while not self.is_stopping:
+    def _run(self, thread: BackgroundThread, publish_due: Callable[[], int]) -> None:
+        while not thread.is_stopping:
             self._wanted.wait()
             self._wanted.clear()
             delay_ns = 1
-            while delay_ns and not self.is_stopping:
-                delay_ns = self._publish()
-                self.pause(delay_ns / 1e9)
+            while delay_ns and not thread.is_stopping:
+                delay_ns = self._publish(publish_due)
+                thread.pause(delay_ns / 1e9)
 
-    def _publish(self) -> int:
+    def _publish(self, publish_due: Callable[[], int]) -> int:
         with self._lock:
             try:
-                delay_ns = self._publish_due()
+                delay_ns = publish_due()
             except Exception:  # noqa: BLE001, as the clock must outlive any bug
-                _log.exception("publishing by time failed, which is a bug")
+                _log.exception("the publisher thread failed, which is a bug")
                 delay_ns = 1_000_000_000
             self._is_armed = delay_ns > 0
             return delay_ns

@@ -65,7 +65,7 @@ def recorded_requests(workdir: Path, *, publish: list[Any] | None = None) -> Req
     status = Status("node2", guests, start_time=NOW)
     _fill(status)
     lock = threading.RLock()
-    requests = Requests(
+    return Requests(
         tree,
         guests,
         status,
@@ -75,10 +75,9 @@ def recorded_requests(workdir: Path, *, publish: list[Any] | None = None) -> Req
         clock=lambda: float(NOW),
         monotonic=lambda: 0.0,
         give_way=lambda: None,
+        publish=publish.append if publish is not None else None,
+        report=dict,
     )
-    if publish is not None:
-        requests.publish = publish.append
-    return requests
 
 
 def _fill(status: Status) -> None:
@@ -100,8 +99,8 @@ def _fill(status: Status) -> None:
 @contextlib.contextmanager
 def served(requests: Requests, workdir: Path, *, name: str) -> Iterator[IpcServer]:
     """Run an IpcServer that answers with *requests*."""
-    server = IpcServer(name, requests, gid=GROUP, flag=workdir / "flag")
-    server.start()
+    server = IpcServer(name, gid=GROUP, flag=workdir / "flag")
+    server.start(requests)
     try:
         yield server
     finally:

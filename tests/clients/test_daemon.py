@@ -399,7 +399,9 @@ def test_a_refused_question_is_one_line(tmp_path: Path) -> None:
     with mounted(tmp_path):
         result = command(tmp_path, "ipc", "config", "missing")
         assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr == "pmxcfs: the daemon refused the request: No such file or directory\n"
+        assert (
+            result.stderr == "pmxcfs: the daemon refused the request: No such file or directory\n"
+        )
         for question, what in (
             (["property", "name", "--vmid", "5000000000"], "the vmid"),
             (["property", *["name"] * 256], "the number of properties"),

@@ -158,9 +158,9 @@ def test_a_name_in_use_is_refused(service: str, tmp_path: Path) -> None:
     with serving(service, echo):
         with pytest.raises(IpcError):
             Server(service, admit=lambda *who: who, answer=echo)
-        second = IpcServer(service, recorded_requests(tmp_path), gid=GROUP, flag=tmp_path / "flag")
+        second = IpcServer(service, gid=GROUP, flag=tmp_path / "flag")
         with pytest.raises(StartError, match="--ipc-name"):
-            second.start()
+            second.start(recorded_requests(tmp_path))
         second.close()
     with pytest.raises(IpcError) as refused:
         Client(service)

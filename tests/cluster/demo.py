@@ -149,7 +149,7 @@ class Demo:
             )
         assert len({node.stored_checksum() for node in self._lab.nodes}) == 1
 
-    # Parts of the acts.
+    # ReportSources of the acts.
 
     def _write(self, node: Member, path: str, text: str) -> None:
         seconds = self._time(lambda: (node.path / path).write_text(text))

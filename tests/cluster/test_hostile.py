@@ -343,7 +343,7 @@ def test_hostile_keys_and_log_entries_leave_the_status_readable(
     assert logs[0] == logs[1] == logs[2]
     assert {entry["uid"] for entry in logs[0]} >= {*range(100, 100 + len(texts)), 300}
     for node in world.nodes:
-        world.wait_for_lines(node, "dropped a log entry of 100")
+        world.wait_for_lines(node, "dropped a cluster log entry of 100")
     for node, agent, document in list(zip(world.nodes, world.agents, documents, strict=True))[:2]:
         world.wait_for_lines(node, "dropped a value of node 3", count=2)
         assert len(node.daemon.log_lines("dropped a value of node 3")) == 2

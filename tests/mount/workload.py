@@ -230,7 +230,7 @@ class Writer:
             with self._promised({path: GONE}):
                 (self._root / path).rmdir()
 
-    # Parts of the operations.
+    # ReportSources of the operations.
 
     @contextlib.contextmanager
     def _promised(self, change: Change) -> Iterator[None]:

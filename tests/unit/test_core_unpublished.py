@@ -140,11 +140,11 @@ def test_a_redirtied_range_is_taken_again(tree: Tree, file: Entry) -> None:
     tree.take_unpublished(file)
     write(tree, file, 4, b"Z")
     tree.write(file, 0, b"123456789", truncate=True, **LATER)
-    tree.put_back_unpublished(file, 9)
+    tree.redirty_unpublished(file, 9)
     assert (file.read(0, 99), file.unpublished_since_ns) == (b"1XY4Z6789", 1)
     publish(tree, file, tree.take_unpublished(file))
     assert file.content == b"1XY4Z6789"
-    tree.put_back_unpublished(file, 9)
+    tree.redirty_unpublished(file, 9)
     assert not file.has_unpublished
 
 
@@ -152,7 +152,7 @@ def test_bytes_that_were_cut_off_are_not_redirtied(tree: Tree, file: Entry) -> N
     write(tree, file, 6, b"long")
     tree.take_unpublished(file)
     truncate(tree, file, 2)
-    tree.put_back_unpublished(file, 9)
+    tree.redirty_unpublished(file, 9)
     assert tree.take_unpublished(file) == Unpublished(0, b"ab", True)
 
 
@@ -160,7 +160,7 @@ def test_discarded_bytes_are_not_redirtied(tree: Tree, file: Entry) -> None:
     write(tree, file, 0, b"X", now_ns=1)
     tree.take_unpublished(file)
     tree.discard_unpublished(file)
-    tree.put_back_unpublished(file, 9)
+    tree.redirty_unpublished(file, 9)
     assert (file.has_unpublished, file.read(0, 9)) == (False, b"abcdef")
 
 

@@ -5,8 +5,10 @@ from pmxcfs.messages import (
     EntryType,
     Mutation,
 )
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.tree.locks import LockTable
-from pmxcfs.vfs.filesystem import PUBLISH_AFTER_NS, FileSystem, OpenFile
+from pmxcfs.vfs.filesystem import FileSystem
+from pmxcfs.vfs.writeback import PUBLISH_AFTER_NS, OpenFile
 from tests.fakes.doubles.issuer import FakeIssuer
 
 GROUP = 33
@@ -20,16 +22,23 @@ class World:
         self.issuer = FakeIssuer(self.tree)
         self.now_ns = 10**12
         self.locks = LockTable()
+        self.quorum = QuorumFlag(is_quorate=True)
+        self.displaced: list[Entry] = []
+        self.unpublished_calls = 0
         self.files = FileSystem(
             self.tree,
             self.issuer,
             locks=self.locks,
+            quorum=self.quorum,
             gid=GROUP,
             monotonic_ns=lambda: self.now_ns,
+            on_unpublished=self._note_unpublished,
+            on_displaced=self.displaced.append,
         )
-        self.displaced: list[Entry] = []
-        self.files.on_displaced = self.displaced.append
         self.issuer.on_change = lambda change: self.files.on_change(change, foreign=False)
+
+    def _note_unpublished(self) -> None:
+        self.unpublished_calls += 1
 
     def make(self, path: str, content: bytes = b"published", *, directory: bool = False) -> Entry:
         """Make an entry that everybody knows; the directories on its way too."""
@@ -58,4 +67,4 @@ class World:
     def pass_time(self) -> int:
         """Let the time come at which everything is due."""
         self.now_ns += PUBLISH_AFTER_NS
-        return self.files.publish_due()
+        return self.files.writeback.publish_due()

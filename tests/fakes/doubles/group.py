@@ -9,6 +9,7 @@ from pmxcfs.cluster.tree_group import TreeGroup
 from pmxcfs.dfsm.effects import Commit, Deliver, SendUpdates
 from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import (
     Body,
     Create,
@@ -128,7 +129,7 @@ class Node:
         self.content = FakeContent(self.world)
         self.source = FakeSource()
         kind = TreeGroup if group is Group.TREE else StatusGroup
-        self.thread = kind(self.content, self.source, connect=self.world.connect)
+        self.thread = kind(self.content, self.source, wakeup=Wakeup(), connect=self.world.connect)
         self.thread.set_deadlines(replace(Deadlines(), rejoin=REJOIN))
 
     def start(self) -> None:

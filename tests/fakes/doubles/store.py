@@ -24,9 +24,9 @@ Contents = dict[str, bytes | None]  # by path; None for a directory
 class Store:
     """A database with the tree that it stores, as a replica has them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, on_growth: Callable[[], None] | None = None) -> None:
         self.path = path
-        self.database = Database.open(path, now=7)
+        self.database = Database.open(path, now=7, on_growth=on_growth)
         self.tree = Tree()
         self.tree.load(self.database.load(now=7).records)
 

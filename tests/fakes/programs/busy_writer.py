@@ -15,8 +15,9 @@ from tests.fakes.doubles.store import Store
 def main(path: Path) -> None:
     """Commit without end, with a checkpoint every few transactions."""
     database.CHECKPOINT_AFTER = 1 << 16
-    store = Store(path)
-    Checkpointer(store.database).start()
+    checkpointer = Checkpointer()
+    store = Store(path, on_growth=checkpointer.request)
+    checkpointer.start(store.database)
     for number in range(1 << 30):
         content = b"%d" % number
         store.write(f"f{number % 50}", content * 100)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pmxcfs.cli import query
-from pmxcfs.daemon.report import MAX_TROUBLES, Troubles
+from pmxcfs.daemon.report import MAX_TROUBLES, RecentProblems
 
 REPORT: dict[str, Any] = {
     "running": True,
@@ -105,7 +105,7 @@ def test_spans(seconds: float, text: str) -> None:
 
 
 def test_only_the_latest_troubles_are_kept() -> None:
-    troubles = Troubles()
+    troubles = RecentProblems()
     logger = logging.Logger("pmxcfs.status")
     logger.addHandler(troubles)
     logger.info("no trouble")

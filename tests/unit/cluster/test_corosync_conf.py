@@ -147,7 +147,7 @@ def test_a_missing_directory_is_logged(tmp_path: Path) -> None:
     Host(tmp_path / "absent" / "corosync.conf").run(conf(1), reload=True)
 
 
-@pytest.mark.expect_log("pmxcfs.confdb ERROR corosync was not told to reload .*CS_ERR_LIBRARY")
+@pytest.mark.expect_log("pmxcfs.confdb ERROR can.t ask corosync to reload .*CS_ERR_LIBRARY")
 def test_a_failed_reload_is_logged_and_the_thread_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "corosync.conf"
     path.write_bytes(conf(1))

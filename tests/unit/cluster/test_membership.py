@@ -8,7 +8,7 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.cluster.membership import COROSYNC_CONF, Clustering
 from pmxcfs.messages import Create, Member, Mutation, Rename, Write
-from pmxcfs.replica.outbox import Outbox
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.status.counters import Status
@@ -26,8 +26,8 @@ class World:
         self.replica = Replica(Tree(), guests, FakeDatabase())  # type: ignore[arg-type]
         clustering = Clustering(
             self.replica,
-            Outbox(is_quorate=lambda: True),
             Status("node1", guests, start_time=0),
+            quorum=QuorumFlag(is_quorate=True),
             lock=contextlib.nullcontext(),
             lock_has_expired=lambda path, checksum: False,
             host_file=directory / "corosync.conf",
@@ -35,7 +35,7 @@ class World:
         )
         clustering.tree.dfsm.join(ME)
         clustering._host_file = self  # type: ignore[assignment]
-        self.replica.listeners.append(clustering.on_change)
+        self.replica.subscribe(on_change=clustering.on_change)
         self.asked: list[tuple[bytes, bool]] = []
 
     def follow(self, content: bytes, *, reload: bool) -> None:

@@ -35,8 +35,7 @@ def drain(source: StatusSource) -> list[Body]:
 
 def test_only_the_newest_value_of_a_key_is_sent() -> None:
     wakes: list[None] = []
-    source = StatusSource()
-    source.wake = lambda: wakes.append(None)
+    source = StatusSource(wake=lambda: wakes.append(None))
     source.put(SetKey("a", b"1"), SetKey("b", b"1"))
     source.put(SetKey("a", b"2"))
     assert drain(source) == [SetKey("b", b"1"), SetKey("a", b"2")]
@@ -45,7 +44,7 @@ def test_only_the_newest_value_of_a_key_is_sent() -> None:
 
 
 def test_keys_are_sent_before_log_entries_which_keep_their_order() -> None:
-    source = StatusSource()
+    source = StatusSource(wake=lambda: None)
     first, second = entry("first"), entry("second")
     source.put(first, SetKey("a", b"1"), second)
     assert drain(source) == [SetKey("a", b"1"), first, second]
@@ -53,7 +52,7 @@ def test_keys_are_sent_before_log_entries_which_keep_their_order() -> None:
 
 @pytest.mark.parametrize("gone", ["not_sent", "refused"])
 def test_a_message_that_was_not_sent_is_the_next_again(gone: str) -> None:
-    source = StatusSource()
+    source = StatusSource(wake=lambda: None)
     line = entry("line")
     source.put(SetKey("a", b"1"), SetKey("b", b"1"), line)
 
@@ -71,7 +70,7 @@ def test_a_message_that_was_not_sent_is_the_next_again(gone: str) -> None:
 
 
 def test_a_newer_value_replaces_one_that_was_not_sent() -> None:
-    source = StatusSource()
+    source = StatusSource(wake=lambda: None)
     source.put(SetKey("a", b"old"), SetKey("b", b"1"))
     source.take(now=1.0)
     source.put(SetKey("a", b"new"))
@@ -83,7 +82,7 @@ def test_a_long_outage_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_UNSENT_BYTES", 10_000)
-    source = StatusSource()
+    source = StatusSource(wake=lambda: None)
     for number in range(100):
         source.put(SetKey(f"key{number}", bytes(1000)))
         source.take(now=1.0)
@@ -98,7 +97,7 @@ def test_a_long_outage_costs_bounded_memory(
 
 
 def test_the_newest_log_entries_are_kept() -> None:
-    source = StatusSource()
+    source = StatusSource(wake=lambda: None)
     lines = [entry(f"{number}") for number in range(module.MAX_UNSENT_ENTRIES + 5)]
     source.put(*lines[:-1])
     assert source.take(now=1.0) == lines[4]
@@ -113,7 +112,7 @@ class World:
     def __init__(self) -> None:
         self.status = Status("node1", Guests(), start_time=0)
         self.status.members.configure(config("node1", "node2", "node3"))
-        self.source = StatusSource()
+        self.source = StatusSource(wake=lambda: None)
         self.content = StatusContent(self.status, self.source, lock=threading.Lock())
         self.content.on_members([ME, PEER], me=ME)
 

@@ -25,6 +25,7 @@ from pmxcfs.messages import (
     Write,
 )
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
@@ -58,13 +59,16 @@ class World:
         self.is_quorate = True
         self.refreshes = 0
         self.expired: list[tuple[str, bytes]] = []
+        self.kinds_when_asked: list[list[Kind]] = []  # changes delivered before each question
         self.changes: list[tuple[Change, bool]] = []
         self.lock = CheckedLock()
-        self.outbox = Outbox(is_quorate=lambda: True)
+        self.wakes = 0  # of the group's thread
+        self.outbox = Outbox(QuorumFlag(is_quorate=True), wake=self._note_wake)
+        self.common: list[Sequence[Member]] = []  # told of the members' common tree
         self.proposals = Proposals()
         self.database = FakeDatabase()
         self.replica = Replica(Tree(), Guests(), self.database)  # type: ignore[arg-type]
-        self.replica.listeners.append(self._on_change)
+        self.replica.subscribe(on_change=self._on_change)
         self.source = TreeSource(self.outbox, self.proposals, lock=self.lock)
         self.content = TreeContent(
             self.replica,
@@ -72,9 +76,21 @@ class World:
             self.proposals,
             lock=self.lock,
             quorum=self,
-            lock_has_expired=lambda path, checksum: (path, checksum) in self.expired,
+            lock_has_expired=self._has_expired,
+            on_common=self._note_common,
         )
         self.content.on_members([ME, PEER], me=ME)
+
+    def _note_wake(self) -> None:
+        self.wakes += 1
+
+    def _has_expired(self, path: str, checksum: bytes) -> bool:
+        self.kinds_when_asked.append([change.kind for change, _ in self.changes])
+        return (path, checksum) in self.expired
+
+    def _note_common(self, members: Sequence[Member]) -> None:
+        assert self.lock.is_held
+        self.common.append(members)
 
     def refresh(self) -> bool:
         assert not self.lock.is_held
@@ -261,14 +277,12 @@ def test_a_refused_proposal_gets_the_error_and_a_partly_sent_one_fails(world: Wo
 
 
 def test_a_held_outbox_sends_nothing(world: World) -> None:
-    wakes: list[None] = []
-    world.outbox.wake = lambda: wakes.append(None)
     world.outbox.hold(on=True)
     world.post(Mkdir("a"))
     assert world.source.take(now=1.0) is None
     world.outbox.hold(on=False)
     assert world.source.take(now=1.0) == Mkdir("a")
-    assert len(wakes) == 3
+    assert world.wakes == 3
 
 
 # Locks.
@@ -308,19 +322,12 @@ def test_the_lowest_member_removes_expired_locks(
 def test_an_unlock_request_is_decided_at_its_place_in_the_order(world: World) -> None:
     """Messages before the request are applied, those after it are not."""
     checksum = take_lock(world)
-    seen: list[list[Kind]] = []
-
-    def look(path: str, given: bytes) -> bool:
-        seen.append([change.kind for change, _ in world.changes[3:]])
-        return False
-
-    world.content._lock_has_expired = look
     world.deliver(
         of(PEER, Mtime(LOCK, 2000)),
         of(PEER, UnlockRequest(LOCK, checksum)),
         of(PEER, Mkdir("later")),
     )
-    assert seen == [[Kind.MTIME]]
+    assert [kinds[3:] for kinds in world.kinds_when_asked] == [[Kind.MTIME]]
     assert [change.kind for change, _ in world.changes[3:]] == [Kind.MTIME, Kind.MKDIR]
 
 
@@ -353,9 +360,9 @@ def test_only_changes_that_other_threads_see_hold_the_lock(world: World) -> None
     names = ("state", "checksum", "adopt")
     replica = SimpleNamespace(**{name: noted(name) for name in names})
     setattr(world.content, "_replica", replica)  # noqa: B010
-    world.content.on_common = cast("Callable[[Sequence[Member]], None]", noted("common"))
     world.content.state()
     world.content.checksum()
     world.content.commit(Commit(PEER, b"", cast("list[Record]", [])))
     world.content.on_synced()
-    assert held == {"state": False, "checksum": False, "adopt": False, "common": True}
+    assert held == {"state": False, "checksum": False, "adopt": False}
+    assert world.common == [[ME, PEER]]

@@ -19,6 +19,6 @@ def test_the_number_of_workers_is_the_option_or_depends_on_the_mode(
 
 
 def test_in_a_cluster_a_change_can_always_wait(expect_log: ExpectLog) -> None:
-    expect_log("4 workers are too few in a cluster: there will be 5")
+    expect_log("--workers 4 is too few for a cluster: using 5")
     settings = Settings(nodename="a", workers=4)
     assert workers_for(settings, is_clustered=True) == 5

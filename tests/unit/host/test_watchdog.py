@@ -75,7 +75,7 @@ def test_without_a_timeout_only_the_status_is_sent(listener: Listener) -> None:
         assert listener.heard.empty()  # the next status comes seconds later
 
 
-@pytest.mark.expect_log("describing the status failed")
+@pytest.mark.expect_log("making the status line for systemd failed")
 def test_a_failure_to_describe_the_status_does_not_end_the_heartbeats(listener: Listener) -> None:
     def describe() -> str:
         raise ZeroDivisionError

@@ -58,8 +58,9 @@ class Node:
             clock=lambda: self.now,
             monotonic=lambda: self.now,
             give_way=lambda: None,
+            publish=self.published.append,
+            report=lambda: {"problems": ["ä"]},
         )
-        self.requests.publish = self.published.append
 
     def ask(self, number: int, payload: bytes = b"", *, caller: Caller = ROOT) -> bytes | int:
         """Return the answer, or the errno."""
@@ -341,7 +342,6 @@ def test_several_properties(payload: bytes, outcome: bytes | int, node: Node) ->
 
 
 def test_the_report_is_json(node: Node) -> None:
-    node.requests.report = lambda: {"problems": ["ä"]}
     answer = node.ask(Number.GET_REPORT)
     assert isinstance(answer, bytes)
     assert json.loads(answer) == {"problems": ["ä"]}

@@ -15,6 +15,7 @@ from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica import cluster_issuer as module
 from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, ClusterIssuer, split
 from pmxcfs.replica.outbox import Outbox, Proposal
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
@@ -42,13 +43,15 @@ class World:
     def __init__(self) -> None:
         self.yielding = Yielding(room=8)
         self.lock = self.yielding.lock
-        self.is_quorate = True
+        self.quorum = QuorumFlag(is_quorate=True)
         self.queued = threading.Semaphore(0)
-        self.outbox = Outbox(is_quorate=lambda: self.is_quorate)
-        self.outbox.wake = self.queued.release
+        self.outbox = Outbox(self.quorum, wake=self.queued.release)
         self.replica = FakeReplica()
         self.issuer = ClusterIssuer(
-            cast(Replica, self.replica), self.outbox, yielding=self.yielding
+            cast(Replica, self.replica),
+            self.outbox,
+            yielding=self.yielding,
+            dispatch_until=lambda ticket, seconds, watch: self.outbox.wake(),
         )
         self.pool = ThreadPoolExecutor()
 
@@ -167,24 +170,24 @@ def test_a_message_that_corosync_refused_stays_first(world: World) -> None:
 
 
 def test_without_quorum_nothing_is_queued(world: World) -> None:
-    world.is_quorate = False
+    world.quorum.is_quorate = False
     with world.lock, pytest.raises(NoQuorum):
         world.issuer.submit(Mkdir("a"))
-    world.is_quorate = True
+    world.quorum.is_quorate = True
     assert world.outbox.next(now=1.0) is None
 
 
 def test_losing_the_quorum_ends_all_waiting_at_once(world: World) -> None:
     sent, unsent = world.begin(lambda: world.issuer.submit(two_parts())), world.mkdir()
     world.send()  # only the first part
-    world.is_quorate = False
+    world.quorum.is_quorate = False
     with world.lock:
-        world.issuer.on_quorum_lost()
+        world.outbox.refuse_unsent()
     with pytest.raises(NoQuorum):
         unsent.result(DEADLINE)
     with pytest.raises(Failed, match="outcome is unknown"):
         sent.result(DEADLINE)
-    world.is_quorate = True
+    world.quorum.is_quorate = True
     assert world.outbox.next(now=1.0) is None, "the rest would go into whatever is there by then"
 
 

@@ -77,12 +77,11 @@ class World:
     def __init__(self) -> None:
         self.tree, self.guests = Tree(), Guests()
         self.database, self.yielding = FakeDatabase(), FakeYielding()
-        self.replica = Replica(self.tree, self.guests, self.database)  # type: ignore[arg-type]
+        self.replica = Replica(self.tree, self.guests, self.database, yielding=self.yielding)  # type: ignore[arg-type]
         self.issuer = LocalIssuer(self.replica, clock=lambda: 1234.9, yielding=self.yielding)
         self.heard: list[tuple[Kind, str, bool]] = []
         self.undone: list[str] = []
-        self.replica.listeners.append(self.hear)
-        self.replica.undo_listeners.append(self.hear_undone)
+        self.replica.subscribe(on_change=self.hear, on_undone=self.hear_undone)
 
     def hear(self, change: Change, *, foreign: bool) -> None:
         self.heard.append((change.kind, change.path, foreign))

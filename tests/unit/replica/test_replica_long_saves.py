@@ -47,7 +47,7 @@ class World:
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.database, self.yielding = SlowDatabase(), Yielding(room=0)
         self.tree = Tree()
-        self.replica = Replica(self.tree, Guests(), self.database)  # type: ignore[arg-type]
+        self.replica = Replica(self.tree, Guests(), self.database, yielding=self.yielding)  # type: ignore[arg-type]
         self.replica.is_shared = True
         self.issuer = LocalIssuer(self.replica, clock=lambda: 1.0, yielding=self.yielding)
         self._pool = pool

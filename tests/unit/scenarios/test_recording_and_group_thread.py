@@ -21,6 +21,7 @@ from pmxcfs._cpg import decode
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup
 from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import (
     Body,
     Group,
@@ -32,6 +33,7 @@ from pmxcfs.messages import (
     VerifyRequest,
 )
 from pmxcfs.replica.outbox import Outbox
+from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.storage.database import Database
 from pmxcfs.tree.guests import Guests
@@ -180,7 +182,8 @@ def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
         replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
         import_configuration(replica, player)
         lock = threading.RLock()
-        outbox = Outbox(is_quorate=lambda: True)
+        wakeup = Wakeup()
+        outbox = Outbox(QuorumFlag(is_quorate=True), wake=wakeup.set)
         content = TreeContent(
             replica,
             outbox,
@@ -188,8 +191,11 @@ def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
             lock=lock,
             quorum=Quorate(),
             lock_has_expired=lambda path, checksum: False,
+            on_common=lambda members: None,
         )
-        player.thread = TreeGroup(content, player, connect=lambda sink: player, clock=player.now)
+        player.thread = TreeGroup(
+            content, player, wakeup=wakeup, connect=lambda sink: player, clock=player.now
+        )
         player.thread.dfsm.deadlines = NEVER
         player.thread.start()
         try:

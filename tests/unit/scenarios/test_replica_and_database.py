@@ -76,7 +76,7 @@ def test_a_delivered_change_that_can_not_be_saved_stays_in_the_tree_and_succeeds
 ) -> None:
     expect_log(REFUSED)
     heard: list[str] = []
-    replica.listeners.append(lambda change, *, foreign: heard.append(change.path))
+    replica.subscribe(on_change=lambda change, *, foreign: heard.append(change.path))
     faults.arm(sqlite3.SQLITE_FULL, at=0)
     (ticket,) = deliver(replica, Create("nodes.cfg"))
     assert ticket.result().path == "nodes.cfg"

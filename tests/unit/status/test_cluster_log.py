@@ -212,8 +212,8 @@ def test_an_entry_that_is_not_newer_is_dropped() -> None:
     assert log.insert(compose(log, time=1))  # the order is per node
 
 
-@pytest.mark.expect_log("dropped a log entry of 4097 bytes")
-@pytest.mark.expect_log("dropped a log entry of 320 bytes")
+@pytest.mark.expect_log("dropped a cluster log entry of 4097 bytes")
+@pytest.mark.expect_log("dropped a cluster log entry of 320 bytes")
 def test_an_entry_that_is_too_long_is_dropped() -> None:
     log = ClusterLog("node1")
     full = compose(ClusterLog("node2"), "x" * 4096)

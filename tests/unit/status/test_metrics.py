@@ -24,9 +24,9 @@ def metrics() -> Metrics:
         "pve2-node/.a",
     ],
 )
-def test_names_of_metrics(metrics: Metrics, name: str) -> None:
+def test_names_of_metrics(name: str) -> None:
     seen: list[tuple[str, bytes]] = []
-    metrics.listeners.append(lambda *what: seen.append(what))
+    metrics = Metrics(lambda *what: seen.append(what))
     assert metrics.set(name, b"1:2\0", now=0)
     assert metrics.render(0) == f"{name}:1:2\n".encode()
     assert seen == [(name, b"1:2")]
@@ -62,8 +62,8 @@ def test_names_of_metrics(metrics: Metrics, name: str) -> None:
         "\udcff",
     ],
 )
-def test_other_names_are_not_stored(metrics: Metrics, name: str) -> None:
-    metrics.listeners.append(lambda name, value: pytest.fail(name))
+def test_other_names_are_not_stored(name: str) -> None:
+    metrics = Metrics(lambda name, value: pytest.fail(name))
     assert not metrics.set(name, b"1:2\0", now=0)
     assert metrics.render(0) == b""
 

@@ -147,7 +147,7 @@ def test_at_most_100_paths_are_logged(
 ) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    expect_log("and 20 more")
+    expect_log("20 more paths were replaced")
     node.replica.synced(with_others=False)
     tickets = [Ticket(Create(f"file{n}"), writer=1, mtime=NOW) for n in range(120)]
     node.replica.deliver(tickets)

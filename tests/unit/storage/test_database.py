@@ -292,9 +292,9 @@ def test_the_log_is_counted_until_a_checkpoint(store: Store) -> None:
     assert store.database.wal_size == 0
 
 
-def test_a_long_log_requests_a_checkpoint_until_one_runs(store: Store) -> None:
-    asked: list[int] = []
-    store.database.on_growth = lambda: asked.append(store.database.wal_size)
+def test_a_long_log_requests_a_checkpoint_until_one_runs(tmp_path: Path) -> None:
+    asked: list[None] = []
+    store = Store(tmp_path / "config.db", on_growth=lambda: asked.append(None))
     for number in range(5):
         store.put("a", bytes([number]) * (1 << 20))
     assert len(asked) == 2  # at 4 MiB and again at 5
@@ -339,9 +339,8 @@ def test_the_log_size_of_a_file_with_large_pages_is_estimated_well(
     Database.open(path, now=1).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.executescript("PRAGMA journal_mode = DELETE; PRAGMA page_size = 65536; VACUUM")
-    store = Store(path)
     asked: list[int] = []
-    store.database.on_growth = lambda: asked.append(store.log_size)
+    store = Store(path, on_growth=lambda: asked.append(os.stat(f"{path}-wal").st_size))
     with contextlib.closing(store.database):
         while not asked:
             store.put("a", b"small")
@@ -350,9 +349,11 @@ def test_the_log_size_of_a_file_with_large_pages_is_estimated_well(
 
 
 def test_the_checkpointer_keeps_the_log_short(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = threading.Event()
+    checkpointer = Checkpointer()
+    store = Store(tmp_path / "config.db", on_growth=checkpointer.request)
     checkpoint = store.database.checkpoint
 
     def notify() -> None:
@@ -360,8 +361,7 @@ def test_the_checkpointer_keeps_the_log_short(
         done.set()
 
     monkeypatch.setattr(store.database, "checkpoint", notify)
-    checkpointer = Checkpointer(store.database)
-    checkpointer.start()
+    checkpointer.start(store.database)
     with contextlib.closing(checkpointer):
         for number in range(20):
             store.put(f"f{number % 4}", bytes(1 << 20))
@@ -371,8 +371,8 @@ def test_the_checkpointer_keeps_the_log_short(
     assert store.log_size < 2 * module.CHECKPOINT_AFTER
 
 
-def test_a_checkpointer_that_never_started_can_be_closed(store: Store) -> None:
-    Checkpointer(store.database).close()
+def test_a_checkpointer_that_never_started_can_be_closed() -> None:
+    Checkpointer().close()
 
 
 def test_writers_wait_only_for_a_checkpoint_of_a_log_that_is_too_long(

@@ -244,7 +244,9 @@ def test_failed_checkpoints_are_logged_once_and_never_raised(
     store: Store, faults: Faults, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pmxcfs.database")
-    expect_log("can't be checkpointed: injected: free some space; its log grows meanwhile")
+    expect_log(
+        "can't be checkpointed: injected: free some space; its write-ahead log grows meanwhile"
+    )
     faults.arm(sqlite3.SQLITE_FULL, at=0, matching="wal_checkpoint")
     for _ in range(3):
         store.put("d", b"d")
@@ -254,7 +256,7 @@ def test_failed_checkpoints_are_logged_once_and_never_raised(
     assert store.database.wal_size > 0
     faults.disarm()
     store.database.checkpoint()
-    assert caplog.messages[1:] == [f"the log of {store.path} shrinks again"]
+    assert caplog.messages[1:] == [f"the write-ahead log of {store.path} shrinks again"]
     assert store.database.wal_size == 0
 
 

@@ -84,7 +84,7 @@ def replica_of(records: list[Record]) -> Iterator[tuple[Replica, Path]]:
 def become(replica: Replica, leader: Tree) -> Reload:
     """Adopt the leader's tree, and return the reload that the listener got."""
     reloads: list[Reload] = []
-    replica.reload_listeners = [reloads.append]
+    replica.subscribe(on_reload=reloads.append)
     raw = leader.index()
     needed = index.records_needed(raw, [replica.state()])
     replica.adopt(raw, records_of(leader, needed), now=1, lock=contextlib.nullcontext())

@@ -35,7 +35,8 @@ from pmxcfs.messages import (
     Write,
 )
 from pmxcfs.tree.locks import LockTable
-from pmxcfs.vfs.filesystem import PUBLISH_AFTER_NS, FileSystem, OpenFile
+from pmxcfs.vfs.filesystem import FileSystem
+from pmxcfs.vfs.writeback import PUBLISH_AFTER_NS, OpenFile
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.filesystem import GROUP, World
 from tests.fakes.doubles.issuer import FakeIssuer
@@ -53,7 +54,7 @@ def test_the_smallest_range_that_covers_the_writes_is_published(world: World) ->
     handle = world.open(world.make("f", b"0123456789"))
     world.files.write(handle, 6, b"g")
     world.files.write(handle, 2, b"cd")
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 2, b"cd45g", False)]
 
 
@@ -62,9 +63,9 @@ def test_the_whole_content_is_published_only_after_a_truncation(world: World) ->
     handle = world.open(entry)
     world.files.truncate(entry, 4, handle=handle)
     world.files.write(handle, 4, b"!")
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     world.files.write(handle, 0, b"x")
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"0123!", True), Write("f", 0, b"x", False)]
 
 
@@ -72,7 +73,7 @@ def test_o_trunc_and_writes_are_one_change(world: World) -> None:
     handle = world.open(world.make("f"), truncate=True)
     for offset in range(2000):
         world.files.write(handle, 512 * offset, bytes(512))
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, bytes(2000 * 512), True)]
 
 
@@ -80,7 +81,7 @@ def test_a_gap_is_published_as_zeros(world: World) -> None:
     entry = world.make("f", b"ab")
     handle = world.open(entry)
     world.files.write(handle, 4, b"e")
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert entry.content == b"ab\0\0e"
 
 
@@ -97,23 +98,23 @@ def test_a_flush_publishes_only_a_file_that_its_own_handle_wrote(world: World) -
     entry = world.make("f")
     writer, other = world.open(entry), world.open(entry)
     world.files.write(writer, 0, b"P")
-    world.files.flush(other)
+    world.files.writeback.flush(other)
     assert world.issuer.issued == []
-    world.files.flush(writer)
-    world.files.flush(writer)
+    world.files.writeback.flush(writer)
+    world.files.writeback.flush(writer)
     assert len(world.issuer.issued) == 1
 
 
 def test_a_truncation_by_open_waits_for_the_release(world: World) -> None:
     handle = world.open(world.make("f"), truncate=True)
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == []
-    world.files.release(handle)
+    world.files.writeback.release(handle)
     assert world.issuer.issued == [Write("f", 0, b"", True)]
 
 
 def publish_by_fsync(world: World, handle: OpenFile) -> None:
-    world.files.fsync(handle)
+    world.files.writeback.fsync(handle)
     assert world.issuer.syncs == 1
 
 
@@ -130,7 +131,7 @@ def publish_by_cutting(world: World, handle: OpenFile) -> None:
 
 
 def publish_by_stopping(world: World, handle: OpenFile) -> None:
-    world.files.publish_all()
+    world.files.writeback.publish_all()
 
 
 def publish_by_time(world: World, handle: OpenFile) -> None:
@@ -158,7 +159,7 @@ def test_operations_that_need_the_bytes_publish_them_first(
     assert isinstance(first, Write)
     assert first.data.startswith(b"PUB")
     count = len(world.issuer.issued)
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert len(world.issuer.issued) == count
 
 
@@ -167,9 +168,9 @@ def test_the_timer_publishes_each_file_when_it_is_due(world: World) -> None:
     world.files.write(first, 0, b"1")
     world.now_ns += 300
     world.files.write(second, 0, b"2")
-    assert world.files.publish_due() == PUBLISH_AFTER_NS - 300
+    assert world.files.writeback.publish_due() == PUBLISH_AFTER_NS - 300
     world.now_ns += PUBLISH_AFTER_NS - 300
-    assert world.files.publish_due() == 300
+    assert world.files.writeback.publish_due() == 300
     assert world.issuer.issued == [Write("f", 0, b"1", False)]
     assert world.pass_time() == 0
     assert len(world.issuer.issued) == 2
@@ -177,7 +178,7 @@ def test_the_timer_publishes_each_file_when_it_is_due(world: World) -> None:
 
 def test_the_timer_saves_new_files(world: World) -> None:
     world.files.create(world.tree.root, "f", exclusive=True)
-    assert world.files.publish_due() == PUBLISH_AFTER_NS
+    assert world.files.writeback.publish_due() == PUBLISH_AFTER_NS
     assert world.issuer.saves == 0
     assert world.pass_time() == 0
     assert world.issuer.saves == 1
@@ -195,12 +196,12 @@ def test_a_failed_publishing_drops_the_bytes_and_is_reported_once(
     world.files.write(handle, 0, b"P")
     world.issuer.failure = Busy("no")
     with pytest.raises(Busy):
-        world.files.flush(handle)
+        world.files.writeback.flush(handle)
     assert entry.read(0, 100) == b"published"
     assert world.displaced == [entry]
     world.issuer.failure = None
-    world.files.flush(handle)
-    world.files.release(handle)
+    world.files.writeback.flush(handle)
+    world.files.writeback.release(handle)
     assert world.issuer.issued == []
 
 
@@ -216,11 +217,11 @@ def test_a_failure_of_the_timer_is_reported_to_each_handle_that_wrote(
     assert world.pass_time() == 0
     world.issuer.failure = None
     with pytest.raises(StoreError):
-        world.files.fsync(first)
+        world.files.writeback.fsync(first)
     with pytest.raises(StoreError):
-        world.files.flush(second)
+        world.files.writeback.flush(second)
     for handle in (first, second, idle):
-        world.files.flush(handle)
+        world.files.writeback.flush(handle)
 
 
 def test_the_log_does_not_name_private_files(world: World, expect_log: ExpectLog) -> None:
@@ -228,7 +229,7 @@ def test_the_log_does_not_name_private_files(world: World, expect_log: ExpectLog
     handle = world.open(world.make("priv/shadow.cfg"))
     world.files.write(handle, 0, b"P")
     world.issuer.failure = Busy("priv/shadow.cfg can't be written")
-    world.files.release(handle)
+    world.files.writeback.release(handle)
 
 
 def test_stopping_survives_a_database_that_can_not_be_written(
@@ -239,7 +240,7 @@ def test_stopping_survives_a_database_that_can_not_be_written(
     handle = world.open(world.make("f"))
     world.files.write(handle, 0, b"P")
     world.issuer.failure = StoreError("broken")
-    world.files.publish_all()
+    world.files.writeback.publish_all()
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_a_file_that_another_node_removed_is_not_written(
     for mutation in foreign:
         world.elsewhere(mutation)
     with pytest.raises(error):
-        world.files.flush(handle)
+        world.files.writeback.flush(handle)
     assert world.issuer.issued == []
 
 
@@ -288,7 +289,7 @@ def test_a_file_that_another_node_moved_is_written_at_its_new_path(world: World)
     handle = world.open(world.make("f"))
     world.files.write(handle, 0, b"P")
     world.elsewhere(Rename("f", "g"))
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("g", 0, b"P", False)]
 
 
@@ -296,7 +297,7 @@ def test_a_file_moved_while_its_publishing_waits_is_written_at_its_new_path(worl
     handle = world.open(world.make("f"))
     world.files.write(handle, 0, b"P")
     world.issuer.on_submit = lambda: world.elsewhere(Rename("f", "g"))
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("g", 0, b"P", False)]
 
 
@@ -308,8 +309,8 @@ def test_unpublished_bytes_of_a_file_removed_on_this_node_are_dropped_silently(
     world.files.write(handle, 0, b"P")
     world.files.remove(entry)
     world.files.write(handle, 1, b"U")
-    world.files.flush(handle)
-    world.files.release(handle)
+    world.files.writeback.flush(handle)
+    world.files.writeback.release(handle)
     assert world.issuer.issued == [Delete("f")]
     assert entry.read(0, 100) == b"PUblished"
 
@@ -324,7 +325,7 @@ def test_a_file_removed_while_its_publishing_waits_is_closed_without_an_error(wo
         world.files.remove(entry)
 
     world.issuer.on_submit = remove
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Delete("f")]
 
 
@@ -334,8 +335,8 @@ def test_a_creation_that_was_rolled_back_is_reported_to_its_handle(world: World)
     world.tree.rollback()
     world.files.on_undone({entry: entry.path}, StoreError("broken"))
     with pytest.raises(StoreError):
-        world.files.flush(handle)
-    world.files.release(handle)
+        world.files.writeback.flush(handle)
+    world.files.writeback.release(handle)
 
 
 # Limits
@@ -380,7 +381,14 @@ def test_the_tree_holds_262144_entries(world: World) -> None:
     )
     issuer = FakeIssuer(tree)
     files = FileSystem(
-        tree, issuer, locks=LockTable(), gid=GROUP, monotonic_ns=lambda: world.now_ns
+        tree,
+        issuer,
+        quorum=world.quorum,
+        locks=LockTable(),
+        gid=GROUP,
+        monotonic_ns=lambda: world.now_ns,
+        on_unpublished=lambda: None,
+        on_displaced=world.displaced.append,
     )
     assert files.usage().entries == MAX_ENTRIES
     attempts: list[Callable[[], object]] = [
@@ -411,7 +419,7 @@ def test_new_names_have_at_most_255_bytes(world: World, name: str) -> None:
 def test_nothing_changes_without_quorum(world: World) -> None:
     entry, directory = world.make("f"), world.make("d", directory=True)
     handle = world.open(entry)
-    world.files.quorate = False
+    world.quorum.is_quorate = False
     root = world.tree.root
     attempts: list[Callable[[], object]] = [
         lambda: world.files.create(root, "g", exclusive=False),
@@ -429,18 +437,18 @@ def test_nothing_changes_without_quorum(world: World) -> None:
             attempt()
     assert world.issuer.issued == []
     assert entry.read(0, 100) == b"published"
-    world.files.release(world.files.open(entry, writing=False, truncate=False))
+    world.files.writeback.release(world.files.open(entry, writing=False, truncate=False))
 
 
 def test_a_file_created_while_the_quorum_is_lost_can_be_opened(world: World) -> None:
-    world.issuer.on_submit = lambda: setattr(world.files, "quorate", False)
+    world.issuer.on_submit = lambda: setattr(world.quorum, "is_quorate", False)
     entry = world.files.create(world.tree.root, "f", exclusive=True)
     handle = world.files.open(entry, writing=True, truncate=False, has_created=True)
     with pytest.raises(NoQuorum):
         world.files.write(handle, 0, b"x")
     with pytest.raises(NoQuorum):
         world.files.open(entry, writing=True, truncate=True, has_created=True)
-    world.files.release(handle)
+    world.files.writeback.release(handle)
     assert world.issuer.issued == [Create("f")]
 
 

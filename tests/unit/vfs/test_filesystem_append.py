@@ -29,7 +29,7 @@ def test_an_append_at_the_end_displaces_nothing(world: World) -> None:
     handle = world.files.open(entry, writing=True, truncate=False, append=True)
     world.files.write(handle, 4, b" and")
     world.files.write(handle, 8, b" more")
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 4, b" and more", False)]
     assert world.displaced == []
 

@@ -35,10 +35,10 @@ def test_a_handle_refuses_writes_until_a_failure_of_the_timer_was_reported(
     with pytest.raises(StoreError):
         world.files.truncate(entry, 3, handle=handle)
     with pytest.raises(StoreError):
-        world.files.flush(handle)
+        world.files.writeback.flush(handle)
     assert entry.read(0, 100) == b"OLDOLD"
     world.files.write(handle, 0, b"new")
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"new", False)]
 
 
@@ -53,7 +53,7 @@ def test_a_failed_publishing_is_reported_to_handles_that_wrote_meanwhile(
     world.issuer.on_submit = lambda: world.files.write(second, 1, b"2")
     for handle in (first, second):
         with pytest.raises(Busy):
-            world.files.flush(handle)
+            world.files.writeback.flush(handle)
     assert entry.read(0, 100) == b"published"
 
 
@@ -66,7 +66,7 @@ def test_bytes_that_a_handle_writes_while_its_publishing_fails_fail_its_next_clo
     world.issuer.failure = Busy("held")
     world.issuer.on_submit = lambda: world.files.write(handle, 1, b"2")
     with pytest.raises(Busy):
-        world.files.flush(handle)
+        world.files.writeback.flush(handle)
 
 
 def test_the_timer_skips_a_file_that_is_being_published(world: World) -> None:
@@ -81,10 +81,10 @@ def test_the_timer_skips_a_file_that_is_being_published(world: World) -> None:
         asked.append(world.pass_time())
 
     world.issuer.on_submit = meanwhile
-    world.files.flush(first)
+    world.files.writeback.flush(first)
     assert asked == [0]
     assert world.issuer.issued == [Write("f", 0, b"1", False)]
-    world.files.flush(second)
+    world.files.writeback.flush(second)
     assert world.issuer.issued[1:] == [Write("f", 1, b"2", False)]
 
 
@@ -106,7 +106,7 @@ def test_a_truncation_that_is_refused_changes_nothing(
         assert entry.read(0, 100) == b"mineLD"
 
     world.issuer.on_submit = meanwhile
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"mine", False)]
 
 
@@ -155,7 +155,7 @@ def test_bytes_that_another_request_could_not_publish_stay_dirty(world: World) -
             attempt()
         assert entry.read(0, 100) == b"mineLD"
     world.issuer.failure = None
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"mine", False)]
 
 
@@ -176,7 +176,7 @@ def test_bytes_written_during_a_failed_writeback_are_published_with_the_redirtie
         world.files.utime(entry, 5)
     assert entry.read(0, 100) == sent
     world.issuer.on_submit, world.issuer.failure = lambda: None, None
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, sent, True)]
 
 
@@ -207,7 +207,7 @@ def test_a_close_publishes_bytes_that_are_redirtied_while_it_waits(
     touching = threading.Thread(target=touch)
     touching.start()
     assert is_under_way.wait(PATIENCE)
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"mine", False)]
 
 
@@ -224,19 +224,19 @@ def test_redirtied_bytes_are_dirty_for_the_first_thread_that_learns_of_the_failu
         world.issuer.on_submit, world.issuer.failure = lambda: None, None
         if closer == "another writer":
             world.files.write(second, 4, b"ne")
-        assert first.flight is not None
-        first.flight.finish(Busy("no room"))
+        assert first.writeback is not None
+        first.writeback.finish(Busy("no room"))
         if closer == "the writer after more writes":
             world.files.write(first, 4, b"ne")
-        world.files.flush(second if closer == "another writer" else first)
+        world.files.writeback.flush(second if closer == "another writer" else first)
         world.issuer.failure = Busy("no room")
 
     world.issuer.on_submit = meanwhile
     with pytest.raises(Busy):
         world.files.utime(entry, 5)
     world.issuer.failure = None
-    world.files.flush(first)
-    world.files.flush(second)
+    world.files.writeback.flush(first)
+    world.files.writeback.flush(second)
     sent = b"mi" if closer == "the writer" else b"miDOne"
     assert world.issuer.issued == [Write("f", 0, sent, False)]
     assert entry.read(0, 100) == entry.content == sent + b"OLDOLD"[len(sent) :]
@@ -251,10 +251,10 @@ def test_a_file_that_was_only_truncated_is_not_published_by_a_flush(world: World
     with pytest.raises(Busy):
         world.files.utime(entry, 5)
     world.issuer.failure = None
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == []
     world.files.write(handle, 0, b"new")
-    world.files.flush(handle)
+    world.files.writeback.flush(handle)
     assert world.issuer.issued == [Write("f", 0, b"new", True)]
 
 

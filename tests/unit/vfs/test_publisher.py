@@ -44,10 +44,10 @@ def due() -> Due:
 
 @pytest.fixture
 def publisher(due: Due) -> Iterator[Publisher]:
-    running = Publisher(due.lock, due)
-    running.start()
+    running = Publisher(due.lock)
+    running.start(due)
     yield running
-    running.close(PATIENCE)
+    running.close()
 
 
 def notice(due: Due, publisher: Publisher) -> None:
@@ -70,7 +70,7 @@ def is_running() -> bool:
 def test_the_publisher_is_not_called_without_unpublished_writes(
     due: Due, publisher: Publisher
 ) -> None:
-    publisher.close(PATIENCE)
+    publisher.close()
     assert due.calls == 0
 
 
@@ -91,7 +91,7 @@ def test_further_writes_do_not_wake_the_publisher(due: Due, publisher: Publisher
     due.wait_for(1)
     for _ in range(100):
         notice(due, publisher)
-    publisher.close(PATIENCE)
+    publisher.close()
     assert due.calls == 1
 
 
@@ -99,14 +99,14 @@ def test_a_close_interrupts_a_long_delay(due: Due, publisher: Publisher) -> None
     due.delays = [3600 * 10**9]
     notice(due, publisher)
     due.wait_for(1)
-    publisher.close(PATIENCE)
+    publisher.close()
     assert not is_running()
 
 
 def test_a_bug_in_publishing_does_not_end_the_thread(
     due: Due, publisher: Publisher, expect_log: ExpectLog
 ) -> None:
-    expect_log("publishing by time failed, which is a bug")
+    expect_log("the publisher thread failed, which is a bug")
     due.failures = 1
     notice(due, publisher)
     due.wait_for(1)

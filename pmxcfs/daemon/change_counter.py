@@ -1,0 +1,45 @@
+"""Which changes of the tree local clients hear of: those that ``.version`` and ``.vmlist`` count.
+
+A counter is incremented only after the kernel was handed the cache invalidations of the change, so
+each change is noted with the sequence of its last one. Contract: docs/spec/status.md.
+"""
+
+from collections.abc import Mapping
+
+from pmxcfs._core import Entry
+from pmxcfs.daemon.local_clients import LocalClients
+from pmxcfs.errors import StoreError
+from pmxcfs.fuse.notifier import Notifier
+from pmxcfs.status.counters import Status
+from pmxcfs.tree.adoption import Reload
+from pmxcfs.tree.apply import Change
+from pmxcfs.tree.guests import parse_guest_path
+
+
+class ChangeCounter:
+    """A listener of the replica for counters and cached guest properties. Needs the lock."""
+
+    def __init__(self, status: Status, notifier: Notifier, clients: LocalClients) -> None:
+        self._status = status
+        self._notifier = notifier
+        self._clients = clients
+
+    def on_change(self, change: Change, *, foreign: bool) -> None:
+        """Count *change* if it concerns a counted file or a guest, as few changes do."""
+        for path in (change.path, change.source):
+            if path in self._status.counters or parse_guest_path(path) is not None:
+                sequence = self._notifier.sequence
+                self._status.on_change(change.path, change.source, sequence=sequence)
+                self._clients.on_change(change, foreign=foreign)
+                break
+
+    def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
+        """Count changes that were taken back: they could be seen while they were being saved."""
+        for entry, path in undone.items():
+            self._status.on_change(entry.path, path, sequence=self._notifier.sequence)
+        self._clients.on_undone(undone, error)
+
+    def on_reload(self, reload: Reload) -> None:
+        """Count everything: the tree is another node's now."""
+        self._status.on_reload(sequence=self._notifier.sequence)
+        self._clients.on_reload()

@@ -1,0 +1,118 @@
+"""The commands of the test control: what tests do to a daemon in place of a cluster or of time.
+
+They exist only with ``--test-control``. All are called with the tree's lock held.
+Contract: docs/spec/operations.md, "Command line".
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pmxcfs._core import Tree
+from pmxcfs.cluster.membership import Clustering
+from pmxcfs.daemon.control import mutation_of
+from pmxcfs.daemon.quorum import QuorumSwitch
+from pmxcfs.fuse.notifier import Notifier
+from pmxcfs.fuse.workers import Workers
+from pmxcfs.replica.issuer import StoppableIssuer
+from pmxcfs.replica.quorum import QuorumFlag
+from pmxcfs.replica.replica import Replica
+from pmxcfs.storage.database import inspect
+from pmxcfs.tree.adoption import record_of
+from pmxcfs.tree.index import records_needed
+from pmxcfs.tree.locks import LockTable
+from pmxcfs.vfs.writeback import Writeback
+
+
+class TestedParts(NamedTuple):
+    """The parts of a daemon that the commands use."""
+
+    replica: Replica
+    issuer: StoppableIssuer
+    writeback: Writeback
+    locks: LockTable
+    quorum: QuorumFlag
+    switch: QuorumSwitch
+    clustering: Clustering | None  # None in local mode
+    workers: Workers
+    notifier: Notifier
+
+
+class TestCommands:
+    """The commands by name; each takes the other fields of a request as keyword arguments."""
+
+    def __init__(self, parts: TestedParts) -> None:
+        self._parts = parts
+
+    def by_name(self) -> Mapping[str, Callable[..., Mapping[str, object] | None]]:
+        """Return all commands."""
+        return {
+            "quorum": self.force_quorum,
+            "hold": self._parts.issuer.hold,
+            "resume": self._parts.issuer.resume,
+            "inject": self.inject,
+            "adopt": self.adopt,
+            "lock-lifetime": self.set_lock_lifetime,
+            "publish-after": self.set_publish_after,
+            "deadlines": self.set_deadlines,
+            "info": self.info,
+        }
+
+    def force_quorum(self, *, on: bool | None) -> None:
+        """Have quorum or not, whatever corosync says; None: as corosync says."""
+        if self._parts.clustering is not None:
+            self._parts.clustering.force_quorum(on)
+        elif on is not None:
+            self._parts.switch.set(on)
+
+    def inject(self, *, writer: int = 99, time: int | None = None, **request: object) -> None:
+        """Apply the mutation of *request* as if the node *writer* had sent it at *time*."""
+        mtime = _seconds() if time is None else time
+        self._parts.replica.inject(mutation_of(request), writer=writer, mtime=mtime)
+
+    def adopt(self, *, path: str) -> None:
+        """Adopt the tree in the database *path*, as if a synchronization had brought it."""
+        theirs = Tree(keep_undo=False)
+        theirs.load(inspect(Path(path)).records)
+        leader = theirs.index()
+        needed = map(theirs.get, records_needed(leader, [self._parts.replica.state()]))
+        records = [record_of(entry) for entry in needed if entry is not None]
+        is_held = contextlib.nullcontext()  # the lock, as for every command
+        self._parts.replica.adopt(leader, records, now=_seconds(), lock=is_held)
+
+    def set_lock_lifetime(self, *, seconds: float) -> None:
+        """Have locks expire *seconds* after their last renewal."""
+        self._parts.locks.lifetime = seconds
+
+    def set_publish_after(self, *, seconds: float) -> None:
+        """Publish by time after *seconds*; sooner than usual only if nothing is unpublished yet."""
+        self._parts.writeback.publish_after_ns = int(seconds * 1e9)
+
+    def set_deadlines(self, **seconds: Any) -> None:
+        """Replace some deadlines of the tree's group."""
+        if self._parts.clustering is not None:
+            self._parts.clustering.set_deadlines(**seconds)
+
+    def info(self) -> Mapping[str, object]:
+        """Return the state of the daemon that tests wait for."""
+        parts = self._parts
+        tree = parts.replica.tree
+        return {
+            "pid": os.getpid(),
+            "version": tree.version,
+            "checksum": tree.checksum().hex(),
+            "entries": tree.entry_count,
+            "transactions": parts.replica.transactions,
+            "degraded": parts.replica.is_degraded,
+            "waiting": parts.workers.waiting_count,
+            "handed": parts.notifier.handed == parts.notifier.sequence,
+            "quorate": parts.quorum.is_quorate,
+            **(parts.clustering.describe() if parts.clustering is not None else {}),
+        }
+
+
+def _seconds() -> int:
+    return int(time.time())

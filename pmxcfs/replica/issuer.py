@@ -1,0 +1,55 @@
+"""The protocol of an issuer, which carries out mutations: ``LocalIssuer`` and ``ClusterIssuer``.
+
+All methods need the tree's lock and release it while they wait.
+Contract: docs/spec/cluster.md, "A mutation must not block forever".
+"""
+
+from typing import Protocol
+
+from pmxcfs.messages import Create, Mutation
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.tree.apply import Change
+
+
+class Issuer(Protocol):
+    """Carries out mutations on this node alone, or on all nodes of a cluster."""
+
+    def submit(self, mutation: Mutation) -> Change:
+        """Carry out *mutation* on every node; return its change. Blocks. Raises PmxcfsError."""
+
+    def carry_out(self, ticket: Ticket) -> Change:
+        """Carry out the mutation of *ticket*; other threads can ``wait`` for it. Blocks."""
+
+    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
+        """Request the removal of the lock at *path*; *has_expired* is this node's view. Blocks."""
+
+    def wait(self, ticket: Ticket, seconds: float) -> Change:
+        """Return the result of a ticket that another thread carries out.
+
+        Raises the ticket's error, or Busy after *seconds*.
+        """
+
+    def create(self, mutation: Create) -> Change:
+        """Carry out *mutation*; the file may be saved later, together with its first content."""
+
+    def save(self) -> None:
+        """Save the files that ``create`` has not saved yet. Blocks. Raises StoreError."""
+
+    def sync(self) -> None:
+        """Write all saved changes to the device. Blocks. Raises StoreError."""
+
+
+class StoppableIssuer(Issuer, Protocol):
+    """An issuer with the methods for the daemon and for tests."""
+
+    def refuse(self) -> None:
+        """Answer Busy to callers whose mutation was not sent: the daemon stops."""
+
+    def abandon(self) -> None:
+        """Answer all callers that still wait with an error: the daemon stops."""
+
+    def hold(self) -> None:
+        """Make mutations wait, as a cluster that is not in sync does. For tests."""
+
+    def resume(self) -> None:
+        """Carry out the mutations that ``hold`` made wait. For tests."""

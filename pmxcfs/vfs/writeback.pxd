@@ -1,0 +1,60 @@
+# cython: language_level=3
+# The types of writeback.py, which runs for every close of a file that was written.
+cimport cython
+
+from pmxcfs._core cimport Entry, Tree
+from pmxcfs.replica.quorum cimport QuorumFlag
+from pmxcfs.replica.tickets cimport Ticket
+
+
+cdef class OpenFile:
+    cdef readonly Entry entry
+    cdef public Ticket writeback
+    cdef public bint append
+    cdef public bint has_created
+    cdef public bint has_written
+    cdef public bint has_truncated
+    cdef public bint had_written
+    cdef public bint had_truncated
+
+
+cdef class Writeback:
+    cdef public object publish_after_ns
+    cdef Tree _tree
+    cdef object _issuer
+    cdef QuorumFlag _quorum
+    cdef object _now_ns
+    cdef object _on_unpublished
+    cdef object _on_displaced
+    cdef dict _running
+    cdef dict _writers
+    cdef object _oldest_creation_ns
+
+    cpdef object add_writer(self, OpenFile handle)
+
+    @cython.locals(ticket=Ticket)
+    cpdef object check_unbroken(self, OpenFile handle)
+
+    @cython.locals(ticket=Ticket)
+    cpdef object flush(self, OpenFile handle)
+    cpdef object release(self, OpenFile handle)
+    cdef object _forget_writer(self, OpenFile handle)
+    cpdef object note_creation(self)
+    cpdef object save_creations(self)
+    cpdef object sync(self)
+    cpdef object publish(self, Entry entry)
+    cpdef object publish_for_another(self, Entry entry, until_ns)
+    cpdef double remaining(self, until_ns) except? -1
+
+    @cython.locals(ticket=Ticket)
+    cpdef object await_end(self, Entry entry, double seconds)
+    cdef object _publish(self, Entry entry, Ticket ticket)
+    cdef object _begin(self, Entry entry, Ticket ticket)
+    cdef object _end(self, Entry entry, Ticket ticket)
+    cdef object _redirty(self, Entry entry, Ticket ticket)
+    cdef object _discard(self, Entry entry, Ticket ticket)
+    cdef object _publish_unasked(self, Entry entry)
+    cdef object _save_creations_unasked(self)
+
+
+cdef object _track_handle(OpenFile handle, Ticket ticket)

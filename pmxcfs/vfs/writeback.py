@@ -1,0 +1,319 @@
+"""Writeback of files: what was written to RAM becomes one published change, and handles learn how.
+
+A file with unpublished bytes is dirty (its draft is the tree's). Publishing it is a writeback: it
+begins with all unpublished bytes of the file, is carried out by the issuer, and ends with the file
+clean, dirty again, or its bytes lost. One writeback of a file runs at a time. Every handle that
+wrote what a writeback took is told its failure once, by the next close, fsync or write.
+
+New files that are not saved yet are kept here, too: they are saved with their first content, or
+when their time comes.
+
+Threads: everything here needs the tree's lock, and gives it back while it waits for the issuer.
+Contract: docs/spec/filesystem.md, "Better than before" 1.
+"""
+
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Iterable
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError, StoreError
+from pmxcfs.messages import Create, Write
+from pmxcfs.replica.issuer import Issuer
+from pmxcfs.replica.quorum import QuorumFlag
+from pmxcfs.replica.tickets import CONTENT_TIMEOUT, Ticket
+
+_log = logging.getLogger("pmxcfs.dcdb")
+
+PUBLISH_AFTER_NS = 1_000_000_000  # how long a write, or a new file, may stay unpublished
+RETRY_AFTER_NS = 50_000_000  # until the timer tries again what it could not publish
+MIN_TIMEOUT = 0.001  # seconds that a wait gets whose time is over
+_NOTHING = Write("", 0, b"", truncate=False)  # of a writeback, until it takes the unpublished bytes
+
+
+class OpenFile:
+    """An open handle of a regular file."""
+
+    def __init__(self, entry: Entry, *, append: bool, has_created: bool) -> None:
+        self.entry = entry
+        self.append = append  # whatever offset comes with a write, it goes to the end
+        self.has_created = has_created  # by the open itself, and none of its descriptors was closed
+        self.has_written = False  # since the last writeback began
+        self.has_truncated = False  # by the open itself
+        self.writeback: Ticket | None = (
+            None  # took this handle's writes; its result is not told yet
+        )
+        self.had_written = self.had_truncated = False  # when that writeback began
+
+
+class Writeback:
+    """The writebacks of all files, the handles to tell of failures, and the new files to save.
+
+    *on_unpublished* is called when something is to be published by time, *on_displaced* with a file
+    whose bytes are not where their writer put them: they were lost, or appended elsewhere.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        issuer: Issuer,
+        quorum: QuorumFlag,
+        *,
+        monotonic_ns: Callable[[], int],
+        on_unpublished: Callable[[], None],
+        on_displaced: Callable[[Entry], None],
+    ) -> None:
+        self.publish_after_ns = PUBLISH_AFTER_NS
+        self._tree = tree
+        self._issuer = issuer
+        self._quorum = quorum
+        self._now_ns = monotonic_ns
+        self._on_unpublished = on_unpublished
+        self._on_displaced = on_displaced
+        self._running: dict[Entry, Ticket] = {}  # the writeback of each file that has one
+        self._writers: dict[Entry, list[OpenFile]] = {}  # handles to tell of failures
+        self._oldest_creation_ns = 0  # of the new files that are not saved; 0 if there are none
+
+    # Handles
+
+    def add_writer(self, handle: OpenFile) -> None:
+        """Have *handle* told of failures from now on."""
+        self._writers.setdefault(handle.entry, []).append(handle)
+
+    def check_unbroken(self, handle: OpenFile) -> None:
+        """Raise why bytes that *handle* wrote are lost.
+
+        What it wrote next would be published as a file with a hole.
+        """
+        ticket = handle.writeback
+        if ticket is not None and ticket.error is not None and not handle.entry.is_orphan:
+            self._end(handle.entry, ticket)
+            if handle.writeback is ticket:
+                raise ticket.error
+
+    def flush(self, handle: OpenFile) -> None:
+        """Publish what *handle* wrote: one of its descriptors is being closed.
+
+        Raises why bytes that it wrote were lost, also if that happened in another writeback.
+        """
+        if handle.writeback is not None:
+            self.await_end(handle.entry, CONTENT_TIMEOUT)  # the file may be dirty again then
+        try:
+            if handle.has_written:
+                self.publish(handle.entry)
+        finally:
+            ticket, handle.writeback = handle.writeback, None
+            # The first failure is the cause of later ones, so it is the one to be told.
+            if ticket is not None and not handle.entry.is_orphan:
+                self._issuer.wait(ticket, CONTENT_TIMEOUT)
+        if handle.has_created:
+            handle.has_created = False
+            self.save_creations()
+
+    def fsync(self, handle: OpenFile) -> None:
+        """Publish all unpublished bytes of the file, and have them on the device."""
+        handle.has_written = True
+        self.flush(handle)
+        # Another handle may have written while this one waited.
+        handle.has_written = handle.entry.has_unpublished
+        self.sync()
+
+    def release(self, handle: OpenFile) -> None:
+        """Publish what *handle* still has and forget it. Errors can't be told any more."""
+        if handle.has_written or handle.has_truncated:
+            self._publish_unasked(handle.entry)
+        self._forget_writer(handle)
+
+    def _forget_writer(self, handle: OpenFile) -> None:
+        writers = self._writers.get(handle.entry)
+        if writers is not None and handle in writers:
+            writers.remove(handle)
+            if not writers:
+                del self._writers[handle.entry]
+
+    def tell_writers_of_undone(self, entries: Iterable[Entry], error: StoreError) -> None:
+        """Tell the handles of those *entries* that could not be saved and are gone."""
+        for entry in entries:
+            if not entry.is_attached:
+                failed = Ticket(Create(entry.path))
+                failed.finish(error)
+                for handle in self._writers.get(entry, ()):
+                    handle.writeback = failed
+
+    # New files, and the device
+
+    def note_creation(self) -> None:
+        """Note that a new file waits to be saved."""
+        self._oldest_creation_ns = self._oldest_creation_ns or self._now_ns()
+        self._on_unpublished()
+
+    def save_creations(self) -> None:
+        """Save new files that wait for their content. Raises StoreError: they are gone then."""
+        self._oldest_creation_ns = 0
+        self._issuer.save()
+
+    def sync(self) -> None:
+        """Have everything that is published on this node's device. Raises StoreError."""
+        self.save_creations()
+        self._issuer.sync()
+
+    # One writeback
+
+    def publish(self, entry: Entry) -> None:
+        """Make the unpublished bytes of *entry* one change. Raises why they were lost."""
+        self.await_end(entry, CONTENT_TIMEOUT)
+        if entry.has_unpublished:
+            self._publish(entry, Ticket(_NOTHING, target=entry))
+
+    def publish_for_another(self, entry: Entry, until_ns: int) -> None:
+        """Publish *entry* before another change of it, which waits until *until_ns* (monotonic).
+
+        Raises as ``publish``; but where the issuer is only busy, the file stays dirty.
+        """
+        self.await_end(entry, self.remaining(until_ns))
+        if entry.has_unpublished:
+            timeout = self.remaining(until_ns)
+            ticket = Ticket(_NOTHING, target=entry, timeout=timeout, for_another=True)
+            self._publish(entry, ticket)
+
+    def remaining(self, until_ns: int) -> float:
+        """Return the seconds until *until_ns* (monotonic), at least MIN_TIMEOUT."""
+        return max((until_ns - self._now_ns()) / 1e9, MIN_TIMEOUT)
+
+    def await_end(self, entry: Entry, seconds: float) -> None:
+        """Wait until no writeback of *entry* runs; its failure is for the handles that wrote.
+
+        Raises Busy after *seconds*.
+        """
+        while entry in self._running:
+            ticket = self._running[entry]
+            try:
+                self._issuer.wait(ticket, seconds)
+            except PmxcfsError:
+                if not ticket.is_done:
+                    raise
+            self._end(entry, ticket)
+
+    def _publish(self, entry: Entry, ticket: Ticket) -> None:
+        self._begin(entry, ticket)
+        try:
+            if not self._quorum.is_quorate:
+                raise NoQuorum("no quorum: the file system is read-only")
+            unpublished = self._tree.take_unpublished(entry)
+            assert unpublished is not None, "asked for only when there is something unpublished"
+            ticket.mutation = Write(entry.path, *unpublished)
+            self._issuer.carry_out(ticket)
+        except PmxcfsError as error:
+            ticket.finish(error)
+            if not entry.is_orphan:  # removed on this node meanwhile: its content matters no more
+                raise
+        finally:
+            self._end(entry, ticket)
+
+    def _begin(self, entry: Entry, ticket: Ticket) -> None:
+        """Begin a writeback: *ticket* has its result for all handles that have written."""
+        self._running[entry] = ticket
+        for handle in self._writers.get(entry, ()):
+            _track_handle(handle, ticket)
+
+    def _end(self, entry: Entry, ticket: Ticket) -> None:
+        """End a writeback: update the draft with its result.
+
+        The first caller does that; later calls do nothing.
+        """
+        if self._running.get(entry) is not ticket:
+            return
+        del self._running[entry]
+        if not ticket.is_done:
+            ticket.finish(
+                Failed("the written data could not be published")
+            )  # a bug, which was logged
+        if ticket.error is None:
+            self._tree.finish_unpublished(entry)
+        elif ticket.for_another and isinstance(ticket.error, Busy):
+            self._redirty(entry, ticket)
+        elif not entry.is_orphan:
+            self._discard(entry, ticket)
+        if entry.has_unpublished:  # the timer passes over a file while its writeback runs
+            self._on_unpublished()
+
+    def _redirty(self, entry: Entry, ticket: Ticket) -> None:
+        """Nothing was changed: the bytes are unpublished again, and the handles have written."""
+        self._tree.redirty_unpublished(entry, self._now_ns())
+        for handle in self._writers.get(entry, ()):
+            if handle.writeback is ticket:
+                handle.writeback = None
+                handle.has_written |= handle.had_written
+                handle.has_truncated |= handle.had_truncated
+
+    def _discard(self, entry: Entry, ticket: Ticket) -> None:
+        """Lose all unpublished bytes, also those written while the writeback failed."""
+        self._tree.discard_unpublished(entry)
+        self._on_displaced(entry)
+        for handle in self._writers.get(entry, ()):
+            _track_handle(handle, ticket)
+        assert ticket.error is not None, "bytes are lost only by a failure"
+        _log.warning("the last writes to %s are lost: %s", _shown(entry), _errno_of(ticket.error))
+
+    # Publishing by time
+
+    def publish_due(self) -> int:
+        """Publish what has waited for its time; return the ns until the next is due, 0 if none.
+
+        For the timer's thread. Errors go to the handles that wrote.
+        """
+        for entry in self._waiting():
+            if self._is_due(entry.unpublished_since_ns):
+                self._publish_unasked(entry)
+        if self._oldest_creation_ns and self._is_due(self._oldest_creation_ns):
+            self._save_creations_unasked()
+        since = [entry.unpublished_since_ns for entry in self._waiting()[:1]]
+        since += [self._oldest_creation_ns] if self._oldest_creation_ns else []
+        if not since:
+            return 0
+        delay_ns = min(since) + self.publish_after_ns - self._now_ns()
+        return delay_ns if delay_ns > 0 else RETRY_AFTER_NS
+
+    def publish_all(self) -> None:
+        """Publish everything now: the daemon stops."""
+        for entry in self._tree.unpublished():
+            self._publish_unasked(entry)
+        self._save_creations_unasked()
+
+    def _is_due(self, since_ns: int) -> bool:
+        return self._now_ns() - since_ns >= self.publish_after_ns
+
+    def _waiting(self) -> list[Entry]:
+        """Return the dirty files whose writeback does not run, oldest first."""
+        return [entry for entry in self._tree.unpublished() if entry not in self._running]
+
+    def _publish_unasked(self, entry: Entry) -> None:
+        """Publish where no caller waits for the result; the handles that wrote are told."""
+        with contextlib.suppress(PmxcfsError):
+            self.publish(entry)
+
+    def _save_creations_unasked(self) -> None:
+        try:
+            self.save_creations()
+        except StoreError as error:
+            _log.warning("new files could not be saved and were removed: %s", error)
+
+
+def _track_handle(handle: OpenFile, ticket: Ticket) -> None:
+    """Have *ticket* tell *handle* the result for what it did since the last writeback began."""
+    has_changed = handle.has_written or handle.has_truncated
+    if has_changed and (handle.writeback is None or handle.writeback.error is None):
+        handle.writeback = ticket  # else there is a failure that it has not been told of
+        handle.had_written, handle.had_truncated = handle.has_written, handle.has_truncated
+    handle.has_written = handle.has_truncated = False
+
+
+def _errno_of(error: PmxcfsError) -> str:
+    """Return the name of the errno; the error's text may have a private path."""
+    return errno.errorcode.get(error.errno, str(error.errno))
+
+
+def _shown(entry: Entry) -> str:
+    """Return the path as it may appear in a log."""
+    return "a private file" if entry.private else entry.path
