@@ -1,4 +1,4 @@
 """The edge to corosync: process groups, quorum, configuration, and the host's corosync.conf.
 
-It decides nothing about replication, which ``dfsm`` does, or about content, which ``replica`` does.
+``dfsm`` decides about replication, ``replica`` about content.
 """

@@ -1,1 +1,1 @@
-"""The parts joined to one running node: order of start and stop, status report, test control."""
+"""Creates, connects, starts and stops all parts; has the status report and test control."""

@@ -1,4 +1,5 @@
 """The edge to the kernel: requests in, replies and cache invalidations out.
 
-Only this folder imports llfuse. It decides nothing: the rules are in ``vfs``.
+Only this folder imports llfuse. It decides about fixed entries and unsupported requests; all rules
+for entries of the tree are in ``vfs``.
 """

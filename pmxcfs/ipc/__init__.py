@@ -1,4 +1,4 @@
 """The edge to local clients over libqb: the server, its requests, and the client of the commands.
 
-Knows nothing of FUSE or corosync.
+Imports nothing of FUSE or corosync.
 """

@@ -1,4 +1,4 @@
-"""What users of the mount may do, and when what they write is published.
+"""The file system behind the mount: its rules, and the time at which written data is published.
 
-Knows no FUSE: entries and handles go in and out, errors are ``PmxcfsError``.
+Imports nothing of FUSE: entries and handles go in and out, errors are ``PmxcfsError``.
 """
