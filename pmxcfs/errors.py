@@ -1,4 +1,4 @@
-"""The exceptions of the package, one class tree with an errno for each class.
+"""The exceptions of the package, in one class tree. Each has an errno, its own or its base class's.
 
 The folders inside the package raise only these. Each edge translates them in exactly one place:
 ``fuse`` to an errno, ``ipc`` to a negative status.
@@ -44,7 +44,7 @@ class Denied(PmxcfsError):
 
 
 class NoQuorum(Denied):
-    """This node has no quorum, so it refuses every change of the tree."""
+    """This node has no quorum, so it refuses every change of the tree. The errno is EACCES."""
 
 
 class NotPermitted(PmxcfsError):

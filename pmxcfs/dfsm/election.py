@@ -19,9 +19,10 @@ class Election(NamedTuple):
 
 
 def elect(states: Mapping[Member, bytes]) -> Election:
-    """Elect the leader from *states*: the valid index of each member, of at least one.
+    """Elect the leader from *states*, the valid index of each member.
 
-    The highest version wins, then the highest mtime, then the lowest member.
+    *states* has at least one member. The highest version wins, then the highest mtime, then the
+    lowest member; version and mtime are those of the root.
     """
     ranks = {member: _rank_of(state) for member, state in states.items()}
     best = max(ranks.values())

@@ -1,7 +1,7 @@
-"""The life of a background thread (started once, asked to stop, waited for), and what wakes one.
+"""Background threads that can be stopped, and an eventfd that wakes a thread.
 
-All threads are daemon threads: one that hangs in the kernel or in a library does not keep the
-process from ending.
+Each BackgroundThread is a daemon thread: one that hangs in the kernel or in a library does not keep
+the process from ending.
 """
 
 import contextlib

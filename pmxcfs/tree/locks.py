@@ -1,15 +1,17 @@
-"""Cluster-wide locks: directories below ``priv/lock/`` that expire unless their owner renews them.
+"""Cluster-wide locks: directories below ``priv/lock/``, which their owner renews.
 
-The age of a lock is the time since this node first saw this version of it, by a monotonic clock
-that the caller passes in. The mtime and the clocks of other nodes don't count. The entry checksum
-identifies a version, so a reload does not reset the age of a lock that did not change.
+A lock that is 120 s old has expired. It may be removed, but only if a node asks for that (a utime
+of 0). The age of a lock is the time since this node first saw this version of it, by a monotonic
+clock that the caller passes in. The mtime and the clocks of other nodes don't count. The entry
+checksum identifies a version, so a reload does not reset the age of a lock that did not change.
+
 Threads: the caller holds the tree's lock.
 Contract: docs/spec/filesystem.md, "Locks".
 """
 
 from pmxcfs._core import Entry, Tree
 
-LIFETIME = 120.0  # seconds after which a lock expires that was not renewed
+LIFETIME = 120.0  # seconds after which a lock has expired that was not renewed
 LOCK_DIRECTORY = "priv/lock/"
 
 
@@ -47,7 +49,9 @@ class LockTable:
     def may_unlock(self, tree: Tree, path: str, checksum: bytes, *, now: float) -> bool:
         """Tell whether the lock at *path* is empty, still has *checksum*, and has expired.
 
-        The lowest member checks this before it answers an UNLOCK_REQUEST with an UNLOCK.
+        In local mode the result decides about a removal. In a cluster the result of the lowest
+        member decides: it answers an UNLOCK_REQUEST with an UNLOCK. The other nodes' results are
+        ignored.
         """
         entry = tree.find(path)
         if entry is None or not is_below_locks(entry) or entry.child_count:
