@@ -137,7 +137,7 @@ class Group(Enum):
 
 
 class Member(NamedTuple):
-    """One process in a group. Members are ordered by node id, then by process id."""
+    """One process in a group. Members are ordered by nodeid, then by process id."""
 
     nodeid: int
     pid: int

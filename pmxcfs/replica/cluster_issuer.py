@@ -70,7 +70,7 @@ class ClusterIssuer:
         return self._propose(ticket, split(ticket.with_current_path(self._replica.tree)))
 
     def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
-        """Ask the member with the lowest node id to remove the lock at *path*. Blocks.
+        """Ask the member with the lowest nodeid to remove the lock at *path*. Blocks.
 
         Returns when the request was delivered; the removal is a later mutation of that member.
         """

@@ -57,7 +57,7 @@ class Ticket:
         for_another: bool = False,
     ) -> None:
         self.mutation = mutation
-        self.writer = writer  # node id
+        self.writer = writer  # nodeid
         self.mtime = mtime  # seconds since 1970, by the issuer's clock
         self.foreign = foreign  # not made through this node's mount
         self.timeout = timeout

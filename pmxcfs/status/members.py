@@ -79,7 +79,7 @@ class Members:
         self.clinfo = 1  # incremented when nodes, members or addresses change
         self.revision = 0  # changes with the content of ``.members``
         self._present: frozenset[Member] = frozenset()
-        self._peers: dict[int, Peer] = {}  # by node id, without this node
+        self._peers: dict[int, Peer] = {}  # by nodeid, without this node
 
     @property
     def online(self) -> frozenset[int]:
