@@ -1,4 +1,4 @@
 """This machine: the process, its files, threads and log, the watchdog, the node's address.
 
-Imports nothing of trees, messages or requests.
+Knows nothing of trees, mutations or requests.
 """
