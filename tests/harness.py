@@ -111,7 +111,7 @@ class Daemon:
         with self.connect() as control:
             return control(command, **arguments)
 
-    def wait_until_told(self) -> None:
+    def wait_until_notified(self) -> None:
         """Wait until the daemon's notifier thread has notified the kernel of all changes so far."""
         wait_for(lambda: self.control("info")["handed"] is True, self)
 

@@ -17,18 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Exists, NoSpace, StoreError, TooBig, Unsupported
-from pmxcfs.messages import (
-    MAX_ENTRIES,
-    MAX_FILE_SIZE,
-    MAX_TIME,
-    MAX_TOTAL_SIZE,
-    Create,
-    Mkdir,
-    Mutation,
-    Write,
-)
 from pmxcfs.storage import database
 from pmxcfs.storage.create import making
 from pmxcfs.storage.database import Database, Loaded
@@ -183,15 +174,17 @@ class _Found(NamedTuple):
 def _read_directory(directory: Path) -> Tree:
     tree, guests = Tree(keep_undo=False), Guests()
     for path, mtime, content in _find(to_bytes(str(directory))):
-        mutations: list[Mutation] = [Mkdir(path)] if content is None else [Create(path)]
+        mutations: list[messages.Mutation] = (
+            [messages.Mkdir(path)] if content is None else [messages.Create(path)]
+        )
         if content:
-            mutations.append(Write(path, 0, content, truncate=True))
+            mutations.append(messages.Write(path, 0, content, truncate=True))
         for mutation in mutations:
             apply(tree, guests, mutation, writer=0, mtime=mtime)
-        if tree.entry_count > MAX_ENTRIES:
-            raise NoSpace(f"{directory} has more than {MAX_ENTRIES} files and directories")
-        if tree.content_bytes > MAX_TOTAL_SIZE:
-            raise NoSpace(f"{directory} has more than {MAX_TOTAL_SIZE} bytes of content")
+        if tree.entry_count > messages.MAX_ENTRIES:
+            raise NoSpace(f"{directory} has more than {messages.MAX_ENTRIES} files and directories")
+        if tree.content_bytes > messages.MAX_TOTAL_SIZE:
+            raise NoSpace(f"{directory} has more than {messages.MAX_TOTAL_SIZE} bytes of content")
     return tree
 
 
@@ -205,7 +198,7 @@ def _find(top: bytes) -> Iterator[_Found]:
         for entry in found:
             path = os.path.join(below, entry.name)
             status = entry.stat(follow_symlinks=False)
-            mtime = max(0, min(int(status.st_mtime), MAX_TIME))
+            mtime = max(0, min(int(status.st_mtime), messages.MAX_TIME))
             if _is_fixed(path, status.st_mode):
                 print(
                     f"not imported, as every mount has it: {escape(to_text(path))}", file=sys.stderr
@@ -235,9 +228,9 @@ def _is_fixed(path: bytes, mode: int) -> bool:
 
 def _read_file(path: bytes) -> bytes:
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        content = file.read(MAX_FILE_SIZE + 1)
-    if len(content) > MAX_FILE_SIZE:
-        raise TooBig(f"{escape(to_text(path))} has more than {MAX_FILE_SIZE} bytes")
+        content = file.read(messages.MAX_FILE_SIZE + 1)
+    if len(content) > messages.MAX_FILE_SIZE:
+        raise TooBig(f"{escape(to_text(path))} has more than {messages.MAX_FILE_SIZE} bytes")
     return content
 
 

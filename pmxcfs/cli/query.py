@@ -136,9 +136,9 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _version_lines(content: bytes) -> Iterator[str]:
-    told = json.loads(content)
-    keys = told.pop("kvstore")
-    rows = [(name, str(count)) for name, count in told.items()]
+    status = json.loads(content)
+    keys = status.pop("kvstore")
+    rows = [(name, str(count)) for name, count in status.items()]
     rows += [
         (f"{node}: {key}", str(count)) for node, own in keys.items() for key, count in own.items()
     ]
@@ -146,13 +146,13 @@ def _version_lines(content: bytes) -> Iterator[str]:
 
 
 def _member_lines(content: bytes) -> Iterator[str]:
-    told = json.loads(content)
-    if "cluster" not in told:
-        return iter([f"{told['nodename']} is not in a cluster"])
+    status = json.loads(content)
+    if "cluster" not in status:
+        return iter([f"{status['nodename']} is not in a cluster"])
     rows = [("NODE", "ID", "STATE", "ADDRESS")]
     rows += [
         (name, str(node["id"]), "online" if node["online"] else "offline", node.get("ip", ""))
-        for name, node in told["nodelist"].items()
+        for name, node in status["nodelist"].items()
     ]
     return _table(rows)
 
@@ -250,12 +250,12 @@ def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "errors", [_trouble(trouble) for trouble in report["troubles"]]
 
 
-def _members_of(told: Mapping[str, Any]) -> list[str]:
-    if "nodelist" not in told:
-        return [told["nodename"]]
+def _members_of(status: Mapping[str, Any]) -> list[str]:
+    if "nodelist" not in status:
+        return [status["nodename"]]
     return [
         f"{name} {node.get('ip', '(address unknown)')} {'online' if node['online'] else 'offline'}"
-        for name, node in told["nodelist"].items()
+        for name, node in status["nodelist"].items()
     ]
 
 

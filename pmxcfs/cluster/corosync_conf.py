@@ -90,7 +90,7 @@ class HostConfig(BackgroundThread):
             self._changed.notify()
 
     def wake(self) -> None:
-        """Have the thread look whether it is to stop, once the last file is written."""
+        """Wake the thread to check ``is_stopping``; content that is queued is written first."""
         with self._changed:
             self._changed.notify()
 

@@ -2,8 +2,8 @@
 
 ``GroupThread`` connects, joins, dispatches, sends and reconnects; ``Dfsm`` decides. A ``Content``
 applies the delivered changes, and a ``Source`` holds the changes that this node wants to send. The
-tree's group and the status group have a thread, a Content and a Source each and share nothing, so
-neither delays the other.
+tree's group and the status group have a thread, a Content and a Source each, so neither delays
+the other. They share one lock, held by ``_cpg`` while a handle connects.
 
 Every call of libcpg can block for as long as corosync is stopped. So other threads queue their
 changes in the Source, and wait for the group's thread only with a timeout.
@@ -161,7 +161,7 @@ class GroupThread(BackgroundThread):
         self.dropped = 0  # messages of peers that could not be decoded
         self._group = group
         self._content = content
-        self._clock = clock or now
+        self._clock = clock or Clock()
         self._sender = Sender(group, self.dfsm, source, clock=self._clock)
         self._connect = connect
         self._log = log
@@ -185,6 +185,9 @@ class GroupThread(BackgroundThread):
             Quit: self._quit,
             Log: self._write_log,
         }
+
+    def _now(self) -> Moment:
+        return Moment(self._clock.wall(), self._clock.monotonic())
 
     # For other threads.
 
@@ -406,7 +409,7 @@ class GroupThread(BackgroundThread):
 
     def _tick(self) -> None:
         if time.monotonic() >= self._tick_at:
-            at = self._clock()
+            at = self._now()
             self._tick_at = at.monotonic + self._tick_interval()
             self._carry_out(self.dfsm.on_tick(at))
 
@@ -456,13 +459,13 @@ class GroupThread(BackgroundThread):
             self.dropped += 1
             self._log.warning("dropped a message of member %s: %s", sender, error)
             return []
-        return self.dfsm.on_message(sender, message, at=self._clock())
+        return self.dfsm.on_message(sender, message, at=self._now())
 
     def _on_membership(self, change: _Changed) -> list[Effect]:
         self._flush()
         self._outage.works()
         self._sender.forget_round()
-        effects = self.dfsm.on_membership(change.members, joined=change.joined, at=self._clock())
+        effects = self.dfsm.on_membership(change.members, joined=change.joined, at=self._now())
         self._content.on_members(self.dfsm.members, me=self.dfsm.me)
         return effects
 
@@ -505,8 +508,3 @@ class GroupThread(BackgroundThread):
 
     def _quit(self, effect: Quit) -> None:
         raise _Leaving(for_good=True)
-
-
-def now() -> Moment:
-    """Return the present time by the wall clock and the monotonic clock."""
-    return Moment(int(time.time()), time.monotonic())

@@ -8,7 +8,6 @@ tree's lock held.
 Contract: docs/spec/cluster.md, "State machine"; docs/spec/operations.md, "corosync.conf".
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -28,8 +27,6 @@ from pmxcfs.replica.replica import Replica
 from pmxcfs.status.counters import Status
 from pmxcfs.status.kvstore import ADDRESS
 from pmxcfs.tree.apply import Change
-
-_log = logging.getLogger("pmxcfs.dcdb")
 
 COROSYNC_CONF = "corosync.conf"  # its path in the tree
 CATCH_UP_INTERVAL = 1.0  # seconds between attempts to write to the database after a failure
@@ -129,7 +126,7 @@ class Clustering:
         }
 
     def force_quorum(self, on: bool | None) -> None:
-        """Have quorum or not, whatever corosync says; None: as corosync says. For tests.
+        """Override corosync's quorum state with *on*; None ends the override. For tests.
 
         Needs the tree's lock.
         """

@@ -9,6 +9,7 @@ Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -16,7 +17,6 @@ from typing import Protocol
 from pmxcfs._cpg import encode
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.machine import Dfsm
-from pmxcfs.dfsm.timeouts import Moment
 from pmxcfs.errors import Busy, ClusterError, Interrupted, Invalid, PmxcfsError, TryAgain
 from pmxcfs.messages import Body, Group, Message, Normal, SyncStart
 
@@ -24,7 +24,17 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a retry; the pause dou
 SEND_RETRY_LIMIT = 10.0  # seconds for which sending one change is retried
 _NEVER = float("inf")
 
-Clock = Callable[[], Moment]
+
+class Clock:
+    """The clocks of this machine. A test has its own."""
+
+    def monotonic(self) -> float:
+        """Return seconds from any point in time."""
+        return time.monotonic()
+
+    def wall(self) -> int:
+        """Return the seconds since 1970."""
+        return int(time.time())
 
 
 class Source(Protocol):
@@ -91,7 +101,7 @@ class Sender:
 
     def send(self, mcast: Callable[[bytes], None]) -> None:
         """Send all that is queued, until corosync has no room. May block; raises ClusterError."""
-        if self._pause and self._clock().monotonic < self.retry_at:
+        if self._pause and self._clock.monotonic() < self.retry_at:
             return
         try:
             while self._queue:
@@ -100,7 +110,7 @@ class Sender:
                 pass
         except TryAgain:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            self.retry_at = self._clock().monotonic + self._pause
+            self.retry_at = self._clock.monotonic() + self._pause
         else:
             self._end_pause()
 
@@ -120,18 +130,18 @@ class Sender:
 
     def _send_change(self, mcast: Callable[[bytes], None]) -> bool:
         """Send the next change of this node; return whether there was one."""
-        now = self._clock()
-        body = self._source.take(now=now.monotonic)
+        now = self._clock.monotonic()
+        body = self._source.take(now=now)
         if body is None:
             self._trying_since = None
             return False
-        message = self._dfsm.number(body, now.wall)
+        message = self._dfsm.number(body, self._clock.wall())
         try:
             self._mcast(mcast, encode(message, group=self._group))
         except (ValueError, OverflowError) as error:
             self._source.refused(Invalid(f"the change can't be encoded as a message: {error}"))
         except TryAgain as error:
-            self._retry_or_refuse(now.monotonic, error)
+            self._retry_or_refuse(now, error)
             raise
         except ClusterError:
             self._source.not_sent()

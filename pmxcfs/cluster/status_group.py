@@ -29,8 +29,6 @@ from pmxcfs.status import cluster_log as clusterlog
 from pmxcfs.status.counters import Status
 from pmxcfs.status.log_ring import in_order
 
-_log = logging.getLogger("pmxcfs.status")
-
 MAX_UNSENT_BYTES = 16 << 20  # of unsent keys and values; beyond it the oldest are dropped
 KEY_OVERHEAD = 256  # bytes of memory that a key takes beside its name and value
 MAX_UNSENT_ENTRIES = 1000  # unsent entries of the log; beyond it the oldest are dropped
@@ -99,7 +97,7 @@ class StatusSource:
                 self._bytes += _cost(*current)
 
     def refused(self, error: PmxcfsError) -> None:
-        """Put the body back as ``not_sent`` does: no caller waits for it to be sent."""
+        """Keep the body as the next one to send: no caller waits, so *error* is ignored."""
         self.not_sent()
 
 

@@ -17,25 +17,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import NamedTuple, Protocol
 
+from pmxcfs import messages
 from pmxcfs._cpg import Cpg
 from pmxcfs.cluster.group import Connect, Content, GroupThread
 from pmxcfs.cluster.sender import Clock, Source
 from pmxcfs.dfsm.effects import Commit, Deliver, SendUpdates, TakeChecksum
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
 from pmxcfs.host.threads import Wakeup
-from pmxcfs.messages import (
-    Body,
-    Group,
-    LogEntry,
-    Member,
-    Normal,
-    Record,
-    SetKey,
-    Unlock,
-    UnlockRequest,
-    Update,
-    UpdateComplete,
-)
 from pmxcfs.replica.outbox import Outbox, Proposal
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
@@ -82,7 +70,7 @@ class TreeSource:
         self._lock = lock
         self._current: Proposal | None = None
 
-    def take(self, *, now: float) -> Body | None:
+    def take(self, *, now: float) -> messages.Body | None:
         """Return the next body to send, or None. *now* is monotonic."""
         self._current = self._outbox.next(now=now)
         return self._current.unsent[0] if self._current else None
@@ -125,8 +113,12 @@ class _Delivery(NamedTuple):
     proposal: Proposal | None
 
 
-def _ticket_of(sender: Member, message: Normal, proposal: Proposal | None) -> Ticket:
-    assert not isinstance(message.body, UnlockRequest | SetKey | LogEntry), "a mutation"
+def _ticket_of(
+    sender: messages.Member, message: messages.Normal, proposal: Proposal | None
+) -> Ticket:
+    assert not isinstance(
+        message.body, messages.UnlockRequest | messages.SetKey | messages.LogEntry
+    ), "a mutation"
     return Ticket(
         message.body,
         writer=sender.nodeid,
@@ -148,7 +140,7 @@ class TreeContent:
         lock: AbstractContextManager[object],
         quorum: Quorum,
         lock_has_expired: Callable[[str, bytes], bool],
-        on_common: Callable[[Sequence[Member]], None],
+        on_common: Callable[[Sequence[messages.Member]], None],
     ) -> None:
         # Called when all members have the same tree, with the tree's lock held.
         self._on_common = on_common
@@ -158,8 +150,8 @@ class TreeContent:
         self._lock = lock
         self._quorum = quorum
         self._lock_has_expired = lock_has_expired
-        self._me = Member(0, 0)
-        self._members: Sequence[Member] = ()
+        self._me = messages.Member(0, 0)
+        self._members: Sequence[messages.Member] = ()
 
     def state(self) -> bytes:
         """Return the tree's index, the payload of a STATE message."""
@@ -169,7 +161,7 @@ class TreeContent:
         """Return the state checksum (32 bytes)."""
         return self._replica.checksum()
 
-    def updates(self, effect: SendUpdates) -> list[Record]:
+    def updates(self, effect: SendUpdates) -> list[messages.Record]:
         """Return the record of every entry that is missing or different on another member."""
         return self._replica.records_for(records_needed(effect.state, effect.states.values()))
 
@@ -178,7 +170,7 @@ class TreeContent:
         now = int(time.time())
         self._replica.adopt(effect.state, effect.records, now=now, lock=self._lock)
 
-    def on_members(self, members: Sequence[Member], *, me: Member) -> None:
+    def on_members(self, members: Sequence[messages.Member], *, me: messages.Member) -> None:
         """Note the group's *members*, and this node's own entry *me*."""
         self._me, self._members = me, members
         if members:  # without quorum at the first change, this node would have to leave
@@ -210,7 +202,7 @@ class TreeContent:
             deliveries: list[_Delivery] = []
             for sender, message in changes:
                 proposal = self._proposals.pop(message.serial) if sender == self._me else None
-                if isinstance(message.body, UnlockRequest):
+                if isinstance(message.body, messages.UnlockRequest):
                     self._deliver(deliveries)
                     deliveries = []
                     self._on_unlock_request(message.body, proposal)
@@ -227,13 +219,15 @@ class TreeContent:
             if proposal is not None:
                 proposal.arrived(ticket.change, ticket.error)
 
-    def _on_unlock_request(self, request: UnlockRequest, proposal: Proposal | None) -> None:
+    def _on_unlock_request(
+        self, request: messages.UnlockRequest, proposal: Proposal | None
+    ) -> None:
         """Send an UNLOCK if this is the lowest member and the lock has expired by its clock."""
         if proposal is not None:
             proposal.arrived(None, None)
         is_lowest = self._me == min(self._members, default=None)
         if is_lowest and self._lock_has_expired(request.path, request.checksum):
-            unlock = Unlock(request.path, request.checksum)
+            unlock = messages.Unlock(request.path, request.checksum)
             with suppress(NoQuorum):  # the node that wants the lock requests it again
                 self._outbox.put(Proposal(Ticket(unlock), [unlock]))
 
@@ -241,7 +235,7 @@ class TreeContent:
 class Replicated(Content, Protocol):
     """A group's content of which the leader's copy replaces the other members' copies."""
 
-    def updates(self, effect: SendUpdates) -> Sequence[Record]:
+    def updates(self, effect: SendUpdates) -> Sequence[messages.Record]:
         """Return the records that the other members need to get the leader's copy."""
 
     def commit(self, effect: Commit) -> None:
@@ -265,7 +259,13 @@ class TreeGroup(GroupThread):
     ) -> None:
         log = logging.getLogger("pmxcfs.dcdb")
         super().__init__(
-            Group.TREE, content, source, log=log, wakeup=wakeup, connect=connect, clock=clock
+            messages.Group.TREE,
+            content,
+            source,
+            log=log,
+            wakeup=wakeup,
+            connect=connect,
+            clock=clock,
         )
         self._tree = content
         self._executors |= {
@@ -276,8 +276,8 @@ class TreeGroup(GroupThread):
 
     def _send_updates(self, effect: SendUpdates) -> None:
         for record in self._tree.updates(effect):
-            self._sender.put(Update(effect.time, effect.epoch, record))
-        self._sender.put(UpdateComplete(effect.time, effect.epoch))
+            self._sender.put(messages.Update(effect.time, effect.epoch, record))
+        self._sender.put(messages.UpdateComplete(effect.time, effect.epoch))
 
     def _commit(self, effect: Commit) -> None:
         try:
@@ -289,4 +289,4 @@ class TreeGroup(GroupThread):
             self._carry_out(self.dfsm.on_committed(ok=True))
 
     def _take_checksum(self, effect: TakeChecksum) -> None:
-        self._carry_out(self.dfsm.on_checksum(self._tree.checksum(), at=self._clock()))
+        self._carry_out(self.dfsm.on_checksum(self._tree.checksum(), at=self._now()))

@@ -83,7 +83,7 @@ class _Watch(BackgroundThread, ABC):
         self._wakeup = Wakeup()
 
     def wake(self) -> None:
-        """Have the thread look whether it is to stop, unless corosync makes it hang."""
+        """Wake the thread to check ``is_stopping``. Has no effect while a corosync call blocks."""
         self._wakeup.set()
 
     @abstractmethod

@@ -1,7 +1,8 @@
-"""Which changes of the tree local clients hear of: those that ``.version`` and ``.vmlist`` count.
+"""Counting of tree changes in ``.version`` and ``.vmlist``, which local clients poll.
 
-A counter is incremented only after the kernel was handed the cache invalidations of the change, so
-each change is noted with the sequence of its last one. Contract: docs/spec/status.md.
+A counter is incremented only after the cache invalidations of the change have been sent to the
+kernel. So each change is recorded with the sequence number of its last invalidation.
+Contract: docs/spec/status.md.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""The commands of the test control: what tests do to a daemon in place of a cluster or of time.
+"""The commands of the test control, by which tests simulate a cluster and the passage of time.
 
-They exist only with ``--test-control``. All are called with the tree's lock held.
+The commands exist only with ``--test-control``. They are called with the tree's lock held.
 Contract: docs/spec/operations.md, "Command line".
 """
 
@@ -62,7 +62,7 @@ class TestCommands:
         }
 
     def force_quorum(self, *, on: bool | None) -> None:
-        """Have quorum or not, whatever corosync says; None: as corosync says."""
+        """Override corosync's quorum state with *on*; None ends the override."""
         if self._parts.clustering is not None:
             self._parts.clustering.force_quorum(on)
         elif on is not None:
@@ -88,7 +88,10 @@ class TestCommands:
         self._parts.locks.lifetime = seconds
 
     def set_publish_after(self, *, seconds: float) -> None:
-        """Publish by time after *seconds*; sooner than usual only if nothing is unpublished yet."""
+        """Set the age in *seconds* at which the timer publishes dirty files.
+
+        A running timer takes a shorter age into account only after its present delay.
+        """
         self._parts.writeback.publish_after_ns = int(seconds * 1e9)
 
     def set_deadlines(self, **seconds: Any) -> None:

@@ -1,8 +1,9 @@
-"""The socket by which tests do to the daemon what a cluster would do to it.
+"""The test control: a Unix socket on which tests send commands to the daemon.
 
-Exists only with ``--test-control``, in the run directory, for root alone. One JSON object a line
-goes in, ``{"do": NAME, ...arguments}``, and one comes out: the answer, or ``{"error": ERRNO,
-"message": ...}``. Contract: docs/spec/operations.md, "Command line".
+The socket exists only with ``--test-control``, in the run directory, and only root can connect. A
+request is a line with a JSON object, ``{"do": NAME, ...arguments}``. The answer is a line with a
+JSON object: the result, or ``{"error": ERRNO, "message": ...}``.
+Contract: docs/spec/operations.md, "Command line".
 """
 
 import errno
@@ -15,9 +16,9 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
+from pmxcfs import messages
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.threads import BackgroundThread
-from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Write
 
 _log = logging.getLogger("pmxcfs.main")
 
@@ -90,7 +91,7 @@ def _answer(
         return {"error": errno.EINVAL, "message": f"not a request: {error!r}"}
 
 
-def mutation_of(request: Mapping[str, Any]) -> Mutation:
+def mutation_of(request: Mapping[str, Any]) -> messages.Mutation:
     """Return the mutation that a request describes.
 
     Raises KeyError for what it lacks.
@@ -99,16 +100,18 @@ def mutation_of(request: Mapping[str, Any]) -> Mutation:
     match request["kind"]:
         case "write":
             data = os.fsencode(request["data"])
-            return Write(path, request.get("offset", 0), data, request.get("truncate", True))
+            return messages.Write(
+                path, request.get("offset", 0), data, request.get("truncate", True)
+            )
         case "create":
-            return Create(path)
+            return messages.Create(path)
         case "mkdir":
-            return Mkdir(path)
+            return messages.Mkdir(path)
         case "delete":
-            return Delete(path)
+            return messages.Delete(path)
         case "rename":
-            return Rename(path, request["to"])
+            return messages.Rename(path, request["to"])
         case "mtime":
-            return Mtime(path, request["mtime"])
+            return messages.Mtime(path, request["mtime"])
         case kind:
             raise KeyError(kind)

@@ -1,7 +1,7 @@
-"""The daemon: which parts there are, how they are joined, and in which order they start and stop.
+"""The daemon: creates and connects the parts of a node, and starts and stops them in order.
 
-Every part gets what it needs when it is made; what is known only later (the session with the
-kernel, what is served) is given to ``start``. docs/concurrency.md lists the threads.
+The constructor of a part takes the other parts that it uses. Its ``start`` takes what exists only
+later: the FUSE session, the IPC requests. docs/concurrency.md lists the threads.
 Contract: docs/spec/operations.md, "Lifecycle".
 """
 
@@ -23,7 +23,7 @@ from pmxcfs.daemon.commands import TestCommands, TestedParts
 from pmxcfs.daemon.control import Control
 from pmxcfs.daemon.local_clients import LocalClients
 from pmxcfs.daemon.quorum import QuorumSwitch
-from pmxcfs.daemon.report import RecentProblems, ReportSources, describe
+from pmxcfs.daemon.report import RecentWarnings, ReportSources, describe
 from pmxcfs.errors import StartError
 from pmxcfs.fuse import session
 from pmxcfs.fuse.handlers import Operations
@@ -56,8 +56,8 @@ _log = logging.getLogger("pmxcfs.main")
 LOCAL_WORKERS = 3  # one that reads, and more for while it waits for the disk
 CLUSTER_WORKERS = 16  # most of them may wait for other nodes
 MIN_ENTRY_THREADS = 2
-SWITCH_INTERVAL = 0.0005  # seconds that a lost race for the interpreter may cost a request
-COLLECT_AFTER = 50_000  # new objects that may be garbage in cycles, as exceptions can be
+SWITCH_INTERVAL = 0.0005  # seconds until a waiting thread requests the GIL (default: 0.005)
+COLLECT_AFTER = 50_000  # gc threshold of generation 0; exceptions can form reference cycles
 
 
 def run(settings: Settings) -> int:
@@ -99,20 +99,20 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
 
 
 class Daemon:
-    """All parts of a running node, joined. What must be undone at the end is left to *cleanup*."""
+    """All parts of a running node. Functions that stop them are pushed on *cleanup*."""
 
     def __init__(self, settings: Settings, *, gid: int, cleanup: contextlib.ExitStack) -> None:
         self._settings = settings
         self._gid = gid
-        self._start_time = int(time.time())
         self._is_stopping = False
         self._finished = threading.Event()  # llfuse.main has returned
         self._main_thread = threading.get_ident()
-        self._troubles = RecentProblems()
+        self._troubles = RecentWarnings()
         logging.getLogger().addHandler(self._troubles)
         cleanup.callback(logging.getLogger().removeHandler, self._troubles)
         self._load(cleanup)
-        # The tree says whether this is a node of a cluster; the host's file counts for a new one.
+        # This node belongs to a cluster if its tree has a corosync.conf. ``_load`` has imported the
+        # host's file into a new tree.
         has_peers = self._tree.find(COROSYNC_CONF) is not None
         is_clustered = has_peers and not settings.local
         self._make_replica(is_clustered=is_clustered, has_peers=has_peers)
@@ -157,6 +157,7 @@ class Daemon:
         self._replica.is_shared = not has_peers  # without any, no node misses a change
 
     def _make_status(self) -> None:
+        self._start_time = int(time.time())
         self._recorder = Recorder(self._settings.rrddir, self._settings.rrdcached_socket)
         self._status = Status(
             self._settings.nodename,
@@ -232,7 +233,7 @@ class Daemon:
         )
 
     def _subscribe(self) -> None:
-        """Have the replica tell the parts of changes, in this order."""
+        """Subscribe the parts to the replica's changes; listeners are called in this order."""
         files, cache = self._files, self._cache
         counter = ChangeCounter(self._status, self._notifier, self._clients)
         for listener in (files, cache, counter):
@@ -263,10 +264,10 @@ class Daemon:
         cleanup.callback(self._unmount)
 
     def _unmount(self) -> None:
-        """Unmount; requests that no worker answers any more end, too.
+        """Unmount, and abort the requests that no worker will answer.
 
-        The kernel would not end them: one of them can hold a directory's lock that a notification
-        waits for, whose thread then keeps the session open.
+        Otherwise such a request can hold a directory's lock in the kernel, for which a thread that
+        sends a notification waits; that thread keeps the session open.
         """
         if self._is_stopping:  # else another process has unmounted it, and may have mounted another
             with contextlib.suppress(StartError):
@@ -366,7 +367,7 @@ class Daemon:
             self._finished.set()
 
     def stop(self) -> None:
-        """Let ``serve`` return, without losing what was written. For the signal waiter."""
+        """Publish written data, then make ``serve`` return. For the signal waiter."""
         _log.info("stopping")
         self._is_stopping = True
         try:
@@ -405,9 +406,10 @@ def workers_for(settings: Settings, *, is_clustered: bool) -> int:
 
 
 def _make_by_host_file(path: Path, host_file: Path, *, now: int) -> None:
-    """Make a new database part of the cluster that the host's corosync.conf is of, if any.
+    """Create a database with a copy of the host's corosync.conf, if the host has that file.
 
-    All of it or nothing: a start that fails here must not leave a database that serves alone.
+    A failure leaves no database: with a database that lacks corosync.conf, the next start would not
+    join the cluster.
     """
     with contextlib.suppress(FileNotFoundError):
         content = host_file.read_bytes()
@@ -420,7 +422,10 @@ def _seconds() -> int:
 
 
 def _keep_collector_off_the_tree() -> None:
-    """The tree has no garbage in cycles, but looking for it would take long while requests wait."""
+    """Exclude the loaded tree from garbage collection, which would block requests for long.
+
+    The tree has no reference cycles. Also set the interpreter's switch interval.
+    """
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()

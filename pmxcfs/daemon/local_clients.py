@@ -1,6 +1,7 @@
 """The service for local clients: the IPC server, its requests, and the recorder of metrics.
 
-Joins these parts for ``daemon``, and tells them of changes of the tree.
+Creates and starts these parts for ``daemon``, and passes changes of the tree to the cache of guest
+properties.
 
 Threads: those of the IPC server and the recorder. The ``on_*`` methods need the tree's lock;
 ``start`` and ``stop`` block and must not be called with it. Contract: docs/spec/ipc.md.

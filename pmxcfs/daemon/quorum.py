@@ -1,4 +1,4 @@
-"""What changes in the daemon when this node gains or loses quorum.
+"""The switch of the quorum state: all that the daemon updates when quorum is gained or lost.
 
 Contract: docs/spec/cluster.md, "Quorum and configuration".
 """
@@ -13,7 +13,7 @@ _log = logging.getLogger("pmxcfs.quorum")
 
 
 class QuorumSwitch:
-    """Sets the quorum flag, and brings up to date what shows it: ``.members`` and all modes."""
+    """Sets the quorum flag, and updates ``.members`` and the modes of all entries accordingly."""
 
     def __init__(self, flag: QuorumFlag, members: Members, cache: KernelCache) -> None:
         self._flag = flag

@@ -27,16 +27,16 @@ from pmxcfs.settings import Settings
 from pmxcfs.status.files import StatusFile
 from pmxcfs.tree.locks import LockTable
 
-MAX_TROUBLES = 10  # warnings and errors in the report
+MAX_WARNINGS = 10  # warnings and errors in the report
 NEARLY_FULL = 0.9  # the part of a limit above which it is a problem
 
 
-class RecentProblems(logging.Handler):
+class RecentWarnings(logging.Handler):
     """A log handler that keeps the latest warnings and errors of this process."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._latest: deque[Mapping[str, object]] = deque(maxlen=MAX_TROUBLES)
+        self._latest: deque[Mapping[str, object]] = deque(maxlen=MAX_WARNINGS)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the first line of a record."""
@@ -65,7 +65,7 @@ class ReportSources(NamedTuple):
     members: StatusFile
     clients: LocalClients
     cluster: Callable[[], Mapping[str, object]] | None  # None: not in a cluster
-    troubles: RecentProblems
+    troubles: RecentWarnings
     start_time: int  # seconds since 1970
 
 

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pmxcfs import messages
 from pmxcfs.dfsm.effects import (
     Commit,
     Deliver,
@@ -40,25 +41,9 @@ from pmxcfs.dfsm.election import elect
 from pmxcfs.dfsm.message_queue import MessageQueue, QueuedChange
 from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.errors import BadMessage, Busy
-from pmxcfs.messages import (
-    Body,
-    Epoch,
-    Group,
-    Member,
-    Message,
-    Normal,
-    Record,
-    State,
-    StateMessage,
-    SyncStart,
-    Update,
-    UpdateComplete,
-    Verify,
-    VerifyRequest,
-)
 from pmxcfs.tree.index import parse
 
-_NO_MEMBER = Member(0, 0)
+_NO_MEMBER = messages.Member(0, 0)
 _NEVER = float("-inf")
 
 
@@ -66,14 +51,14 @@ _NEVER = float("-inf")
 class _Round:
     """The data of one synchronization round."""
 
-    epoch: Epoch
-    states: dict[Member, bytes] = field(default_factory=dict)
-    leader: Member = _NO_MEMBER
-    synced: Collection[Member] = ()  # members whose changes are delivered first
-    records: list[Record] = field(default_factory=list)  # the leader's UPDATEs
+    epoch: messages.Epoch
+    states: dict[messages.Member, bytes] = field(default_factory=dict)
+    leader: messages.Member = _NO_MEMBER
+    synced: Collection[messages.Member] = ()  # members whose changes are delivered first
+    records: list[messages.Record] = field(default_factory=list)  # the leader's UPDATEs
     sync_queue: list[QueuedChange] = field(default_factory=list)
     verification: int | None = None  # number of the verification that *checksum* is for
-    requester: Member = _NO_MEMBER
+    requester: messages.Member = _NO_MEMBER
     checksum: bytes = b""  # our checksum when the VERIFY_REQUEST was delivered
     is_request_pending: bool = False  # our VERIFY_REQUEST was not answered yet
 
@@ -81,13 +66,13 @@ class _Round:
 class Dfsm:
     """The state of this node in one group. Counters are never reset, not even by a leave."""
 
-    def __init__(self, group: Group, *, deadlines: Deadlines | None = None) -> None:
+    def __init__(self, group: messages.Group, *, deadlines: Deadlines | None = None) -> None:
         self.deadlines = deadlines or Deadlines()  # can be replaced at any time
         self.me = _NO_MEMBER
         self.mode = Mode.LEFT
-        self.members: Sequence[Member] = ()  # in ascending order
+        self.members: Sequence[messages.Member] = ()  # in ascending order
         self._group = group
-        self._round = _Round(Epoch(0, 0, 0, 0))
+        self._round = _Round(messages.Epoch(0, 0, 0, 0))
         self._message_queue = MessageQueue()
         self._epochs = 0  # counts the epochs that this node made
         self._serial = 0  # serial of the last change of this node
@@ -103,7 +88,7 @@ class Dfsm:
         return self.mode is Mode.SYNCED
 
     @property
-    def epoch(self) -> Epoch:
+    def epoch(self) -> messages.Epoch:
         """The epoch of the current round, or of the last one if no round is running."""
         return self._round.epoch
 
@@ -114,14 +99,14 @@ class Dfsm:
 
     # Actions of this node.
 
-    def join(self, me: Member) -> None:
+    def join(self, me: messages.Member) -> None:
         """Prepare to join the group as *me*. Call before the new handle joins."""
         assert self.mode is not Mode.VERSION_ERROR, "this node must be updated before it can join"
         self._reset()
         self.me = me
         self.mode = Mode.START
 
-    def number(self, body: Body, now: int) -> Normal:
+    def number(self, body: messages.Body, now: int) -> messages.Normal:
         """Return a message with *body* and the next serial. Raises Busy if not SYNCED.
 
         *now* is in seconds since 1970. Send the message before the next call, so that serials rise
@@ -130,7 +115,7 @@ class Dfsm:
         if not self.is_synced:
             raise Busy("this node is not in sync with the cluster")
         self._serial += 1
-        return Normal(now, self._serial, body)
+        return messages.Normal(now, self._serial, body)
 
     def leave(self, reason: str) -> list[Effect]:
         """Leave the group because of an error that only a new synchronization can repair."""
@@ -149,7 +134,7 @@ class Dfsm:
     # Events of the group.
 
     def on_membership(
-        self, members: Iterable[Member], *, joined: Collection[Member], at: Moment
+        self, members: Iterable[messages.Member], *, joined: Collection[messages.Member], at: Moment
     ) -> list[Effect]:
         """Handle a membership change; *joined* are the new ones of *members*."""
         if self.mode in (Mode.LEFT, Mode.VERSION_ERROR):
@@ -167,22 +152,24 @@ class Dfsm:
             effects += self._resend_own()
         effects.append(self._enter(Mode.START_SYNC))
         if self.is_lowest:
-            effects.append(Send(SyncStart(at.wall, self._round.epoch)))
+            effects.append(Send(messages.SyncStart(at.wall, self._round.epoch)))
         return effects
 
-    def on_message(self, sender: Member, message: Message, *, at: Moment) -> list[Effect]:
+    def on_message(
+        self, sender: messages.Member, message: messages.Message, *, at: Moment
+    ) -> list[Effect]:
         """Handle the delivery of a message of *sender*, which can be this node."""
         if self.mode not in (Mode.START_SYNC, Mode.UPDATE, Mode.SYNCED):
             return []
-        if isinstance(message, Normal):
+        if isinstance(message, messages.Normal):
             return self._on_normal(sender, message)
-        if isinstance(message, SyncStart):
+        if isinstance(message, messages.SyncStart):
             return self._on_sync_start(sender, message, at)
         if message.epoch != self._round.epoch:
             return []  # a message of another round
         return self._on_round_message(sender, message, at)
 
-    def on_other_protocol(self, sender: Member, *, is_newer: bool) -> list[Effect]:
+    def on_other_protocol(self, sender: messages.Member, *, is_newer: bool) -> list[Effect]:
         """Handle the delivery of a message with another protocol version."""
         if not is_newer or self.mode in (Mode.LEFT, Mode.VERSION_ERROR):
             return []
@@ -219,21 +206,21 @@ class Dfsm:
         current.checksum = checksum
         if current.verification is None or current.requester != self.me:
             return []
-        return [Send(Verify(at.wall, current.epoch, current.verification, checksum))]
+        return [Send(messages.Verify(at.wall, current.epoch, current.verification, checksum))]
 
     # Rounds.
 
     def _reset(self) -> None:
         """Drop queues, round and members, because this node is in no group."""
         self._message_queue.take_all()
-        self._round = _Round(Epoch(0, 0, 0, 0))
+        self._round = _Round(messages.Epoch(0, 0, 0, 0))
         self.members = ()
 
-    def _new_epoch(self, now: int) -> Epoch:
+    def _new_epoch(self, now: int) -> messages.Epoch:
         self._epochs += 1
-        return Epoch(self._epochs, now, *self.me)
+        return messages.Epoch(self._epochs, now, *self.me)
 
-    def _begin_round(self, epoch: Epoch, at: Moment) -> None:
+    def _begin_round(self, epoch: messages.Epoch, at: Moment) -> None:
         self._round = _Round(epoch)
         self._last_progress = at.monotonic
 
@@ -254,32 +241,38 @@ class Dfsm:
         own = [queued for queued in self._message_queue.take_all() if queued.sender == self.me]
         return [Send(queued.message) for queued in own]
 
-    def _on_sync_start(self, sender: Member, message: SyncStart, at: Moment) -> list[Effect]:
+    def _on_sync_start(
+        self, sender: messages.Member, message: messages.SyncStart, at: Moment
+    ) -> list[Effect]:
         if self.mode is not Mode.START_SYNC or sender not in self.members:
             return []
         self._begin_round(message.epoch, at)
         return [SendState(at.wall, message.epoch)]
 
-    def _on_round_message(self, sender: Member, message: StateMessage, at: Moment) -> list[Effect]:
+    def _on_round_message(
+        self, sender: messages.Member, message: messages.StateMessage, at: Moment
+    ) -> list[Effect]:
         match message:
-            case State():
+            case messages.State():
                 return self._on_state(sender, message, at)
-            case Update():
+            case messages.Update():
                 return self._on_update(sender, message, at)
-            case UpdateComplete():
+            case messages.UpdateComplete():
                 return self._on_update_complete(sender)
-            case VerifyRequest():
+            case messages.VerifyRequest():
                 return self._on_verify_request(sender, message, at)
-            case Verify():
+            case messages.Verify():
                 return self._on_verify(sender, message)
             case _:
                 return []
 
-    def _on_state(self, sender: Member, message: State, at: Moment) -> list[Effect]:
+    def _on_state(
+        self, sender: messages.Member, message: messages.State, at: Moment
+    ) -> list[Effect]:
         states = self._round.states
         if sender not in self.members or sender in states:
             return self.leave(f"unexpected state message of member {sender}")
-        if self._group is Group.TREE and message.payload not in states.values():
+        if self._group is messages.Group.TREE and message.payload not in states.values():
             try:
                 parse(message.payload)
             except BadMessage as error:
@@ -288,7 +281,7 @@ class Dfsm:
         self._last_progress = at.monotonic
         if len(states) < len(self.members):
             return []
-        return self._decide(at) if self._group is Group.TREE else self._merge()
+        return self._decide(at) if self._group is messages.Group.TREE else self._merge()
 
     def _merge(self) -> list[Effect]:
         """End a round of the status group: merge all states; all members are synced."""
@@ -313,13 +306,15 @@ class Dfsm:
         effects += [self._enter(Mode.SYNCED), Log("all data is up to date")]
         return effects + self._deliver(self._message_queue.take(current.synced))
 
-    def _on_update(self, sender: Member, message: Update, at: Moment) -> list[Effect]:
+    def _on_update(
+        self, sender: messages.Member, message: messages.Update, at: Moment
+    ) -> list[Effect]:
         if self.mode is Mode.UPDATE and sender == self._round.leader:
             self._round.records.append(message.record)
             self._last_progress = at.monotonic
         return []
 
-    def _on_update_complete(self, sender: Member) -> list[Effect]:
+    def _on_update_complete(self, sender: messages.Member) -> list[Effect]:
         current = self._round
         if sender != current.leader:
             return []
@@ -330,7 +325,7 @@ class Dfsm:
 
     # Changes.
 
-    def _on_normal(self, sender: Member, message: Normal) -> list[Effect]:
+    def _on_normal(self, sender: messages.Member, message: messages.Normal) -> list[Effect]:
         if self.mode is Mode.SYNCED:
             return [Deliver(sender, message)]
         queued = QueuedChange(sender, message)
@@ -365,7 +360,10 @@ class Dfsm:
         self._last_progress = at.monotonic
         missing = ", ".join(str(m) for m in self.members if m not in self._round.states)
         text = f"no state message for {wait:.0f} s, missing from {missing}: restarting the round"
-        return [Log(text, logging.WARNING), Send(SyncStart(at.wall, self._new_epoch(at.wall)))]
+        return [
+            Log(text, logging.WARNING),
+            Send(messages.SyncStart(at.wall, self._new_epoch(at.wall))),
+        ]
 
     def _give_up(self, at: Moment) -> list[Effect]:
         """Leave a round without progress, so that the other members start one without us."""
@@ -386,7 +384,7 @@ class Dfsm:
             and at.monotonic - self._last_verification >= interval
         )
         if (
-            self._group is not Group.TREE
+            self._group is not messages.Group.TREE
             or not is_due
             or not self.is_lowest
             or current.is_request_pending
@@ -395,10 +393,10 @@ class Dfsm:
         self._last_verification = at.monotonic
         self._verifications += 1
         current.is_request_pending = True
-        return [Send(VerifyRequest(at.wall, current.epoch, self._verifications))]
+        return [Send(messages.VerifyRequest(at.wall, current.epoch, self._verifications))]
 
     def _on_verify_request(
-        self, sender: Member, message: VerifyRequest, at: Moment
+        self, sender: messages.Member, message: messages.VerifyRequest, at: Moment
     ) -> list[Effect]:
         if self.mode is not Mode.SYNCED:
             return []
@@ -406,7 +404,7 @@ class Dfsm:
         self._round.verification, self._round.requester = message.number, sender
         return [TakeChecksum()]
 
-    def _on_verify(self, sender: Member, message: Verify) -> list[Effect]:
+    def _on_verify(self, sender: messages.Member, message: messages.Verify) -> list[Effect]:
         current = self._round
         if sender == self.me:
             current.is_request_pending = False

@@ -1,7 +1,8 @@
 """The FUSE request handlers: they turn kernel requests into ``FileSystem`` calls, errors to errnos.
 
-A handler decides nothing. Every exception leaves a handler as a FUSEError, because any other
-exception would end llfuse's main loop, and with it the mount.
+Handlers decide about fixed entries and unsupported requests; all rules for entries of the tree are
+in ``vfs``. Every exception leaves a handler as a FUSEError, because any other exception would end
+llfuse's main loop, and with it the mount.
 
 Threads: llfuse's workers call the handlers, with llfuse's lock held, which is the tree's lock
 (``session.LOCK``). A handler may release it while it waits; ``vfs`` decides when.

@@ -3,7 +3,6 @@
 Contract: docs/spec/fuse.md, "Invalidation".
 """
 
-import logging
 from collections.abc import Callable, Mapping
 
 from pmxcfs._core import Entry, Tree
@@ -13,8 +12,6 @@ from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.modes import changes_mode
-
-_log = logging.getLogger("pmxcfs.fuse")
 
 
 class KernelCache:
@@ -101,7 +98,10 @@ class KernelCache:
             self._notifier.inode(entry.node, pages=pages)
 
     def _forget_place(self, directory: Entry, name: str, *, before: Entry | None) -> None:
-        """Notify that *name* is another entry than *before*, or than a negative entry."""
+        """Drop *name* from the kernel's cache, if the kernel may hold *before* under it.
+
+        Also if the kernel may know *name* as absent.
+        """
         is_known = before is not None and before.node in self._known
         if is_known or self._may_be_absent(directory.node, to_bytes(name)):
             self._forget_name(directory, name)

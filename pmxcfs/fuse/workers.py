@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from pmxcfs.errors import Busy
-from pmxcfs.host.process import let_others_go_first
+from pmxcfs.host.process import lower_priority
 from pmxcfs.replica.waiting import RequestWatch
 
 RESERVED_WORKERS = 4  # workers that never wait for other nodes, so that reads go on
@@ -44,7 +44,7 @@ class Workers:
         self._parked: list[threading.Event] = []
         self._is_closed = False
         self._aside = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix="saver", initializer=let_others_go_first
+            max_workers=1, thread_name_prefix="saver", initializer=lower_priority
         )
 
     def attach(self, descriptor: int) -> None:
@@ -53,6 +53,8 @@ class Workers:
 
     def _is_over(self) -> bool:
         """Return whether the kernel has ended the session, by the state of the descriptor."""
+        if self._descriptor < 0:
+            return False
         poll = select.poll()
         poll.register(self._descriptor, 0)
         return bool(poll.poll(0))
@@ -62,7 +64,7 @@ class Workers:
         return self.count - self._released_count - len(self._parked)
 
     def give_way(self) -> None:
-        """Release the lock briefly, so that waiting handlers run up to their own mutation."""
+        """Release the lock once (sched_yield), so that waiting handlers queue their mutations."""
         if self._readers > 1:
             with self._lock_released:
                 os.sched_yield()

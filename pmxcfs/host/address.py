@@ -1,7 +1,7 @@
-"""Finding the address that the other nodes reach this one by.
+"""Resolution of this node's name to the address that the other nodes use.
 
-A resolver can take half a minute to fail, so it has a thread of its own that nothing waits for,
-neither at the start nor at the end.
+A resolver can block for half a minute before it fails. So it runs in a separate thread, and neither
+the start nor the end of the daemon waits for that thread.
 """
 
 import ipaddress
@@ -35,7 +35,7 @@ def resolve(nodename: str) -> Resolution:
     for address in addresses:
         if not ipaddress.ip_address(address).is_loopback:
             return Resolution(address, "")
-    return Resolution(None, f"it is only known as {', '.join(sorted(set(addresses)))}")
+    return Resolution(None, f"only loopback addresses: {', '.join(sorted(set(addresses)))}")
 
 
 class AddressLookup(BackgroundThread):
@@ -61,6 +61,6 @@ class AddressLookup(BackgroundThread):
 
     def _describe(self, reason: str) -> str:
         return (
-            f"can't resolve node name {self._nodename} to an address that others can reach: "
-            f"{reason}. Add it to /etc/hosts; trying again every {RETRY_INTERVAL:.0f} s"
+            f"can't resolve node name {self._nodename} to an address that other nodes can reach: "
+            f"{reason}; add the name to /etc/hosts; trying again every {RETRY_INTERVAL:.0f} s"
         )

@@ -1,7 +1,7 @@
-"""Files that hold what only root may read.
+"""Creation of files and directories that only root can access.
 
-Knows nothing of their content, and never opens one that exists: closing a descriptor of a file
-that SQLite has open would drop SQLite's locks on it (POSIX).
+This module never opens an existing file: closing a descriptor of a file that SQLite has open would
+drop SQLite's POSIX locks on that file.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ def make_numbered_file(path: Path) -> Path:
 
 
 def make_private(path: Path) -> None:
-    """Take a file away from everyone but its owner. One that is missing is no error."""
+    """Set the mode of a file to 0600. A missing file is no error. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_mode & 0o777 != FILE_MODE:
             path.chmod(FILE_MODE)
 
 
 def make_private_directory(path: Path) -> None:
-    """Make a directory that only root can look into, if it is not there. Raises OSError."""
+    """Create a directory of mode 0700, or set the mode of an existing one. Raises OSError."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=DIRECTORY_MODE)
     path.chmod(DIRECTORY_MODE)
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in a directory on its device."""
+    """Flush the entries of a directory to its device (fsync). Blocks. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -1,14 +1,14 @@
-"""Where log records go: the system's log, or stderr in the foreground of a person.
+"""Log handlers: log records go to the system log, or to stderr if run in the foreground.
 
 A record is one line, ``pmxcfs[pid]: [domain] level: text``, printable ASCII. The domain is the
-second part of the logger's name (``pmxcfs.fuse``); records of others are the main domain's.
+second part of the logger's name (``pmxcfs.fuse``); records of other loggers have the domain main.
 
-Logging never makes a request wait. Datagrams that the system's log does not take at once, and lines
-for a terminal that is stuck, are dropped and counted, and the count is reported with the next line
-that gets through. There may be no system log at all.
+Logging never blocks a request. If a send to the system log would block or fails, or the queue for
+a blocked terminal is full, the line is dropped and counted. The next line that can be written is
+preceded by a line with the count. The system log may be missing.
 
-Threads: records come from every thread. ``start`` starts one of its own in the foreground, so it
-comes after the last fork and after the signals are blocked.
+Threads: any thread may log. In the foreground ``start`` starts a thread that writes to stderr, so
+call ``start`` after the last fork and after the signals are blocked.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ DOMAINS = frozenset(["main", "dcdb", "status", "database", "quorum", "confdb", "
 SYSTEM_LOG = "/dev/log"
 MAX_LINE = 4096  # bytes; what is longer is cut, as a datagram must not be refused for its size
 MAX_QUEUED = 10_000  # lines that wait for a stuck terminal
-FAREWELL = 0.5  # seconds that a stuck terminal may delay the end of the process
+CLOSE_TIMEOUT = 0.5  # seconds that a blocked terminal may delay the exit of the process
 
 _FACILITY_DAEMON = 3 << 3
 _PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}  # of syslog(3)
@@ -87,10 +87,10 @@ class Terminal:
         return True
 
     def close(self) -> None:
-        """Wait until the queue is written, but not for a terminal that is stuck."""
+        """Wait until the queue is written, for at most 2 x CLOSE_TIMEOUT seconds."""
         with contextlib.suppress(queue.Full):
-            self._lines.put(None, timeout=FAREWELL)
-            self._writer.close(FAREWELL)
+            self._lines.put(None, timeout=CLOSE_TIMEOUT)
+            self._writer.close(CLOSE_TIMEOUT)
 
     def _write_all(self) -> None:
         # A terminal that is gone (EIO, EPIPE) ends this; the queue fills up, the rest is dropped.
@@ -167,11 +167,13 @@ def set_verbose(verbose: bool) -> None:
 
 
 def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Report an exception that ended a thread: in the background nobody sees stderr."""
+    """Log an exception that ended a thread: in the background stderr is /dev/null."""
     if args.exc_value is None or isinstance(args.exc_value, SystemExit):
         return
     name = args.thread.name if args.thread else "unknown"
-    logging.getLogger("pmxcfs.main").critical("thread %s died", name, exc_info=args.exc_value)
+    logging.getLogger("pmxcfs.main").critical(
+        "thread %s ended by an exception, which is a bug", name, exc_info=args.exc_value
+    )
 
 
 def is_journal(descriptor: int) -> bool:
@@ -181,10 +183,10 @@ def is_journal(descriptor: int) -> bool:
 
 
 def start(*, foreground: bool, debug: bool) -> Callable[[], None]:
-    """Send the process's log to stderr or to the system; return what ends that again.
+    """Log to stderr in the foreground, else to the system log; return a function that undoes this.
 
-    A service in the foreground, whose stderr is the journal, uses the system's log as well: there
-    a line has a priority, and no second time stamp.
+    If stderr is systemd's journal, the system log is used in the foreground, too: there a line has
+    a priority and no second time stamp.
     """
     to_stderr = foreground and not is_journal(sys.stderr.fileno())
     handler = LineHandler(Terminal(sys.stderr.fileno()) if to_stderr else SystemLog())

@@ -23,7 +23,7 @@ class Outage(Generic[Cause]):
         level: int = logging.ERROR,
         kind: Callable[[Cause], object] = lambda cause: None,
     ) -> None:
-        self.cause: Cause | None = None  # of the last failure that was logged; None while it works
+        self.cause: Cause | None = None  # of the last failure; None while it works
         self._logger = logger
         self._describe = describe
         self._over = over
@@ -32,9 +32,10 @@ class Outage(Generic[Cause]):
 
     def fails(self, cause: Cause) -> None:
         """Note a failure."""
-        if self.cause is None or self._kind(self.cause) != self._kind(cause):
+        is_new = self.cause is None or self._kind(self.cause) != self._kind(cause)
+        self.cause = cause  # always the latest: an exception that is raised again keeps its frames
+        if is_new:
             self._logger.log(self._level, "%s", self._describe(cause))
-            self.cause = cause
 
     def works(self) -> None:
         """Note a success."""

@@ -1,8 +1,9 @@
 """The process as the operating system sees it: name, directories, lock, mountpoint, fork, signals.
 
-It knows nothing of the tree, its files and the database. What can't be had is a ``StartError``
-that says what to do. ``daemonize`` forks, so it comes before any thread, SQLite and llfuse; the
-lock and the pid file come after it, because they carry the daemon's pid.
+This module knows nothing of the tree, its files or the database. If a resource is missing, it
+raises a ``StartError`` that says what to do. ``daemonize`` forks: call it before any thread starts
+and before SQLite or llfuse is used. Take the lock and write the pid file after ``daemonize``, as
+both contain the daemon's pid.
 """
 
 import contextlib
@@ -27,12 +28,12 @@ from pmxcfs.messages import MAX_FILE_SIZE
 from pmxcfs.settings import Settings
 
 STOP_SIGNALS = frozenset([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-NUDGE_INTERVAL = 0.02  # seconds between two signals to a thread that has to leave a system call
+SIGNAL_INTERVAL = 0.02  # seconds between two signals to a thread that has to leave a system call
 
 UMASK = 0o027
 DIRECTORY_MODE = 0o750
 LOCK_TIMEOUT = 10.0  # seconds that a daemon which is stopping may still hold the lock
-NICE = 15  # of threads that others precede; beside one of those they get a thirtieth
+NICE = 15  # nice value of a low-priority thread: 1/30 of the CPU beside a thread of value 0
 LOCK_INTERVAL = 0.1  # seconds between attempts
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
@@ -51,9 +52,10 @@ def name_process(name: str = "pmxcfs") -> None:
 
 
 def open_standard_streams() -> None:
-    """Have descriptors 0 to 2 and the streams on them, whoever started us.
+    """Open descriptors 0 to 2 on /dev/null where they are closed, and sys.stdout and sys.stderr.
 
-    A file or socket of ours that got one of these numbers would take what is meant for them.
+    Otherwise a file or socket of the daemon could get one of these numbers, and output meant for
+    stdout or stderr would be written to it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         pass
@@ -63,10 +65,11 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(_STDERR, "w", closefd=False)
 
 
-def let_others_go_first() -> None:
-    """Give this thread, whose work takes milliseconds, less of the processor than all others.
+def lower_priority() -> None:
+    """Lower the priority of the calling thread to nice value NICE.
 
-    Else the kernel lets those that wake up beside it wait for about as long as that takes.
+    Its work takes milliseconds of CPU time. At normal priority, request threads that become ready
+    meanwhile would wait about that long for the CPU.
     """
     thread = threading.get_native_id()
     nice = os.getpriority(os.PRIO_PROCESS, thread)
@@ -74,10 +77,10 @@ def let_others_go_first() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what the content of large files was in.
+    """Make malloc keep freed buffers of up to 2 MiB instead of returning them to the kernel.
 
-    Else it gives the memory back after each write of 1 MiB, and a quarter of the next one's time is
-    the kernel's for new pages.
+    Otherwise glibc unmaps the buffer of each 1 MiB write, and a quarter of the time of the next
+    write is spent on page faults.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc's, whose malloc needs it
@@ -126,7 +129,7 @@ class StateLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        """Take the lock; blocks a while for a daemon that is stopping."""
+        """Take the lock. Blocks up to *timeout* seconds (LOCK_TIMEOUT); raises StartError."""
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
@@ -151,9 +154,10 @@ class StateLock:
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
 
     def _free_holder(self) -> None:
-        """Let a daemon end that was killed while one of its threads notified the kernel.
+        """Detach the mount of a killed daemon that can't exit, so that it releases the lock.
 
-        That thread waits in the kernel for an answer that the daemon itself owes.
+        One of its threads is blocked in a notification to the kernel, until a FUSE request is
+        answered that the killed daemon will never answer. The detach aborts that request.
         """
         _log.warning("removing the mount of a daemon that is ending from %s", self._mountpoint)
         with contextlib.suppress(StartError):
@@ -170,15 +174,15 @@ def _holder(descriptor: int) -> str:
 
 
 def _has_dying_holder(descriptor: int) -> bool:
-    """Tell whether a daemon that is dying has the lock; else take the lock if it is free."""
-    if _flock(descriptor, 0) or not _is_dying(_holder(descriptor)):
+    """Tell whether a killed daemon that can't exit holds the lock; take the lock if it is free."""
+    if _flock(descriptor, 0) or not is_dying(_holder(descriptor)):
         return False
-    # One that ends in order gives the lock back first, maybe only since the first look.
+    # A daemon that stops normally releases the lock before it exits, perhaps since the check above.
     return not _flock(descriptor, 0)
 
 
-def _is_dying(pid: str) -> bool:
-    """Tell whether a process has ended but for some of its threads."""
+def is_dying(pid: str) -> bool:
+    """Tell whether the main thread of process *pid* has exited (state Z or X in /proc/PID/stat)."""
     try:
         status = Path("/proc", pid, "stat").read_text()
     except (OSError, ValueError):
@@ -187,7 +191,10 @@ def _is_dying(pid: str) -> bool:
 
 
 def _flock(descriptor: int, timeout: float) -> bool:
-    """Take the lock within *timeout* seconds, or until a signal to stop, which is blocked."""
+    """Take the lock; return False after *timeout* seconds. The stop signals must be blocked.
+
+    Raises StartError if a stop signal arrives meanwhile.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -221,14 +228,18 @@ def pid_file(path: Path) -> Iterator[None]:
 
 
 def clear_mountpoint(path: Path) -> None:
-    """Remove what a dead daemon left mounted, make the directory, warn of files in it."""
+    """Unmount stale mounts of dead daemons, create the directory, warn if it is not empty.
+
+    Raises StartError.
+    """
     for _ in range(_MAX_STALE_MOUNTS):
         try:
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
             names = os.listdir(path)
         except OSError as error:
-            # The kernel may know the root well enough to answer a stat without the daemon.
-            if errno.ENOTCONN not in (error.errno, _stat_error(path)):
+            # The kernel may answer stat from its cache although the daemon is dead, so the errnos
+            # of both calls count.
+            if errno.ENOTCONN not in (error.errno, stat_error(path)):
                 raise StartError(f"can't mount on {path}: {error.strerror}") from None
             _log.warning("removing the stale mount of a dead daemon from %s", path)
             detach(path)
@@ -239,7 +250,7 @@ def clear_mountpoint(path: Path) -> None:
     raise StartError(f"can't remove the stale mounts on {path}: unmount them with umount")
 
 
-def _stat_error(path: Path) -> int:
+def stat_error(path: Path) -> int:
     """Return the errno that stat(2) gives for *path*, 0 for none."""
     try:
         os.stat(path)
@@ -263,7 +274,7 @@ def is_mounted(path: Path) -> bool:
         where = fields[4].decode("unicode_escape").encode("latin-1")
         kind = fields[fields.index(b"-") + 1]
         if where == wanted and kind.startswith(b"fuse"):
-            return _stat_error(path) == 0
+            return stat_error(path) == 0
     return False
 
 
@@ -273,7 +284,7 @@ def daemonize(body: Callable[[Callable[[], None]], int], *, mountpoint: Path) ->
     *body* gets a function to call once the mount is there. The parent blocks until then, looks at
     the mount itself, and returns 0; or it prints why the daemon did not start and returns 1.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there is nobody to wait for
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD is ignored, waitpid fails
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -292,7 +303,7 @@ def daemonize(body: Callable[[Callable[[], None]], int], *, mountpoint: Path) ->
 
 
 def _run_reporting(body: Callable[[Callable[[], None]], int], parent: BinaryIO) -> int:
-    """Run *body*; tell the process at the other end of the pipe how it starts."""
+    """Run *body*; report its success or its error to the parent through a pipe."""
 
     def report_ready() -> None:
         _silence_stdio()
@@ -318,7 +329,7 @@ def _await_daemon(reader: int, mountpoint: Path) -> int:
     if answer == _READY and is_mounted(mountpoint):
         return 0
     if answer == _READY:
-        reason = f"the daemon runs, but nothing answers on {mountpoint}"
+        reason = f"the daemon runs, but the mount on {mountpoint} does not answer"
     else:
         reason = answer.decode("utf-8", "replace") or "the daemon died while it started"
     print(f"pmxcfs: {reason}", file=sys.stderr)
@@ -336,14 +347,16 @@ def _silence_stdio() -> None:
 class SignalWaiter:
     """A thread that calls a function once, when the first signal to stop arrives.
 
-    The signals are blocked in every thread and waited for, because llfuse takes them in C: no
-    Python would run until its main loop has returned, and that waits for its workers.
+    The signals are blocked in every thread, and this thread waits for them with sigwait. llfuse's
+    own handlers are C code: no Python code would run before llfuse's main loop has returned, and
+    the main loop waits for its workers.
     """
 
     def __init__(self) -> None:
-        """Block the signals and no others, here and in all threads to come; for the main thread.
+        """Set the signal mask to exactly STOP_SIGNALS. Call in the main thread.
 
-        A mask is inherited, and one with SIGUSR1 in it would let ``end_llfuse_main`` wait for ever.
+        Threads created later inherit the mask. If a mask inherited from the parent process blocked
+        SIGUSR1, ``end_llfuse_main`` would wait for ever.
         """
         signal.pthread_sigmask(signal.SIG_SETMASK, STOP_SIGNALS)
         # end_llfuse_main uses these two. They must not kill the process while llfuse's handlers
@@ -364,7 +377,7 @@ class SignalWaiter:
             return
         thread.stop()
         if thread.is_alive:
-            # To the process, where only the waiter takes it: the thread may be ending by itself.
+            # Signal the process: the thread may be ending already. All other threads block SIGTERM.
             os.kill(os.getpid(), signal.SIGTERM)
             thread.close(timeout=None)
 
@@ -381,9 +394,9 @@ def end_llfuse_main(main_thread: int, finished: threading.Event) -> None:
     Call it in the thread of a ``SignalWaiter``; blocks until *finished* is set, which the main
     thread does as soon as ``llfuse.main`` has returned. SIGHUP, taken by this thread, makes
     llfuse's C handler set the session's exit flag. SIGUSR1, for which llfuse has a handler that
-    does nothing, interrupts the threads that sit in read(2). Both are repeated: a thread that has
-    just looked at the flag and is about to read misses the first one, and so do workers, to which
-    llfuse itself sends only one.
+    does nothing, interrupts the threads that block in read(2). Both signals are repeated, because a
+    thread that has checked the flag and not yet entered read(2) misses a single signal. llfuse
+    itself sends only one to each worker.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     while True:
@@ -391,7 +404,7 @@ def end_llfuse_main(main_thread: int, finished: threading.Event) -> None:
         signal.pthread_kill(main_thread, signal.SIGUSR1)
         for worker in _llfuse_workers():
             _signal_thread(worker, signal.SIGUSR1)
-        if finished.wait(NUDGE_INTERVAL):
+        if finished.wait(SIGNAL_INTERVAL):
             break
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
@@ -418,21 +431,21 @@ def notify_service_manager(state: str) -> None:
         return
     if address.startswith("@"):  # an abstract address
         address = "\0" + address[1:]
-    # Whether anybody listens is no concern of ours, and waiting would be wrong.
+    # Errors are ignored, and the send does not block: the daemon works without a service manager.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         out.setblocking(False)
         out.sendto(state.encode("utf-8", "replace"), address)
 
 
 def has_service_manager() -> bool:
-    """Tell whether somebody wants to be notified."""
+    """Tell whether a service manager has set NOTIFY_SOCKET."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def watchdog_timeout() -> float | None:
-    """Return after how many seconds without WATCHDOG=1 the service manager ends this process.
+    """Return the watchdog timeout of the service manager in seconds; None if there is none.
 
-    None if it never does. By sd_watchdog_enabled(3): the variables may be meant for a parent.
+    As in sd_watchdog_enabled(3): if WATCHDOG_PID names another process, there is none.
     """
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

@@ -1,9 +1,9 @@
 """The daemon's heartbeat for the service manager, which restarts a daemon that stops sending it.
 
-A beat says more than that the process exists: for each one a thread takes the tree's lock, which
-every request needs. A lock that nobody gives back is the one fault that leaves the mount standing
-and every access to it hanging; a device that is slow for seconds is none. It never touches the
-mount itself: a thread that waits for an answer of its own process can't be killed.
+Before each heartbeat the thread takes the tree's lock, which every request needs. So a deadlock
+stops the heartbeats: with a lock that is never released the mount would stay, and every access to
+it would block. A device that is slow for seconds does not stop them. The thread never accesses
+the mount: a thread that waits for an answer of its own process can't be killed.
 
 Contract: docs/spec/operations.md, "Lifecycle".
 """
@@ -21,10 +21,10 @@ _log = logging.getLogger("pmxcfs.main")
 
 
 class Watchdog(BackgroundThread):
-    """Calls *notify* with a beat and the status, again and again, each time with *lock* taken.
+    """Calls *notify* with a heartbeat and the status at intervals, each time after taking *lock*.
 
-    *describe* returns the status as one line; it is called with the lock held. *timeout*, in
-    seconds, is after how long without a beat the service manager gives up; None if it never does.
+    *describe* returns the status as one line, and is called with the lock held. *timeout* is the
+    watchdog timeout of the service manager in seconds; None if there is none.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Watchdog(BackgroundThread):
     def run(self) -> None:
         """Send heartbeats until the thread is to stop."""
         while not self.is_stopping:
-            status = self._take_pulse()
+            status = self._status_with_lock()
             self._notify(f"{self._beat}STATUS={status}")
             self.pause(self._interval)
 
-    def _take_pulse(self) -> str:
+    def _status_with_lock(self) -> str:
         """Return the status; blocks until the lock can be had."""
         with self._lock:
             try:

@@ -237,7 +237,7 @@ cdef void run_jobs(Loop* loop) noexcept nogil:
 
 
 cdef void end_handshakes(Loop* loop, int64_t now, int most) noexcept nogil:
-    """Hang up on handshakes that have timed out, and on the oldest if more than *most* are left."""
+    """Disconnect peers whose handshake has timed out, and the oldest while over *most* are left."""
     cdef int fd, oldest
     cdef Watch* watch
     while True:

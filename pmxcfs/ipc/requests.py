@@ -102,7 +102,7 @@ def names_of(payload: bytes) -> list[str]:
     """
     names = payload[1:].split(b"\0")
     if not payload or names.pop() or len(names) != payload[0] or not names:
-        raise Invalid("the number of names is not the announced one")
+        raise Invalid("the count of names in the payload is wrong")
     if not all(b"a" <= name[:1] <= b"z" for name in names):
         raise Invalid("a name does not start with a lower-case letter")
     return [to_text(name) for name in names]

@@ -39,7 +39,7 @@ class Gate:
     def admit(self, uid: int, gid: int, pid: int) -> Caller | int:
         """Return the caller that a process becomes, or the errno to refuse it with.
 
-        *gid* is the process's primary group; libqb tells no others.
+        *gid* is the process's primary group; libqb does not report supplementary groups.
         """
         if (uid, gid) == (0, 0):
             return Caller(pid, may_write=True)

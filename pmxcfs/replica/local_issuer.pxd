@@ -10,7 +10,7 @@ cdef class LocalIssuer:
     cdef object _clock
     cdef object _yielding
     cdef list _queue
-    cdef _Gate _gate
+    cdef _Hold _hold
 
     cpdef Change submit(self, mutation)
     cpdef Change carry_out(self, Ticket ticket)
@@ -21,7 +21,7 @@ cdef class LocalIssuer:
     cdef object _deliver_queue(self, Ticket ticket)
 
 
-cdef class _Gate:
+cdef class _Hold:
     cdef readonly bint is_closed
     cdef bint _is_refusing
     cdef object _changed

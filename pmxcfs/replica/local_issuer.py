@@ -29,7 +29,7 @@ class LocalIssuer:
         self._clock = clock  # seconds since 1970
         self._yielding = yielding
         self._queue: list[Ticket] = []
-        self._gate = _Gate()
+        self._hold = _Hold()
 
     def submit(self, mutation: Mutation) -> Change:
         """Apply and save *mutation*; return the change. Blocks. Raises PmxcfsError."""
@@ -37,7 +37,7 @@ class LocalIssuer:
 
     def carry_out(self, ticket: Ticket) -> Change:
         """Apply and save the mutation of *ticket*; other threads can wait for it. Blocks."""
-        if self._gate.is_closed:
+        if self._hold.is_closed:
             self._wait_at_gate(ticket)
         ticket.mtime = int(self._clock())
         self._queue.append(ticket)
@@ -66,7 +66,7 @@ class LocalIssuer:
     def _wait_at_gate(self, ticket: Ticket) -> None:
         try:
             with self._yielding.waiting():
-                self._gate.wait(timeout_for(ticket))
+                self._hold.wait(timeout_for(ticket))
         except Busy as error:
             ticket.finish(error)
             raise
@@ -81,7 +81,7 @@ class LocalIssuer:
 
     def create(self, mutation: Create) -> Change:
         """Apply *mutation*; it is saved together with the file's first content, or within 1 s."""
-        if self._gate.is_closed or self._replica.is_degraded:
+        if self._hold.is_closed or self._replica.is_degraded:
             return self.submit(mutation)
         ticket = Ticket(mutation, mtime=int(self._clock()))
         self._replica.defer(ticket)
@@ -98,22 +98,22 @@ class LocalIssuer:
 
     def hold(self) -> None:
         """Make new mutations wait, as in a cluster that is not in sync. For tests."""
-        self._gate.close()
+        self._hold.close()
 
     def resume(self) -> None:
         """Carry out the mutations that ``hold`` made wait. For tests."""
-        self._gate.open()
+        self._hold.open()
 
     def refuse(self) -> None:
         """Answer Busy to waiting mutations: the daemon stops."""
-        self._gate.refuse()
+        self._hold.refuse()
 
     def abandon(self) -> None:
         """Do nothing: no mutation waits after ``refuse``."""
 
 
-class _Gate:
-    """A gate at which mutations wait while it is closed. Needs no lock; ``wait`` blocks."""
+class _Hold:
+    """A flag for ``hold``: mutations wait while it is closed. Needs no lock; ``wait`` blocks."""
 
     def __init__(self) -> None:
         self.is_closed = False

@@ -4,7 +4,7 @@ A ``Proposal`` is one change: its ticket and the messages to send for it. Its ca
 until its first message is sent. After that it ends by its delivery, by the loss of the group, or
 when the caller gives it up.
 
-Nothing is queued or sent without quorum: both ``put`` and ``next`` check it, so no change can be
+Nothing is queued or sent without quorum: ``queue`` and ``next`` check it, so no change can be
 sent while the quorum is being lost.
 
 Threads: any thread may use the outbox; no method blocks. Tickets are finished with the tree's lock
@@ -91,7 +91,7 @@ class Outbox:
         ``not_sent``.
         """
         if not self._proposals:
-            return None  # without the lock: ``put`` wakes this thread after queuing
+            return None  # without the lock: a thread that queues wakes the owner or becomes it
         with self._lock:
             if not self._proposals or self.is_held or not self._quorum.is_quorate:
                 return None

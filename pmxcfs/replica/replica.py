@@ -63,7 +63,7 @@ class UndoListener(Protocol):
     """A function that is called when changes that could not be saved were taken back."""
 
     def __call__(self, undone: Mapping[Entry, str], error: StoreError, /) -> None:
-        """Take note: the entries *undone* are as before; each was at the given path until now."""
+        """Handle a rollback: *undone* maps each restored entry to its path before the rollback."""
 
 
 class ReloadListener(Protocol):
@@ -103,7 +103,7 @@ class Replica:
         self._yielding = yielding
         self._saving: threading.Event | None = None  # set when the running save has ended
         self._database = database
-        # The last version that another node has, too; None while one has the whole tree.
+        # The last version that another node also has; None while another node has the whole tree.
         self._alone_since = database.diverged_at
 
     def subscribe(
@@ -229,7 +229,7 @@ class Replica:
         lost = conflicts.lost_by(adoption, self.tree, alone_since=self._alone_since)
         if lost:
             self.check_writable()  # or the copy would lack changes that are in RAM only
-            conflicts.keep_side(self._database, lost, now=now)
+            conflicts.keep_copy(self._database, lost, now=now)
         is_saved = self._save_adoption(adoption, is_current=is_current)
         with lock:
             self._swap(adoption, is_saved=is_saved)
@@ -291,7 +291,8 @@ class Replica:
     def check_writable(self) -> None:
         """Raise StoreError if this node is degraded; it must not send changes of its own then."""
         if self._database.degraded is not None:
-            raise self._database.degraded
+            # Without the frames of earlier requests, which hold the data of their changes.
+            raise self._database.degraded.with_traceback(None)
 
     def catch_up(self) -> bool:
         """Save the tree if the database does not hold it; return whether it does now. Blocks.

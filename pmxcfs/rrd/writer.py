@@ -19,7 +19,7 @@ import rrdtool
 
 from pmxcfs.errors import Failed, Invalid
 from pmxcfs.host.outage import Outage
-from pmxcfs.host.process import let_others_go_first
+from pmxcfs.host.process import lower_priority
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.rrd.schema import Update, definition, update_of
 from pmxcfs.status.metrics import MAX_REFUSED
@@ -101,6 +101,10 @@ class Cached:
             self._socket = None
 
 
+class _CreationPaused(Failed):
+    """No file is created now, because creating one failed a moment ago."""
+
+
 class Recorder(BackgroundThread):
     """The queue of metrics and the thread that empties it."""
 
@@ -145,7 +149,7 @@ class Recorder(BackgroundThread):
 
     def run(self) -> None:
         """Write queued metrics until the thread has to stop."""
-        let_others_go_first()
+        lower_priority()
         while not self.is_stopping:
             self._wanted.wait()
             self._wanted.clear()
@@ -166,6 +170,8 @@ class Recorder(BackgroundThread):
             return not self.pause(RETRY_AFTER)
         except Invalid as error:
             self._refuse(first[0], error)
+        except _CreationPaused:
+            pass  # the failure that caused it is reported
         except Exception as error:  # noqa: BLE001, one bad metric must not end the thread
             self._writing.fails(f"{first[0]}: {error}")
         else:
@@ -205,7 +211,7 @@ class Recorder(BackgroundThread):
         On a full disk, an attempt for each metric would fail and take time.
         """
         if time.monotonic() < self._create_after:
-            raise Failed(f"{file} is not created: creating a file failed a moment ago")
+            raise _CreationPaused(f"{file} is not created: creating a file failed a moment ago")
         try:
             make_file(file, update, now=time.time)
         except Exception:

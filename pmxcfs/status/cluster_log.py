@@ -226,5 +226,5 @@ class ClusterLog:
         return walk(bytes(self._ring))
 
     def render(self, *, most: int = DEFAULT_COUNT, user: str = "") -> str:
-        """Return the newest *most* entries as the JSON text of ``.clusterlog``, see ``render``."""
+        """Return the newest *most* entries, of *user* if given, as the text of ``.clusterlog``."""
         return render(self, most=most, user=user)

@@ -51,7 +51,8 @@ class KeyValueStore:
         if peer is None:
             _log.warning("dropped a key of node %d, which is not in the configuration", nodeid)
         elif len(change.value) > MAX_VALUE:
-            _log.warning("dropped a value of node %d: %d bytes", nodeid, len(change.value))
+            size = len(change.value)
+            _log.warning("dropped a key of node %d: a value of %d bytes is too large", nodeid, size)
         elif peer is not self._members.own:
             try:
                 self._set(peer, change.key, change.value, now=now)

@@ -6,7 +6,7 @@ Contract: docs/spec/storage.md, "Writing".
 
 import threading
 
-from pmxcfs.host.process import let_others_go_first
+from pmxcfs.host.process import lower_priority
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.storage.database import Database
 
@@ -37,7 +37,7 @@ class Checkpointer:
             self._thread.close(timeout=None)
 
     def _run(self, thread: BackgroundThread, database: Database) -> None:
-        let_others_go_first()
+        lower_priority()
         while True:
             self._wanted.wait()
             self._wanted.clear()

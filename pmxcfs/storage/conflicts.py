@@ -43,7 +43,7 @@ def lost_by(adoption: Adoption, tree: Tree, *, alone_since: int | None) -> list[
     return [entry for entry in ours if entry.version > min(since)]
 
 
-def keep_side(database: Database, lost: Iterable[Entry], *, now: int) -> None:
+def keep_copy(database: Database, lost: Iterable[Entry], *, now: int) -> None:
     """Copy *database* to ``conflicts/<now>.db``; log a warning with the paths of *lost*. Blocks.
 
     *database* must hold this node's current tree. *now* is in seconds since 1970. Raises StoreError
@@ -56,8 +56,8 @@ def keep_side(database: Database, lost: Iterable[Entry], *, now: int) -> None:
         sync_directory(home)
     paths = sorted(_loggable(entry) for entry in lost)
     _log.warning(
-        "changes that only this node had are replaced by the cluster's, entries: %d; "
-        "this node's database is kept as %s",
+        "the cluster's tree replaces entries that only this node has changed (%d); "
+        "a copy of this node's database is %s",
         len(paths),
         copy,
     )

@@ -117,7 +117,7 @@ class Database:
         self._written = self._tried = self._copied = 0
         # The last version that another node has, too; None while others have the whole tree.
         self.diverged_at: int | None = None
-        # PRAGMA data_version of the connection of ``save`` after our last commit by the other.
+        # PRAGMA data_version of the Writer's connection after the last commit on _connection.
         self._known_commits = 0
         self._log_fd = -1
         self._frame = _FRAME_HEADER + PAGE_SIZE  # bytes of log per page
@@ -191,9 +191,10 @@ class Database:
         return loaded
 
     def mend(self, *, now: int) -> tuple[Loaded, Path | None]:
-        """Load and repair as described at ``load``, but log no repairs. Blocks.
+        """Return the tree, after repairs in RAM and file, and the path of the file's copy. Blocks.
 
-        Also return the path of the copy of the damaged file, or None if none was made.
+        The path is None if no copy was made. Repairs are not logged. Raises StoreError if the file
+        can't be read.
         """
         with translated(self._path, "read"):
             loaded = _read(self._connection, self._path)

@@ -86,7 +86,7 @@ def translate(path: Path, attempt: str, exc: Exception) -> StoreError:
 
 @contextlib.contextmanager
 def translated(path: Path, attempt: str) -> Iterator[None]:
-    """Turn every failure of the block into a StoreError, see ``translate``."""
+    """Raise every failure of the block as a StoreError that names *path* and *attempt*."""
     try:
         yield
     except StoreError:

@@ -8,6 +8,7 @@ Threads: the caller holds the tree's lock.
 Contract: docs/spec/cluster.md, "Delivery to the tree".
 """
 
+from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import (
     Denied,
@@ -19,19 +20,6 @@ from pmxcfs.errors import (
     Stale,
     TooBig,
 )
-from pmxcfs.messages import (
-    MAX_FILE_SIZE,
-    Create,
-    Delete,
-    EntryType,
-    Kind,
-    Mkdir,
-    Mtime,
-    Mutation,
-    Rename,
-    Unlock,
-    Write,
-)
 from pmxcfs.tree.guests import GuestPath, Guests, parse_guest_path
 
 _DOTS = (".", "..")
@@ -42,7 +30,7 @@ class Change:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: messages.Kind,
         path: str,
         entry: Entry,
         source: str = "",
@@ -85,38 +73,40 @@ class HalfRenamed(NotEmpty):
 
 
 class _Stamp:
-    """The sender of a mutation (node id) and its time by the sender's clock (seconds)."""
+    """The sender of a mutation (nodeid) and its time by the sender's clock (seconds)."""
 
     def __init__(self, writer: int, mtime: int) -> None:
         self.writer = writer
         self.mtime = mtime
 
 
-def apply(tree: Tree, guests: Guests, mutation: Mutation, *, writer: int, mtime: int) -> Change:
+def apply(
+    tree: Tree, guests: Guests, mutation: messages.Mutation, *, writer: int, mtime: int
+) -> Change:
     """Apply one mutation, sent by node *writer* at *mtime* (seconds).
 
     A refusal raises the PmxcfsError whose ``errno`` is the result for the caller.
     """
     stamp = _Stamp(writer, mtime)
-    if isinstance(mutation, Write):
+    if isinstance(mutation, messages.Write):
         return _write(tree, guests, mutation, stamp)
-    if isinstance(mutation, Create):
+    if isinstance(mutation, messages.Create):
         return _create(tree, guests, mutation, stamp)
-    if isinstance(mutation, Rename):
+    if isinstance(mutation, messages.Rename):
         return _rename(tree, guests, mutation, stamp)
-    if isinstance(mutation, Delete):
+    if isinstance(mutation, messages.Delete):
         return _delete(tree, guests, mutation, stamp)
-    if isinstance(mutation, Mkdir):
+    if isinstance(mutation, messages.Mkdir):
         return _mkdir(tree, mutation, stamp)
-    if isinstance(mutation, Mtime):
+    if isinstance(mutation, messages.Mtime):
         return _set_mtime(tree, mutation, stamp)
     return _unlock(tree, mutation, stamp)
 
 
-def _write(tree: Tree, guests: Guests, mutation: Write, stamp: _Stamp) -> Change:
+def _write(tree: Tree, guests: Guests, mutation: messages.Write, stamp: _Stamp) -> Change:
     path = mutation.path
-    if mutation.offset + len(mutation.data) > MAX_FILE_SIZE:
-        raise TooBig(f"{path!r} would exceed {MAX_FILE_SIZE} bytes")
+    if mutation.offset + len(mutation.data) > messages.MAX_FILE_SIZE:
+        raise TooBig(f"{path!r} would exceed {messages.MAX_FILE_SIZE} bytes")
     parent, name = _place_for(tree, path)
     guest = _check_guest(guests, path)
     entry = parent.child(name)
@@ -133,10 +123,10 @@ def _write(tree: Tree, guests: Guests, mutation: Write, stamp: _Stamp) -> Change
         mtime=stamp.mtime,
     )
     _register(guests, guest)
-    return Change(Kind.WRITE, entry.path, entry)
+    return Change(messages.Kind.WRITE, entry.path, entry)
 
 
-def _create(tree: Tree, guests: Guests, mutation: Create, stamp: _Stamp) -> Change:
+def _create(tree: Tree, guests: Guests, mutation: messages.Create, stamp: _Stamp) -> Change:
     path = mutation.path
     parent, name = _place_for(tree, path)
     guest = _check_guest(guests, path)
@@ -145,20 +135,24 @@ def _create(tree: Tree, guests: Guests, mutation: Create, stamp: _Stamp) -> Chan
         raise NotADirectory(f"{path!r} is a directory")
     if existing is not None:
         raise Exists(f"{path!r} exists already")
-    entry = tree.create(parent, name, EntryType.FILE, writer=stamp.writer, mtime=stamp.mtime)
+    entry = tree.create(
+        parent, name, messages.EntryType.FILE, writer=stamp.writer, mtime=stamp.mtime
+    )
     _register(guests, guest)
-    return Change(Kind.CREATE, entry.path, entry)
+    return Change(messages.Kind.CREATE, entry.path, entry)
 
 
-def _mkdir(tree: Tree, mutation: Mkdir, stamp: _Stamp) -> Change:
+def _mkdir(tree: Tree, mutation: messages.Mkdir, stamp: _Stamp) -> Change:
     parent, name = _place_for(tree, mutation.path)
     if parent.child(name) is not None:
         raise Exists(f"{mutation.path!r} exists already")
-    entry = tree.create(parent, name, EntryType.DIRECTORY, writer=stamp.writer, mtime=stamp.mtime)
-    return Change(Kind.MKDIR, entry.path, entry)
+    entry = tree.create(
+        parent, name, messages.EntryType.DIRECTORY, writer=stamp.writer, mtime=stamp.mtime
+    )
+    return Change(messages.Kind.MKDIR, entry.path, entry)
 
 
-def _delete(tree: Tree, guests: Guests, mutation: Delete, stamp: _Stamp) -> Change:
+def _delete(tree: Tree, guests: Guests, mutation: messages.Delete, stamp: _Stamp) -> Change:
     entry = _existing(tree, mutation.path)
     if entry is tree.root:
         raise Denied("the root can't be removed")
@@ -168,10 +162,10 @@ def _delete(tree: Tree, guests: Guests, mutation: Delete, stamp: _Stamp) -> Chan
     guest = parse_guest_path(mutation.path)
     if guest:
         guests.unregister(guest.vmid)
-    return Change(Kind.DELETE, entry.path, entry, source_directory=source_directory)
+    return Change(messages.Kind.DELETE, entry.path, entry, source_directory=source_directory)
 
 
-def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Change:
+def _rename(tree: Tree, guests: Guests, mutation: messages.Rename, stamp: _Stamp) -> Change:
     entry = _existing(tree, mutation.path)
     guest = None
     if not entry.is_directory:
@@ -192,7 +186,7 @@ def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Chan
     if not entry.is_directory:
         _move_registration(guests, mutation.path, guest)
     return Change(
-        Kind.RENAME,
+        messages.Kind.RENAME,
         entry.path,
         entry,
         source,
@@ -202,19 +196,20 @@ def _rename(tree: Tree, guests: Guests, mutation: Rename, stamp: _Stamp) -> Chan
     )
 
 
-def _half_renamed(tree: Tree, mutation: Rename, target: Entry | None) -> NotEmpty:
-    """Remove *target*, for compatibility with C nodes, and return the exception to raise."""
+def _half_renamed(tree: Tree, mutation: messages.Rename, target: Entry | None) -> NotEmpty:
+    """Remove *target*, for compatibility with existing nodes, and return the exception to raise."""
     message = f"{mutation.path!r} has entries and can't be renamed"
     if target is None:
         return NotEmpty(message)
     source_directory = target.parent
     tree.drop(target)
     return HalfRenamed(
-        message, Change(Kind.DELETE, target.path, target, source_directory=source_directory)
+        message,
+        Change(messages.Kind.DELETE, target.path, target, source_directory=source_directory),
     )
 
 
-def _set_mtime(tree: Tree, mutation: Mtime, stamp: _Stamp) -> Change:
+def _set_mtime(tree: Tree, mutation: messages.Mtime, stamp: _Stamp) -> Change:
     parent, name = _place_for(tree, mutation.path)
     entry = parent.child(name)
     if entry is None:
@@ -225,10 +220,10 @@ def _set_mtime(tree: Tree, mutation: Mtime, stamp: _Stamp) -> Change:
             f"the lock {mutation.path!r} can be renewed only by its owner, and not backwards"
         )
     tree.touch(entry, writer=stamp.writer, mtime=mutation.mtime)
-    return Change(Kind.MTIME, entry.path, entry)
+    return Change(messages.Kind.MTIME, entry.path, entry)
 
 
-def _unlock(tree: Tree, mutation: Unlock, stamp: _Stamp) -> Change:
+def _unlock(tree: Tree, mutation: messages.Unlock, stamp: _Stamp) -> Change:
     entry = _existing(tree, mutation.path)
     if not entry.is_directory or not _is_below_locks(entry.path):
         raise Denied(f"{mutation.path!r} is not a lock")
@@ -237,7 +232,7 @@ def _unlock(tree: Tree, mutation: Unlock, stamp: _Stamp) -> Change:
     _check_empty(entry)
     source_directory = entry.parent
     tree.remove(entry, writer=stamp.writer, mtime=stamp.mtime)
-    return Change(Kind.UNLOCK, entry.path, entry, source_directory=source_directory)
+    return Change(messages.Kind.UNLOCK, entry.path, entry, source_directory=source_directory)
 
 
 def _existing(tree: Tree, path: str) -> Entry:

@@ -1,17 +1,18 @@
-"""The file system that users of the mount see: what may be done, and with which error it fails.
+"""The file system behind the mount: decides which operations are allowed, and their errors.
 
-FUSE is unknown here: entries and handles go in and out, errors are ``PmxcfsError``. Whether a
-mutation is local or replicated is unknown, too: the issuer carries it out and answers when it is
-done. What is written collects in RAM; ``writeback`` publishes it as one message on close.
+This module knows no FUSE: arguments and results are entries and handles, errors are
+``PmxcfsError``. It does not know whether a mutation is local or replicated: an issuer carries out
+the mutation and returns when it is done. Written bytes stay in RAM until ``writeback`` publishes
+them as one message on close.
 
-Threads: all methods need the tree's lock; those that mutate give it back while they wait for the
-issuer. Contract: docs/spec/filesystem.md; docs/spec/fuse.md.
+Threads: all methods need the tree's lock. Methods that change the tree release the lock while they
+wait for the issuer. Contract: docs/spec/filesystem.md; docs/spec/fuse.md.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import (
     Denied,
@@ -27,19 +28,6 @@ from pmxcfs.errors import (
     StoreError,
     TooBig,
 )
-from pmxcfs.messages import (
-    MAX_ENTRIES,
-    MAX_FILE_SIZE,
-    MAX_NEW_NAME,
-    MAX_TIME,
-    MAX_TOTAL_SIZE,
-    Create,
-    Delete,
-    Kind,
-    Mkdir,
-    Mtime,
-    Rename,
-)
 from pmxcfs.replica.issuer import Issuer
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.tickets import CONTENT_TIMEOUT, NAME_TIMEOUT, Ticket
@@ -50,10 +38,8 @@ from pmxcfs.tree.guests import parse_guest_path
 from pmxcfs.tree.locks import LOCK_DIRECTORY, LockTable, is_below_locks
 from pmxcfs.vfs.writeback import OpenFile, Writeback
 
-_log = logging.getLogger("pmxcfs.dcdb")
-
 OWNER = 0  # uid of everything
-_REMOVALS = (Kind.DELETE, Kind.UNLOCK)
+_REMOVALS = (messages.Kind.DELETE, messages.Kind.UNLOCK)
 
 
 # What ``statfs`` tells. A call, because Cython 0.29 can't make a class with this base.
@@ -114,7 +100,7 @@ class FileSystem:
         """
         path = self._new_path(parent, name)
         try:
-            entry = self._issuer.create(Create(path)).entry
+            entry = self._issuer.create(messages.Create(path)).entry
         except Exists:
             winner = parent.child(name)
             if exclusive or winner is None or winner.is_directory:
@@ -130,18 +116,20 @@ class FileSystem:
         """
         path = self._new_path(parent, name)
         _refuse_guest_name(path)
-        return self._issuer.submit(Mkdir(path)).entry
+        return self._issuer.submit(messages.Mkdir(path)).entry
 
     def remove(self, entry: Entry) -> None:
         """Remove a file or an empty directory. Raises NoQuorum, NotEmpty, NotFound."""
         self._need_quorum()
         _check_empty(entry)
-        self._issuer.submit(Delete(_path(entry)))
+        self._issuer.submit(messages.Delete(_path(entry)))
 
     def rename(self, entry: Entry, parent: Entry, name: str) -> None:
-        """Move *entry*, replacing the entry of that name; all checks come before any change.
+        """Move *entry* to *name* in *parent*, replacing the entry of that name.
 
-        Raises NoQuorum, NotEmpty, Denied (a lock), Exists (a guest), and what delivery refuses.
+        What this node can know is checked before anything changes. A guest number that a file can't
+        get is found at delivery, when the draft of *entry* is already published. Raises NoQuorum,
+        NameTooLong, NotEmpty, Denied (a lock), Exists (a guest), and what delivery refuses.
         """
         self._need_quorum()
         _check_name(name)
@@ -161,16 +149,17 @@ class FileSystem:
         self.writeback.save_creations()
         source = _path(entry)
         if target == source or target.startswith(f"{source}/"):
-            raise NotFound(f"{source} was moved there meanwhile")  # the original would crash on it
+            # The existing implementation uses freed memory on such a RENAME.
+            raise NotFound(f"another node has moved {source} onto or above the new name")
         self._issuer.carry_out(
-            Ticket(Rename(source, target), timeout=self.writeback.remaining(until_ns))
+            Ticket(messages.Rename(source, target), timeout=self.writeback.remaining(until_ns))
         )
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
         _check_name(name)
-        if self._tree.entry_count >= MAX_ENTRIES:
-            raise NoSpace(f"the tree holds {MAX_ENTRIES} entries already")
+        if self._tree.entry_count >= messages.MAX_ENTRIES:
+            raise NoSpace(f"the tree holds {messages.MAX_ENTRIES} entries already")
         return _join(_path(parent), name)
 
     def _need_quorum(self) -> None:
@@ -187,7 +176,7 @@ class FileSystem:
         """
         self._need_quorum()
         _check_current(entry)
-        if not 0 <= seconds <= MAX_TIME:
+        if not 0 <= seconds <= messages.MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
         self.writeback.publish_for_another(entry, self._now_ns() + int(CONTENT_TIMEOUT * 1e9))
         path = _path(entry)
@@ -197,7 +186,7 @@ class FileSystem:
                 path, checksum, has_expired=self._lock_has_expired(path, checksum)
             )
         else:
-            self._issuer.submit(Mtime(path, seconds))
+            self._issuer.submit(messages.Mtime(path, seconds))
 
     def _lock_has_expired(self, path: str, checksum: bytes) -> bool:
         """Tell whether the lock at *path*, if its entry checksum is *checksum*, may be removed."""
@@ -251,7 +240,7 @@ class FileSystem:
         and may not know yet what another node has appended.
         """
         self._need_quorum()
-        self.writeback.check_unbroken(handle)
+        self.writeback.raise_lost_writes(handle)
         entry = handle.entry
         start = entry.visible_size if handle.append else offset
         self._check_size(entry, start + len(data))
@@ -272,7 +261,7 @@ class FileSystem:
             # First of all, while a refusal still means that nothing was changed.
             self.writeback.await_end(entry, CONTENT_TIMEOUT)
         else:
-            self.writeback.check_unbroken(handle)
+            self.writeback.raise_lost_writes(handle)
         self._need_quorum()
         self._check_size(entry, size)
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
@@ -283,12 +272,12 @@ class FileSystem:
             handle.has_written = True
 
     def _check_size(self, entry: Entry, end: int) -> None:
-        if end > MAX_FILE_SIZE:
-            raise TooBig(f"a file holds at most {MAX_FILE_SIZE} bytes")
+        if end > messages.MAX_FILE_SIZE:
+            raise TooBig(f"a file holds at most {messages.MAX_FILE_SIZE} bytes")
         growth = end - entry.visible_size
         used = self._tree.content_bytes + self._tree.unpublished_growth
-        if growth > 0 and not entry.is_orphan and used + growth > MAX_TOTAL_SIZE:
-            raise NoSpace(f"the tree holds at most {MAX_TOTAL_SIZE} bytes")
+        if growth > 0 and not entry.is_orphan and used + growth > messages.MAX_TOTAL_SIZE:
+            raise NoSpace(f"the tree holds at most {messages.MAX_TOTAL_SIZE} bytes")
 
     # Listener of the replica
 
@@ -317,15 +306,15 @@ class FileSystem:
             self._locks.note(change.path, checksum, now=self._now_ns() / 1e9)
 
     def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
-        """Tell the open handles of new files that could not be saved and are gone."""
-        self.writeback.tell_writers_of_undone(undone, error)
+        """Report *error* to the open handles of new files that a rollback has removed."""
+        self.writeback.report_undone_creations(undone, error)
 
 
 def _check_name(name: str) -> None:
     if name in (".", ".."):
         raise Denied(f"an entry named {name!r} can't be created")
-    if len(name) > MAX_NEW_NAME // 4 and len(to_bytes(name)) > MAX_NEW_NAME:
-        raise NameTooLong(f"a new name has at most {MAX_NEW_NAME} bytes")
+    if len(name) > messages.MAX_NEW_NAME // 4 and len(to_bytes(name)) > messages.MAX_NEW_NAME:
+        raise NameTooLong(f"a new name has at most {messages.MAX_NEW_NAME} bytes")
 
 
 def _check_current(entry: Entry) -> None:

@@ -1,7 +1,8 @@
-"""The clock behind close-to-open publishing: what nobody closes in time is published anyway.
+"""A timer thread that publishes dirty files that stay open, and saves new files, after a second.
 
-One thread, asleep while nothing is unpublished, so that a write costs no wake-up: at most two a
-second, however many writes there are. Contract: docs/spec/filesystem.md, "Better than before" 1.
+The thread sleeps while no file is dirty. Writes to dirty files do not wake it: it wakes up at most
+twice a second, regardless of the number of writes.
+Contract: docs/spec/filesystem.md, "Better than before" 1.
 """
 
 import logging
@@ -34,7 +35,7 @@ class Publisher:
         thread.start()
 
     def notice(self) -> None:
-        """Note that something is to be published by time. Needs the lock."""
+        """Start the timer, if it is not running, because a file is dirty. Needs the lock."""
         if not self._is_armed:
             self._is_armed = True
             self._wanted.set()

@@ -33,7 +33,7 @@ cdef class Writeback:
     cpdef object add_writer(self, OpenFile handle)
 
     @cython.locals(ticket=Ticket)
-    cpdef object check_unbroken(self, OpenFile handle)
+    cpdef object raise_lost_writes(self, OpenFile handle)
 
     @cython.locals(ticket=Ticket)
     cpdef object flush(self, OpenFile handle)
@@ -53,8 +53,8 @@ cdef class Writeback:
     cdef object _end(self, Entry entry, Ticket ticket)
     cdef object _redirty(self, Entry entry, Ticket ticket)
     cdef object _discard(self, Entry entry, Ticket ticket)
-    cdef object _publish_unasked(self, Entry entry)
-    cdef object _save_creations_unasked(self)
+    cdef object _publish_quietly(self, Entry entry)
+    cdef object _save_creations_quietly(self)
 
 
 cdef object _track_handle(OpenFile handle, Ticket ticket)

@@ -1,14 +1,14 @@
-"""Writeback of files: what was written to RAM becomes one published change, and handles learn how.
+"""Writeback: publishes the dirty bytes of a file as one change, and reports failures to handles.
 
-A file with unpublished bytes is dirty (its draft is the tree's). Publishing it is a writeback: it
-begins with all unpublished bytes of the file, is carried out by the issuer, and ends with the file
-clean, dirty again, or its bytes lost. One writeback of a file runs at a time. Every handle that
-wrote what a writeback took is told its failure once, by the next close, fsync or write.
+A file with unpublished bytes is dirty; the tree holds the bytes in a draft. A writeback takes all
+dirty bytes of a file and sends them through the issuer. At its end the file is clean, dirty again,
+or its dirty bytes are lost. One writeback of a file runs at a time. If bytes are lost, each handle
+that wrote some of them reports the error once, by its next close, fsync or write.
 
-New files that are not saved yet are kept here, too: they are saved with their first content, or
-when their time comes.
+New files that are not saved yet are also tracked here: they are saved with their first content, or
+by the timer.
 
-Threads: everything here needs the tree's lock, and gives it back while it waits for the issuer.
+Threads: all methods need the tree's lock, and release it while they wait for the issuer.
 Contract: docs/spec/filesystem.md, "Better than before" 1.
 """
 
@@ -26,9 +26,9 @@ from pmxcfs.replica.tickets import CONTENT_TIMEOUT, Ticket
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-PUBLISH_AFTER_NS = 1_000_000_000  # how long a write, or a new file, may stay unpublished
-RETRY_AFTER_NS = 50_000_000  # until the timer tries again what it could not publish
-MIN_TIMEOUT = 0.001  # seconds that a wait gets whose time is over
+PUBLISH_AFTER_NS = 1_000_000_000  # age at which the timer publishes a write or saves a new file
+RETRY_AFTER_NS = 50_000_000  # delay of the timer after a file that could not be published
+MIN_TIMEOUT = 0.001  # seconds; the timeout of a wait after its deadline
 _NOTHING = Write("", 0, b"", truncate=False)  # of a writeback, until it takes the unpublished bytes
 
 
@@ -48,10 +48,11 @@ class OpenFile:
 
 
 class Writeback:
-    """The writebacks of all files, the handles to tell of failures, and the new files to save.
+    """The writebacks of all files, the handles that report failures, and the new files to save.
 
-    *on_unpublished* is called when something is to be published by time, *on_displaced* with a file
-    whose bytes are not where their writer put them: they were lost, or appended elsewhere.
+    *on_unpublished* is called when the timer has a file to publish or to save. *on_displaced* is
+    called with a file whose pages in the kernel are wrong: written bytes were lost, or an append
+    went to another offset.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class Writeback:
     # Handles
 
     def add_writer(self, handle: OpenFile) -> None:
-        """Have *handle* told of failures from now on."""
+        """Register *handle*, so that failures of later writebacks are reported to it."""
         self._writers.setdefault(handle.entry, []).append(handle)
 
-    def check_unbroken(self, handle: OpenFile) -> None:
-        """Raise why bytes that *handle* wrote are lost.
+    def raise_lost_writes(self, handle: OpenFile) -> None:
+        """Raise the error by which bytes of *handle* were lost, if any.
 
-        What it wrote next would be published as a file with a hole.
+        A further write would be published without the lost bytes, as a file with a hole.
         """
         ticket = handle.writeback
         if ticket is not None and ticket.error is not None and not handle.entry.is_orphan:
@@ -95,7 +96,7 @@ class Writeback:
     def flush(self, handle: OpenFile) -> None:
         """Publish what *handle* wrote: one of its descriptors is being closed.
 
-        Raises why bytes that it wrote were lost, also if that happened in another writeback.
+        Raises the PmxcfsError by which bytes of *handle* were lost, also in an earlier writeback.
         """
         if handle.writeback is not None:
             self.await_end(handle.entry, CONTENT_TIMEOUT)  # the file may be dirty again then
@@ -112,7 +113,10 @@ class Writeback:
             self.save_creations()
 
     def fsync(self, handle: OpenFile) -> None:
-        """Publish all unpublished bytes of the file, and have them on the device."""
+        """Publish all dirty bytes of the file and flush them to the device. Blocks.
+
+        Raises PmxcfsError if bytes of *handle* could not be published, and StoreError.
+        """
         handle.has_written = True
         self.flush(handle)
         # Another handle may have written while this one waited.
@@ -120,9 +124,9 @@ class Writeback:
         self.sync()
 
     def release(self, handle: OpenFile) -> None:
-        """Publish what *handle* still has and forget it. Errors can't be told any more."""
+        """Publish the dirty bytes of *handle*, ignoring PmxcfsError, and remove the handle."""
         if handle.has_written or handle.has_truncated:
-            self._publish_unasked(handle.entry)
+            self._publish_quietly(handle.entry)
         self._forget_writer(handle)
 
     def _forget_writer(self, handle: OpenFile) -> None:
@@ -132,8 +136,8 @@ class Writeback:
             if not writers:
                 del self._writers[handle.entry]
 
-    def tell_writers_of_undone(self, entries: Iterable[Entry], error: StoreError) -> None:
-        """Tell the handles of those *entries* that could not be saved and are gone."""
+    def report_undone_creations(self, entries: Iterable[Entry], error: StoreError) -> None:
+        """Report *error* to the handles of those *entries* that a rollback has removed."""
         for entry in entries:
             if not entry.is_attached:
                 failed = Ticket(Create(entry.path))
@@ -149,19 +153,23 @@ class Writeback:
         self._on_unpublished()
 
     def save_creations(self) -> None:
-        """Save new files that wait for their content. Raises StoreError: they are gone then."""
+        """Save new files that are not saved yet. Raises StoreError after removing them."""
         self._oldest_creation_ns = 0
         self._issuer.save()
 
     def sync(self) -> None:
-        """Have everything that is published on this node's device. Raises StoreError."""
+        """Flush all published changes to this node's device. Blocks. Raises StoreError."""
         self.save_creations()
         self._issuer.sync()
 
     # One writeback
 
     def publish(self, entry: Entry) -> None:
-        """Make the unpublished bytes of *entry* one change. Raises why they were lost."""
+        """Publish the dirty bytes of *entry* as one change. Blocks.
+
+        Raises Busy if an earlier writeback does not end in time; the bytes stay dirty. Raises
+        PmxcfsError if this writeback fails; the bytes are lost then.
+        """
         self.await_end(entry, CONTENT_TIMEOUT)
         if entry.has_unpublished:
             self._publish(entry, Ticket(_NOTHING, target=entry))
@@ -169,7 +177,8 @@ class Writeback:
     def publish_for_another(self, entry: Entry, until_ns: int) -> None:
         """Publish *entry* before another change of it, which waits until *until_ns* (monotonic).
 
-        Raises as ``publish``; but where the issuer is only busy, the file stays dirty.
+        Raises PmxcfsError if that fails. The file stays dirty after Busy; its bytes are lost after
+        any other error.
         """
         self.await_end(entry, self.remaining(until_ns))
         if entry.has_unpublished:
@@ -182,7 +191,7 @@ class Writeback:
         return max((until_ns - self._now_ns()) / 1e9, MIN_TIMEOUT)
 
     def await_end(self, entry: Entry, seconds: float) -> None:
-        """Wait until no writeback of *entry* runs; its failure is for the handles that wrote.
+        """Wait until no writeback of *entry* runs; ignore its error, which the handles report.
 
         Raises Busy after *seconds*.
         """
@@ -239,7 +248,7 @@ class Writeback:
             self._on_unpublished()
 
     def _redirty(self, entry: Entry, ticket: Ticket) -> None:
-        """Nothing was changed: the bytes are unpublished again, and the handles have written."""
+        """Mark the bytes as dirty and the handles as writers again, after Busy: nothing changed."""
         self._tree.redirty_unpublished(entry, self._now_ns())
         for handle in self._writers.get(entry, ()):
             if handle.writeback is ticket:
@@ -248,7 +257,7 @@ class Writeback:
                 handle.has_truncated |= handle.had_truncated
 
     def _discard(self, entry: Entry, ticket: Ticket) -> None:
-        """Lose all unpublished bytes, also those written while the writeback failed."""
+        """Discard all dirty bytes, also those written meanwhile. Logs a warning."""
         self._tree.discard_unpublished(entry)
         self._on_displaced(entry)
         for handle in self._writers.get(entry, ()):
@@ -259,15 +268,15 @@ class Writeback:
     # Publishing by time
 
     def publish_due(self) -> int:
-        """Publish what has waited for its time; return the ns until the next is due, 0 if none.
+        """Publish the files that are due; return the ns until the next one is due, 0 if none.
 
-        For the timer's thread. Errors go to the handles that wrote.
+        For the timer thread. The handles that wrote report the errors.
         """
         for entry in self._waiting():
             if self._is_due(entry.unpublished_since_ns):
-                self._publish_unasked(entry)
+                self._publish_quietly(entry)
         if self._oldest_creation_ns and self._is_due(self._oldest_creation_ns):
-            self._save_creations_unasked()
+            self._save_creations_quietly()
         since = [entry.unpublished_since_ns for entry in self._waiting()[:1]]
         since += [self._oldest_creation_ns] if self._oldest_creation_ns else []
         if not since:
@@ -278,8 +287,8 @@ class Writeback:
     def publish_all(self) -> None:
         """Publish everything now: the daemon stops."""
         for entry in self._tree.unpublished():
-            self._publish_unasked(entry)
-        self._save_creations_unasked()
+            self._publish_quietly(entry)
+        self._save_creations_quietly()
 
     def _is_due(self, since_ns: int) -> bool:
         return self._now_ns() - since_ns >= self.publish_after_ns
@@ -288,12 +297,12 @@ class Writeback:
         """Return the dirty files whose writeback does not run, oldest first."""
         return [entry for entry in self._tree.unpublished() if entry not in self._running]
 
-    def _publish_unasked(self, entry: Entry) -> None:
-        """Publish where no caller waits for the result; the handles that wrote are told."""
+    def _publish_quietly(self, entry: Entry) -> None:
+        """Publish *entry* and ignore errors, which the handles that wrote report."""
         with contextlib.suppress(PmxcfsError):
             self.publish(entry)
 
-    def _save_creations_unasked(self) -> None:
+    def _save_creations_quietly(self) -> None:
         try:
             self.save_creations()
         except StoreError as error:
@@ -301,10 +310,10 @@ class Writeback:
 
 
 def _track_handle(handle: OpenFile, ticket: Ticket) -> None:
-    """Have *ticket* tell *handle* the result for what it did since the last writeback began."""
+    """Make *handle* report the result of *ticket*, if it wrote since the last writeback began."""
     has_changed = handle.has_written or handle.has_truncated
     if has_changed and (handle.writeback is None or handle.writeback.error is None):
-        handle.writeback = ticket  # else there is a failure that it has not been told of
+        handle.writeback = ticket  # else an earlier failure is not reported yet
         handle.had_written, handle.had_truncated = handle.has_written, handle.has_truncated
     handle.has_written = handle.has_truncated = False
 

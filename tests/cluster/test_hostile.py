@@ -345,8 +345,8 @@ def test_hostile_keys_and_log_entries_leave_the_status_readable(
     for node in world.nodes:
         world.wait_for_lines(node, "dropped a cluster log entry of 100")
     for node, agent, document in list(zip(world.nodes, world.agents, documents, strict=True))[:2]:
-        world.wait_for_lines(node, "dropped a value of node 3", count=2)
-        assert len(node.daemon.log_lines("dropped a value of node 3")) == 2
+        world.wait_for_lines(node, "dropped a key of node 3: a value of", count=2)
+        assert len(node.daemon.log_lines("dropped a key of node 3: a value of")) == 2
         world.wait_for_lines(node, "../../etc/passwd")
         assert b"passwd" not in agent("get", ".rrd")
         assert document[".members"]["nodelist"]["node3"]["ip"] == '1.2.3.4"\\'

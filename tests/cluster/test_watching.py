@@ -174,7 +174,7 @@ def test_a_stopped_corosync_does_not_delay_the_end_of_the_watchers(
     corosync.kill()  # so that the hanging threads go on and end
 
 
-@pytest.mark.expect_log("pmxcfs.confdb ERROR corosync was not told to reload its configuration")
+@pytest.mark.expect_log("pmxcfs.confdb ERROR can't ask corosync to reload its configuration")
 def test_the_host_file_is_replaced_while_corosync_is_dead(corosync: Corosync) -> None:
     corosync.kill()
     wanted = configuration(version=2)

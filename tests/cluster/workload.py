@@ -42,7 +42,7 @@ from tests.cluster.history import (
 SHARED = tuple(f"shared/{name}" for name in "abcdefgh")
 BIG, BIG_SIZE = "shared/h", 300_000
 SMALL_SIZES = (64, 700, 5000)  # bytes
-STATIC = "static"  # a directory that nobody changes
+STATIC = "static"  # a directory that no writer changes
 STATIC_FILES = 20
 LOCKS = "priv/lock"
 CONTESTS = "contests"
@@ -109,7 +109,7 @@ def token_of(data: bytes) -> str:
 def longest_wait(before: Mapping[str, int], after: Mapping[str, int]) -> float:
     """Return the seconds that the caller and one thread of the daemon have waited meanwhile.
 
-    Others may have waited at the same time, or one after the other for one another.
+    Other threads may have waited meanwhile, or for each other; those waits are not counted.
     """
     spent = {name: now - before.get(name, now) for name, now in after.items()}
     own = spent.pop(str(OWN_WAITS), 0)

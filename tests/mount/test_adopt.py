@@ -324,7 +324,7 @@ def test_a_public_descriptor_never_shows_a_private_file(mount: Daemon) -> None:
     mount.expect_log("the last writes to f are lost: ENOENT")
     fd = open_and_write(mount)
     become(mount, *OURS[:2], file(4, "f", b"secret", parent=2))
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert os.pread(fd, 99, 0) == b"aXXdef"
     with pytest.raises(FileNotFoundError):
         os.close(fd)
@@ -346,7 +346,7 @@ def test_a_write_goes_on_after_the_adoption(mount: Daemon) -> None:
 def test_changes_made_in_local_mode_are_kept_as_conflict_copies(tmp_path: Path) -> None:
     ours = (*OURS, file(5, "corosync.conf", b"totem {}"))
     with mounted_tree(tmp_path, tree_of(*ours)) as mount:
-        mount.expect_log("only this node had are replaced .* entries: 1; .* kept as .*/conflicts/")
+        mount.expect_log("only this node has changed \\(1\\); a copy .* is .*/conflicts/")
         mount.expect_log("replaced by another node's version: f$")
         (mount.path / "f").write_bytes(b"repaired by hand")
         become(mount, *ours)
@@ -359,7 +359,7 @@ def test_an_adoption_raises_every_counter_once(mount: Daemon) -> None:
     before = status(mount, ".version")
     guest = (directory(10, "nodes"), directory(11, "n", parent=10), directory(12, "lxc", parent=11))
     become(mount, *OURS, *guest, file(13, "100.conf", parent=12))
-    mount.wait_until_told()
+    mount.wait_until_notified()
     after = status(mount, ".version")
     counters = [key for key, value in before.items() if isinstance(value, int)]
     raised = {key for key in counters if after[key] == before[key] + 1}
@@ -385,7 +385,7 @@ def test_a_working_directory_that_was_removed_is_gone(mount: Daemon) -> None:
     try:
         assert os.stat("file", dir_fd=fd).st_size == 1
         become(mount, *OURS)
-        mount.wait_until_told()
+        mount.wait_until_notified()
         with pytest.raises(FileNotFoundError):
             os.stat("file", dir_fd=fd)
         with pytest.raises(FileNotFoundError):
@@ -407,7 +407,7 @@ def test_an_adoption_can_change_thousands_of_entries(
         began = time.monotonic()
         mount.control("adopt", path=str(leader))
         adopted = time.monotonic()
-        mount.wait_until_told()
+        mount.wait_until_notified()
         handed = time.monotonic()
         for path in paths:
             assert path.read_bytes() == b"of them"

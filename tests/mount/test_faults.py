@@ -24,7 +24,7 @@ REFUSED = r"config\.db can't be written: .*; reads go on, changes are refused"
 NOT_THERE = r"config\.db can't be (written|checkpointed): "
 BEFORE = ("before0", "before1", "before2", "before3", "before4")
 AFTER = ("after0", "after1", "after2", "after3", "after4")
-CREATION_LOST = r"new files could not be saved and are gone"
+CREATION_LOST = r"new files could not be saved and were removed"
 WRITES_LOST = r"the last writes to \S+ are lost: E(NOSPC|IO|ROFS|NOENT)$"
 
 pytestmark = pytest.mark.needs_fuse

@@ -37,7 +37,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture(autouse=True)
 def _settled(mount: Daemon) -> None:
     """Wait until the kernel has been notified of the changes of earlier tests."""
-    mount.wait_until_told()
+    mount.wait_until_notified()
 
 
 def test_links_lead_to_this_nodes_directories(mount: Daemon) -> None:
@@ -136,7 +136,7 @@ def test_a_status_file_is_never_older_than_its_open(mount: Daemon) -> None:
             mount.control("inject", kind="create", path="user.cfg")
         else:
             (mount.path / "user.cfg").write_text(str(number))
-        mount.wait_until_told()
+        mount.wait_until_notified()
         assert status(mount, ".version")["user.cfg"] == start + number
 
 
@@ -226,7 +226,7 @@ def lock(mount: Daemon) -> Iterator[Path]:
     path.mkdir()
     yield path
     mount.control("lock-lifetime", seconds=120)
-    mount.wait_until_told()
+    mount.wait_until_notified()
     if path.exists():
         path.rmdir()
 

@@ -329,7 +329,7 @@ def counter_of(mount: Daemon, name: str) -> int:
 def in_place(control: Control, number: int) -> None:
     """Write the file with *number* as its content, counting once.
 
-    All are of one size: who reads in between gets the size before and the bytes after.
+    All contents have one size, as a reader may get the old size and the new bytes.
     """
     control("inject", kind="write", path="storage.cfg", data=f"{number:06}")
 

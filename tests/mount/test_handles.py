@@ -103,7 +103,7 @@ def test_a_file_that_another_node_removes_can_not_be_published(
     mount.control("inject", kind="delete", path="file")
     assert os.pread(descriptor, 100, 0) == b"Published"
     assert close_fails(descriptor) == errno.ENOENT
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert not file.exists()
 
 
@@ -126,7 +126,7 @@ def test_a_file_that_another_node_renames_is_published_at_its_new_path(
     mount.control("inject", kind="rename", path="file", to="renamed")
     os.close(descriptor)
     assert published(mount, "renamed") == b"Published"
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert (mount.path / "renamed").read_bytes() == b"Published"
 
 
@@ -140,7 +140,7 @@ def append_to(path: Path, flags: int = 0) -> int:
 
 def check_content(mount: Daemon, path: Path, content: bytes) -> None:
     """Assert the content of a file, as readers see it and as its size says."""
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert path.read_bytes() == content
     assert path.stat().st_size == len(content)
 
@@ -152,10 +152,10 @@ def test_an_append_goes_behind_the_bytes_that_another_node_wrote_meanwhile(
     descriptor = append_to(file)
     with file.open("rb", buffering=0) as reader:
         mount.control("inject", kind="write", path="file", data=theirs.decode())
-        mount.wait_until_told()
+        mount.wait_until_notified()
         assert reader.read(1) == b"t"  # now the kernel has the page, and still the old size
         os.write(descriptor, b" and")
-        mount.wait_until_told()
+        mount.wait_until_notified()
         believed = len(b"published and")  # up to here the kernel answers from its cache
         assert os.pread(reader.fileno(), believed, 0) == (theirs + b" and")[:believed]
     check_content(mount, file, theirs + b" and")

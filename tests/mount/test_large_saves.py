@@ -107,7 +107,7 @@ def test_content_that_could_not_be_saved_is_dropped_from_all_caches(
         resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
     with pytest.raises(OSError, match=r"Input/output|No space"):
         save.result(PATIENCE)
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert (mount.path / "large").read_bytes() == b"as it was"
     assert (mount.path / "large").stat() == before
     resource.prlimit(mount.process.pid, resource.RLIMIT_FSIZE, limits)

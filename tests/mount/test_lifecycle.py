@@ -157,7 +157,7 @@ def test_inherited_blocked_signals_do_not_prevent_the_end(tmp_path: Path) -> Non
 
 def test_a_bug_while_stopping_does_not_prevent_the_end(tmp_path: Path) -> None:
     broken = (careless.__file__, "fail-to-finish")
-    expected = ["thread signals died", "critical: "]
+    expected = ["thread signals ended by an exception", "critical: "]
     with mounted(tmp_path, program=broken, expect_log=expected) as daemon:
         daemon.stop(grace=STOP_DEADLINE)
 
@@ -298,7 +298,7 @@ def test_the_service_manager_gets_heartbeats_until_the_daemon_hangs(
 
 def test_a_lone_node_without_a_usable_address_logs_a_warning(tmp_path: Path) -> None:
     no_cluster = ("--corosync-conf", tmp_path / "none")
-    complaint = "can't resolve node name localhost .*: it is only known as .*Add it to /etc/hosts"
+    complaint = "localhost .*: only loopback addresses: .*add the name to /etc/hosts"
     with mounted(
         tmp_path, *no_cluster, nodename="localhost", local=False, expect_log=[complaint]
     ) as daemon:

@@ -196,7 +196,7 @@ def test_a_rename_publishes_the_writes_to_the_file_first(mount: Daemon, file: Pa
 def test_the_mtime_is_right_after_a_rename_for_a_stat_alone(mount: Daemon, file: Path) -> None:
     os.utime(file, (5, 5))
     renamed = file.rename(mount.path / "renamed")
-    mount.wait_until_told()
+    mount.wait_until_notified()
     shown = subprocess.check_output(["stat", "--format=%Y", renamed])
     assert time.time() - int(shown) < 60
     renamed.unlink()
@@ -301,7 +301,7 @@ def allow_growth(mount: Daemon) -> None:
 
 
 def check_dropped(mount: Daemon, file: Path) -> None:
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert file.read_bytes() == b"published"
     assert file.stat().st_size == 9
     assert published(mount, "file") == b"published"
@@ -356,7 +356,7 @@ class TestTimer:
             os.close(descriptor)
 
     def test_a_creation_that_can_not_be_saved_is_gone(self, mount: Daemon) -> None:
-        mount.expect_log("new files could not be saved and are gone")
+        mount.expect_log("new files could not be saved and were removed")
         mount.expect_log("config.db can't be written")
         forbid_growth(mount)
         descriptor = opened(mount.path / "new", os.O_CREAT)

@@ -254,7 +254,7 @@ class Histories(RuleBasedStateMachine):
                 (self.root / path).unlink()
 
     def both(self, real: Callable[[], object], model: Callable[..., object], *args: object) -> bool:
-        """Do it on the mount and in the model, with the same outcome; tell whether it succeeded."""
+        """Run a step on the mount and in the model, assert equal outcomes; return its success."""
         self.steps += 1
         seen = wanted = "success"
         try:
@@ -280,7 +280,7 @@ class Histories(RuleBasedStateMachine):
     @rule(path=paths, to=paths)
     def rename(self, path: str, to: str) -> None:
         self.both(lambda: os.rename(self.root / path, self.root / to), self.model.rename, path, to)
-        self.server.mount.wait_until_told()  # of a mode that follows from the new path
+        self.server.mount.wait_until_notified()  # of a mode that follows from the new path
 
     @rule(path=paths, data=datas)
     def save(self, path: str, data: bytes) -> None:

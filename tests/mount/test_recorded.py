@@ -60,7 +60,7 @@ def test_a_node_without_quorum_has_the_recorded_outcomes(tmp_path: Path) -> None
         for name, content in (("corosync.conf", "x"), ("f", "hello\n"), ("priv/x", "s\n")):
             (mount.path / name).write_text(content)
         mount.control("quorum", on=False)
-        mount.wait_until_told()
+        mount.wait_until_notified()
         assert differences(Player(mount.path, "node1"), recording) == []
     assert len(recording) == 34
 

@@ -250,7 +250,7 @@ def test_a_waiting_write_is_refused_if_its_name_is_another_file(mount: Daemon) -
         control("inject", kind="write", path="g", data="theirs")
         control("inject", kind="rename", path="g", to="f")
     assert change.end() == errno.ESTALE
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert (mount.path / "f").read_text() == "theirs"
 
 
@@ -261,7 +261,7 @@ def test_a_waiting_write_follows_a_renamed_file(mount: Daemon) -> None:
         wait_until_waiting(mount, 1)
         mount.control("inject", kind="rename", path="f", to="g")
     assert change.end() == 0
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert not (mount.path / "f").exists()
     assert (mount.path / "g").read_text() == "mine"
 
@@ -313,6 +313,6 @@ def test_an_entry_that_a_failed_rename_has_removed_is_seen_to_be_gone(mount: Dae
         wait_until_waiting(mount, 1)
         mount.control("inject", kind="mkdir", path="source/new")
     assert change.end() == errno.ENOTEMPTY
-    mount.wait_until_told()
+    mount.wait_until_notified()
     assert not target.exists()
     assert source.is_dir()

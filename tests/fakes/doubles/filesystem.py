@@ -1,4 +1,4 @@
-"""A file system on an issuer that fails on demand, with its clock, and what listeners heard."""
+"""A file system on an issuer that fails on demand, with a clock and the calls of listeners."""
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.messages import (
@@ -41,7 +41,7 @@ class World:
         self.unpublished_calls += 1
 
     def make(self, path: str, content: bytes = b"published", *, directory: bool = False) -> Entry:
-        """Make an entry that everybody knows; the directories on its way too."""
+        """Create a saved, published entry and its missing parent directories."""
         parent, name = self.tree.find_parent(path)
         if parent is None:
             parent = self.make(path.rpartition("/")[0], directory=True)

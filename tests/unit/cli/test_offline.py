@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs import messages
 from pmxcfs._core import Tree
 from pmxcfs.cli import offline
 from pmxcfs.errors import Exists, NoSpace, PmxcfsError, StoreError, TooBig, Unsupported
@@ -405,7 +406,7 @@ def test_import_refuses_files_that_a_tree_can_t_hold(source: Path, tmp_path: Pat
 def test_import_keeps_to_the_limits_of_the_tree(
     source: Path, tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline, limit, 12)
+    monkeypatch.setattr(messages, limit, 12)
     with refused(tmp_path, NoSpace, "source has more than 12"):
         offline.import_(source, tmp_path / "config.db")
 

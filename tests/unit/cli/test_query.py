@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pmxcfs.cli import query
-from pmxcfs.daemon.report import MAX_TROUBLES, RecentProblems
+from pmxcfs.daemon.report import MAX_WARNINGS, RecentWarnings
 
 REPORT: dict[str, Any] = {
     "running": True,
@@ -105,15 +105,15 @@ def test_spans(seconds: float, text: str) -> None:
 
 
 def test_only_the_latest_troubles_are_kept() -> None:
-    troubles = RecentProblems()
+    troubles = RecentWarnings()
     logger = logging.Logger("pmxcfs.status")
     logger.addHandler(troubles)
     logger.info("no trouble")
-    for number in range(MAX_TROUBLES + 5):
+    for number in range(MAX_WARNINGS + 5):
         logger.warning("number %d", number)
     latest = troubles.latest()
     assert [entry["text"] for entry in latest] == [
-        f"number {n}" for n in range(5, MAX_TROUBLES + 5)
+        f"number {n}" for n in range(5, MAX_WARNINGS + 5)
     ]
     assert {(entry["level"], entry["domain"]) for entry in latest} == {("warning", "status")}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from pmxcfs._cpg import decode
-from pmxcfs.cluster.sender import FIRST_PAUSE, LONGEST_PAUSE, SEND_RETRY_LIMIT, Sender
+from pmxcfs.cluster.sender import FIRST_PAUSE, LONGEST_PAUSE, SEND_RETRY_LIMIT, Clock, Sender
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.machine import Dfsm
 from pmxcfs.dfsm.timeouts import Moment
@@ -51,6 +51,19 @@ class FakeSource:
         self.notes.append(("refused", self.bodies.pop(0), type(error)))
 
 
+class FakeClock(Clock):
+    """The clock of a World."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+
+    def wall(self) -> int:
+        return 0
+
+    def monotonic(self) -> float:
+        return self._world.now
+
+
 class World:
     """A sender, a clock that the test moves, and a corosync that accepts or refuses messages."""
 
@@ -62,7 +75,7 @@ class World:
         self.dfsm = Dfsm(Group.TREE)
         self.dfsm.join(ME)
         self.members(ME)
-        self.sender = Sender(Group.TREE, self.dfsm, self.source, clock=lambda: Moment(0, self.now))
+        self.sender = Sender(Group.TREE, self.dfsm, self.source, clock=FakeClock(self))
 
     def members(self, *members: Member) -> None:
         self.dfsm.on_membership(members, joined=(), at=Moment(0, self.now))

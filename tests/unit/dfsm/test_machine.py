@@ -150,7 +150,7 @@ def test_a_membership_change_forgets_the_sync_queue() -> None:
     assert not [effect for effect in effects if isinstance(effect, Deliver)]
 
 
-def test_a_membership_change_without_this_node_makes_it_leave() -> None:
+def test_a_membership_change_without_this_node_makes_the_node_leave() -> None:
     node = synced_node()
     effects = node.members(ONE, THREE)
     assert [type(effect) for effect in effects] == [Log, Leave]
@@ -219,14 +219,14 @@ def test_messages_of_an_epoch_that_differs_in_anything_do_not_count(
 # STATE.
 
 
-def test_a_state_of_a_process_that_is_no_member_makes_it_leave() -> None:
+def test_a_state_of_a_process_that_is_no_member_makes_the_node_leave() -> None:
     node = Node(TWO)
     epoch = node.start_round()
     effects = node.hears(STRANGER, State(WALL, epoch, index(1)))
     assert isinstance(effects[-1], Leave)
 
 
-def test_a_second_state_of_one_member_makes_it_leave() -> None:
+def test_a_second_state_of_one_member_makes_the_node_leave() -> None:
     node = Node(TWO)
     epoch = node.start_round()
     assert node.hears(ONE, State(WALL, epoch, index(1))) == []
@@ -339,7 +339,7 @@ def test_after_the_commit_the_sync_queue_comes_before_the_message_queue() -> Non
     assert delivered == [*before, *meanwhile, Deliver(THREE, change(1)), Deliver(THREE, change(3))]
 
 
-def test_a_commit_that_failed_makes_it_leave() -> None:
+def test_a_commit_that_failed_makes_the_node_leave() -> None:
     node = updating_node()
     node.hears(ONE, change(1))
     node.hears(ONE, UpdateComplete(WALL, node.epoch))

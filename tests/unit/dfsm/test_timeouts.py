@@ -66,7 +66,7 @@ def test_events_after_a_leave_are_ignored() -> None:
     assert node.mode is Mode.LEFT
 
 
-def test_it_can_join_again_after_a_lost_connection() -> None:
+def test_a_node_can_join_again_after_a_lost_connection() -> None:
     node = synced_node()
     node.machine.on_disconnected()
     assert node.hears(ONE, change(1)) == []
@@ -75,7 +75,7 @@ def test_it_can_join_again_after_a_lost_connection() -> None:
     assert texts(node.members(Member(4, 40)))[0] == "members: 4/40"
 
 
-def test_a_newer_protocol_makes_it_leave_for_good() -> None:
+def test_a_newer_protocol_makes_the_node_leave_for_good() -> None:
     node = synced_node()
     assert node.machine.on_other_protocol(ONE, is_newer=False) == []
     effects = node.machine.on_other_protocol(ONE, is_newer=True)
@@ -160,7 +160,7 @@ def test_the_lowest_member_leaves_without_updates_too() -> None:
     assert isinstance(effect, Leave)
 
 
-def test_deadlines_make_it_leave_at_most_once_a_minute() -> None:
+def test_deadlines_make_the_node_leave_at_most_once_a_minute() -> None:
     node = updating_node()
     assert len(node.tick(15)) == 1
     node.machine.on_disconnected()
@@ -203,7 +203,7 @@ def test_other_members_request_no_verification() -> None:
     assert node.tick(10_000) == []
 
 
-def test_a_request_that_another_made_delays_ours() -> None:
+def test_a_verification_request_of_a_peer_delays_the_next_own_request() -> None:
     node = synced_node(TWO)
     node.tick(0)
     node.tick(3000)
@@ -228,7 +228,7 @@ def test_only_the_requester_answers() -> None:
     assert effects == [Log("data verification successful")]
 
 
-def test_a_different_checksum_makes_it_leave_and_is_logged() -> None:
+def test_a_different_checksum_makes_the_node_leave_and_is_logged() -> None:
     node = synced_node(TWO)
     node.hears(ONE, VerifyRequest(WALL, node.epoch, 4))
     node.machine.on_checksum(b"\x0c" * 32, at=at(0))

@@ -50,7 +50,7 @@ def test_the_first_address_that_other_nodes_can_reach_is_taken(
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        (["127.0.0.1", "::1", "127.0.0.1"], "it is only known as 127.0.0.1, ::1"),
+        (["127.0.0.1", "::1", "127.0.0.1"], "only loopback addresses: 127.0.0.1, ::1"),
         (socket.gaierror(-2, "Name or service not known"), "[Errno -2] Name or service not known"),
     ],
 )
@@ -67,7 +67,9 @@ def test_an_invalid_host_name_has_a_reason() -> None:
     assert reason
 
 
-@pytest.mark.expect_log(r"can't resolve node name node1 .*: it is only known as 127.0.1.1\. Add it")
+@pytest.mark.expect_log(
+    r"can't resolve node name node1 .*: only loopback addresses: 127.0.1.1; add"
+)
 def test_the_lookup_is_repeated_until_it_succeeds(
     answer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -268,7 +268,7 @@ def test_a_terminal_is_not_taken_for_the_journal(
     assert capfd.readouterr().err.endswith("[fuse] info: a request\n")
 
 
-@pytest.mark.expect_log("thread doomed died")
+@pytest.mark.expect_log("thread doomed ended by an exception")
 def test_an_exception_that_ends_a_thread_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
     stop = log.start(foreground=True, debug=False)
     thread = threading.Thread(target=lambda: [][1], name="doomed")
@@ -276,7 +276,7 @@ def test_an_exception_that_ends_a_thread_is_logged(capfd: pytest.CaptureFixture[
     thread.join()
     stop()
     text = capfd.readouterr().err
-    assert "[main] critical: thread doomed died" in text
+    assert "[main] critical: thread doomed ended by an exception" in text
     assert text.splitlines()[-1].endswith("IndexError: list index out of range")
 
 

@@ -124,7 +124,7 @@ def test_a_daemon_that_ends_in_order_leaves_no_stale_mount(
         first.__exit__()
         return True
 
-    monkeypatch.setattr(process, "_is_dying", is_dying)
+    monkeypatch.setattr(process, "is_dying", is_dying)
     first = process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT)
     first.__enter__()
     with process.StateLock(tmp_path / "lock", mountpoint=NO_MOUNT, timeout=0):
@@ -193,7 +193,7 @@ def test_a_plain_directory_can_not_be_unmounted(tmp_path: Path) -> None:
 def test_a_stale_mount_that_can_not_be_removed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_stat_error", lambda path: errno.ENOTCONN)
+    monkeypatch.setattr(process, "stat_error", lambda path: errno.ENOTCONN)
     monkeypatch.setattr(process, "detach", lambda path: None)
     (tmp_path / "file").touch()  # it can't be listed, which is what shows that a mount is stale
     with pytest.raises(StartError, match="unmount them with umount"):
@@ -210,8 +210,8 @@ def test_only_a_fuse_mount_counts_as_mounted(tmp_path: Path) -> None:
     [
         ("refuse", "pmxcfs: no: \xe4\n"),
         ("die", "pmxcfs: the daemon died while it started\n"),
-        ("stay", "pmxcfs: the daemon runs, but nothing answers on {}\n"),
-        ("fail-later", "pmxcfs: the daemon runs, but nothing answers on {}\n"),
+        ("stay", "pmxcfs: the daemon runs, but the mount on {} does not answer\n"),
+        ("fail-later", "pmxcfs: the daemon runs, but the mount on {} does not answer\n"),
     ],
 )
 def test_the_parent_prints_why_the_daemon_has_not_started(

@@ -7,7 +7,6 @@ tree that the originals ended with. ``test_recording_and_state_machine`` has no 
 import contextlib
 import os
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs._cpg import decode
+from pmxcfs.cluster.sender import Clock
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup
-from pmxcfs.dfsm.timeouts import Deadlines, Moment
+from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import (
@@ -61,7 +61,7 @@ class Event:
         return cls(members=(kinds[0], kinds[1], kinds[2]))
 
 
-class Player:
+class Player(Clock):
     """A CPG handle that delivers the recorded events; own messages only once they are sent."""
 
     def __init__(self, node: int) -> None:
@@ -83,10 +83,10 @@ class Player:
         """The next message that the original sent."""
         return decode(self.to_send[0], group=Group.TREE) if self.to_send else None
 
-    def now(self) -> Moment:
-        """Return the time in the next message that the original sent."""
+    def wall(self) -> int:
+        """Return the clock that the original must have had: the time of what it sent next."""
         message = self.next_to_send
-        return Moment(message.time if message else 0, time.monotonic())
+        return message.time if message else 0
 
     # The interface ``cluster.group.Handle``.
 
@@ -194,7 +194,7 @@ def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
             on_common=lambda members: None,
         )
         player.thread = TreeGroup(
-            content, player, wakeup=wakeup, connect=lambda sink: player, clock=player.now
+            content, player, wakeup=wakeup, connect=lambda sink: player, clock=player
         )
         player.thread.dfsm.deadlines = NEVER
         player.thread.start()

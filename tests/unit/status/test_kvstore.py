@@ -146,7 +146,7 @@ def test_a_key_may_come_before_the_configuration() -> None:
 
 
 @pytest.mark.expect_log("dropped a key of node 7777, which is not in the configuration")
-@pytest.mark.expect_log("dropped a value of node 2: 32769 bytes")
+@pytest.mark.expect_log("dropped a key of node 2: a value of 32769 bytes is too large")
 @pytest.mark.expect_log("dropped a key of node 2: the keys of a node may together take")
 def test_other_nodes_can_not_fill_the_memory(store: KeyValueStore) -> None:
     for nodeid in range(1000, 1000 + MAX_UNCONFIGURED):

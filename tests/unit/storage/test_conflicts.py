@@ -23,7 +23,9 @@ from tests.fakes.data.trees import ROOT, directory, file, records_of, tree_of
 from tests.fakes.doubles.store import contents_of, faulty_connections, stored
 
 COMMON = (directory(2, "priv"), file(3, "f", b"common"), file(4, "g", b"g"))
-KEPT = r"changes that only this node had are replaced by the cluster's, entries: \d+; this node's"
+KEPT = (
+    r"the cluster's tree replaces entries that only this node has changed \(\d+\); a copy of this"
+)
 NOW = 1234
 
 
@@ -207,7 +209,7 @@ def test_a_change_that_no_other_node_received_is_kept(node: Node, expect_log: Ex
 
 def test_entries_equal_in_both_trees_are_not_lost(node: Node, expect_log: ExpectLog) -> None:
     """Only the changes after them are lost."""
-    expect_log("entries: 1;")
+    expect_log(r"only this node has changed \(1\);")
     expect_log("replaced by another node's version: f$")
     node.do(Create("both"), write("f", b"ours"))
     (both,) = node.replica.records_for([51])

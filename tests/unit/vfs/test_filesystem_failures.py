@@ -114,7 +114,10 @@ def test_a_truncation_that_is_refused_changes_nothing(
 def test_a_file_is_not_renamed_onto_or_below_itself_after_another_node_moved_it(
     world: World, target: str
 ) -> None:
-    """The original daemon uses freed memory then. Contract: docs/spec/cluster.md, "Delivery"."""
+    """The original daemon uses freed memory on such a RENAME.
+
+    Contract: docs/spec/cluster.md, "Delivery to the tree".
+    """
     entry, directory = world.make("f"), world.make("d", directory=True)
     world.files.write(world.open(entry), 0, b"x")
 
