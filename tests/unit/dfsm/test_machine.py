@@ -14,8 +14,6 @@ from pmxcfs.dfsm.effects import (
     SendState,
     SendUpdates,
 )
-from pmxcfs.dfsm.election import Election, elect
-from pmxcfs.dfsm.message_queue import MessageQueue, QueuedChange
 from pmxcfs.errors import Busy
 from pmxcfs.messages import (
     Epoch,
@@ -248,23 +246,6 @@ def test_a_state_that_is_no_index_is_dropped(payload: bytes) -> None:
     assert node.hears(ONE, State(WALL, epoch, index(1))) == []
 
 
-@pytest.mark.parametrize(
-    ("states", "leader", "synced"),
-    [
-        ({ONE: index(4), TWO: index(5), THREE: index(5)}, TWO, {TWO, THREE}),
-        ({ONE: index(5, 8), TWO: index(5, 9), THREE: index(4, 10)}, TWO, {TWO}),
-        ({THREE: index(5), TWO: index(5), ONE: index(5)}, ONE, {ONE, TWO, THREE}),
-        ({ONE: index(5, 9, entries=1), TWO: index(5, 9)}, ONE, {ONE}),
-        ({Member(1, 9): index(5), Member(1, 8): index(5, entries=1)}, Member(1, 8), {Member(1, 8)}),
-    ],
-    ids=["version", "mtime", "member", "equal rank, other content", "process"],
-)
-def test_the_leader_has_the_highest_version_then_mtime_then_is_the_earliest(
-    states: dict[Member, bytes], leader: Member, synced: set[Member]
-) -> None:
-    assert elect(states) == Election(leader, frozenset(synced))
-
-
 def test_the_leader_sends_updates_before_it_delivers_anything() -> None:
     node = Node(ONE)
     epoch = node.start_round()
@@ -367,16 +348,6 @@ def test_in_sync_changes_of_any_sender_are_delivered_at_once() -> None:
     node = synced_node(others_behind=True)
     for sender in (*ALL, STRANGER):
         assert node.hears(sender, change(1)) == [Deliver(sender, change(1))]
-
-
-def test_the_message_queue_is_in_the_order_of_serials_and_then_of_arrival() -> None:
-    queue = MessageQueue()
-    arrived = [QueuedChange(s, change(n)) for s, n in ((ONE, 2), (TWO, 1), (THREE, 2), (ONE, 1))]
-    for queued in arrived:
-        queue.add(queued)
-    assert queue.take([TWO]) == [arrived[1]]
-    assert queue.take_all() == [arrived[3], arrived[0], arrived[2]]
-    assert len(queue) == 0
 
 
 def test_changes_of_processes_that_left_are_dropped_at_delivery() -> None:

@@ -1,4 +1,4 @@
-"""``FileSystem`` while the publishing of a file is in flight or fails: other users of the file."""
+"""Writebacks of a file that fail or are in flight: what other users of the file see."""
 
 import threading
 from collections.abc import Callable
