@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Failed, PmxcfsError, StoreError
@@ -59,18 +59,11 @@ class Listener(Protocol):
         """Handle *change*; *foreign* means that it was not made through this node's mount."""
 
 
-class UndoListener(Protocol):
-    """A function that is called when changes that could not be saved were taken back."""
-
-    def __call__(self, undone: Mapping[Entry, str], error: StoreError, /) -> None:
-        """Handle a rollback: *undone* maps each restored entry to its path before the rollback."""
-
-
-class ReloadListener(Protocol):
-    """A function that is called when the tree of another node was adopted."""
-
-    def __call__(self, reload: Reload, /) -> None:
-        """Take note of what differs from the tree before."""
+# Called after a rollback with each restored entry and its path before it, and with the error. Strings,
+# as Cython 0.29 can't subscript a class.
+UndoListener: TypeAlias = "Callable[[Mapping[Entry, str], StoreError], None]"
+# Called after the tree of another node was adopted, with what differs from the tree before.
+ReloadListener: TypeAlias = "Callable[[Reload], None]"
 
 
 class Replica:

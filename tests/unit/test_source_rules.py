@@ -412,8 +412,14 @@ def compiled_python() -> list[Path]:
 
 @pytest.mark.parametrize("path", compiled_python(), ids=name_of)
 def test_compiled_python_avoids_what_cython_0_29_can_not_run(path: Path) -> None:
-    """Debian 12 has Cython 0.29. NamedTuple bases and subscripts compile; the import then fails."""
-    body = ast.parse(path.read_text()).body
+    """Debian 12 has Cython 0.29. NamedTuple bases and subscripts compile; the import then fails.
+
+    Positional-only parameters do not compile.
+    """
+    tree = ast.parse(path.read_text())
+    body = tree.body
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert not [node.name for node in functions if node.args.posonlyargs]
     bases = [base for node in body if isinstance(node, ast.ClassDef) for base in node.bases]
     assert "NamedTuple" not in [base.id for base in bases if isinstance(base, ast.Name)]
     values = [node.value for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
