@@ -19,7 +19,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol, TypeAlias
@@ -59,8 +59,8 @@ class Listener(Protocol):
         """Handle *change*; *foreign* means that it was not made through this node's mount."""
 
 
-# Called after a rollback with each restored entry and its path before it, and with the error. Strings,
-# as Cython 0.29 can't subscript a class.
+# Called after a rollback with each restored entry and its path before it, and with the error.
+# Strings, as Cython 0.29 can't subscript a class.
 UndoListener: TypeAlias = "Callable[[Mapping[Entry, str], StoreError], None]"
 # Called after the tree of another node was adopted, with what differs from the tree before.
 ReloadListener: TypeAlias = "Callable[[Reload], None]"
