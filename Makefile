@@ -108,7 +108,7 @@ copy = rm -rf build/$(1) && mkdir -p build/$(1) && \
   find build/$(1) -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: debug
-debug: deps build/debug.stamp ## the same with assertions, without optimization, annotated
+debug: deps build/debug.stamp ## compile with assertions, without optimization, annotated
 
 # Both variants end in the same place. `install` replaces a file that a running daemon has mapped
 # instead of writing into it; an extension whose source has another name by now would hide a module.
@@ -153,16 +153,16 @@ demo: build test-deps ## show a cluster of three nodes at work, in namespaces on
 	  $(BIN)/python -m tests.cluster.demo
 
 .PHONY: check
-check: lint types unit ## what to run before each commit
+check: lint types unit ## style, types and unit tests: run it before each commit
 
 .PHONY: lint
-lint: build ## style
+lint: build ## check the style of all code
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint pmxcfs
 
 .PHONY: types
-types: build ## types of all Python code
+types: build ## check the types of all Python code
 	$(BIN)/mypy --no-error-summary
 
 .PHONY: stubtest
@@ -214,7 +214,7 @@ build/bookworm/.made: tests/package/tree.txt | deb-packages
 	touch $@
 
 .PHONY: scenarios-rewrite
-scenarios-rewrite: build ## write what happens into tests/scenarios; review the difference like code
+scenarios-rewrite: build ## rewrite the expected outcomes in tests/scenarios; review the difference like code
 	$(BIN)/python -m tests.fakes.simulation.scenario tests/scenarios/*.txt
 
 .PHONY: storm
