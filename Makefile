@@ -141,11 +141,12 @@ export TOUR
 
 .PHONY: run
 run: build ## mount a local-mode file system on run/pve in the foreground, until Ctrl-C
-	@mkdir -p run/pve; printf '%s\n' "$$TOUR"; trap : INT; status=0; \
+	@mkdir -p run; printf '%s\n' "$$TOUR"; trap : INT; status=0; \
 	$(BIN)/pmxcfs --foreground --local --nodename node1 --mountpoint run/pve \
 	  --statedir run/state --rundir run/sockets --rrddir run/rrd --ipc-name pmxcfs-run \
 	  || status=$$?; \
-	rmdir run/pve; echo "pmxcfs has ended with exit status $$status"; exit $$status
+	rmdir run/pve 2> /dev/null || true; \
+	echo "pmxcfs has ended with exit status $$status"; exit $$status  # after SIGKILL the next run unmounts
 
 .PHONY: demo
 demo: build test-deps ## show a cluster of three nodes at work, in namespaces on this machine
@@ -248,7 +249,10 @@ bench-compare: build ## how the ratios of the last two runs of bench differ
 
 .PHONY: clean
 clean: ## remove all that was generated, the database of `make run` included
-	@if grep -q " $(CURDIR)/run/pve " /proc/mounts; then echo "run/pve is mounted" >&2; exit 1; fi
+	@if grep -q " $(CURDIR)/run/pve " /proc/mounts; then \
+	  if stat run/pve > /dev/null 2>&1; then \
+	    echo "run/pve is mounted: end the daemon first" >&2; exit 1; \
+	  else umount --lazy run/pve; fi; fi  # of a daemon that was killed
 	rm -rf .venv build run bench/results .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache \
 	  .ruff_cache *.egg-info
 	$(SHARED_OBJECTS) -delete

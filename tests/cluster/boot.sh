@@ -29,7 +29,8 @@ mount --bind "$directory/etc/hosts" /etc/hosts
 mkdir -p /etc/pve
 mount --bind /etc/pve /etc/pve
 mount -o remount,bind,ro /etc/pve
-mount -t fusectl fusectl /sys/fs/fuse/connections
+# systemd mounts it on the machine; a second mount in its place would fail.
+mountpoint -q /sys/fs/fuse/connections || mount -t fusectl fusectl /sys/fs/fuse/connections
 
 hostname "$name"
 ip link set lo up

@@ -24,8 +24,8 @@ class Cluster(Lab):
     """A lab whose nodes also run the daemon."""
 
     def __init__(self, directory: Path, *, nodes: int = 3) -> None:
+        self._agents = ExitStack()  # first: a failure below closes this lab
         super().__init__(directory, nodes=nodes)
-        self._agents = ExitStack()
 
     def close(self) -> None:
         self._agents.close()
