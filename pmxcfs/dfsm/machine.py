@@ -8,7 +8,8 @@ Modes:   LEFT -> START -> START_SYNC -> (UPDATE ->) SYNCED. A membership change 
          START_SYNC, or to SYNCED if this node is the only member. ``Leave`` leads to LEFT, and
          ``join`` from there to START. VERSION_ERROR is final.
 Rounds:  all data of a synchronization round is in one ``_Round``, which the next round replaces as
-         a whole, so that no data of an old round can be used in a new one.
+         a whole, so that no data of an old round can be used in a new one. What is large in it, the
+         members' states and the leader's records, is dropped as soon as it is no longer needed.
 Queues:  a change delivered while this node is not SYNCED is queued: in the round's ``sync_queue``
          if its sender is synced already, else in ``_message_queue``, which is kept across rounds.
 Threads: only the owner of the group's handle calls the methods.
@@ -52,7 +53,9 @@ class _Round:
     """The data of one synchronization round."""
 
     epoch: messages.Epoch
-    states: dict[messages.Member, bytes] = field(default_factory=dict)
+    states: dict[messages.Member, bytes] = field(default_factory=dict)  # until all are here
+    is_decided: bool = False  # a STATE of each member was here
+    leader_state: bytes = b""  # while this node waits for UPDATEs
     leader: messages.Member = _NO_MEMBER
     synced: Collection[messages.Member] = ()  # members whose changes are delivered first
     records: list[messages.Record] = field(default_factory=list)  # the leader's UPDATEs
@@ -198,7 +201,8 @@ class Dfsm:
             return self.leave("the leader's tree could not be adopted")
         self._round.synced = self.members
         effects: list[Effect] = [self._enter(Mode.SYNCED), Log("all data is up to date")]
-        return effects + self._deliver(self._round.sync_queue) + self._deliver_all()
+        return effects + self._deliver(queue) + self._deliver_all()
+        queue, self._round.sync_queue = self._round.sync_queue, []
 
     def on_checksum(self, checksum: bytes, *, at: Moment) -> list[Effect]:
         """Handle the result of ``TakeChecksum`` (32 bytes)."""
@@ -270,7 +274,7 @@ class Dfsm:
         self, sender: messages.Member, message: messages.State, at: Moment
     ) -> list[Effect]:
         states = self._round.states
-        if sender not in self.members or sender in states:
+        if sender not in self.members or sender in states or self._round.is_decided:
             return self.leave(f"unexpected state message of member {sender}")
         if self._group is messages.Group.TREE and message.payload not in states.values():
             try:
@@ -285,24 +289,29 @@ class Dfsm:
 
     def _merge(self) -> list[Effect]:
         """End a round of the status group: merge all states; all members are synced."""
-        states = self._round.states
-        effects: list[Effect] = [Merge(states), self._enter(Mode.SYNCED)]
+    def _take_states(self) -> dict[messages.Member, bytes]:
+        """Return the states of all members, which the round needs no longer."""
+        states, self._round.states = self._round.states, {}
+        self._round.is_decided = True
+        return states
+
+        effects: list[Effect] = [Merge(self._take_states()), self._enter(Mode.SYNCED)]
         self._round.synced = self.members
         return [*effects, Log("all data is up to date"), *self._deliver_all()]
 
     def _decide(self, at: Moment) -> list[Effect]:
         """Elect the leader of the tree group, when all members have sent their STATE."""
-        current = self._round
-        current.leader, current.synced = elect(current.states)
+        current, states = self._round, self._take_states()
+        current.leader, current.synced = elect(states)
         listed = ", ".join(map(str, sorted(current.synced)))
         effects: list[Effect] = [Log(f"leader is {current.leader}")]
         effects.append(Log(f"synced members: {listed}"))
         if self.me not in current.synced:
             current.sync_queue += self._message_queue.take(current.synced)
             return [*effects, Log("waiting for the leader's updates"), self._enter(Mode.UPDATE)]
+            current.leader_state = states[current.leader]
         if self.me == current.leader:
-            mine = current.states[self.me]
-            effects.append(SendUpdates(at.wall, current.epoch, mine, current.states))
+            effects.append(SendUpdates(at.wall, current.epoch, states[self.me], states))
         effects += [self._enter(Mode.SYNCED), Log("all data is up to date")]
         return effects + self._deliver(self._message_queue.take(current.synced))
 
@@ -319,7 +328,9 @@ class Dfsm:
         if sender != current.leader:
             return []
         if self.mode is Mode.UPDATE:
-            return [Commit(sender, current.states[sender], current.records)]
+            commit = Commit(sender, current.leader_state, current.records)
+            current.leader_state, current.records = b"", []
+            return [commit]
         current.synced = self.members
         return self._deliver_all()
 

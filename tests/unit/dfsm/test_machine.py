@@ -1,5 +1,7 @@
 """The state machine: each rule of docs/spec/cluster.md, "State machine"."""
 
+import sys
+
 import pytest
 
 from pmxcfs.dfsm.effects import (
@@ -339,6 +341,69 @@ def test_a_synced_member_ignores_updates() -> None:
     node = synced_node(others_behind=True)
     assert node.hears(ONE, Update(WALL, node.epoch, RECORD)) == []
     assert node.hears(ONE, UpdateComplete(WALL, node.epoch)) == []
+
+
+# Memory.
+
+
+def hear_states_of(node: Node, *versions: int) -> list[bytes]:
+    """Deliver a STATE of each member, with a tree of these *versions*; return the payloads."""
+    payloads = [index(version) for version in versions]
+    node.hear_states(dict(zip(ALL, payloads, strict=True)))
+    return payloads
+
+
+def is_kept(payloads: list[bytes]) -> list[bool]:
+    """Tell of each of *payloads* whether anything but the list refers to it."""
+    alone = [index(1)]
+    counts = [sys.getrefcount(payloads[place]) for place in range(len(payloads))]
+    return [count > sys.getrefcount(alone[0]) for count in counts]
+
+
+@pytest.mark.parametrize("me", [ONE, TWO])
+def test_a_synced_member_keeps_no_state_after_the_decision(me: Member) -> None:
+    node = Node(me)
+    node.start_round()
+    payloads = hear_states_of(node, 5, 5, 4)
+    assert node.mode is Mode.SYNCED
+    assert is_kept(payloads) == [False] * 3
+
+
+def test_a_member_that_waits_for_updates_keeps_the_leader_s_state_only() -> None:
+    node = Node(THREE)
+    node.start_round()
+    payloads = hear_states_of(node, 5, 3, 4)
+    assert node.mode is Mode.UPDATE
+    assert is_kept(payloads) == [True, False, False]
+
+
+def test_nothing_of_the_updates_is_kept_after_the_commit() -> None:
+    node = Node(THREE)
+    node.start_round()
+    kept = hear_states_of(node, 5, 5, 4)
+    kept.append(index(7))
+    node.hears(ONE, Update(WALL, node.epoch, RECORD._replace(data=kept[-1])))
+    assert is_kept(kept) == [True, False, False, True]
+    node.hears(ONE, UpdateComplete(WALL, node.epoch))
+    node.machine.on_committed(ok=True)
+    assert is_kept(kept) == [False] * 4
+
+
+def test_the_status_group_keeps_no_state_after_the_merge() -> None:
+    node = Node(ONE, Group.STATUS)
+    node.start_round()
+    payloads = hear_states_of(node, 1, 2, 3)
+    assert node.mode is Mode.SYNCED
+    assert is_kept(payloads) == [False] * 3
+
+
+@pytest.mark.parametrize("group", list(Group))
+def test_a_state_after_the_decision_makes_the_node_leave(group: Group) -> None:
+    node = Node(TWO, group)
+    node.start_round()
+    node.hear_states(dict.fromkeys(ALL, index(5)))
+    effects = node.hears(THREE, State(WALL, node.epoch, index(5)))
+    assert isinstance(effects[-1], Leave)
 
 
 # Changes.
