@@ -404,7 +404,11 @@ class GroupThread(BackgroundThread):
     def _tick_interval(self) -> float:
         limits = self.dfsm.deadlines
         return min(
-            MAX_TICK_INTERVAL, limits.verification / 4, limits.updates / 4, limits.restarts[0] / 4
+            MAX_TICK_INTERVAL,
+            limits.verification / 4,
+            limits.after_updates,
+            limits.updates / 4,
+            limits.restarts[0] / 4,
         )
 
     def _tick(self) -> None:

@@ -45,7 +45,8 @@ from pmxcfs.errors import BadMessage, Busy
 from pmxcfs.tree.index import parse
 
 _NO_MEMBER = messages.Member(0, 0)
-_NEVER = float("-inf")
+_LONG_AGO = float("-inf")
+_NEVER = float("inf")
 
 
 @dataclass
@@ -64,6 +65,7 @@ class _Round:
     requester: messages.Member = _NO_MEMBER
     checksum: bytes = b""  # our checksum when the VERIFY_REQUEST was delivered
     is_request_pending: bool = False  # our VERIFY_REQUEST was not answered yet
+    verify_at: float = _NEVER  # when a verification is due because UPDATEs were sent; monotonic
 
 
 class Dfsm:
@@ -82,7 +84,7 @@ class Dfsm:
         self._verifications = 0  # number of the last VERIFY_REQUEST of this node
         self._last_progress = 0.0  # when the round last made progress, monotonic
         self._restarts = 0  # restarts since the last membership change, by this node
-        self._last_give_up = _NEVER  # when a deadline last caused a leave, monotonic
+        self._last_give_up = _LONG_AGO  # when a deadline last caused a leave, monotonic
         self._last_verification: float | None = None  # last request, or first tick; monotonic
 
     @property
@@ -200,9 +202,9 @@ class Dfsm:
         if not ok:
             return self.leave("the leader's tree could not be adopted")
         self._round.synced = self.members
+        queue, self._round.sync_queue = self._round.sync_queue, []
         effects: list[Effect] = [self._enter(Mode.SYNCED), Log("all data is up to date")]
         return effects + self._deliver(queue) + self._deliver_all()
-        queue, self._round.sync_queue = self._round.sync_queue, []
 
     def on_checksum(self, checksum: bytes, *, at: Moment) -> list[Effect]:
         """Handle the result of ``TakeChecksum`` (32 bytes)."""
@@ -262,7 +264,7 @@ class Dfsm:
             case messages.Update():
                 return self._on_update(sender, message, at)
             case messages.UpdateComplete():
-                return self._on_update_complete(sender)
+                return self._on_update_complete(sender, at)
             case messages.VerifyRequest():
                 return self._on_verify_request(sender, message, at)
             case messages.Verify():
@@ -287,14 +289,14 @@ class Dfsm:
             return []
         return self._decide(at) if self._group is messages.Group.TREE else self._merge()
 
-    def _merge(self) -> list[Effect]:
-        """End a round of the status group: merge all states; all members are synced."""
     def _take_states(self) -> dict[messages.Member, bytes]:
         """Return the states of all members, which the round needs no longer."""
         states, self._round.states = self._round.states, {}
         self._round.is_decided = True
         return states
 
+    def _merge(self) -> list[Effect]:
+        """End a round of the status group: merge all states; all members are synced."""
         effects: list[Effect] = [Merge(self._take_states()), self._enter(Mode.SYNCED)]
         self._round.synced = self.members
         return [*effects, Log("all data is up to date"), *self._deliver_all()]
@@ -307,9 +309,9 @@ class Dfsm:
         effects: list[Effect] = [Log(f"leader is {current.leader}")]
         effects.append(Log(f"synced members: {listed}"))
         if self.me not in current.synced:
+            current.leader_state = states[current.leader]
             current.sync_queue += self._message_queue.take(current.synced)
             return [*effects, Log("waiting for the leader's updates"), self._enter(Mode.UPDATE)]
-            current.leader_state = states[current.leader]
         if self.me == current.leader:
             effects.append(SendUpdates(at.wall, current.epoch, states[self.me], states))
         effects += [self._enter(Mode.SYNCED), Log("all data is up to date")]
@@ -323,10 +325,12 @@ class Dfsm:
             self._last_progress = at.monotonic
         return []
 
-    def _on_update_complete(self, sender: messages.Member) -> list[Effect]:
+    def _on_update_complete(self, sender: messages.Member, at: Moment) -> list[Effect]:
         current = self._round
         if sender != current.leader:
             return []
+        if len(current.synced) < len(self.members):
+            current.verify_at = at.monotonic + self.deadlines.after_updates
         if self.mode is Mode.UPDATE:
             commit = Commit(sender, current.leader_state, current.records)
             current.leader_state, current.records = b"", []
@@ -390,7 +394,7 @@ class Dfsm:
 
     def _request_verification(self, at: Moment) -> list[Effect]:
         current, interval = self._round, self.deadlines.verification
-        is_due = (
+        is_due = at.monotonic >= current.verify_at or (
             self._last_verification is not None
             and at.monotonic - self._last_verification >= interval
         )
@@ -401,7 +405,7 @@ class Dfsm:
             or current.is_request_pending
         ):
             return []
-        self._last_verification = at.monotonic
+        self._last_verification, current.verify_at = at.monotonic, _NEVER
         self._verifications += 1
         current.is_request_pending = True
         return [Send(messages.VerifyRequest(at.wall, current.epoch, self._verifications))]

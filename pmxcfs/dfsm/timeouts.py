@@ -27,3 +27,4 @@ class Deadlines:
     leave_interval: float = 60.0  # minimum between two leaves caused by a deadline
     rejoin: float = 5.0  # minimum between two joins, for any reason; corosync needs it
     verification: float = 3600.0  # between two verifications of the tree
+    after_updates: float = 3.0  # from the end of a round with UPDATEs to a verification

@@ -110,6 +110,7 @@ DEADLINES: dict[str, Any] = {
     "leave_interval": 60.0,
     "rejoin": 5.0,
     "verification": 3600.0,
+    "after_updates": 3.0,
 }
 
 

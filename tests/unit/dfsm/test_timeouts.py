@@ -197,6 +197,66 @@ def test_the_lowest_member_requests_a_verification_once_an_hour() -> None:
     assert node.tick(3600) == [Send(VerifyRequest(WALL + 10800, node.epoch, 2))]
 
 
+def complete_updates(node: Node) -> None:
+    """Deliver the end of the first member's UPDATEs."""
+    node.hears(ONE, UpdateComplete(WALL, node.epoch))
+
+
+def test_a_round_with_updates_is_verified_three_seconds_later() -> None:
+    node = synced_node(ONE, others_behind=True)
+    assert node.tick(10) == []  # the updates are not complete
+    complete_updates(node)
+    assert node.tick(2.9) == []
+    assert node.tick(0.1) == [Send(VerifyRequest(WALL + 13, node.epoch, 1))]
+    node.hears(ONE, VerifyRequest(WALL, node.epoch, 1))
+    node.machine.on_checksum(bytes(32), at=at(node.seconds))
+    node.hears(ONE, Verify(WALL, node.epoch, 1, bytes(32)))
+    assert node.tick(3599) == []  # once only
+    assert len(node.tick(1)) == 1  # an hour after the last request
+
+
+def test_a_lowest_member_that_got_updates_requests_the_verification_too() -> None:
+    node = Node(ONE)
+    node.start_round()
+    node.hear_states({ONE: index(4), TWO: index(5), THREE: index(5)})
+    node.hears(TWO, UpdateComplete(WALL, node.epoch))
+    assert node.tick(2.9) == []
+    node.machine.on_committed(ok=True)
+    assert node.tick(0.1) == [Send(VerifyRequest(WALL + 3, node.epoch, 1))]
+
+
+def test_a_round_without_updates_is_not_verified() -> None:
+    node = synced_node(ONE)
+    complete_updates(node)
+    assert node.tick(60) == []
+
+
+def test_only_the_lowest_member_verifies_a_round_with_updates() -> None:
+    node = synced_node(TWO, others_behind=True)
+    complete_updates(node)
+    assert node.tick(60) == []
+
+
+def test_a_new_round_settles_the_verification_of_the_last() -> None:
+    node = synced_node(ONE, others_behind=True)
+    complete_updates(node)
+    node.start_round()
+    node.hear_states(dict.fromkeys(ALL, index(5)))
+    complete_updates(node)
+    assert node.tick(60) == []
+
+
+def test_the_verification_after_updates_waits_for_an_unanswered_request() -> None:
+    node = synced_node(ONE, others_behind=True)
+    node.machine.deadlines = Deadlines(verification=1.0)
+    node.tick(0)
+    assert len(node.tick(1)) == 1
+    complete_updates(node)
+    assert node.tick(60) == []
+    node.hears(ONE, Verify(WALL, node.epoch, 1, bytes(32)))
+    assert len(node.tick(0)) == 1
+
+
 def test_other_members_request_no_verification() -> None:
     node = synced_node(TWO)
     node.tick(0)

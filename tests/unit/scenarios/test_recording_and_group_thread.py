@@ -41,7 +41,7 @@ from tests.fakes.data.recorded_order import CONFIGURATION, FINAL_CHECKSUM, PID, 
 from tests.fakes.doubles.store import stored
 
 PATIENCE = 60.0  # seconds for a whole recording
-NEVER = Deadlines(verification=1e9)
+NEVER = Deadlines(verification=1e9, after_updates=1e9)
 
 
 @dataclass
