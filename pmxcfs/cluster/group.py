@@ -64,9 +64,6 @@ from pmxcfs.messages import Group, Member, State
 from pmxcfs.replica.waiting import RequestWatch
 
 MAX_BURST = 256  # messages dispatched in a row before the thread sends and checks deadlines
-# Messages in flight above which only the group's thread sends: libcpg blocks as soon as a stopped
-# corosync has left about 280 messages unread.
-MANY_IN_FLIGHT = 64
 MAX_TICK_INTERVAL = 1.0  # seconds between two checks of the deadlines
 JOIN_PAUSE = 0.1  # seconds until a join is retried for which corosync was not ready
 LEAVE_TIMEOUT = 5.0  # seconds to wait for the membership change that confirms a leave
@@ -348,7 +345,7 @@ class GroupThread(BackgroundThread):
             self.dfsm.is_synced
             and not self.is_stopping
             and not self._sender.is_retrying
-            and self._sender.in_flight < MANY_IN_FLIGHT
+            and not self._sender.has_messages
         )
 
     def _dispatch_until(self, awaited: Awaited, until: float, watch: RequestWatch) -> bool:
@@ -387,7 +384,7 @@ class GroupThread(BackgroundThread):
             return False
         self._tick()
         self._sender.send(connection.handle.mcast)
-        return not self._sender.is_retrying
+        return not (self._sender.is_retrying or self._sender.has_messages)
 
     def _raise_failure(self) -> None:
         """Raise the exception that ended the ownership of a request thread, if any."""

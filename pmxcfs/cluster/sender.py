@@ -1,8 +1,17 @@
 """Sending in one group: the order of this node's messages, and their retries.
 
-Messages of the state machine (``dfsm``) are sent first and retried without limit. A change of this
-node is sent when no other message is queued, only while the node is SYNCED, and retried for at most
-SEND_RETRY_LIMIT seconds.
+Messages of the state machine (``dfsm``) are sent in order and retried without limit. A change of
+this node is sent only while the node is SYNCED, and retried for at most SEND_RETRY_LIMIT seconds.
+
+Changes wait for all queued messages of the state machine but a leader's UPDATEs, which can be
+100,000: changes go out between them. The leader is SYNCED then, so every other member either
+delivers its changes at once or keeps them until it has adopted the leader's tree.
+
+At most MOST_IN_FLIGHT messages of the state machine, and as many changes, are in flight: sent, and
+not delivered to this node yet. So a change has few UPDATEs before it in corosync's queue. And a
+corosync that was stopped finds few unread messages when it goes on: at about 280 of them libqb
+does not return from sending the next one, and uses a whole CPU meanwhile. The delivery of a message
+proves that corosync has read all messages up to it.
 
 Threads: only the owner of the group (see ``group``) uses a Sender.
 Contract: docs/spec/cluster.md, "A mutation must not block forever".
@@ -18,10 +27,11 @@ from pmxcfs._cpg import encode
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.machine import Dfsm
 from pmxcfs.errors import Busy, ClusterError, Interrupted, Invalid, PmxcfsError, TryAgain
-from pmxcfs.messages import Body, Group, Message, Normal, SyncStart
+from pmxcfs.messages import Body, Group, Message, Normal, SyncStart, Update, UpdateComplete
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a retry; the pause doubles each time
 SEND_RETRY_LIMIT = 10.0  # seconds for which sending one change is retried
+MOST_IN_FLIGHT = 32  # messages of the state machine in flight, and as many changes
 _NEVER = float("inf")
 
 
@@ -66,12 +76,13 @@ class Sender:
     ) -> None:
         self.sent_bytes = 0  # by this process
         self.retry_at = _NEVER  # monotonic second at which ``send`` must be called
-        self.in_flight = 0  # messages sent on this connection and not yet delivered to this node
         self._group = group
         self._dfsm = dfsm
         self._source = source
         self._clock = clock
         self._queue: deque[Message] = deque()  # of the state machine
+        self._in_flight: deque[bool] = deque()  # of each message, in order: whether it is a change
+        self._changes_in_flight = 0
         self._pause = 0.0  # seconds until the next attempt; 0: the last one succeeded
         self._trying_since: float | None = None  # monotonic; None: no change is being retried
 
@@ -79,6 +90,16 @@ class Sender:
     def is_retrying(self) -> bool:
         """Whether a message waits until corosync has room."""
         return self.retry_at != _NEVER
+
+    @property
+    def in_flight(self) -> int:
+        """The messages sent on this connection that were not delivered to this node yet."""
+        return len(self._in_flight)
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether messages of the state machine wait, for room or for earlier deliveries."""
+        return bool(self._queue)
 
     def put(self, message: Message) -> None:
         """Queue *message* behind all messages that were put before."""
@@ -89,25 +110,30 @@ class Sender:
         self._queue = deque(one for one in self._queue if isinstance(one, Normal))
 
     def echoed(self) -> None:
-        """Note that a message sent by this node was delivered to this node."""
-        self.in_flight -= 1
+        """Note that the oldest message in flight was delivered to this node."""
+        if self._in_flight:
+            self._changes_in_flight -= self._in_flight.popleft()
 
     def reset(self) -> None:
         """Forget everything about the connection, which was closed or replaced."""
-        self.in_flight = 0
+        self._in_flight.clear()
+        self._changes_in_flight = 0
         self._queue.clear()
         self._end_pause()
         self._trying_since = None
 
     def send(self, mcast: Callable[[bytes], None]) -> None:
-        """Send all that is queued, until corosync has no room. May block; raises ClusterError."""
+        """Send what is queued, as far as it may be in flight and corosync has room.
+
+        Call it again after each delivery, and at ``retry_at``. May block; raises ClusterError.
+        """
         if self._pause and self._clock.monotonic() < self.retry_at:
             return
         try:
-            while self._queue:
+            self._send_changes(mcast)
+            while self._queue and self.in_flight - self._changes_in_flight < MOST_IN_FLIGHT:
                 self._send_message(mcast)
-            while self._dfsm.is_synced and self._send_change(mcast):
-                pass
+                self._send_changes(mcast)
         except TryAgain:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             self.retry_at = self._clock.monotonic() + self._pause
@@ -118,7 +144,7 @@ class Sender:
         message = self._queue[0]
         if not self._is_late(message):
             with contextlib.suppress(Interrupted):  # by a membership change: its round is over
-                self._mcast(mcast, encode(message, group=self._group))
+                self._mcast(mcast, encode(message, group=self._group), is_change=False)
         self._queue.popleft()
 
     def _is_late(self, message: Message) -> bool:
@@ -127,6 +153,19 @@ class Sender:
         A member of the existing implementation that is in UPDATE would leave the group on it.
         """
         return isinstance(message, SyncStart) and self._dfsm.mode is not Mode.START_SYNC
+
+    @property
+    def _may_send_change(self) -> bool:
+        """Whether a change of this node may be the next message."""
+        return (
+            self._dfsm.is_synced
+            and self._changes_in_flight < MOST_IN_FLIGHT
+            and (not self._queue or isinstance(self._queue[0], Update | UpdateComplete))
+        )
+
+    def _send_changes(self, mcast: Callable[[bytes], None]) -> None:
+        while self._may_send_change and self._send_change(mcast):
+            pass
 
     def _send_change(self, mcast: Callable[[bytes], None]) -> bool:
         """Send the next change of this node; return whether there was one."""
@@ -137,7 +176,7 @@ class Sender:
             return False
         message = self._dfsm.number(body, self._clock.wall())
         try:
-            self._mcast(mcast, encode(message, group=self._group))
+            self._mcast(mcast, encode(message, group=self._group), is_change=True)
         except (ValueError, OverflowError) as error:
             self._source.refused(Invalid(f"the change can't be encoded as a message: {error}"))
         except TryAgain as error:
@@ -151,9 +190,10 @@ class Sender:
             self._source.sent(message.serial)
         return True
 
-    def _mcast(self, mcast: Callable[[bytes], None], data: bytes) -> None:
+    def _mcast(self, mcast: Callable[[bytes], None], data: bytes, *, is_change: bool) -> None:
         mcast(data)
-        self.in_flight += 1
+        self._in_flight.append(is_change)
+        self._changes_in_flight += is_change
         self.sent_bytes += len(data)
         self._end_pause()
 

@@ -48,8 +48,9 @@ class SendState(NamedTuple):
 class SendUpdates(NamedTuple):
     """As the leader, multicast an UPDATE for each inode that differs or is missing elsewhere.
 
-    An UPDATE_COMPLETE follows, even without any UPDATE. The tree still equals *state*, but later
-    effects of the list change it: copy the records before executing those.
+    An UPDATE_COMPLETE follows, even without any UPDATE. Changes of this node may go out between
+    these messages. The tree still equals *state*, but later effects change it: collect the records
+    before executing those.
     """
 
     time: int

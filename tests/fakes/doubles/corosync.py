@@ -40,6 +40,7 @@ class World:
             str, deque[ClusterError]
         ] = {}  # by call, the errors that it raises next
         self.echoes = True  # sent messages are delivered to this node too
+        self.on_sent: Callable[[Message], object] = lambda message: None  # in the sending thread
         self.says_goodbye = True  # a leave is answered by a membership without this node
         self.changed = threading.Condition(threading.RLock())
 
@@ -125,6 +126,7 @@ class FakeCpg:
         message = decode(data, group=self._world.group)
         with self._world.changed:
             self._world.sent.append(Sent(self._number, message))
+            self._world.on_sent(message)
             if self._world.echoes:
                 self.put(self._world.me, data)
             self._world.changed.notify_all()

@@ -50,6 +50,7 @@ class FakeContent:
         self.synced = self.left = 0
         self.commits: list[Commit] = []
         self.merged: list[Mapping[Member, bytes]] = []
+        self.records = [RECORD]  # what a leader sends
         self._world = world
 
     def _note(self) -> None:
@@ -85,7 +86,7 @@ class FakeContent:
         self._note()
 
     def updates(self, effect: SendUpdates) -> list[Record]:
-        return [RECORD]
+        return self.records
 
     def commit(self, effect: Commit) -> None:
         if self.commit_failure is not None:

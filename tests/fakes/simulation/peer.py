@@ -240,13 +240,18 @@ class Peer:
         self._carry_out(self.dfsm.on_tick(now))
 
     def pump(self) -> bool:
-        """Send queued messages as far as corosync takes them; tell whether it took any."""
-        has_sent = False
-        while self._outbox and self._may_send():
+        """Send queued messages as far as corosync takes them; tell whether it took any.
+
+        After each UPDATE, changes of this node go out.
+        """
+        has_sent = is_update = False
+        while self._outbox and self._may_send() and not is_update:
+            is_update = isinstance(self._outbox[0], Update)
             self._give(self._outbox.pop(0))
             has_sent = True
+        gives_way = not self._outbox or isinstance(self._outbox[0], Update | UpdateComplete)
         for wish in self.wishes:
-            if wish.outcome == "waits" and not self._outbox and self._can_issue():
+            if wish.outcome == "waits" and gives_way and self._can_issue():
                 message = self.dfsm.number(wish.body, self.now.wall)
                 wish.serial, wish.outcome = message.serial, "sent"
                 self._give(message)

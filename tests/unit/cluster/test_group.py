@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from pmxcfs.cluster.group import JOIN_PAUSE, LEAVE_TIMEOUT, MANY_IN_FLIGHT
+from pmxcfs.cluster.group import JOIN_PAUSE, LEAVE_TIMEOUT
+from pmxcfs.cluster.sender import MOST_IN_FLIGHT
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import ClusterError, StoreError, TryAgain
@@ -341,14 +342,44 @@ def test_a_stop_ends_the_wait_of_a_request_thread(node: Node) -> None:
     assert not waiting.is_alive()
 
 
-def test_with_many_messages_in_flight_the_group_s_thread_sends(node: Node) -> None:
+def test_with_many_messages_in_flight_a_request_thread_waits_for_a_delivery(node: Node) -> None:
     node.start()
     node.world.echoes = False
-    node.source.bodies = [Mkdir(f"{number}") for number in range(MANY_IN_FLIGHT)]
+    node.source.bodies = [Mkdir(f"{number}") for number in range(MOST_IN_FLIGHT)]
     node.thread.wake()
-    node.world.wait_until(lambda: node.source.sent_count == MANY_IN_FLIGHT)
-    node.thread.dispatch_until(Own(node, "one more"), PATIENCE, NO_WATCH)
-    node.world.wait_until(lambda: node.source.sent_count == MANY_IN_FLIGHT + 1)
+    node.world.wait_until(lambda: node.source.sent_count == MOST_IN_FLIGHT)
+    node.thread.dispatch_until(Own(node, "one more"), 0.05, NO_WATCH)
+    assert node.source.sent_count == MOST_IN_FLIGHT
+    waiting = dispatch_until(node, "another")
+    node.world.echoes = True
+    node.world.deliver(node.world.me, *node.world.messages)
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    assert node.content.delivered[-2:] == [Mkdir("one more"), Mkdir("another")]
+
+
+def updates_of(node: Node) -> list[Update]:
+    return [message for message in node.world.messages if isinstance(message, Update)]
+
+
+def test_updates_are_left_to_the_group_s_thread(node: Node) -> None:
+    """They can take long: a large one is sent in parts, each of which waits for corosync."""
+    node.start()
+    node.content.records = [RECORD._replace(inode=number) for number in range(1000)]
+    sent_by: list[int] = []
+    node.world.on_sent = lambda message: sent_by.append(threading.get_ident())
+    epoch = node.meet(OTHER)
+    node.world.echoes = False
+    node.world.deliver(OTHER, State(0, epoch, index(3)))
+    node.world.wait_until(lambda: len(updates_of(node)) == MOST_IN_FLIGHT)
+    sent_by.clear()
+    node.world.echoes = True
+    node.thread.dispatch_until(Own(node, "mine"), PATIENCE, NO_WATCH)
+    node.world.deliver(node.world.me, *updates_of(node)[:MOST_IN_FLIGHT])
+    node.until_sent(UpdateComplete)
+    assert [update.record for update in updates_of(node)] == node.content.records
+    node.world.wait_until(lambda: node.content.delivered == [Mkdir("mine")])
+    assert threading.get_ident() not in sent_by
 
 
 # Rounds.
@@ -399,7 +430,7 @@ def test_a_change_waits_for_the_end_of_the_round(node: Node) -> None:
     node.world.deliver(OTHER, State(0, epoch, index(5)))
     node.world.wait_until(lambda: node.content.delivered == [Mkdir("a")])
     kinds = [type(message) for message in node.world.messages]
-    assert kinds == [SyncStart, State, Update, UpdateComplete, Normal]
+    assert kinds == [SyncStart, State, Normal, Update, UpdateComplete]
 
 
 def test_a_new_membership_drops_unsent_messages_of_the_round(node: Node) -> None:

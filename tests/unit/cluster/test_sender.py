@@ -5,7 +5,14 @@ from collections.abc import Callable
 import pytest
 
 from pmxcfs._cpg import decode
-from pmxcfs.cluster.sender import FIRST_PAUSE, LONGEST_PAUSE, SEND_RETRY_LIMIT, Clock, Sender
+from pmxcfs.cluster.sender import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    MOST_IN_FLIGHT,
+    SEND_RETRY_LIMIT,
+    Clock,
+    Sender,
+)
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.machine import Dfsm
 from pmxcfs.dfsm.timeouts import Moment
@@ -22,9 +29,11 @@ from pmxcfs.messages import (
     Normal,
     State,
     SyncStart,
+    Update,
     UpdateComplete,
+    VerifyRequest,
 )
-from tests.fakes.simulation.single_machine import index
+from tests.fakes.simulation.single_machine import RECORD, index
 
 ME, OTHER = Member(1, 100), Member(2, 200)
 EPOCH = Epoch(1, 0, 1, 100)
@@ -70,6 +79,7 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.sent: list[Message] = []
+        self.unread = self.most_unread = 0  # messages that corosync has not delivered
         self.failure: Callable[[], PmxcfsError] | None = None
         self.source = FakeSource()
         self.dfsm = Dfsm(Group.TREE)
@@ -88,6 +98,14 @@ class World:
         if self.failure is not None:
             raise self.failure()
         self.sent.append(decode(data, group=Group.TREE))
+        self.unread += 1
+        self.most_unread = max(self.most_unread, self.unread)
+
+    def deliver(self, count: int) -> None:
+        """Deliver the oldest *count* messages in flight, or all if there are fewer."""
+        for _ in range(min(count, self.unread)):
+            self.unread -= 1
+            self.sender.echoed()
 
     def send(self) -> None:
         self.sender.send(self.mcast)
@@ -107,9 +125,10 @@ def no_room() -> PmxcfsError:
 
 def test_messages_of_the_state_machine_go_before_changes(world: World) -> None:
     world.source.bodies = [Mkdir("a"), Mkdir("b")]
-    world.sender.put(ROUND)
+    state = State(0, EPOCH, index(1))
+    world.sender.put(state)
     world.send()
-    assert world.sent == [ROUND, *world.sent[1:]]
+    assert world.sent == [state, *world.sent[1:]]
     assert world.bodies() == [Mkdir("a"), Mkdir("b")]
     assert [note[2] for note in world.source.notes if isinstance(note, tuple)] == [1, 2]
     assert world.sender.sent_bytes > 3 * 16
@@ -230,3 +249,129 @@ def test_a_change_is_kept_when_the_connection_is_lost(world: World) -> None:
     world.failure = None
     world.send()
     assert world.bodies() == [Mkdir("a")]
+
+
+# Many messages.
+
+
+def updates(count: int) -> list[Message]:
+    """Return *count* UPDATEs and what ends them."""
+    records = [RECORD._replace(inode=number) for number in range(count)]
+    return [*(Update(0, EPOCH, record) for record in records), ROUND]
+
+
+def put(world: World, messages: list[Message]) -> list[Message]:
+    for message in messages:
+        world.sender.put(message)
+    return messages
+
+
+def rounds_only(world: World) -> list[Message]:
+    return [message for message in world.sent if not isinstance(message, Normal)]
+
+
+def test_a_change_is_behind_the_updates_in_flight_only(world: World) -> None:
+    wanted = put(world, updates(1000))
+    world.send()
+    while world.sender.has_messages:
+        world.deliver(10)
+        unread = len(world.sent) - world.unread  # what corosync delivers next
+        own = Mkdir(f"{unread}")
+        world.source.bodies.append(own)
+        world.send()
+        ahead = list(map(body_of, world.sent[unread:]))
+        assert ahead[: ahead.index(own)].count(None) <= MOST_IN_FLIGHT
+    assert rounds_only(world) == wanted
+    assert len(world.bodies()) > 50
+    assert world.most_unread <= 2 * MOST_IN_FLIGHT
+
+
+def body_of(message: Message) -> Body | None:
+    return message.body if isinstance(message, Normal) else None
+
+
+def test_a_change_that_comes_while_updates_are_sent_is_next(world: World) -> None:
+    wanted = put(world, updates(20))
+
+    def mcast(data: bytes) -> None:
+        world.mcast(data)
+        if len(world.sent) == 5:
+            world.source.bodies.append(Mkdir("a"))
+
+    world.sender.send(mcast)
+    assert body_of(world.sent[5]) == Mkdir("a")
+    assert rounds_only(world) == wanted
+
+
+@pytest.mark.parametrize(
+    "message", [Normal(0, 1, Mkdir("again")), State(0, EPOCH, index(1)), VerifyRequest(0, EPOCH, 1)]
+)
+def test_changes_overtake_nothing_but_updates(world: World, message: Message) -> None:
+    world.sender.put(message)
+    world.source.bodies = [Mkdir("a")]
+    world.failure = no_room
+    world.send()
+    assert not world.source.notes
+    world.failure, world.now = None, world.sender.retry_at
+    world.send()
+    assert world.sent[0] == message
+    assert body_of(world.sent[1]) == Mkdir("a")
+
+
+def test_what_a_membership_change_drops_lets_no_change_pass(world: World) -> None:
+    put(world, updates(1000))
+    world.send()
+    sent = list(world.sent)
+    world.members(ME, OTHER)
+    world.sender.forget_round()
+    world.source.bodies = [Mkdir("a")]
+    world.deliver(1000)
+    world.send()
+    assert world.sent == sent
+    assert not world.sender.in_flight
+    world.members(ME)
+    world.send()
+    assert world.bodies() == [Mkdir("a")]
+
+
+def test_a_stopped_corosync_is_left_few_unread_messages(world: World) -> None:
+    put(world, updates(1000))
+    world.source.bodies = [Mkdir(f"{number}") for number in range(1000)]
+    for _ in range(100):
+        world.send()
+        world.now += 1
+    assert world.unread == world.sender.in_flight == 2 * MOST_IN_FLIGHT
+    assert not world.sender.is_retrying
+    world.deliver(1)
+    world.send()
+    assert world.unread == 2 * MOST_IN_FLIGHT
+
+
+def test_changes_alone_are_limited_too_and_all_are_sent(world: World) -> None:
+    world.source.bodies = [Mkdir(f"{number}") for number in range(1000)]
+    wanted = list(world.source.bodies)
+    while world.source.bodies:
+        world.send()
+        assert world.unread == MOST_IN_FLIGHT
+        world.deliver(8)
+    assert world.bodies() == wanted
+
+
+def test_a_change_does_not_wait_behind_an_update_without_room(world: World) -> None:
+    put(world, updates(10))
+    world.failure = no_room
+    world.send()
+    world.source.bodies = [Mkdir("a")]
+    world.failure, world.now = None, world.sender.retry_at
+    world.send()
+    assert body_of(world.sent[0]) == Mkdir("a")
+
+
+def test_a_new_connection_has_nothing_in_flight(world: World) -> None:
+    world.source.bodies = [Mkdir(f"{number}") for number in range(2 * MOST_IN_FLIGHT)]
+    world.send()
+    world.sender.reset()
+    assert world.sender.in_flight == 0
+    world.sender.echoed()  # of the old connection
+    world.send()
+    assert world.sender.in_flight == MOST_IN_FLIGHT

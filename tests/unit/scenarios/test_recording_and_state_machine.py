@@ -155,6 +155,20 @@ def test_a_node_ends_with_the_tree_of_the_original(replay: Replay) -> None:
     assert replay.content.tree.checksum().hex() == FINAL_CHECKSUM
 
 
+@pytest.mark.parametrize("node", [1, 2, 3])
+def test_a_change_of_the_leader_can_come_between_its_updates(node: int) -> None:
+    """In the recording its next change comes after them, and another synced member's before."""
+    replay = Replay(node)
+    kinds = [type(what) for _, what in replay.events]
+    ends = [n for n, kind in enumerate(kinds) if kind is UpdateComplete]
+    (end,) = [n for n in ends if replay.events[n][0] == replay.events[n + 1][0]]
+    assert kinds[end - 60 : end + 2] == [Update] * 60 + [UpdateComplete, Normal]
+    replay.events.insert(end - 30, replay.events.pop(end + 1))
+    replay.run()
+    assert replay.content.tree.checksum().hex() == FINAL_CHECKSUM
+    assert replay.said.count("data verification successful") == 2
+
+
 def test_the_log_has_the_lines_that_administrators_look_for(replay: Replay) -> None:
     said = [text for text in replay.said if text.startswith(("members", "leader", "synced"))]
     assert said[-3:] == [
