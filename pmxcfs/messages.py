@@ -120,6 +120,9 @@ class ClusterConfig(NamedTuple):
     name: str  # totem.cluster_name
     version: int  # totem.config_version
     nodes: tuple[ClusterNode, ...]  # by rising nodeid; names and ids are unique
+    # Milliseconds until corosync misses a silent node, and until it then agrees on the members.
+    token: int | None = None  # None: unknown
+    consensus: int | None = None
 
 
 # Messages between nodes.

@@ -33,7 +33,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pmxcfs._cpg import Cpg, decode
@@ -81,8 +81,11 @@ class Content(Protocol):
     def on_members(self, members: Sequence[Member], *, me: Member) -> None:
         """Note the group's *members*, and this node's own entry *me*. No members: it has left."""
 
-    def on_synced(self) -> None:
-        """Note that this node is SYNCED: changes are delivered at once from now on."""
+    def on_synced(self, agreed: Collection[Member]) -> None:
+        """Note that this node is SYNCED: changes are delivered at once from now on.
+
+        The members in *agreed* surely have the same content; others may still get it.
+        """
 
     def on_left(self) -> None:
         """Note that the group was left: the outcome of sent, undelivered changes is unknown."""
@@ -410,9 +413,11 @@ class GroupThread(BackgroundThread):
 
     def _tick(self) -> None:
         if time.monotonic() >= self._tick_at:
-            at = self._now()
-            self._tick_at = at.monotonic + self._tick_interval()
-            self._carry_out(self.dfsm.on_tick(at))
+            self._tick_at = time.monotonic() + self._tick_interval()
+            self._on_tick()
+
+    def _on_tick(self) -> None:
+        self._carry_out(self.dfsm.on_tick(self._now()))
 
     def _dispatch(self, handle: Handle) -> int:
         """Dispatch and process at most MAX_BURST pending events; return their number."""
@@ -496,7 +501,7 @@ class GroupThread(BackgroundThread):
     def _enter(self, effect: Enter) -> None:
         self._log.debug("state machine enters mode %s", effect.mode.value)
         if effect.mode is Mode.SYNCED:
-            self._content.on_synced()
+            self._content.on_synced(self.dfsm.agreed)
 
     def _send_later(self, effect: Send) -> None:
         self._sender.put(effect.message)

@@ -20,7 +20,8 @@ from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup, TreeSource
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
 from pmxcfs.host.threads import BackgroundThread, Wakeup
-from pmxcfs.messages import ClusterConfig, Member, SetKey
+from pmxcfs.messages import ClusterConfig, SetKey
+from pmxcfs.replica.departures import room_for
 from pmxcfs.replica.outbox import Outbox
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
@@ -65,7 +66,6 @@ class Clustering:
             lock=lock,
             quorum=self,
             lock_has_expired=lock_has_expired,
-            on_common=self._note_common,
         )
         source = TreeSource(self.outbox, proposals, lock=lock)
         self.tree = TreeGroup(tree, source, wakeup=tree_wakeup)
@@ -154,10 +154,11 @@ class Clustering:
     def _take_config(self, config: ClusterConfig) -> None:
         with self._lock:
             self._status.members.configure(config)
-
-    def _note_common(self, members: Sequence[Member]) -> None:
-        """Note that *members* have the same tree, and that changes reach all of them now."""
-        self._replica.synced(with_others=len(members) > 1)
+            if config.nodes:  # else the nodes are not known
+                room = room_for(config.token, config.consensus, nodes=len(config.nodes))
+                self._replica.departures.set_nodes(
+                    (node.nodeid for node in config.nodes), room=room
+                )
 
     # Events from the tree, with its lock held.
 

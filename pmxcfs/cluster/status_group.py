@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -147,7 +147,7 @@ class StatusContent:
         with self._lock:
             self._status.members.set_present(members)
 
-    def on_synced(self) -> None:
+    def on_synced(self, agreed: Collection[Member]) -> None:
         """Do nothing: ``merge`` has queued the keys of this node already."""
 
     def on_left(self) -> None:

@@ -13,7 +13,7 @@ Contract: docs/spec/cluster.md, "Delivery to the tree" and "A mutation must not 
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import NamedTuple, Protocol
 
@@ -140,11 +140,10 @@ class TreeContent:
         lock: AbstractContextManager[object],
         quorum: Quorum,
         lock_has_expired: Callable[[str, bytes], bool],
-        on_common: Callable[[Sequence[messages.Member]], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Called when all members have the same tree, with the tree's lock held.
-        self._on_common = on_common
         self._replica = replica
+        self._clock = clock
         self._outbox = outbox
         self._proposals = proposals
         self._lock = lock
@@ -167,19 +166,40 @@ class TreeContent:
 
     def commit(self, effect: Commit) -> None:
         """Adopt the leader's tree. Takes the tree's lock; raises PmxcfsError, unchanged then."""
-        now = int(time.time())
-        self._replica.adopt(effect.state, effect.records, now=now, lock=self._lock)
+        self._replica.adopt(
+            effect.state,
+            effect.records,
+            side={member.nodeid for member in effect.agreed},
+            now=int(time.time()),
+            lock=self._lock,
+        )
 
     def on_members(self, members: Sequence[messages.Member], *, me: messages.Member) -> None:
-        """Note the group's *members*, and this node's own entry *me*."""
+        """Note the group's *members*, and this node's own entry *me*. Takes the tree's lock."""
         self._me, self._members = me, members
+        nodes = {member.nodeid for member in members}
+        with self._lock:
+            version = self._replica.tree.version
+            self._replica.departures.follow(nodes, me=me.nodeid, version=version, now=self._clock())
+            self._replica.save_notes()
         if members:  # without quorum at the first change, this node would have to leave
             self._quorum.refresh()
 
-    def on_synced(self) -> None:
-        """Report that the members have the same tree, or will have it after their UPDATEs."""
+    def on_synced(self, agreed: Collection[messages.Member]) -> None:
+        """Note that the members *agreed* have our tree; others may still get their UPDATEs."""
+        nodes = {member.nodeid for member in agreed}
         with self._lock:
-            self._on_common(self._members)
+            self._replica.departures.agree(nodes)
+            self._replica.departures.remember(self._replica.tree.version, now=self._clock())
+            self._replica.save_notes()
+
+    def on_tick(self, *, is_common: bool) -> None:
+        """Note what other nodes have of the tree; *is_common*: all members have all of it."""
+        now = self._clock()
+        with self._lock:
+            self._replica.departures.remember(self._replica.tree.version, now=now)
+            self._replica.departures.settle(is_common=is_common, now=now)
+            self._replica.save_notes()
 
     def on_left(self) -> None:
         """Finish all sent proposals with Failed: their outcome is unknown."""
@@ -244,6 +264,9 @@ class Replicated(Content, Protocol):
     def checksum(self) -> bytes:
         """Return the checksum (32 bytes) that a verification compares."""
 
+    def on_tick(self, *, is_common: bool) -> None:
+        """Note that time has passed; *is_common*: all members have the leader's copy."""
+
 
 class TreeGroup(GroupThread):
     """This node's membership in the tree's group."""
@@ -273,6 +296,10 @@ class TreeGroup(GroupThread):
             Commit: self._commit,
             TakeChecksum: self._take_checksum,
         }
+
+    def _on_tick(self) -> None:
+        super()._on_tick()
+        self._tree.on_tick(is_common=self.dfsm.is_common)
 
     def _send_updates(self, effect: SendUpdates) -> None:
         for record in self._tree.updates(effect):

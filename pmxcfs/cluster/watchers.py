@@ -30,6 +30,8 @@ RELOAD_TIMEOUT = 2.0  # seconds without an event after which a reload counts as 
 _NODES = "nodelist.node."
 _NAME = "totem.cluster_name"
 _VERSION = "totem.config_version"
+_TOKEN = "runtime.config.totem.token"  # milliseconds, as corosync uses it
+_CONSENSUS = "runtime.config.totem.consensus"
 _RELOADING = "config.reload_in_progress"  # 1 while corosync changes the keys, one after another
 
 Value = str | int | None
@@ -47,11 +49,13 @@ def config_of(values: Mapping[str, Value]) -> ClusterConfig:
         node = _node_of(values, f"{_NODES}{index}.")
         if node and node.name not in {other.name for other in nodes.values()}:
             nodes.setdefault(node.nodeid, node)
-    version = values.get(_VERSION)
+    version, token, consensus = map(values.get, (_VERSION, _TOKEN, _CONSENSUS))
     return ClusterConfig(
         name=str(values.get(_NAME) or ""),
         version=version if isinstance(version, int) else 0,
         nodes=tuple(nodes[nodeid] for nodeid in sorted(nodes)),
+        token=token if isinstance(token, int) else None,
+        consensus=consensus if isinstance(consensus, int) else None,
     )
 
 
@@ -244,7 +248,7 @@ class ConfigWatch(_Watch):
 
 def load(connection: Cmap) -> ClusterConfig:
     """Return corosync's current configuration. Blocks; raises ClusterError."""
-    keys = [_NAME, _VERSION, *connection.keys(_NODES)]
+    keys = [_NAME, _VERSION, _TOKEN, _CONSENSUS, *connection.keys(_NODES)]
     return config_of({key: connection.get(key) for key in keys})
 
 

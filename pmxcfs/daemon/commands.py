@@ -21,6 +21,7 @@ from pmxcfs.replica.issuer import StoppableIssuer
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.storage.database import inspect
+from pmxcfs.storage.divergence import OTHERS
 from pmxcfs.tree.adoption import record_of
 from pmxcfs.tree.index import records_needed
 from pmxcfs.tree.locks import LockTable
@@ -81,7 +82,7 @@ class TestCommands:
         needed = map(theirs.get, records_needed(leader, [self._parts.replica.state()]))
         records = [record_of(entry) for entry in needed if entry is not None]
         is_held = contextlib.nullcontext()  # the lock, as for every command
-        self._parts.replica.adopt(leader, records, now=_seconds(), lock=is_held)
+        self._parts.replica.adopt(leader, records, side=(OTHERS,), now=_seconds(), lock=is_held)
 
     def set_lock_lifetime(self, *, seconds: float) -> None:
         """Have locks expire *seconds* after their last renewal."""

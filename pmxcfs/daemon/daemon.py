@@ -154,7 +154,8 @@ class Daemon:
             policy=Policy.KEEP if is_clustered else Policy.ROLL_BACK,
             yielding=None if is_clustered else self._workers,
         )
-        self._replica.is_shared = not has_peers  # without any, no node misses a change
+        if not has_peers:
+            self._replica.departures.set_nodes(())  # no other node misses a change
 
     def _make_status(self) -> None:
         self._start_time = int(time.time())

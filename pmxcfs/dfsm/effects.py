@@ -10,6 +10,7 @@ Contract: docs/spec/cluster.md, "State machine".
 """
 
 import logging
+from collections.abc import Collection
 from enum import Enum
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ class Commit(NamedTuple):
     leader: Member
     state: bytes
     records: list[Record]
+    agreed: Collection[Member]  # the members that had the leader's tree before, itself included
 
 
 class Deliver(NamedTuple):

@@ -59,6 +59,7 @@ class _Round:
     leader_state: bytes = b""  # while this node waits for UPDATEs
     leader: messages.Member = _NO_MEMBER
     synced: Collection[messages.Member] = ()  # members whose changes are delivered first
+    agreed: Collection[messages.Member] = ()  # members whose STATE was the leader's content
     records: list[messages.Record] = field(default_factory=list)  # the leader's UPDATEs
     sync_queue: list[QueuedChange] = field(default_factory=list)
     verification: int | None = None  # number of the verification that *checksum* is for
@@ -91,6 +92,16 @@ class Dfsm:
     def is_synced(self) -> bool:
         """Tell whether this node may send changes. Check before every attempt to send one."""
         return self.mode is Mode.SYNCED
+
+    @property
+    def is_common(self) -> bool:
+        """Tell whether the leader has sent all UPDATEs, so that all members have one content."""
+        return self.mode is Mode.SYNCED and all(m in self._round.synced for m in self.members)
+
+    @property
+    def agreed(self) -> Collection[messages.Member]:
+        """The members that had the leader's content when the round began; they surely have it."""
+        return self._round.agreed
 
     @property
     def epoch(self) -> messages.Epoch:
@@ -304,7 +315,8 @@ class Dfsm:
     def _decide(self, at: Moment) -> list[Effect]:
         """Elect the leader of the tree group, when all members have sent their STATE."""
         current, states = self._round, self._take_states()
-        current.leader, current.synced = elect(states)
+        current.leader, current.agreed = elect(states)
+        current.synced = current.agreed
         listed = ", ".join(map(str, sorted(current.synced)))
         effects: list[Effect] = [Log(f"leader is {current.leader}")]
         effects.append(Log(f"synced members: {listed}"))
@@ -332,7 +344,7 @@ class Dfsm:
         if len(current.synced) < len(self.members):
             current.verify_at = at.monotonic + self.deadlines.after_updates
         if self.mode is Mode.UPDATE:
-            commit = Commit(sender, current.leader_state, current.records)
+            commit = Commit(sender, current.leader_state, current.records, current.agreed)
             current.leader_state, current.records = b"", []
             return [commit]
         current.synced = self.members

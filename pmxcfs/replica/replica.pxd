@@ -12,7 +12,7 @@ cdef class Replica:
     cdef readonly Tree tree
     cdef readonly Guests guests
     cdef public object policy
-    cdef public bint is_shared
+    cdef readonly object departures
     cdef list _on_change
     cdef list _on_undone
     cdef list _on_reload
@@ -20,7 +20,7 @@ cdef class Replica:
     cdef object _yielding
     cdef object _saving
     cdef object _database
-    cdef object _alone_since
+    cdef list _removals
 
     cpdef object deliver(self, tickets)
     cpdef object defer(self, Ticket ticket)
@@ -35,7 +35,7 @@ cdef class Replica:
     cdef object _write(self)
     cdef object _save_all(self)
     cdef object _save_long(self)
-    cdef object _end_divergence(self)
+    cdef object _write_notes(self)
     cdef object _apply_policy(self, error)
     cdef object _roll_back(self, error)
     cdef object _announce(self, list done)

@@ -19,7 +19,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol, TypeAlias
@@ -28,14 +28,18 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Failed, PmxcfsError, StoreError
 from pmxcfs.messages import (
     Create,
+    Kind,
     Mutation,
     Record,
     Write,
 )
+from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.replica.waiting import Yielding
 from pmxcfs.storage import conflicts
 from pmxcfs.storage.database import Database
+from pmxcfs.storage.divergence import Removal
+from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Adoption, Reload, plan, record_of
 from pmxcfs.tree.apply import Change, HalfRenamed, apply
 from pmxcfs.tree.guests import Guests
@@ -84,9 +88,7 @@ class Replica:
         self.tree = tree
         self.guests = guests
         self.policy = policy
-        # Whether delivered changes reach at least one other node, too. Changes delivered while this
-        # is False exist on this node only (docs/spec/cluster.md, "Forks").
-        self.is_shared = False
+        self.departures = Departures(database.notes)  # which changes other nodes miss
         self._on_change: list[Listener] = []
         self._on_undone: list[UndoListener] = []
         self._on_reload: list[ReloadListener] = []
@@ -96,8 +98,7 @@ class Replica:
         self._yielding = yielding
         self._saving: threading.Event | None = None  # set when the running save has ended
         self._database = database
-        # The last version that another node also has; None while another node has the whole tree.
-        self._alone_since = database.diverged_at
+        self._removals: list[Removal] = []  # unsaved ones that an absent node may miss
 
     def subscribe(
         self,
@@ -202,15 +203,17 @@ class Replica:
         leader: bytes,
         records: Iterable[Record],
         *,
+        side: Collection[int],
         now: int,
         lock: AbstractContextManager[object],
     ) -> None:
         """Replace the tree by the leader's, which has the index *leader*. Blocks.
 
-        *records* are the entries that the leader sent. If changes that only this node has are lost,
-        its database is copied first (*now*: seconds since 1970). Raises BadMessage if *records* do
-        not lead to the leader's tree, and StoreError if the copy can't be made; then nothing has
-        changed. If the adoption can't be saved, the policy decides.
+        *records* are the entries that the leader sent; *side* are the ids of the nodes that had the
+        leader's tree before. If changes are lost that they never had, the database is copied first
+        (*now*: seconds since 1970). Raises BadMessage if *records* do not lead to the leader's
+        tree, and StoreError if the copy can't be made; then nothing has changed. If the adoption
+        can't be saved, the policy decides.
 
         The caller must not hold the tree's lock *lock*, and must deliver nothing meanwhile. *lock*
         is taken only to replace the tree, so requests are answered while the adoption is planned
@@ -218,19 +221,28 @@ class Replica:
         """
         with lock:
             is_current = self.catch_up()
+            note = self.departures.begin_adoption(self.tree.version, side=side)
         adoption = plan(self.tree, leader, records)
-        lost = conflicts.lost_by(adoption, self.tree, alone_since=self._alone_since)
-        if lost:
+        removals = self._saved_removals() if note is not None else ()
+        lost = conflicts.lost_by(adoption, self.tree, note=note, removals=removals)
+        if lost.is_fork or lost.older:
             self.check_writable()  # or the copy would lack changes that are in RAM only
             conflicts.keep_copy(self._database, lost, now=now)
+        with lock:
+            self.departures.adopted(side=side, fork=lost.fork if lost.is_fork else None)
         is_saved = self._save_adoption(adoption, is_current=is_current)
         with lock:
             self._swap(adoption, is_saved=is_saved)
 
+    def _saved_removals(self) -> Sequence[Removal]:
+        """Return the removals in the database; none if it can't be read. Blocks."""
+        with contextlib.suppress(StoreError):
+            return self._database.read_removals()
+        return ()
+
     def _swap(self, adoption: Adoption, *, is_saved: bool) -> None:
         reload = adoption.apply()
         self.guests.rebuild(self.tree)
-        self._alone_since = None
         if is_saved:
             self.tree.mark_saved()
         elif not self.is_degraded:  # a timer has saved the old tree meanwhile
@@ -246,38 +258,38 @@ class Replica:
         try:
             if not is_current:
                 self.check_writable()
-            self._database.adopt(adoption)
+            notes = self.departures.notes
+            self._database.adopt(adoption, notes=notes)
         except StoreError:
             if self.policy is Policy.ROLL_BACK:
                 raise
             return False
+        self.departures.is_saved = notes is self.departures.notes
         self.transactions += 1
         return True
 
-    def synced(self, *, with_others: bool) -> None:
-        """Record that a sync has ended, and whether another member now has this tree. Blocks.
+    def save_notes(self) -> None:
+        """Save what is noted of other nodes, if that has changed. Blocks.
 
-        *with_others* also tells whether changes delivered from now on reach another member.
+        After a failure, the next save of a change writes it, or fails as well.
         """
-        self.is_shared = with_others
-        if with_others:
-            self._alone_since = None
-            if not self.is_degraded:
-                self._end_divergence()
+        if not self.departures.is_saved and not self.is_degraded:
+            with contextlib.suppress(StoreError):
+                self._write_notes()
 
     def import_configuration(self, content: bytes, *, now: int) -> None:
         """Import the host's ``corosync.conf`` into a fresh tree, to join a cluster. Blocks.
 
         A sync with a real cluster must replace this tree, so the import adds only two mutations, a
-        create and a write with writer 0. They count as shared: replacing them loses nothing.
+        create and a write with writer 0. Other nodes miss nothing of them.
         Raises TooBig and StoreError.
         """
         path = "corosync.conf"
         mutations = Create(path), Write(path, 0, content, truncate=True)
         tickets = [Ticket(mutation, mtime=now) for mutation in mutations]
-        self.is_shared = True
+        self.departures.is_due = False
         self.deliver(tickets)
-        self.is_shared = False
+        self.departures.is_due = True
         for ticket in tickets:
             ticket.result()
 
@@ -303,8 +315,8 @@ class Replica:
         return True
 
     def _apply(self, tickets: Sequence[Ticket]) -> list[tuple[Change, bool]]:
-        if self._alone_since is None and not self.is_shared:
-            self._alone_since = self.tree.version
+        if self.departures.is_due:
+            self.departures.note_absent(self.tree.version)
         done = []
         for ticket in tickets:
             try:
@@ -321,7 +333,18 @@ class Replica:
             except Exception:  # noqa: BLE001, as one bad mutation must not fail the whole group
                 _log.exception("a mutation could not be applied, which is a bug")
                 ticket.error = Failed("the change could not be applied")
+        if self.departures.notes:
+            self._note_removals(done)
         return done
+
+    def _note_removals(self, done: Sequence[tuple[Change, bool]]) -> None:
+        """Note the removals of entries that another node still has."""
+        last = max(note.parted for note in self.departures.notes.values())
+        for change, _ in done:
+            is_removal = change.kind in (Kind.DELETE, Kind.UNLOCK)
+            if is_removal and change.entry.inode <= last:
+                path = to_bytes(change.path)
+                self._removals.append(Removal(change.entry.inode, self.tree.version, path))
 
     def _save(self, tickets: Sequence[Ticket]) -> bool:
         try:
@@ -344,33 +367,33 @@ class Replica:
                 raise
 
     def _save_all(self) -> None:
-        if self._alone_since is not None and self._database.diverged_at is None:
-            self._database.diverge(self._alone_since)
+        if not self.departures.is_saved:
+            self._write_notes()
         is_large = self.tree.unsaved_bytes > LARGE_SAVE
-        if is_large or not self._database.save(self.tree, patient=False):
+        if is_large or not self._database.save(self.tree, self._removals, patient=False):
             self._save_long()
         self.tree.mark_saved()
         self.guests.mark_saved()
+        if self._removals:
+            self._removals = []
         self.transactions += 1
-        self._end_divergence()
 
     def _save_long(self) -> None:
         """Save with the tree's lock released; ``await_save`` stops changes meanwhile."""
         if self._yielding is None:
-            self._database.save(self.tree)
+            self._database.save(self.tree, self._removals)
             return
         self._saving = saving = threading.Event()
         try:
-            self._yielding.aside(functools.partial(self._database.save, self.tree))
+            self._yielding.aside(functools.partial(self._database.save, self.tree, self._removals))
         finally:  # the lock is held again until the save is marked or rolled back
             self._saving = None
             saving.set()
 
-    def _end_divergence(self) -> None:
-        """Clear the divergence in the database once other nodes have the whole tree again."""
-        if self._alone_since is None and self._database.diverged_at is not None:
-            with contextlib.suppress(StoreError):  # a stale record causes only an unneeded copy
-                self._database.converge()
+    def _write_notes(self) -> None:
+        notes = self.departures.notes
+        self._database.write_notes(notes)
+        self.departures.is_saved = notes is self.departures.notes
 
     def _apply_policy(self, error: StoreError) -> None:
         """Roll back unsaved changes if the policy is ROLL_BACK."""
@@ -380,6 +403,7 @@ class Replica:
     def _roll_back(self, error: StoreError) -> None:
         undone = self.tree.rollback()
         self.guests.rollback()
+        self._removals = []
         for listener in self._on_undone:
             listener(undone, error)
 

@@ -1,49 +1,116 @@
-"""Copies of this node's database, made before a sync replaces changes that no other node has.
+"""Copies of this node's database, made before a sync replaces changes that the leader never had.
 
-Divergence is detected in two ways. (1) While this node is alone, the database records the last
-version that another node had; newer entries exist nowhere else. (2) Versions number the changes of
-one history. Let C be the highest version of an entry that is equal in both trees. An entry of the
-leader with C < version <= our tree's version belongs to another history, so the two histories
-parted at C. If neither applies, our tree is an ancestor of the leader's, and nothing is lost.
+Versions number the changes of one history, and both trees come from histories that were one up to
+some version. Where they parted is known in three ways.
+
+- The *note* of the leader's side (``divergence.Note``): the last version that it surely had in
+  common with us, and the version after which it surely got no change of ours. Between the two it
+  may have got a change or not, and then the entries tell: if the leader has nothing at the path of
+  ours, or something not newer, the change is ours alone.
+- Equal entries. Let C be the highest version of an entry that is equal in both trees. An equal
+  entry was made by the same change, so the leader's history has ours up to C, whatever a note says.
+- Contradictions. An entry of the leader that differs, with C < version <= the version up to which
+  both should have one history, belongs to another history, and the two parted at C. A node without
+  a note should have all of our history: so this also finds a database from elsewhere, or one of
+  another cluster. It can't mistake an ancestor for a fork: a later tree of one history has only
+  equal entries up to the ancestor's version. But it finds a fork only until the leader has
+  overwritten all that it changed right after the fork; therefore the notes.
+
+If none of these shows a fork, our tree is an ancestor of the leader's and nothing is lost. Then an
+entry of which the leader has an older version than ours is drift between trees, or the leader's
+database was restored; that is kept, too, but is no fork.
 
 Contract: docs/spec/cluster.md, "Forks".
 """
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.host.files import make_private_directory, sync_directory
 from pmxcfs.storage.database import Database
+from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.sqlite_errors import translated
+from pmxcfs.text import to_text
 from pmxcfs.tree.adoption import Adoption
+from pmxcfs.tree.index import ROOT
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
 MAX_LOGGED_PATHS = 100  # paths that are logged for one copy
 IMPORTED = 3  # the version of a fresh tree after the import of the host's corosync.conf
+_PRIVATE = re.compile(r"(nodes/[^/]+/)?priv(/|$)")
 
 
-def lost_by(adoption: Adoption, tree: Tree, *, alone_since: int | None) -> list[Entry]:
-    """Return the entries that *adoption* deletes or overwrites and that the leader never had.
+class Lost(NamedTuple):
+    """What an adoption would lose of this node's changes."""
 
-    *alone_since* is the last version that another node had, None if others have all of *tree*.
-    Needs no lock, as long as nothing changes *tree*.
+    fork: int  # the last version that both trees have in common
+    entries: Sequence[Entry]  # deleted or overwritten, and the leader never had our version
+    removals: Sequence[Removal]  # of entries that the leader still has
+    older: Sequence[Entry]  # the leader has an older version, for another reason than a fork
+
+    @property
+    def is_fork(self) -> bool:
+        """Tell whether the leader's tree does not come from ours."""
+        return bool(self.entries or self.removals)
+
+
+def lost_by(
+    adoption: Adoption, tree: Tree, *, note: Note | None, removals: Iterable[Removal] = ()
+) -> Lost:
+    """Return what *adoption* would lose of the changes in *tree*.
+
+    *note* is the note of the leader's side; *removals* are those since the notes. Needs no lock, as
+    long as nothing changes *tree*.
     """
-    since = [] if alone_since is None else [alone_since]
-    common = adoption.common_version()
+    common, parted = _parting(adoption, tree, note)
+    ours = list(chain(adoption.deleted, adoption.overwritten()))
+    entries = [entry for entry in ours if entry.version > parted]
+    if common < parted:
+        versions = {
+            adoption.path_of(inode): record.version for inode, record in adoption.written.items()
+        }
+        doubtful = (entry for entry in ours if common < entry.version <= parted)
+        entries += [e for e in doubtful if versions.get(e.path, 0) <= e.version]
+    undone = [
+        removal
+        for removal in removals
+        if removal.version > common and _is_undone(adoption, tree, removal, parted=parted)
+    ]
+    found = set(entries)
+    older = [
+        entry
+        for entry in adoption.overwritten()
+        if entry not in found and adoption.written[entry.inode].version < entry.version
+    ]
+    return Lost(common, entries, undone, older)
+
+
+def _parting(adoption: Adoption, tree: Tree, note: Note | None) -> Note:
+    """Return where the histories of the two trees parted."""
+    expected = Note(tree.version, tree.version) if note is None else note
+    equal = adoption.common_version()
     if tree.version > IMPORTED and any(
-        common < record.version <= tree.version for record in adoption.written.values()
+        equal < record.version <= expected.common for record in adoption.written.values()
     ):
-        since.append(common)
-    if not since:
-        return []
-    ours = chain(adoption.deleted, adoption.overwritten())
-    return [entry for entry in ours if entry.version > min(since)]
+        return Note(equal, equal)
+    return Note(max(expected.common, equal), max(expected.parted, equal))
 
 
-def keep_copy(database: Database, lost: Iterable[Entry], *, now: int) -> None:
+def _is_undone(adoption: Adoption, tree: Tree, removal: Removal, *, parted: int) -> bool:
+    """Tell whether *adoption* brings back the removed entry, whose removal the leader never had."""
+    record = adoption.written.get(removal.inode)
+    if record is None or tree.get(removal.inode) is not None or record.inode == ROOT:
+        return False
+    is_same = adoption.path_of(removal.inode) == to_text(removal.path)
+    return is_same and (removal.version > parted or record.version < removal.version)
+
+
+def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
     """Copy *database* to ``conflicts/<now>.db``; log a warning with the paths of *lost*. Blocks.
 
     *database* must hold this node's current tree. *now* is in seconds since 1970. Raises StoreError
@@ -54,21 +121,42 @@ def keep_copy(database: Database, lost: Iterable[Entry], *, now: int) -> None:
         make_private_directory(home)
         copy = database.copy_to(home / f"{now}.db")
         sync_directory(home)
-    paths = sorted(_loggable(entry) for entry in lost)
-    _log.warning(
-        "the cluster's tree replaces entries that only this node has changed (%d); "
-        "a copy of this node's database is %s",
-        len(paths),
-        copy,
-    )
-    for path in paths[:MAX_LOGGED_PATHS]:
-        _log.warning("replaced by another node's version: %s", path)
-    if len(paths) > MAX_LOGGED_PATHS:
+    if lost.is_fork:
         _log.warning(
-            "%d more paths were replaced by another node's version", len(paths) - MAX_LOGGED_PATHS
+            "the cluster's tree replaces entries that only this node has changed (%d); "
+            "a copy of this node's database is %s",
+            len(lost.entries) + len(lost.removals),
+            copy,
         )
+        _log_paths("replaced by another node's version", map(_loggable, lost.entries))
+        _log_paths(
+            "removed here, and present again in another node's version",
+            (_loggable_removal(removal) for removal in lost.removals),
+        )
+    if lost.older:
+        _log.warning(
+            "the cluster's tree has older versions of entries than this node (%d), although no "
+            "node was separated; a copy of this node's database is %s",
+            len(lost.older),
+            copy,
+        )
+        _log_paths("replaced by an older version", map(_loggable, lost.older))
+
+
+def _log_paths(fate: str, names: Iterable[str]) -> None:
+    """Log what has become of each path in *names*, for the first paths."""
+    paths = sorted(names)
+    for path in paths[:MAX_LOGGED_PATHS]:
+        _log.warning("%s: %s", fate, path)
+    if len(paths) > MAX_LOGGED_PATHS:
+        _log.warning("%s: %d more paths", fate, len(paths) - MAX_LOGGED_PATHS)
 
 
 def _loggable(entry: Entry) -> str:
     """Return the path of *entry*, or its inode if the path is private and must not be logged."""
     return f"private entry {entry.inode}" if entry.private else entry.path
+
+
+def _loggable_removal(removal: Removal) -> str:
+    path = to_text(removal.path)
+    return f"private entry {removal.inode}" if _PRIVATE.match(path) else path

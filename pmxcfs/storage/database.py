@@ -20,7 +20,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,7 @@ from pmxcfs.storage.connect import (
     real,
     settings,
 )
-from pmxcfs.storage.divergence import Execute
+from pmxcfs.storage.divergence import Execute, Note, Removal
 from pmxcfs.storage.repair import FRESH_VERSION, VERSION_NAME, Row, repair
 from pmxcfs.storage.schema import (
     DELETE,
@@ -115,8 +115,7 @@ class Database:
         # Bytes of log since the start: written so far, at the last attempt of a checkpoint, and at
         # the last complete checkpoint. Each is set by one thread only.
         self._written = self._tried = self._copied = 0
-        # The last version that another node has, too; None while others have the whole tree.
-        self.diverged_at: int | None = None
+        self.notes: Mapping[int, Note] = {}  # by nodeid, as of the last opening
         # PRAGMA data_version of the Writer's connection after the last commit on _connection.
         self._known_commits = 0
         self._log_fd = -1
@@ -209,23 +208,24 @@ class Database:
                 self._writing.fails(translate(self._path, "repaired", exc))
         return loaded, copy
 
-    def save(self, tree: Tree, *, patient: bool = True) -> bool:
+    def save(self, tree: Tree, removals: Sequence[Removal] = (), *, patient: bool = True) -> bool:
         """Commit the unsaved entries of *tree* and its version in one transaction. Blocks.
 
-        Returns True. A save that is not *patient* changes nothing and returns False if it would
-        have to wait for another process or a checkpoint, or to compare the whole file. Raises
-        StoreError; the file is then in the state before, or will be after the next save.
+        It also adds *removals*. Returns True. A save that is not *patient* changes nothing and
+        returns False if it would have to wait for another process or a checkpoint, to compare the
+        whole file, or to add *removals*. Raises StoreError; the file is then in the state before,
+        or will be after the next save.
         """
         try:
+            if (self._suspect or removals) and not patient:
+                return False
             if self._suspect:
-                if not patient:
-                    return False
-                self._catch_up(tree)
+                self._catch_up(tree, removals)
             elif tree.has_unsaved or self._writing.cause is not None:
                 if not self._write_lock.acquire(blocking=patient):
                     return False
                 try:
-                    self._save(tree, patient=patient)
+                    self._save(tree, removals, patient=patient)
                 finally:
                     self._write_lock.release()
         except FAILURES as exc:
@@ -235,8 +235,8 @@ class Database:
         self._worked()
         return True
 
-    def adopt(self, adoption: Adoption) -> None:
-        """Replace our tree in the file by another node's, in one transaction. Blocks.
+    def adopt(self, adoption: Adoption, *, notes: Mapping[int, Note]) -> None:
+        """Replace our tree by another node's, and the notes, in one transaction. Blocks.
 
         The file must hold our tree (``is_sound``). The written rows are read back before the
         commit. All other rows are known to be right, unless another process wrote to the file,
@@ -250,26 +250,20 @@ class Database:
                 execute(DELETE, (inode,))
             for row in rows:
                 execute(WRITE, row)
-            divergence.end(execute)
+            divergence.write_notes(execute, notes)
             check_written(execute, self._path, rows=rows, count=adoption.count + 1)
             if self._others_commits() != self._known_commits:
                 raise StoreError(f"{self._path} was written by another process: stop that process")
-        self.diverged_at = None
 
-    def diverge(self, version: int) -> None:
-        """Record that no other node will receive the versions above *version*. Blocks.
-
-        Call this before the first such change. Raises StoreError.
-        """
+    def write_notes(self, notes: Mapping[int, Note]) -> None:
+        """Replace all notes of what other nodes miss. Blocks. Raises StoreError."""
         with self._transaction() as execute:
-            divergence.begin(execute, version)
-        self.diverged_at = version
+            divergence.write_notes(execute, notes)
 
-    def converge(self) -> None:
-        """Record that other nodes have the whole tree again. Blocks. Raises StoreError."""
-        with self._transaction() as execute:
-            divergence.end(execute)
-        self.diverged_at = None
+    def read_removals(self) -> Sequence[Removal]:
+        """Return the removals that other nodes may miss. Blocks. Raises StoreError."""
+        with translated(self._path, "read"):
+            return divergence.read_removals(self._connection.execute)
 
     def copy_to(self, path: Path) -> Path:
         """Copy the committed state to *path*, or to a numbered name if *path* exists. Blocks.
@@ -422,7 +416,7 @@ class Database:
             self._writer = _open_writer(self._path)
         self._written = os.fstat(self._log_fd).st_size
         self._tried = self._copied = 0
-        self.diverged_at = divergence.read(execute)
+        self.notes = divergence.read_notes(execute)
         self._known_commits = self._others_commits()
 
     def _create(self, now: int) -> None:
@@ -465,17 +459,17 @@ class Database:
 
     # Writing.
 
-    def _save(self, tree: Tree, *, patient: bool) -> None:
-        if self._writer is not None:
+    def _save(self, tree: Tree, removals: Sequence[Removal], *, patient: bool) -> None:
+        if self._writer is not None and not removals:
             count, size = self._writer.save(tree, patient=patient)
             self._written += self._frame * count + size
             return
         unsaved = tree.unsaved()
         rows = [entry_row(entry) for entry in unsaved.values() if entry is not None]
         gone = [signed(inode) for inode, entry in unsaved.items() if entry is None]
-        self._commit([*rows, version_row(tree.root)], gone)
+        self._commit([*rows, version_row(tree.root)], gone, removals)
 
-    def _catch_up(self, tree: Tree) -> None:
+    def _catch_up(self, tree: Tree, removals: Sequence[Removal]) -> None:
         """Open the file again and bring it to the state of *tree*. Blocks."""
         self._open_again()
         if self._backup_time is not None:
@@ -485,10 +479,12 @@ class Database:
         rows = [version_row(tree.root), *map(entry_row, entries(tree))]
         # A row of an unsaved entry can be left from a commit that reported a failure. It may have
         # the version and size of the entry but other content, so it is written in any case.
-        self._write_difference(rows, always=tree.unsaved())
+        self._write_difference(rows, removals, always=tree.unsaved())
         self._suspect = False
 
-    def _write_difference(self, rows: Iterable[Row], always: Iterable[int] = ()) -> None:
+    def _write_difference(
+        self, rows: Iterable[Row], removals: Sequence[Removal] = (), *, always: Iterable[int] = ()
+    ) -> None:
         """Commit the differences between the file and *rows*, the rows of the whole tree.
 
         Rows are compared by all columns, but only by the size of data. Rows with an inode in
@@ -501,10 +497,12 @@ class Database:
             found = present.pop(row[0], None)
             if found != (*row[:7], len(row[7] or b"")) or row[0] in forced:
                 changed.append(row)
-        self._commit(changed, present)
+        self._commit(changed, present, removals)
 
-    def _commit(self, rows: Sequence[Row], gone: Collection[int]) -> None:
-        """Write *rows* and delete the inodes *gone* (signed) in one transaction."""
+    def _commit(
+        self, rows: Sequence[Row], gone: Collection[int], removals: Sequence[Removal]
+    ) -> None:
+        """Write *rows*, delete the inodes *gone* (signed), add *removals*, in one transaction."""
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -512,6 +510,8 @@ class Database:
                 execute(DELETE, (inode,))
             for row in rows:
                 execute(WRITE, row)
+            if removals:
+                divergence.add_removals(execute, removals)
             execute("COMMIT")
         except BaseException:
             self._roll_back()

@@ -1,38 +1,101 @@
-"""The divergence table: the version after which this node's changes reached no other node.
+"""Tables for what other nodes miss of this node's changes; the original ignores them.
 
-The row is written *before* the first change that no other node receives. It is removed in the
-transaction after which other nodes have the whole tree again. So a crash can leave a row without
-such a change, which is harmless, but never such a change without a row. Entries whose version is
-above the row's were changed by this node alone. The existing implementation ignores the table.
+``divergence_notes`` has a row for each node that misses changes, or may miss some. It is written
+*before* the first change that this node does not get. It is removed when the node has the whole
+tree again. So a crash can leave a row without such a change, which is harmless, but never such a
+change without a row. ``divergence_removals`` has the entries that were removed while there was a
+row, and which a node with a row can still have; a removal is in one transaction with its row.
+
+An earlier version of pmxcfs had the table ``divergence`` with one row for all other nodes together.
 
 Contract: docs/spec/cluster.md, "Forks"; storage.md, "The database".
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 Execute = Callable[..., Any]  # sqlite3.Connection.execute: statement, parameters -> cursor
 
-_TABLE = "CREATE TABLE IF NOT EXISTS divergence (version INTEGER NOT NULL)"
+OTHERS = 0  # stands for every node without a row of its own; corosync gives no node this id
+
+
+class Note(NamedTuple):
+    """What one node has of our history. All versions are those of our tree."""
+
+    common: int  # the last version that the node surely had, too
+    parted: int  # later changes have surely not reached the node; never below *common*
+
+
+class Removal(NamedTuple):
+    """An entry that was removed while another node could not see it."""
+
+    inode: int
+    version: int  # of our tree at the end of the transaction that removed the entry
+    path: bytes
+
+
+_NOTES = (
+    "CREATE TABLE IF NOT EXISTS divergence_notes (nodeid INTEGER PRIMARY KEY, "
+    "version INTEGER NOT NULL, parted INTEGER NOT NULL)"
+)
+_REMOVALS = (
+    "CREATE TABLE IF NOT EXISTS divergence_removals (inode INTEGER PRIMARY KEY, "
+    "version INTEGER NOT NULL, path BLOB NOT NULL)"
+)
+_KNOWN = "SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'divergence*'"
 _U64 = (1 << 64) - 1  # SQLite's integers are signed, versions are not
-_KNOWN = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'divergence'"
 
 
-def read(execute: Execute) -> int | None:
-    """Return the last version that other nodes have, too; None if they have the current one."""
-    if not execute(_KNOWN).fetchone():
-        return None
-    row = execute("SELECT min(version) FROM divergence").fetchone()
-    return row[0] & _U64 if isinstance(row[0], int) else None
+def read_notes(execute: Execute) -> dict[int, Note]:
+    """Return the note of each node that may miss changes, by its nodeid."""
+    notes = {}
+    known = _known(execute)
+    if b"divergence" in known:
+        version = execute("SELECT min(version) FROM divergence").fetchone()[0]
+        if version is not None:
+            notes[OTHERS] = Note(version & _U64, version & _U64)
+    if b"divergence_notes" in known:
+        rows = execute("SELECT nodeid, version, parted FROM divergence_notes").fetchall()
+        notes |= {nodeid: Note(version & _U64, parted & _U64) for nodeid, version, parted in rows}
+    return notes
 
 
-def begin(execute: Execute, version: int) -> None:
-    """Record that no other node receives the versions above *version*."""
-    execute(_TABLE)
-    execute("INSERT INTO divergence VALUES (?)", (version - (version >> 63 << 64),))
+def write_notes(execute: Execute, notes: Mapping[int, Note]) -> None:
+    """Replace all notes. Without any note, also forget the removals."""
+    known = _known(execute)
+    if not notes and not known:
+        return
+    execute(_NOTES)
+    execute("DELETE FROM divergence_notes")
+    for nodeid, (common, parted) in notes.items():
+        row = nodeid, _signed(common), _signed(parted)
+        execute("INSERT INTO divergence_notes VALUES (?, ?, ?)", row)
+    if not notes and b"divergence_removals" in known:
+        execute("DELETE FROM divergence_removals")
+    if b"divergence" in known:
+        execute("DROP TABLE divergence")
 
 
-def end(execute: Execute) -> None:
-    """Record that other nodes have the whole tree again."""
-    if execute(_KNOWN).fetchone():
-        execute("DELETE FROM divergence")
+def read_removals(execute: Execute) -> list[Removal]:
+    """Return the removals since the notes."""
+    if b"divergence_removals" not in _known(execute):
+        return []
+    rows = execute("SELECT inode, version, path FROM divergence_removals").fetchall()
+    return [Removal(inode & _U64, version & _U64, path) for inode, version, path in rows]
+
+
+def add_removals(execute: Execute, removals: Iterable[Removal]) -> None:
+    """Add *removals*, in the transaction that removes the entries."""
+    execute(_REMOVALS)
+    for inode, version, path in removals:
+        row = _signed(inode), _signed(version), path
+        execute("INSERT OR REPLACE INTO divergence_removals VALUES (?, ?, ?)", row)
+
+
+def _known(execute: Execute) -> set[bytes]:
+    """Return the names of our tables that the file has."""
+    return {name for (name,) in execute(_KNOWN).fetchall()}
+
+
+def _signed(number: int) -> int:
+    return number - (number >> 63 << 64)

@@ -100,7 +100,7 @@ class Adoption:
         self._sparse |= {entry.inode for entry in moved if _is_sparse(entry)}
         records = [record for inode, record in self.written.items() if inode not in kept]
         records += map(record_of, moved)
-        records.sort(key=lambda record: self._path(record.inode))
+        records.sort(key=lambda record: self.path_of(record.inode))
         entries = new_entries(records, self._sparse)
         parents = [record.parent for record in records]
         self._arriving = list(zip(entries, parents, strict=True))
@@ -115,7 +115,7 @@ class Adoption:
         return staying
 
     def _is_same(self, entry: Entry, record: Record) -> bool:
-        return entry.type == record.type and entry.path == self._path(record.inode)
+        return entry.type == record.type and entry.path == self.path_of(record.inode)
 
     def _find_moved(self, replaced: list[Entry]) -> list[Entry]:
         """Return the unchanged entries that get a new path because a directory above moves."""
@@ -132,7 +132,7 @@ class Adoption:
         """Tell whether our entry is equal to the leader's, except perhaps for its path."""
         return inode not in self.written and inode not in self._deleted
 
-    def _path(self, inode: int) -> str:
+    def path_of(self, inode: int) -> str:
         """Return the future path of *inode*."""
         names: list[str] = []
         below: list[int] = []

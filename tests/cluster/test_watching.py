@@ -23,6 +23,7 @@ SLACK = 6  # on a busy machine
 
 T = TypeVar("T")
 NODES = tuple(ClusterNode(f"node{n}", n, f"127.0.0.{n}", 1) for n in (1, 2))
+TIMEOUTS = (1000, 1200)  # milliseconds: token and consensus of a single node of the tests
 
 
 class Told(Generic[T]):
@@ -127,11 +128,11 @@ def test_the_configuration_is_reported_once_it_is_complete(corosync: Corosync) -
     told = Told[ClusterConfig]()
     watch = ConfigWatch(told)
     watch.start()
-    assert told.next() == ClusterConfig("single", 1, NODES[:1])
+    assert told.next() == ClusterConfig("single", 1, NODES[:1], *TIMEOUTS)
     reload(corosync, version=2, nodes=2)
-    assert told.next() == ClusterConfig("single", 2, NODES)
+    assert told.next() == ClusterConfig("single", 2, NODES, *TIMEOUTS)
     reload(corosync, version=3, nodes=1)
-    assert told.next() == ClusterConfig("single", 3, NODES[:1])
+    assert told.next() == ClusterConfig("single", 3, NODES[:1], *TIMEOUTS)
     watch.close()
     assert told.is_quiet()
 
@@ -146,7 +147,7 @@ def test_a_restart_of_corosync_reports_changes_only(corosync: Corosync) -> None:
     corosync.conf.write_text(configuration(version=5, nodes=2))
     again = start(corosync.conf.parent)
     try:
-        assert told.next() == ClusterConfig("single", 5, NODES)
+        assert told.next() == ClusterConfig("single", 5, NODES, *TIMEOUTS)
         watch.close()
     finally:
         again.kill()

@@ -71,7 +71,8 @@ def save(tree: Tree, path: Path) -> Path:
         replica = Replica(Tree(), Guests(), database)
         raw = tree.index()
         needed = index.records_needed(raw, [replica.state()])
-        replica.adopt(raw, records_of(tree, needed), now=1, lock=contextlib.nullcontext())
+        records = records_of(tree, needed)
+        replica.adopt(raw, records, side=(2,), now=1, lock=contextlib.nullcontext())
     return path
 
 

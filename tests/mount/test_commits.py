@@ -255,7 +255,8 @@ def layout(path: Path) -> list[object]:
     """Return what SQLite knows of a database apart from its rows, and from our own table."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
         tables = database.execute(
-            "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name != 'divergence'"
+            "SELECT type, name, tbl_name, sql FROM sqlite_master "
+            "WHERE tbl_name NOT GLOB 'divergence*'"
         ).fetchall()
         pragmas = ("encoding", "user_version", "application_id", "auto_vacuum")
         return [tables, *(database.execute(f"PRAGMA {name}").fetchone() for name in pragmas)]

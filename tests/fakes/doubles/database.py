@@ -1,7 +1,10 @@
 """A database whose saves always succeed and store nothing."""
 
+from collections.abc import Mapping, Sequence
+
 from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
+from pmxcfs.storage.divergence import Note, Removal
 
 
 class FakeDatabase:
@@ -9,15 +12,12 @@ class FakeDatabase:
 
     def __init__(self) -> None:
         self.degraded: StoreError | None = None
-        self.diverged_at: int | None = None
+        self.notes: Mapping[int, Note] = {}
         self.transactions = 0
 
-    def save(self, tree: Tree, *, patient: bool = True) -> bool:
+    def save(self, tree: Tree, removals: Sequence[Removal] = (), *, patient: bool = True) -> bool:
         self.transactions += 1
         return True
 
-    def diverge(self, version: int) -> None:
-        self.diverged_at = version
-
-    def converge(self) -> None:
-        self.diverged_at = None
+    def write_notes(self, notes: Mapping[int, Note]) -> None:
+        self.notes = notes

@@ -1,7 +1,7 @@
 """A real group thread on a CPG service in memory, with a content that records its calls."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from pmxcfs.cluster.status_group import StatusGroup
@@ -48,6 +48,8 @@ class FakeContent:
         self.threads: list[int] = []  # the thread of each delivery
         self.members: list[list[Member]] = []
         self.synced = self.left = 0
+        self.is_common = False
+        self.agreed: Collection[Member] = ()
         self.commits: list[Commit] = []
         self.merged: list[Mapping[Member, bytes]] = []
         self.records = [RECORD]  # what a leader sends
@@ -77,9 +79,13 @@ class FakeContent:
         self.members.append(list(members))
         self._note()
 
-    def on_synced(self) -> None:
+    def on_synced(self, agreed: Collection[Member]) -> None:
         self.synced += 1
+        self.agreed = agreed
         self._note()
+
+    def on_tick(self, *, is_common: bool) -> None:
+        self.is_common = is_common
 
     def on_left(self) -> None:
         self.left += 1

@@ -101,12 +101,18 @@ def fail_to_finish() -> None:
     setattr(daemon, "LocalIssuer", Failing)  # noqa: B010
 
 
+def forget_departures() -> None:
+    """Do not write which nodes miss changes of this node."""
+    setattr(Database, "write_notes", lambda database, notes: None)  # noqa: B010
+
+
 SABOTAGE: Mapping[str, Callable[[], None]] = {
     "reply-before-commit": reply_before_commit,
     "commit-in-pieces": commit_in_pieces,
     "forget-to-sync": forget_to_sync,
     "skip-update": skip_update,
     "fail-to-finish": fail_to_finish,
+    "forget-departures": forget_departures,
 }
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pmxcfs.replica.outbox import Outbox, Proposal, Sendable
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage.divergence import Note
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import Guests
 from tests.fakes.doubles.database import FakeDatabase
@@ -57,6 +58,7 @@ class World:
 
     def __init__(self) -> None:
         self.is_quorate = True
+        self.seconds = 100.0
         self.refreshes = 0
         self.expired: list[tuple[str, bytes]] = []
         self.kinds_when_asked: list[list[Kind]] = []  # changes delivered before each question
@@ -64,7 +66,6 @@ class World:
         self.lock = CheckedLock()
         self.wakes = 0  # of the group's thread
         self.outbox = Outbox(QuorumFlag(is_quorate=True), wake=self._note_wake)
-        self.common: list[Sequence[Member]] = []  # told of the members' common tree
         self.proposals = Proposals()
         self.database = FakeDatabase()
         self.replica = Replica(Tree(), Guests(), self.database)  # type: ignore[arg-type]
@@ -77,7 +78,7 @@ class World:
             lock=self.lock,
             quorum=self,
             lock_has_expired=self._has_expired,
-            on_common=self._note_common,
+            clock=lambda: self.seconds,
         )
         self.content.on_members([ME, PEER], me=ME)
 
@@ -87,10 +88,6 @@ class World:
     def _has_expired(self, path: str, checksum: bytes) -> bool:
         self.kinds_when_asked.append([change.kind for change, _ in self.changes])
         return (path, checksum) in self.expired
-
-    def _note_common(self, members: Sequence[Member]) -> None:
-        assert self.lock.is_held
-        self.common.append(members)
 
     def refresh(self) -> bool:
         assert not self.lock.is_held
@@ -359,10 +356,39 @@ def test_only_changes_that_other_threads_see_hold_the_lock(world: World) -> None
 
     names = ("state", "checksum", "adopt")
     replica = SimpleNamespace(**{name: noted(name) for name in names})
+    replica.tree, replica.save_notes = world.replica.tree, noted("save_notes")
+    replica.departures = SimpleNamespace(agree=noted("agree"), remember=noted("remember"))
     setattr(world.content, "_replica", replica)  # noqa: B010
     world.content.state()
     world.content.checksum()
-    world.content.commit(Commit(PEER, b"", cast("list[Record]", [])))
-    world.content.on_synced()
-    assert held == {"state": False, "checksum": False, "adopt": False}
-    assert world.common == [[ME, PEER]]
+    world.content.commit(Commit(PEER, b"", cast("list[Record]", []), agreed=[PEER]))
+    world.content.on_synced([ME, PEER])
+    unlocked, locked = ("state", "checksum", "adopt"), ("agree", "remember", "save_notes")
+    assert held == {**dict.fromkeys(unlocked, False), **dict.fromkeys(locked, True)}
+
+
+# What other nodes miss
+
+
+def test_a_departure_is_noted_in_the_database(world: World) -> None:
+    world.replica.departures.set_nodes((ME.nodeid, PEER.nodeid), room=10.0)
+    world.content.on_synced([ME, PEER])
+    before = world.replica.tree.version
+    world.seconds += 20
+    world.content.on_tick(is_common=True)
+    world.deliver(of(PEER, Mkdir("a")))
+    world.content.on_members([ME], me=ME)
+    assert world.database.notes == {PEER.nodeid: Note(before, before + 1)}
+
+
+def test_a_note_is_dropped_when_the_member_has_our_tree(world: World) -> None:
+    world.replica.departures.set_nodes((ME.nodeid, PEER.nodeid))
+    world.content.on_members([ME], me=ME)
+    assert PEER.nodeid in world.database.notes
+    world.content.on_members([ME, PEER], me=ME)
+    world.content.on_synced([ME])
+    for is_common in (False, True, True):
+        assert PEER.nodeid in world.database.notes
+        world.seconds += 20
+        world.content.on_tick(is_common=is_common)
+    assert world.database.notes == {}

@@ -30,6 +30,8 @@ def test_the_configuration_is_read_from_cmap_keys() -> None:
         "nodelist.node.10.ring1_addr": "other",
         "nodelist.node.0.nodeid": 2,
         "nodelist.node.0.name": "node1",
+        "runtime.config.totem.token": 3650,
+        "runtime.config.totem.consensus": 4380,
     }
     assert config_of(values) == ClusterConfig(
         "lab",
@@ -39,6 +41,8 @@ def test_the_configuration_is_read_from_cmap_keys() -> None:
             ClusterNode("node1", 2, "", 1),
             ClusterNode("host", 7, "host", 1),
         ),
+        token=3650,
+        consensus=4380,
     )
 
 

@@ -294,7 +294,7 @@ def test_a_member_that_is_not_synced_collects_updates_and_commits_them() -> None
     node = updating_node()
     assert node.hears(ONE, Update(WALL, node.epoch, RECORD)) == []
     effects = node.hears(ONE, UpdateComplete(WALL, node.epoch))
-    assert effects == [Commit(ONE, index(5), [RECORD])]
+    assert effects == [Commit(ONE, index(5), [RECORD], agreed=frozenset([ONE, TWO]))]
     assert without_logs(node.machine.on_committed(ok=True)) == [Enter(Mode.SYNCED)]
 
 
@@ -304,7 +304,7 @@ def test_updates_of_other_members_than_the_leader_are_ignored() -> None:
     assert node.hears(TWO, UpdateComplete(WALL, node.epoch)) == []
     assert node.mode is Mode.UPDATE
     effects = node.hears(ONE, UpdateComplete(WALL, node.epoch))
-    assert effects == [Commit(ONE, index(5), [])]
+    assert effects == [Commit(ONE, index(5), [], agreed=frozenset([ONE, TWO]))]
 
 
 def test_after_the_commit_the_sync_queue_comes_before_the_message_queue() -> None:
@@ -452,3 +452,28 @@ def test_serials_go_on_after_leaving() -> None:
     node.machine.join(TWO)
     node.members(TWO)
     assert node.machine.number(Mkdir("b"), WALL).serial == 2
+
+
+def test_members_have_one_content_once_the_leader_has_sent_its_last_update() -> None:
+    node = synced_node(others_behind=True)
+    assert set(node.machine.agreed) == {ONE, TWO}
+    assert not node.machine.is_common
+    node.hears(ONE, UpdateComplete(WALL, node.epoch))
+    assert node.machine.is_common
+    assert set(node.machine.agreed) == {ONE, TWO}
+
+
+def test_a_node_that_gets_updates_knows_who_had_the_leaders_content() -> None:
+    node = updating_node()
+    assert not node.machine.is_common
+    node.hears(ONE, UpdateComplete(WALL, node.epoch))
+    node.machine.on_committed(ok=True)
+    assert node.machine.is_common
+    assert set(node.machine.agreed) == {ONE, TWO}
+
+
+def test_a_membership_change_ends_the_agreement() -> None:
+    node = synced_node()
+    node.members(ONE, TWO)
+    assert not node.machine.is_common
+    assert not node.machine.agreed

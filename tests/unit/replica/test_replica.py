@@ -1,7 +1,7 @@
 """Replica and LocalIssuer: groups of mutations are applied, saved and announced, or rolled back."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -12,6 +12,7 @@ from pmxcfs.replica import tickets
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import Guests
 
@@ -25,16 +26,16 @@ class FakeDatabase:
         self.saved: list[list[str]] = []  # the paths of each transaction
         self.syncs = 0
         self.degraded: StoreError | None = None
-        self.diverged_at: int | None = None
+        self.notes: Mapping[int, Note] = {}
 
-    def save(self, tree: Tree, *, patient: bool = True) -> bool:
+    def save(self, tree: Tree, removals: Sequence[Removal] = (), *, patient: bool = True) -> bool:
         if self.degraded is not None:
             raise self.degraded
         self.saved.append([entry.path for entry in tree.unsaved().values() if entry])
         return True
 
-    def diverge(self, version: int) -> None:
-        self.diverged_at = version
+    def write_notes(self, notes: Mapping[int, Note]) -> None:
+        self.notes = notes
 
     def sync(self) -> None:
         self.syncs += 1

@@ -1,7 +1,7 @@
 """Long saves: the tree's lock is released meanwhile, and other changes wait for the end."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -11,6 +11,7 @@ from pmxcfs.errors import StoreError
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import LARGE_SAVE, Replica
+from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import Guests
 from tests.fakes.doubles.yielding import Yielding
@@ -26,10 +27,10 @@ class SlowDatabase:
         self.saved: list[list[str]] = []  # the paths of each transaction
         self.is_prompt = self.is_sound = True
         self.degraded: StoreError | None = None
-        self.diverged_at: int | None = None
+        self.notes: Mapping[int, Note] = {}
         self.has_begun, self.may_end = threading.Event(), threading.Event()
 
-    def save(self, tree: Tree, *, patient: bool = True) -> bool:
+    def save(self, tree: Tree, removals: Sequence[Removal] = (), *, patient: bool = True) -> bool:
         if patient:
             self.has_begun.set()
             assert self.may_end.wait(DEADLINE)
@@ -48,7 +49,7 @@ class World:
         self.database, self.yielding = SlowDatabase(), Yielding(room=0)
         self.tree = Tree()
         self.replica = Replica(self.tree, Guests(), self.database, yielding=self.yielding)  # type: ignore[arg-type]
-        self.replica.is_shared = True
+        self.replica.departures.set_nodes(())
         self.issuer = LocalIssuer(self.replica, clock=lambda: 1.0, yielding=self.yielding)
         self._pool = pool
         self.submit(Create("file"))

@@ -191,7 +191,6 @@ def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
             lock=lock,
             quorum=Quorate(),
             lock_has_expired=lambda path, checksum: False,
-            on_common=lambda members: None,
         )
         player.thread = TreeGroup(
             content, player, wakeup=wakeup, connect=lambda sink: player, clock=player

@@ -42,7 +42,7 @@ def replica(tmp_path: Path, faults: Faults) -> Iterator[Replica]:
     database = Database.open(tmp_path / "config.db", now=7)
     with contextlib.closing(database):
         replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
-        replica.synced(with_others=True)
+        replica.departures.set_nodes(())
         yield replica
 
 
@@ -168,7 +168,7 @@ def test_an_adopted_tree_replaces_the_registered_guests(replica: Replica) -> Non
     leader = tree_of(*records)
     needed = index.records_needed(leader.index(), [replica.state()])
     sent = [way_to(Tree(), leader).written[inode] for inode in needed]
-    replica.adopt(leader.index(), sent, now=1, lock=contextlib.nullcontext())
+    replica.adopt(leader.index(), sent, side=(2,), now=1, lock=contextlib.nullcontext())
     assert [(guest.vmid, guest.node, guest.type) for guest in replica.guests] == [
         (200, "b", "qemu")
     ]
@@ -224,7 +224,7 @@ def test_a_recorded_synchronization_ends_with_the_leaders_tree(tmp_path: Path, n
             replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
             replica.import_configuration(configuration, now=header.mtime)
             assert replica.state() == state
-            replica.adopt(leader, updates, now=1, lock=contextlib.nullcontext())
+            replica.adopt(leader, updates, side=(2,), now=1, lock=contextlib.nullcontext())
             assert replica.state() == leader == stored(tmp_path / f"{nodeid}.db").index()
 
 
@@ -237,7 +237,8 @@ def test_importing_corosync_conf_makes_version_3(replica: Replica, tmp_path: Pat
     assert record == Record(2, 0, 3, 0, 99, 8, b"corosync.conf", b"totem {}\n")
     assert replica.tree.version == 3
     assert replica.transactions == 1
-    assert not replica.is_shared
+    assert replica.departures.notes == {}
+    assert replica.departures.is_due
     assert stored(tmp_path / "config.db").index() == replica.state()
     assert query(tmp_path / "config.db", "SELECT name FROM sqlite_master") == [(b"tree",)]
 

@@ -13,9 +13,11 @@ from pmxcfs._core import Tree
 from pmxcfs.cli import offline
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Write
+from pmxcfs.replica.departures import SETTLING
 from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.database import Database
+from pmxcfs.storage.divergence import Note, Removal, read_notes
 from pmxcfs.tree import index
 from pmxcfs.tree.guests import Guests
 from tests.conftest import ExpectLog
@@ -27,6 +29,7 @@ KEPT = (
     r"the cluster's tree replaces entries that only this node has changed \(\d+\); a copy of this"
 )
 NOW = 1234
+ME, NODES = 1, (1, 2, 3)
 
 
 class Node:
@@ -42,10 +45,30 @@ class Node:
         self.tree = Tree()
         self.tree.load(self.database.load(now=7).records)
         self.replica = Replica(self.tree, Guests(), self.database, policy=Policy.KEEP)
+        self.replica.departures.set_nodes(NODES)
 
     def restart(self) -> None:
         self.database.close()
         self.start()
+
+    def meet(self, *others: int, now: float = 0.0) -> None:
+        """Be in a group with *others*, as the last synchronization left the tree."""
+        version, departures = self.tree.version, self.replica.departures
+        departures.follow({ME, *others}, me=ME, version=version, now=now)
+        departures.remember(version, now=now)
+        self.replica.save_notes()
+
+    def settle(self) -> None:
+        """Let the members stay in the group after a synchronization."""
+        for now in (0.0, SETTLING):
+            self.replica.departures.settle(is_common=True, now=now)
+        self.replica.save_notes()
+
+    def notes(self) -> dict[int, Note]:
+        """Return the notes in the file, as they are after a crash."""
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.text_factory = bytes
+            return read_notes(other.execute)
 
     def do(self, *mutations: Mutation) -> None:
         """Deliver each mutation in a group of its own."""
@@ -54,10 +77,16 @@ class Node:
             self.replica.deliver([ticket])
             ticket.result()
 
-    def become(self, leader: Tree) -> None:
+    def become(self, leader: Tree, *side: int) -> None:
         raw = leader.index()
         needed = index.records_needed(raw, [self.replica.state()])
-        self.replica.adopt(raw, records_of(leader, needed), now=NOW, lock=contextlib.nullcontext())
+        self.replica.adopt(
+            raw,
+            records_of(leader, needed),
+            side=side or (2, 3),
+            now=NOW,
+            lock=contextlib.nullcontext(),
+        )
 
     def copies(self) -> list[Path]:
         return sorted(self.conflicts.iterdir()) if self.conflicts.exists() else []
@@ -68,7 +97,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     """A node in sync with others."""
     node = Node(tmp_path)
     node.become(tree_of(*COMMON))
-    node.replica.synced(with_others=True)
+    node.meet(2, 3)
+    node.settle()
     yield node
     node.database.close()
 
@@ -92,7 +122,7 @@ def test_what_was_changed_alone_is_kept(
 ) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's version: f$")
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
     before = node.tree.index()
     node.become(a_majority())
@@ -108,7 +138,7 @@ def test_what_was_changed_alone_is_kept(
 def test_a_copy_is_readable_only_by_root(node: Node, expect_log: ExpectLog) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
     old = os.umask(0)
     try:
@@ -124,7 +154,7 @@ def test_the_next_copy_does_not_replace_the_first(node: Node, expect_log: Expect
     expect_log(KEPT)
     expect_log("replaced by another node's")
     for number, leader in enumerate((a_majority(), a_majority(version=99))):
-        node.replica.synced(with_others=False)
+        node.meet()
         node.do(write("f", b"ours %d" % number))
         node.become(leader)
     first, second = node.copies()
@@ -137,7 +167,7 @@ def test_private_names_are_not_logged(
 ) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's version: private entry 51$")
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(Create("priv/secret.key"))
     node.become(a_majority())
     assert "secret" not in caplog.text
@@ -149,8 +179,8 @@ def test_at_most_100_paths_are_logged(
 ) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    expect_log("20 more paths were replaced")
-    node.replica.synced(with_others=False)
+    expect_log("replaced by another node's version: 20 more paths")
+    node.meet()
     tickets = [Ticket(Create(f"file{n}"), writer=1, mtime=NOW) for n in range(120)]
     node.replica.deliver(tickets)
     node.become(a_majority(version=900))
@@ -160,22 +190,22 @@ def test_at_most_100_paths_are_logged(
 def test_the_divergence_survives_restarts(node: Node, expect_log: ExpectLog) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
     node.restart()
     node.restart()
-    assert node.database.diverged_at == 50
+    assert node.database.notes == {2: Note(50, 50), 3: Note(50, 50)}
+    node.meet(2, 3)
     node.become(a_majority())
     assert len(node.copies()) == 1
     node.restart()
-    assert node.database.diverged_at is None
+    assert node.database.notes == {}
 
 
 def test_the_divergence_survives_a_kill(node: Node) -> None:
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
-    with contextlib.closing(sqlite3.connect(node.path)) as other:  # reads what a crash would leave
-        assert other.execute("SELECT version FROM divergence").fetchall() == [(50,)]
+    assert node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
 
 
 def forked(node: Node, *theirs: Record) -> Tree:
@@ -226,7 +256,7 @@ def test_an_ancestor_of_the_leaders_tree_is_not_copied(node: Node) -> None:
 
 
 def test_a_node_that_changed_nothing_while_alone_keeps_nothing(node: Node) -> None:
-    node.replica.synced(with_others=False)
+    node.meet()
     node.become(a_majority())
     assert node.copies() == []
 
@@ -239,17 +269,18 @@ def test_a_node_that_was_only_offline_keeps_nothing(node: Node) -> None:
 
 
 def test_changes_of_a_node_that_led_the_sync_are_not_lost(node: Node) -> None:
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
-    node.replica.synced(with_others=True)
-    assert node.database.diverged_at is None
+    node.meet(2, 3)
+    node.settle()
+    assert node.notes() == {}
     node.restart()
     node.become(a_majority())
     assert node.copies() == []
 
 
 def test_changes_that_the_leader_has_too_are_not_lost(node: Node) -> None:
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
     ours = records_of(node.tree, [2, 3, 4])
     leader = tree_of(*ours, file(99, "z", version=99), root=ROOT._replace(version=99))
@@ -259,11 +290,213 @@ def test_changes_that_the_leader_has_too_are_not_lost(node: Node) -> None:
 
 def test_entries_unchanged_since_the_divergence_are_not_lost(node: Node) -> None:
     """Only x was changed alone; the leader's version of f descends from ours."""
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(Mkdir("x"))
     node.do(Delete("x"))
     node.become(a_majority())
     assert node.copies() == []
+
+
+# A winner that has overwritten everything that it had changed right after the fork
+
+
+def in_the_room(node: Node, *mutations: Mutation) -> None:
+    """Make changes just before the others depart: they may have got them or not."""
+    node.do(*mutations)
+    node.meet()
+
+
+def test_a_new_file_is_kept_if_the_winner_has_rewritten_all(
+    node: Node, expect_log: ExpectLog
+) -> None:
+    expect_log(KEPT)
+    expect_log("replaced by another node's version: 900.conf$")
+    node.meet(2)
+    node.do(Create("900.conf"), write("900.conf", b"x"))
+    node.meet(2, 3)
+    node.become(forked(node, file(4, "g", b"12", version=62)), 3)
+    assert contents_of(stored(node.copies()[0]))["900.conf"] == b"x"
+
+
+def test_a_file_that_both_sides_have_changed_is_kept(node: Node, expect_log: ExpectLog) -> None:
+    expect_log(r"only this node has changed \(1\);")
+    expect_log("replaced by another node's version: f$")
+    node.meet(2)
+    node.do(write("f", b"ours"))
+    node.become(forked(node, file(3, "f", b"theirs", version=62)), 3)
+    assert contents_of(stored(node.copies()[0]))["f"] == b"ours"
+
+
+@pytest.mark.parametrize("theirs", [(), (file(3, "f", b"common"),)], ids=["nothing", "older"])
+def test_a_change_before_the_departure_is_kept_if_the_leader_has_nothing_or_something_older(
+    node: Node, expect_log: ExpectLog, theirs: tuple[Record, ...]
+) -> None:
+    expect_log(r"only this node has changed \(1\);")
+    expect_log("replaced by another node's version: f$")
+    in_the_room(node, write("f", b"ours"))
+    assert node.notes()[2] == Note(50, 51)
+    others = (*COMMON[:1], file(4, "g", b"9", version=90))
+    node.become(tree_of(*others, *theirs, root=ROOT._replace(version=90)))
+    assert len(node.copies()) == 1
+
+
+def test_a_change_before_the_departure_is_not_lost_if_the_leader_has_something_newer(
+    node: Node,
+) -> None:
+    in_the_room(node, write("f", b"shared"), write("g", b"shared"))
+    theirs = file(3, "f", b"9", version=90), file(4, "g", b"9", version=91)
+    node.become(tree_of(*COMMON[:1], *theirs, root=ROOT._replace(version=91)))
+    assert node.copies() == []
+
+
+def test_the_path_counts_and_not_the_inode(node: Node, expect_log: ExpectLog) -> None:
+    """The leader has removed f and made a new one."""
+    in_the_room(node, write("f", b"shared"))
+    theirs = file(4, "g", b"9", version=90), file(85, "f", b"9", version=86)
+    node.become(tree_of(*COMMON[:1], *theirs, root=ROOT._replace(version=90)))
+    assert node.copies() == []
+
+
+def test_an_equal_entry_shows_that_the_leader_had_all_before_it(node: Node) -> None:
+    """The leader's node was separated for longer, but has met another one since."""
+    node.meet(2)
+    node.do(Create("x"), write("f", b"1"), write("g", b"both"))
+    node.meet()
+    both = file(4, "g", b"both", version=53)._replace(writer=1, mtime=NOW)
+    theirs = both, file(3, "f", b"9", version=90)
+    node.become(tree_of(*COMMON[:1], *theirs, root=ROOT._replace(version=90)), 2, 3)
+    assert node.copies() == []
+
+
+def test_an_entry_of_another_history_shows_that_a_note_is_wrong(
+    node: Node, expect_log: ExpectLog
+) -> None:
+    """The leader's database was replaced by that of another cluster, or by a backup."""
+    expect_log(KEPT)
+    expect_log("replaced by another node's version: [fg]$")
+    node.do(write("f", b"ours"), write("g", b"ours"), write("f", b"ours"))
+    node.meet()
+    node.meet(2, 3)
+    leader = tree_of(*COMMON[:1], file(4, "g", b"x", version=51), root=ROOT._replace(version=99))
+    node.become(leader)
+    assert len(node.copies()) == 1
+
+
+def test_a_fork_lowers_the_notes_of_absent_nodes(node: Node, expect_log: ExpectLog) -> None:
+    expect_log(KEPT)
+    expect_log("replaced by another node's")
+    node.meet(2)
+    node.do(write("f", b"ours"), write("g", b"ours"))
+    node.meet()
+    assert node.notes() == {2: Note(50, 52), 3: Note(50, 50)}
+    node.meet(3)
+    node.become(a_majority(), 3)
+    assert node.notes() == {2: Note(50, 50)}
+
+
+def test_the_note_of_all_other_nodes_by_an_earlier_version_is_read(
+    node: Node, expect_log: ExpectLog
+) -> None:
+    expect_log(KEPT)
+    expect_log("replaced by another node's")
+    node.do(write("f", b"ours"))
+    with contextlib.closing(sqlite3.connect(node.path)) as other, other:
+        other.execute("CREATE TABLE divergence (version INTEGER NOT NULL)")
+        other.execute("INSERT INTO divergence VALUES (50)")
+    node.restart()
+    assert node.replica.departures.notes == {n: Note(50, 50) for n in NODES}
+    node.meet()
+    assert node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
+    node.become(forked(node, file(4, "g", b"theirs", version=90)))
+    assert len(node.copies()) == 1
+
+
+# Removals
+
+
+def test_a_removal_that_the_leader_undoes_is_logged(node: Node, expect_log: ExpectLog) -> None:
+    expect_log(r"only this node has changed \(1\);")
+    expect_log("removed here, and present again in another node's version: f$")
+    node.meet()
+    node.do(Delete("f"))
+    node.restart()
+    node.meet(2, 3)
+    node.become(forked(node, file(4, "g", b"9", version=90)))
+    (copy,) = node.copies()
+    assert set(contents_of(stored(copy))) == {"priv", "g"}
+
+
+def test_a_removal_under_a_private_path_is_not_logged_by_name(
+    tmp_path: Path, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    expect_log(KEPT)
+    expect_log("present again in another node's version: private entry 5$")
+    node = Node(tmp_path)
+    common = (*COMMON, file(5, "secret", b"", parent=2))
+    node.become(tree_of(*common))
+    node.meet()
+    node.do(Delete("priv/secret"))
+    node.become(tree_of(*common, root=ROOT._replace(version=90)))
+    assert "secret" not in caplog.text
+    node.database.close()
+
+
+def test_a_removal_that_the_leader_has_too_is_not_lost(node: Node) -> None:
+    node.meet()
+    node.do(Delete("f"))
+    theirs = file(4, "g", b"9", version=90)
+    node.become(tree_of(*COMMON[:1], theirs, root=ROOT._replace(version=90)))
+    assert node.copies() == []
+
+
+def removals(node: Node) -> list[Removal]:
+    return list(node.database.read_removals())
+
+
+def test_removals_are_remembered_only_while_a_node_may_miss_them(node: Node) -> None:
+    node.do(Delete("f"))
+    assert removals(node) == []
+    node.meet(2)
+    node.do(Delete("g"))
+    assert removals(node) == [Removal(4, 52, b"g")]
+    node.meet(2, 3)
+    node.settle()
+    assert removals(node) == []
+
+
+def test_the_removal_of_an_entry_that_no_absent_node_has_is_not_remembered(node: Node) -> None:
+    """HA takes and frees locks for as long as a node is away."""
+    node.meet(2)
+    node.do(Mkdir("x"), Delete("x"))
+    assert removals(node) == []
+
+
+def test_a_removal_that_could_not_be_saved_is_remembered_later(
+    node: Node, expect_log: ExpectLog
+) -> None:
+    expect_log("can't be written")
+    node.meet(2)
+    node.database._connection.execute("PRAGMA query_only = ON")
+    node.do(Delete("f"))
+    assert node.replica.is_degraded
+    assert node.replica.catch_up()
+    assert removals(node) == [Removal(3, 51, b"f")]
+    assert stored(node.path).index() == node.tree.index()
+
+
+# Older versions
+
+
+def test_an_older_version_without_a_note_is_kept_but_is_no_fork(
+    node: Node, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    expect_log(r"has older versions of entries than this node \(1\), although no node was")
+    expect_log("replaced by an older version: f$")
+    node.do(write("f", b"ours"), write("g", b"both"))
+    both = file(4, "g", b"both", version=52)._replace(writer=1, mtime=NOW)
+    node.become(tree_of(*COMMON[:2], both, root=ROOT._replace(version=90)))
+    assert contents_of(stored(node.copies()[0]))["f"] == b"ours"
+    assert "only this node" not in caplog.text
 
 
 def test_a_fresh_node_of_a_cluster_keeps_nothing(tmp_path: Path) -> None:
@@ -288,7 +521,7 @@ def test_a_node_that_never_was_in_a_cluster_keeps_its_whole_tree(
 
 
 def test_without_a_copy_nothing_is_replaced(node: Node) -> None:
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
     node.conflicts.write_bytes(b"a file where the directory should be")
     before = node.tree.index()
@@ -333,13 +566,14 @@ def test_the_divergence_ends_when_a_degraded_node_catches_up(
     expect_log("can't be written")
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    node.replica.synced(with_others=False)
+    node.meet()
     node.do(write("f", b"ours"))
+    node.meet(2, 3)
     node.database._connection.execute("PRAGMA query_only = ON")
     node.become(a_majority())
     assert node.replica.is_degraded
-    assert node.database.diverged_at == 50
+    assert node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
     assert node.replica.catch_up()
-    assert node.database.diverged_at is None
+    assert node.notes() == {}
     node.restart()
     assert node.tree.index() == a_majority().index()

@@ -49,6 +49,8 @@ class World:
         self.database = Database.open(path, now=7, on_growth=self._request_checkpoint)
         self.tree = Tree()
         self.replica = Replica(self.tree, Guests(), self.database, policy=policy)
+        self.replica.departures.set_nodes((1, 2))
+        self.replica.departures.follow({1, 2}, me=1, version=self.tree.version, now=0.0)
         self.told: list[Reload] = []
         self.replica.subscribe(on_reload=self.told.append)
         self.leader = tree_of(*THEIRS, root=NEWER)
@@ -59,13 +61,13 @@ class World:
     def start(self) -> None:
         """Adopt our tree, in sync with other nodes."""
         self.become(tree_of(*OURS))
-        self.replica.synced(with_others=True)
         self.told.clear()
 
     def become(self, leader: Tree, lock: AbstractContextManager[object] = HELD) -> None:
         raw = leader.index()
         needed = index.records_needed(raw, [self.replica.state()])
-        self.replica.adopt(raw, records_of(leader, needed), now=1234, lock=lock)
+        records = records_of(leader, needed)
+        self.replica.adopt(raw, records, side=(2,), now=1234, lock=lock)
 
     def adopt(self) -> None:
         self.become(self.leader)
@@ -236,7 +238,7 @@ def test_readers_and_checkpoints_are_not_writers(world: World) -> None:
 @pytest.mark.parametrize("policy", list(Policy))
 def test_a_bad_message_changes_nothing(world: World, policy: Policy, faults: Faults) -> None:
     with pytest.raises(BadMessage):
-        world.replica.adopt(world.leader.index(), [], now=1, lock=contextlib.nullcontext())
+        world.replica.adopt(world.leader.index(), [], side=(2,), now=1, lock=HELD)
     assert faults.seen == []
     world.check_is_ours()
 
@@ -262,7 +264,8 @@ def test_one_adoption_after_the_other_while_nothing_can_be_written(
     faults.arm(IO_ERROR, at=0)
     world.adopt()
     world.replica.deliver([Ticket(Mkdir("x"), writer=2, mtime=9)])
-    world.become(tree_of(*OURS, root=NEWER._replace(version=70)))
+    second = (*OURS[:2], file(4, "f", b"2nd", version=69), *OURS[3:])
+    world.become(tree_of(*second, root=NEWER._replace(version=70)))
     world.replica.deliver([Ticket(Write("f", 0, b"later", truncate=True), writer=2, mtime=9)])
     last = (directory(90, "z", version=90), file(4, "f", b"q", parent=90, version=91))
     world.become(tree_of(*last, root=NEWER._replace(version=91)))
@@ -278,7 +281,7 @@ def test_an_adopted_tree_is_loaded_after_a_restart(world: World) -> None:
     with contextlib.closing(Database.open(world.path, now=9)) as database:
         loaded = database.load(now=9)
         assert loaded.repairs == []
-        assert database.diverged_at is None
+        assert database.notes == {}
     tree = Tree()
     tree.load(loaded.records)
     assert tree.index() == world.leader.index()
@@ -315,7 +318,7 @@ def test_the_lock_is_not_held_while_an_adoption_is_saved(world: World, faults: F
     lock = Lock(lambda: before.append(len(faults.seen)))
     world.replica.subscribe(on_reload=lambda _: before.append(-1 if lock.is_held else 0))
     world.become(world.leader, lock)
-    assert before == [0, STATEMENTS, -1]
+    assert before == [0, 0, STATEMENTS, -1]  # for the notes, for the plan's end, for the swap
 
 
 def test_a_timer_that_comes_between_saving_and_swapping(

@@ -77,6 +77,8 @@ def replica_of(records: list[Record]) -> Iterator[tuple[Replica, Path]]:
         database = Database.open(path, now=7)
         with contextlib.closing(database):
             replica = Replica(Tree(), Guests(), database)
+            replica.departures.set_nodes((1, 2))
+            replica.departures.follow({1, 2}, me=1, version=1, now=0.0)
             become(replica, tree_of(*records))
             yield replica, path
 
@@ -87,7 +89,8 @@ def become(replica: Replica, leader: Tree) -> Reload:
     replica.subscribe(on_reload=reloads.append)
     raw = leader.index()
     needed = index.records_needed(raw, [replica.state()])
-    replica.adopt(raw, records_of(leader, needed), now=1, lock=contextlib.nullcontext())
+    records = records_of(leader, needed)
+    replica.adopt(raw, records, side=(2,), now=1, lock=contextlib.nullcontext())
     return reloads[0]
 
 

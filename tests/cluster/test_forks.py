@@ -1,0 +1,230 @@
+"""Forks: two sides go on separately, and what the losing side has changed is kept.
+
+The winner rewrites its status file again and again, as HA does: soon nothing in its tree tells when
+the two sides parted.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pmxcfs._core import Tree
+from pmxcfs.storage.database import inspect
+from tests.cluster.agent import Agent
+from tests.cluster.lab import Member
+from tests.cluster.together import Cluster
+from tests.fakes.programs import careless
+
+pytestmark = pytest.mark.needs_corosync
+
+Report = Callable[[object], None]
+
+CONTENT = b"memory: 512\n"
+REWRITES = 12  # of the winner's status file; the loser makes two changes
+LOSS = 20.0  # seconds until a separated node knows that it has no quorum
+REBOOTS = 6
+LOAD_BEFORE, LOAD_AFTER = 1.0, 0.5  # seconds of load around each reboot
+
+
+def kept(nodes: Sequence[Member], path: str) -> list[bytes]:
+    """Return the content of *path* in each kept copy that has it."""
+    found = []
+    for node in nodes:
+        for copy in sorted((node.database.parent / "conflicts").glob("*.db")):
+            tree = Tree()
+            tree.load(inspect(copy).records)
+            entry = tree.find(path)
+            found += [entry.content] if entry else []
+    return found
+
+
+def copies(nodes: Sequence[Member]) -> list[Path]:
+    return [p for node in nodes for p in (node.database.parent / "conflicts").glob("*.db")]
+
+
+def force_quorum(cluster: Cluster, *side: Member) -> None:
+    """Make a separated side quorate, as an administrator does, and wait until it is in sync."""
+    cluster.wait_until(lambda: not side[0].daemon.info()["quorate"], LOSS, "the loss of quorum")
+    side[0].run("corosync-quorumtool", "-e", str(len(side)))
+    cluster.wait_for_agreement(*side)
+
+
+def restart(cluster: Cluster, node: Member, *side: Member) -> None:
+    assert node.daemon.stop(seconds=3) == 0, node.daemon.log_tail()
+    cluster.launch(node)
+    cluster.wait_for_agreement(*side)
+
+
+def fork(cluster: Cluster, losers: Sequence[Member], winners: Sequence[Member]) -> None:
+    """Let *losers* make a file while *winners* rewrite one more often; then heal."""
+    (winner,) = cluster.agents(winners[0])
+    for number in range(REWRITES):
+        winner("put", "status", b"winner %d" % number)
+    (loser,) = cluster.agents(losers[0])
+    loser("create", "900.conf", CONTENT)
+
+
+def assert_kept(cluster: Cluster, losers: Sequence[Member]) -> None:
+    """Assert that the losers' file is in their kept copies, and that its path was logged."""
+    cluster.wait_for_agreement()
+    for agent in cluster.agents():
+        assert agent("get", "status") == b"winner %d" % (REWRITES - 1)
+        assert "900.conf" not in agent("list"), "the other side has won"
+    assert kept(losers, "900.conf") == [CONTENT] * len(losers)
+    for node in losers:
+        cluster.wait_until(
+            lambda node=node: bool(node.daemon.log_lines("another node's version: 900.conf")),  # type: ignore[misc]
+            30,
+            f"the log of {node.name}",
+        )
+
+
+@contextmanager
+def separated(
+    cluster: Cluster, losers: Sequence[Member], winners: Sequence[Member]
+) -> Iterator[None]:
+    """Separate two sides in the block, each of them quorate; heal at its end."""
+    cluster.agents(cluster[1])[0].do(("put", "status", b"common"))
+    cluster.wait_for_agreement()
+    cluster.part(losers, winners)
+    for side in (losers, winners):
+        if 2 * len(side) > len(cluster.nodes):
+            cluster.wait_for_agreement(*side)
+        else:
+            force_quorum(cluster, *side)
+    yield
+    cluster.heal()
+    cluster.wait_for_members(*cluster.nodes)
+    cluster[1].run("corosync-quorumtool", "-e", str(len(cluster.nodes)))
+
+
+def test_what_a_majority_has_changed_is_kept_if_a_single_node_wins(idle_cluster: Cluster) -> None:
+    cluster = idle_cluster
+    cluster.start()
+    losers, winners = cluster.nodes[:2], cluster.nodes[2:]
+    with separated(cluster, losers, winners):
+        fork(cluster, losers, winners)
+    assert_kept(cluster, losers)
+    assert not copies(winners)
+    cluster.finish()
+
+
+def test_what_one_half_has_changed_is_kept_if_the_other_half_wins(tmp_path: Path) -> None:
+    with Cluster(tmp_path, nodes=4) as cluster:
+        cluster.start()
+        losers, winners = cluster.nodes[:2], cluster.nodes[2:]
+        with separated(cluster, losers, winners):
+            fork(cluster, losers, winners)
+        assert_kept(cluster, losers)
+        assert not copies(winners)
+        cluster.finish()
+
+
+def fork_with_restarts(cluster: Cluster) -> None:
+    """Fork, and restart the losers' daemons before the sides meet again."""
+    losers, winners = cluster.nodes[:2], cluster.nodes[2:]
+    cluster.start()
+    with separated(cluster, losers, winners):
+        fork(cluster, losers, winners)
+        for node in losers:
+            restart(cluster, node, *losers)
+    cluster.wait_for_agreement()
+
+
+def test_a_fork_is_known_after_restarts(idle_cluster: Cluster) -> None:
+    fork_with_restarts(idle_cluster)
+    assert_kept(idle_cluster, idle_cluster.nodes[:2])
+    idle_cluster.finish()
+
+
+def test_nodes_that_write_no_notes_are_found(idle_cluster: Cluster) -> None:
+    for node in idle_cluster.nodes:
+        node.daemon.program = (careless.__file__, "forget-departures")
+    fork_with_restarts(idle_cluster)
+    assert not kept(idle_cluster.nodes, "900.conf")
+
+
+class Load:
+    """Changes on some nodes, one after the other on each: new files, rewrites, removals."""
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self.done = 0
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=[agent]) for agent in agents]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, agent: Agent) -> None:
+        name = agent.node.name
+        for number in itertools.count():
+            if self._is_over.is_set():
+                return
+            outcomes = agent.do(
+                ("create", f"load/{name}.{number}", b"x"),
+                ("put", f"load/{name}", b"%d" % number),
+                ("mkdir", f"load/{name}.lock"),
+                ("rmdir", f"load/{name}.lock"),
+                ("unlink", f"load/{name}.{number}"),
+                seconds=120,
+            )
+            self.done += sum(not outcome.error for outcome in outcomes)
+
+    def stop(self) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def shut_down(node: Member) -> None:
+    assert node.daemon.stop(seconds=3) == 0, node.daemon.log_tail()
+    node.corosync.stop()
+
+
+def shut_down_corosync_first(node: Member) -> None:
+    node.corosync.stop()
+    time.sleep(0.2)  # the daemon sees corosync go
+    assert node.daemon.stop(seconds=3) == 0, node.daemon.log_tail()
+
+
+def power_off(node: Member) -> None:
+    node.corosync.kill()
+    node.daemon.kill()
+
+
+def test_reboots_under_load_keep_no_conflict(idle_cluster: Cluster, report: Report) -> None:
+    cluster = idle_cluster
+    cluster.start()
+    cluster.agents(cluster[1])[0]("mkdir", "load")
+    node, others = cluster[3], cluster.nodes[:2]
+    load = Load(cluster.agents(*others))
+    ways = itertools.cycle((shut_down, shut_down_corosync_first, power_off))
+    try:
+        for way in itertools.islice(ways, REBOOTS):
+            (agent,) = cluster.agents(node)
+            outcomes = agent.do(*(("put", f"load/{n}", b"%d" % n) for n in range(20)))
+            assert not any(outcome.error for outcome in outcomes)
+            time.sleep(LOAD_BEFORE)
+            way(node)
+            time.sleep(LOAD_AFTER)
+            node.corosync.start()
+            cluster.wait_for_members(*cluster.nodes)
+            cluster.launch(node)
+            cluster.wait_until(
+                lambda: (
+                    node.daemon.info()["mode"] == "synced"
+                    and len(node.daemon.info()["members"]) == len(cluster.nodes)
+                ),
+                60,
+                "the node to be in sync",
+            )
+    finally:
+        load.stop()
+    cluster.wait_for_agreement()
+    report(f"{REBOOTS} reboots, {load.done} changes meanwhile")
+    assert not copies(cluster.nodes)
+    cluster.finish()
