@@ -115,6 +115,10 @@ class StoreError(PmxcfsError):
         self.errno = errno
 
 
+class NoCopy(StoreError):
+    """This node's own changes could not be copied, so the leader's tree was not adopted."""
+
+
 class StartError(PmxcfsError):
     """The daemon can't start; the message gives the reason and the next step."""
 

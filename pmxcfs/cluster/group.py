@@ -248,7 +248,11 @@ class GroupThread(BackgroundThread):
             except Exception:  # noqa: BLE001, as a bug must not end the membership
                 self._log.exception("the group's thread failed, which is a bug")
             wait = self._joined_at + self.dfsm.deadlines.rejoin - time.monotonic()
-            self.pause(max(wait, 0.0))
+            self._rest(max(wait, 0.0))
+
+    def _rest(self, seconds: float) -> None:
+        """Wait *seconds* between a leave and the next join; a subclass can wait for longer."""
+        self.pause(seconds)
 
     def _be_member(self) -> None:
         """Join the group and serve it until the membership ends. Raises _Leaving, ClusterError."""

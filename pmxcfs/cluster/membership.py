@@ -121,6 +121,7 @@ class Clustering:
             "members": [member.nodeid for member in self.tree.members],
             "dropped": self.tree.dropped + self.status.dropped,
             "sent_bytes": self.tree.sent_bytes,
+            "copy_error": self.tree.copy_error,
             "status_mode": self.status.mode.value,
             "status_members": [member.nodeid for member in self.status.members],
         }

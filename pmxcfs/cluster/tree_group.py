@@ -21,8 +21,9 @@ from pmxcfs import messages
 from pmxcfs._cpg import Cpg
 from pmxcfs.cluster.group import Connect, Content, GroupThread
 from pmxcfs.cluster.sender import Clock, Source
-from pmxcfs.dfsm.effects import Commit, Deliver, SendUpdates, TakeChecksum
-from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError
+from pmxcfs.dfsm.effects import Commit, Deliver, Enter, Log, Mode, SendUpdates, TakeChecksum
+from pmxcfs.errors import Busy, Failed, NoCopy, NoQuorum, PmxcfsError
+from pmxcfs.host.outage import Outage
 from pmxcfs.host.threads import Wakeup
 from pmxcfs.replica.outbox import Outbox, Proposal
 from pmxcfs.replica.replica import Replica
@@ -30,6 +31,11 @@ from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.index import records_needed
 
 _log = logging.getLogger("pmxcfs.dcdb")
+
+# Seconds out of the group after the first and after a later failure to copy this node's changes;
+# the wait doubles each time. It ends as soon as an attempt to store a copy succeeds.
+FIRST_COPY_WAIT, LONGEST_COPY_WAIT = 5.0, 300.0
+TRIAL_INTERVAL = 5.0  # seconds between these attempts
 
 
 class Quorum(Protocol):
@@ -174,6 +180,10 @@ class TreeContent:
             lock=self._lock,
         )
 
+    def can_keep_copy(self) -> bool:
+        """Try whether this node's database could be copied before an adoption. Blocks."""
+        return self._replica.can_keep_copy()
+
     def on_members(self, members: Sequence[messages.Member], *, me: messages.Member) -> None:
         """Note the group's *members*, and this node's own entry *me*. Takes the tree's lock."""
         self._me, self._members = me, members
@@ -259,7 +269,13 @@ class Replicated(Content, Protocol):
         """Return the records that the other members need to get the leader's copy."""
 
     def commit(self, effect: Commit) -> None:
-        """Adopt the leader's copy. Raises PmxcfsError and changes nothing then."""
+        """Adopt the leader's copy. Raises PmxcfsError and changes nothing then.
+
+        NoCopy means that this node's own changes would be lost, and could not be copied.
+        """
+
+    def can_keep_copy(self) -> bool:
+        """Try whether this node's changes could be copied now."""
 
     def checksum(self) -> bytes:
         """Return the checksum (32 bytes) that a verification compares."""
@@ -291,11 +307,31 @@ class TreeGroup(GroupThread):
             clock=clock,
         )
         self._tree = content
+        self._copying: Outage[NoCopy] = Outage(log, describe=_describe_no_copy)
+        self._copy_wait = 0.0  # seconds out of the group after the last failure to copy
         self._executors |= {
             SendUpdates: self._send_updates,
             Commit: self._commit,
             TakeChecksum: self._take_checksum,
         }
+
+    @property
+    def copy_error(self) -> str:
+        """Why this node's own changes can't be copied, so that it stays out of the group; or ""."""
+        return str(self._copying.cause or "")
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + self._copy_wait
+        super()._rest(seconds)
+        while self._copying.cause is not None and (left := until - time.monotonic()) > 0:
+            if self.pause(min(left, TRIAL_INTERVAL)) or self._tree.can_keep_copy():
+                return
+
+    def _enter(self, effect: Enter) -> None:
+        if effect.mode is Mode.SYNCED:
+            self._copying.works()
+            self._copy_wait = 0.0
+        super()._enter(effect)
 
     def _on_tick(self) -> None:
         super()._on_tick()
@@ -309,6 +345,11 @@ class TreeGroup(GroupThread):
     def _commit(self, effect: Commit) -> None:
         try:
             self._tree.commit(effect)
+        except NoCopy as error:
+            self._copying.fails(error)
+            self._copy_wait = min(2 * self._copy_wait or FIRST_COPY_WAIT, LONGEST_COPY_WAIT)
+            effects = self.dfsm.on_committed(ok=False)  # its lines would come every time
+            self._carry_out(effect for effect in effects if not isinstance(effect, Log))
         except PmxcfsError as error:
             self._log.error("the tree of member %s could not be adopted: %s", effect.leader, error)
             self._carry_out(self.dfsm.on_committed(ok=False))
@@ -317,3 +358,10 @@ class TreeGroup(GroupThread):
 
     def _take_checksum(self, effect: TakeChecksum) -> None:
         self._carry_out(self.dfsm.on_checksum(self._tree.checksum(), at=self._now()))
+
+
+def _describe_no_copy(error: NoCopy) -> str:
+    return (
+        "the cluster's tree would replace changes that only this node has, and they can't be "
+        f"copied: {error}; staying out of the cluster until they can"
+    )

@@ -105,6 +105,8 @@ def _problems(parts: ReportSources, cluster: Mapping[str, object] | None) -> lis
         found.append("this node has no quorum: the file system is read-only")
     if cluster and cluster["mode"] != Mode.SYNCED.value:
         found.append(f"not in sync with the other nodes: {cluster['mode']}")
+    if cluster and cluster["copy_error"]:
+        found.append(f"changes that only this node has can't be copied: {cluster['copy_error']}")
     if parts.replica.is_degraded:
         found.append("the database can't be written: see the latest errors")
     if parts.clients.recorder.trouble:

@@ -25,7 +25,7 @@ from enum import Enum
 from typing import Protocol, TypeAlias
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Failed, PmxcfsError, StoreError
+from pmxcfs.errors import Failed, NoCopy, PmxcfsError, StoreError
 from pmxcfs.messages import (
     Create,
     Kind,
@@ -212,7 +212,7 @@ class Replica:
         *records* are the entries that the leader sent; *side* are the ids of the nodes that had the
         leader's tree before. If changes are lost that they never had, the database is copied first
         (*now*: seconds since 1970). Raises BadMessage if *records* do not lead to the leader's
-        tree, and StoreError if the copy can't be made; then nothing has changed. If the adoption
+        tree, and NoCopy if the copy can't be made; then nothing has changed. If the adoption
         can't be saved, the policy decides.
 
         The caller must not hold the tree's lock *lock*, and must deliver nothing meanwhile. *lock*
@@ -226,13 +226,23 @@ class Replica:
         removals = self._saved_removals() if note is not None else ()
         lost = conflicts.lost_by(adoption, self.tree, note=note, removals=removals)
         if lost.is_fork or lost.older:
-            self.check_writable()  # or the copy would lack changes that are in RAM only
-            conflicts.keep_copy(self._database, lost, now=now)
+            self._keep_copy(lost, now=now)
         with lock:
             self.departures.adopted(side=side, fork=lost.fork if lost.is_fork else None)
         is_saved = self._save_adoption(adoption, is_current=is_current)
         with lock:
             self._swap(adoption, is_saved=is_saved)
+
+    def can_keep_copy(self) -> bool:
+        """Try whether an adoption could copy the database first. Blocks. Needs no lock."""
+        return not self.is_degraded and conflicts.can_keep_copy(self._database)
+
+    def _keep_copy(self, lost: conflicts.Lost, *, now: int) -> None:
+        try:
+            self.check_writable()  # or the copy would lack changes that are in RAM only
+            conflicts.keep_copy(self._database, lost, now=now)
+        except StoreError as error:
+            raise NoCopy(str(error), error.errno) from error
 
     def _saved_removals(self) -> Sequence[Removal]:
         """Return the removals in the database; none if it can't be read. Blocks."""

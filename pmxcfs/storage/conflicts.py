@@ -30,6 +30,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
+from pmxcfs.errors import StoreError
 from pmxcfs.host.files import make_private_directory, sync_directory
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Note, Removal
@@ -141,6 +142,18 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
             copy,
         )
         _log_paths("replaced by an older version", map(_loggable, lost.older))
+
+
+def can_keep_copy(database: Database) -> bool:
+    """Try whether a copy of *database* can be stored; none is left. Blocks."""
+    home = database.path.parent / "conflicts"
+    try:
+        with translated(home, "written"):
+            make_private_directory(home)
+            database.copy_to(home / "trial").unlink()
+    except StoreError:
+        return False
+    return True
 
 
 def _log_paths(fate: str, names: Iterable[str]) -> None:

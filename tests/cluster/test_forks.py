@@ -5,6 +5,7 @@ the two sides parted.
 """
 
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ Report = Callable[[object], None]
 CONTENT = b"memory: 512\n"
 REWRITES = 12  # of the winner's status file; the loser makes two changes
 LOSS = 20.0  # seconds until a separated node knows that it has no quorum
+STUCK = 30.0  # seconds without room for a copy
+STATUS = (sys.executable, "-m", "pmxcfs", "status")
 REBOOTS = 6
 LOAD_BEFORE, LOAD_AFTER = 1.0, 0.5  # seconds of load around each reboot
 
@@ -147,6 +150,30 @@ def test_nodes_that_write_no_notes_are_found(idle_cluster: Cluster) -> None:
         node.daemon.program = (careless.__file__, "forget-departures")
     fork_with_restarts(idle_cluster)
     assert not kept(idle_cluster.nodes, "900.conf")
+
+
+def test_a_node_that_can_t_keep_its_changes_stays_out_until_it_can(
+    idle_cluster: Cluster, report: Report
+) -> None:
+    cluster = idle_cluster
+    cluster.start()
+    losers, winners = cluster.nodes[:2], cluster.nodes[2:]
+    stuck = losers[0]
+    place = stuck.database.parent / "conflicts"
+    with separated(cluster, losers, winners):
+        fork(cluster, losers, winners)
+        place.write_bytes(b"a file where the directory should be")
+    cluster.wait_for_members(*cluster.nodes)
+    cluster.wait_until(lambda: bool(stuck.daemon.log_lines("staying out")), 30, "the failure")
+    time.sleep(STUCK)
+    assert len(stuck.daemon.log_lines("staying out")) == 1
+    assert len(stuck.daemon.log_lines("leader is")) <= 5, "it joins ever more seldom"
+    assert "can't be copied" in stuck.run(*STATUS, check=False)
+    start = time.monotonic()
+    place.unlink()
+    assert_kept(cluster, losers)
+    report(f"back {time.monotonic() - start:.1f} s after there was room")
+    cluster.finish()
 
 
 class Load:

@@ -48,7 +48,8 @@ class FakeContent:
         self.threads: list[int] = []  # the thread of each delivery
         self.members: list[list[Member]] = []
         self.synced = self.left = 0
-        self.is_common = False
+        self.is_common = self.has_room = False
+        self.trials = 0
         self.agreed: Collection[Member] = ()
         self.commits: list[Commit] = []
         self.merged: list[Mapping[Member, bytes]] = []
@@ -99,6 +100,11 @@ class FakeContent:
             raise self.commit_failure
         self.commits.append(effect)
         self._note()
+
+    def can_keep_copy(self) -> bool:
+        self.trials += 1
+        self._note()
+        return self.has_room
 
     def merge(self, states: Mapping[Member, bytes]) -> None:
         self.merged.append(states)

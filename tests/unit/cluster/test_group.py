@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from pmxcfs.cluster import tree_group
 from pmxcfs.cluster.group import JOIN_PAUSE, LEAVE_TIMEOUT
 from pmxcfs.cluster.sender import MOST_IN_FLIGHT
-from pmxcfs.dfsm.effects import Mode
+from pmxcfs.dfsm.effects import Commit, Mode
 from pmxcfs.dfsm.timeouts import Deadlines
-from pmxcfs.errors import ClusterError, StoreError, TryAgain
+from pmxcfs.errors import ClusterError, NoCopy, StoreError, TryAgain
 from pmxcfs.messages import (
     Create,
     Epoch,
@@ -418,6 +419,48 @@ def test_a_tree_that_can_t_be_adopted_is_requested_again(node: Node) -> None:
     node.until_connected(2)
     node.until_synced(2)
     assert not node.content.commits
+
+
+def fail_to_copy(node: Node, *, times: int) -> None:
+    """Let the node lose changes that it can't copy, for the *times*-th time."""
+    node.content.commit_failure = NoCopy("the disk is full")
+    epoch = node.meet(OTHER)
+    node.world.others.clear()
+    node.world.deliver(OTHER, State(0, epoch, index(7)), UpdateComplete(0, epoch))
+    node.world.wait_until(lambda: node.content.left >= times, "left")
+
+
+@pytest.mark.expect_log("can't be copied: the disk is full; staying out of the cluster")
+def test_a_node_that_can_t_copy_its_changes_stays_out_until_it_can(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tree_group, "FIRST_COPY_WAIT", PATIENCE)
+    monkeypatch.setattr(tree_group, "TRIAL_INTERVAL", 0.01)
+    node.start()
+    fail_to_copy(node, times=1)
+    node.world.wait_until(lambda: node.content.trials > 10, "trials")
+    assert isinstance(node.thread, tree_group.TreeGroup)
+    assert node.thread.copy_error == "the disk is full"
+    assert len(node.world.handles) == 1
+    node.content.commit_failure = None
+    node.content.has_room = True
+    node.until_synced(2)
+    assert len(node.world.handles) == 2
+    node.world.wait_until(lambda: getattr(node.thread, "copy_error", "") == "", "no error")
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.expect_log("can't be copied: the disk is full; staying out of the cluster")
+def test_the_wait_for_a_copy_doubles_up_to_five_minutes(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.content.commit_failure = NoCopy("the disk is full")
+    waits = []
+    for _ in range(8):
+        getattr(node.thread, "_commit")(Commit(OTHER, b"", [], agreed=[OTHER]))  # noqa: B009
+        waits.append(getattr(node.thread, "_copy_wait"))  # noqa: B009
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert len(caplog.records) == 1
 
 
 def test_a_change_waits_for_the_end_of_the_round(node: Node) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs.cli import offline
-from pmxcfs.errors import StoreError
+from pmxcfs.errors import NoCopy, StoreError
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Write
 from pmxcfs.replica.departures import SETTLING
 from pmxcfs.replica.replica import Policy, Replica
@@ -525,10 +525,13 @@ def test_without_a_copy_nothing_is_replaced(node: Node) -> None:
     node.do(write("f", b"ours"))
     node.conflicts.write_bytes(b"a file where the directory should be")
     before = node.tree.index()
-    with pytest.raises(StoreError, match="conflicts"):
+    with pytest.raises(NoCopy, match="conflicts"):
         node.become(a_majority())
     assert node.tree.index() == stored(node.path).index() == before
+    assert not node.replica.can_keep_copy()
     node.conflicts.unlink()
+    assert node.replica.can_keep_copy()
+    assert node.copies() == []
 
 
 def test_a_copy_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
