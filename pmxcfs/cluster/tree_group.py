@@ -75,10 +75,11 @@ class TreeSource:
         self._proposals = proposals
         self._lock = lock
         self._current: Proposal | None = None
+        self._taken_at = 0.0  # monotonic
 
     def take(self, *, now: float) -> messages.Body | None:
         """Return the next body to send, or None. *now* is monotonic."""
-        self._current = self._outbox.next(now=now)
+        self._current, self._taken_at = self._outbox.next(now=now), now
         return self._current.unsent[0] if self._current else None
 
     def sent(self, serial: int) -> None:
@@ -103,8 +104,11 @@ class TreeSource:
 
     def _finish(self, proposal: Proposal, error: PmxcfsError) -> None:
         with self._lock:
-            if not proposal.ticket.is_done:
-                proposal.ticket.finish(error)
+            if proposal.ticket.is_done:
+                return
+            proposal.ticket.finish(error)
+        if isinstance(error, Busy | Failed):  # else its content is at fault
+            self._outbox.progress.failed(error, now=self._taken_at)
 
     def _taken(self) -> Proposal:
         proposal, self._current = self._current, None
@@ -192,6 +196,7 @@ class TreeContent:
             version = self._replica.tree.version
             self._replica.departures.follow(nodes, me=me.nodeid, version=version, now=self._clock())
             self._replica.save_notes()
+        self._outbox.progress.sync_began()
         if members:  # without quorum at the first change, this node would have to leave
             self._quorum.refresh()
 
@@ -202,6 +207,7 @@ class TreeContent:
             self._replica.departures.agree(nodes)
             self._replica.departures.remember(self._replica.tree.version, now=self._clock())
             self._replica.save_notes()
+        self._outbox.progress.synced()
 
     def on_tick(self, *, is_common: bool) -> None:
         """Note what other nodes have of the tree; *is_common*: all members have all of it."""
@@ -215,6 +221,7 @@ class TreeContent:
         """Finish all sent proposals with Failed: their outcome is unknown."""
         error = Failed("the group was left before the change was delivered: its outcome is unknown")
         lost = self._proposals.take_all()
+        self._outbox.progress.left()
         with self._lock:
             for proposal in lost:
                 self._outbox.drop(proposal)
@@ -231,7 +238,7 @@ class TreeContent:
         with self._lock:
             deliveries: list[_Delivery] = []
             for sender, message in changes:
-                proposal = self._proposals.pop(message.serial) if sender == self._me else None
+                proposal = self._take_own(message.serial) if sender == self._me else None
                 if isinstance(message.body, messages.UnlockRequest):
                     self._deliver(deliveries)
                     deliveries = []
@@ -240,6 +247,13 @@ class TreeContent:
                     deliveries.append(_Delivery(_ticket_of(sender, message, proposal), proposal))
             self._deliver(deliveries)
         return True
+
+    def _take_own(self, serial: int) -> Proposal | None:
+        """Return the proposal of this node's delivered message *serial*."""
+        proposal = self._proposals.pop(serial)
+        if proposal is not None:
+            self._outbox.progress.came_back(proposal)
+        return proposal
 
     def _deliver(self, deliveries: Sequence[_Delivery]) -> None:
         if not deliveries:

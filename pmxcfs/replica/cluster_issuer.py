@@ -5,8 +5,14 @@ that a request waits is limited. Before its mutation is sent, the limit is 2 s i
 directory meanwhile, else 10 s; after that nothing was changed (Busy). After it is sent, the limit
 is 10 s; after that its outcome is unknown (EIO).
 
+While the oldest mutation in flight is overdue, the others wait unsent until it is delivered or
+given up; in the latter case they are refused together. From then on this node is stuck and refuses
+all mutations at once (``progress``). So the requests that wait for one another in the kernel, as
+those in one directory do, are answered within the time of one.
+
 Threads: callers hold the tree's lock. It is released while a request waits.
-Contract: docs/spec/cluster.md, "A mutation must not block forever"; fuse.md, "Waiting".
+Contract: docs/spec/cluster.md, "A mutation must not block forever"; fuse.md, "Waiting";
+filesystem.md, "When the cluster is stuck".
 """
 
 import logging
@@ -16,8 +22,9 @@ from collections.abc import Callable, Sequence
 from pmxcfs.errors import Busy, PmxcfsError
 from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable, outcome_unknown
+from pmxcfs.replica.progress import ATTEMPT_TIMEOUT
 from pmxcfs.replica.replica import Replica
-from pmxcfs.replica.tickets import Ticket, timeout_for
+from pmxcfs.replica.tickets import Ticket, limit_for, timeout_for
 from pmxcfs.replica.waiting import RequestWatch, WatchfulYielding
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.apply import Change
@@ -52,6 +59,7 @@ class ClusterIssuer:
     ) -> None:
         self._replica = replica
         self._outbox = outbox
+        self._progress = outbox.progress
         self._yielding = yielding
         self._dispatch_until = dispatch_until
         self._stops_at = float("inf")  # monotonic seconds; all waiting ends then
@@ -60,6 +68,12 @@ class ClusterIssuer:
     def submit(self, mutation: Mutation) -> Change:
         """Apply *mutation* on all members; return the change. Blocks. Raises PmxcfsError."""
         return self.carry_out(Ticket(mutation))
+
+    def refusal(self) -> PmxcfsError | None:
+        """Return the error by which every mutation is refused now, or None."""
+        if not self._progress.refuses(now=time.monotonic()):
+            return None
+        return Busy("the cluster delivers no changes of this node, nothing was changed")
 
     def create(self, mutation: Create) -> Change:
         """Create a file on all members at once; other nodes see it while it is empty. Blocks."""
@@ -109,9 +123,7 @@ class ClusterIssuer:
     def refuse(self) -> None:
         """Answer Busy to unsent changes, and limit waiting to STOP_TIMEOUT: the daemon stops."""
         self._stops_at = min(self._stops_at, time.monotonic() + STOP_TIMEOUT)
-        for proposal in list(self._waiting):
-            if self._outbox.withdraw(proposal):
-                proposal.ticket.finish(Busy("the daemon is stopping, nothing was changed"))
+        self._refuse_unsent("the daemon is stopping, nothing was changed")
         self._outbox.hold(on=False)
 
     def abandon(self) -> None:
@@ -130,8 +142,12 @@ class ClusterIssuer:
         self._waiting[proposal] = None
         try:
             self._replica.check_writable()
+            if (refusal := self.refusal()) is not None:
+                raise refusal
             with self._yielding.waiting_with_watch() as watch:
                 failure = self._await(proposal, watch)
+            if failure is not None and not ticket.is_done:
+                self._note_failure(failure)
         except PmxcfsError as error:
             failure = error
         finally:
@@ -145,23 +161,57 @@ class ClusterIssuer:
 
         Return the error if it was given up; return None if the ticket is done.
         """
-        timeout = self._limited(timeout_for(proposal.ticket))
-        until = time.monotonic() + timeout
+        start, ticket = time.monotonic(), proposal.ticket
+        timeout = timeout_for(ticket)
+        if self._progress.is_stuck:
+            timeout = min(timeout, ATTEMPT_TIMEOUT)
+        until = start + self._limited(timeout)
         self._outbox.queue(proposal)
-        self._dispatch_until(proposal.ticket, timeout, watch)
-        if proposal.ticket.is_done:
+        self._dispatch_until(ticket, until - start, watch)
+        if ticket.is_done:
             return None
         watch.stop()
-        done = proposal.ticket.done()
-        if done.wait(max(0.0, until - time.monotonic())):
-            return None
+        done = ticket.done()
+        while (left := self._unsent_seconds(proposal, until)) > 0:
+            if done.wait(left):
+                return None
         if self._outbox.withdraw(proposal):
             return Busy("the cluster is not in sync yet, nothing was changed")
         # It was sent, is being sent, or its ticket is just being finished.
-        left = (proposal.sent_at or time.monotonic()) + DELIVERY_TIMEOUT - time.monotonic()
-        if done.wait(self._limited(left)):
+        now = time.monotonic()
+        until = min((proposal.sent_at or now) + DELIVERY_TIMEOUT, start + limit_for(ticket))
+        if done.wait(self._limited(until - now)):
             return None
         return self._give_up(proposal, "no delivery in time")
+
+    def _unsent_seconds(self, proposal: Proposal, until: float) -> float:
+        """Return the seconds that *proposal* may still wait unsent, which is until *until*.
+
+        Behind a mutation that is overdue, it is until that one is given up.
+        """
+        now, oldest = time.monotonic(), self._progress.oldest()
+        if not proposal.sent_at and self._progress.is_overdue(now=now):
+            until = oldest + DELIVERY_TIMEOUT
+        return self._limited(until - now)
+
+    def _note_failure(self, error: PmxcfsError) -> None:
+        """Note that a proposal was given up with *error*.
+
+        If it was in flight for too long, refuse what has waited behind it.
+        """
+        now = time.monotonic()
+        if now >= self._stops_at - STOP_TIMEOUT:
+            return  # the limits are those of the daemon's stop
+        self._progress.failed(error, now=now)
+        if self._progress.is_overdue(now=now):
+            self._refuse_unsent("an earlier change was not delivered in time, nothing was changed")
+
+    def _refuse_unsent(self, reason: str) -> None:
+        """Answer Busy, for this *reason*, to all callers of which nothing was sent."""
+        for proposal in list(self._waiting):
+            if self._outbox.withdraw(proposal):
+                proposal.ticket.finish(Busy(reason))
+        self._outbox.wake()  # also wakes a request thread that owns the group and waits for one
 
     def _give_up(self, proposal: Proposal, reason: str) -> PmxcfsError:
         """Send no further message of *proposal*; return the error for its caller."""

@@ -6,6 +6,7 @@ Contract: docs/spec/cluster.md, "A mutation must not block forever".
 
 from typing import Protocol
 
+from pmxcfs.errors import PmxcfsError
 from pmxcfs.messages import Create, Mutation
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
@@ -28,6 +29,9 @@ class Issuer(Protocol):
 
         Raises the ticket's error, or Busy after *seconds*.
         """
+
+    def refusal(self) -> PmxcfsError | None:
+        """Return the error by which every mutation is refused now, or None. Does not block."""
 
     def create(self, mutation: Create) -> Change:
         """Carry out *mutation*; the file may be saved later, together with its first content."""

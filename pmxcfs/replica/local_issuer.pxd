@@ -16,6 +16,7 @@ cdef class LocalIssuer:
     cpdef Change carry_out(self, Ticket ticket)
     cpdef Change wait(self, Ticket ticket, double seconds)
     cpdef Change create(self, mutation)
+    cpdef object refusal(self)
     cpdef object save(self)
     cdef object _wait_at_gate(self, Ticket ticket)
     cdef object _deliver_queue(self, Ticket ticket)

@@ -7,7 +7,7 @@ Contract: docs/spec/storage.md, "Writing"; fuse.md, "Waiting".
 import threading
 from collections.abc import Callable
 
-from pmxcfs.errors import Busy
+from pmxcfs.errors import Busy, PmxcfsError
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket, timeout_for
@@ -62,6 +62,10 @@ class LocalIssuer:
         if not ticket.is_done:
             raise Busy("an earlier change of the same file is still in progress")
         return ticket.result()
+
+    def refusal(self) -> PmxcfsError | None:
+        """Return None: a mutation that can't be saved is refused by its save."""
+        return None
 
     def _wait_at_gate(self, ticket: Ticket) -> None:
         try:

@@ -5,7 +5,8 @@ until its first message is sent. After that it ends by its delivery, by the loss
 when the caller gives it up.
 
 Nothing is queued or sent without quorum: ``queue`` and ``next`` check it, so no change can be
-sent while the quorum is being lost.
+sent while the quorum is being lost. While a change in flight is overdue (``progress``), no other
+one is sent.
 
 Threads: any thread may use the outbox; no method blocks. Tickets are finished with the tree's lock
 held. Contract: docs/spec/cluster.md, "A mutation must not block forever".
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from pmxcfs.errors import Failed, NoQuorum, PmxcfsError
 from pmxcfs.messages import Mutation, UnlockRequest
+from pmxcfs.replica.progress import Progress
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
@@ -59,6 +61,7 @@ class Outbox:
     def __init__(self, quorum: QuorumFlag, *, wake: Callable[[], None]) -> None:
         self.is_held = False  # set by tests: nothing is sent
         self.wake = wake  # lets the group's thread check the outbox; never blocks
+        self.progress = Progress()  # of what was sent
         self._quorum = quorum
         self._lock = threading.Lock()
         self._proposals: deque[Proposal] = deque()
@@ -96,6 +99,8 @@ class Outbox:
             if not self._proposals or self.is_held or not self._quorum.is_quorate:
                 return None
             proposal = self._proposals[0]
+            if not proposal.is_partly_sent and self.progress.is_overdue(now=now):
+                return None
             proposal.sent_at = proposal.sent_at or now
             return proposal
 
@@ -112,6 +117,7 @@ class Outbox:
     def sent(self, proposal: Proposal) -> None:
         """Record that the next message of *proposal* was sent."""
         with self._lock:
+            self.progress.sent(proposal, proposal.sent_at)
             proposal.unsent.popleft()
             if not proposal.unsent:
                 self._remove(proposal)

@@ -20,6 +20,7 @@ cdef class Ticket:
     cdef public uint32_t mtime
     cdef public bint foreign
     cdef readonly double timeout
+    cdef readonly double limit
     cdef readonly bint for_another
     cdef public bint is_done
     cdef public Change change

@@ -13,6 +13,8 @@ from pmxcfs.tree.apply import Change
 
 NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks the directory
 CONTENT_TIMEOUT = 10.0  # seconds that any other change may wait
+NAME_LIMIT = 10.25  # seconds until a change of a name is answered, sent or not
+_NEVER = float("inf")
 
 
 class Signal:
@@ -41,7 +43,8 @@ class Ticket:
     """A requested mutation, its issuer, and its result.
 
     With a *target* the mutation is for that entry: its path is looked up when it is applied. It may
-    wait at most *timeout* seconds before it is carried out; 0 means the default of ``timeout_for``.
+    wait at most *timeout* seconds before it is carried out, and *limit* seconds in all; 0 means the
+    default of ``timeout_for`` and ``limit_for``.
     *for_another*: on Busy the change is retried later instead of being dropped.
     """
 
@@ -54,6 +57,7 @@ class Ticket:
         foreign: bool = False,
         target: Entry | None = None,
         timeout: float = 0.0,
+        limit: float = 0.0,
         for_another: bool = False,
     ) -> None:
         self.mutation = mutation
@@ -61,6 +65,7 @@ class Ticket:
         self.mtime = mtime  # seconds since 1970, by the issuer's clock
         self.foreign = foreign  # not made through this node's mount
         self.timeout = timeout
+        self.limit = limit
         self.for_another = for_another
         self.is_done = False
         self.change: Change | None = None
@@ -109,5 +114,16 @@ def timeout_for(ticket: Ticket) -> float:
     """Return the seconds that *ticket* may wait before it is carried out."""
     if ticket.timeout:
         return ticket.timeout
-    of_name = isinstance(ticket.mutation, Mkdir | Create | Delete | Rename)
-    return NAME_TIMEOUT if of_name else CONTENT_TIMEOUT
+    return NAME_TIMEOUT if _is_of_name(ticket) else CONTENT_TIMEOUT
+
+
+def limit_for(ticket: Ticket) -> float:
+    """Return the seconds after which *ticket* is answered, even if its outcome is unknown."""
+    if ticket.limit:
+        return ticket.limit
+    return NAME_LIMIT if _is_of_name(ticket) else _NEVER
+
+
+def _is_of_name(ticket: Ticket) -> bool:
+    """Return whether the kernel locks a directory while *ticket* waits."""
+    return isinstance(ticket.mutation, Mkdir | Create | Delete | Rename)

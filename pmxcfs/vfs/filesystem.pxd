@@ -25,6 +25,8 @@ cdef class FileSystem:
     cpdef object write(self, OpenFile handle, offset, bytes data)
     cdef str _new_path(self, Entry parent, str name)
     cdef object _need_quorum(self)
+    cdef object _need_cluster(self, Entry entry)
+    cdef object _need_cluster_to_write(self, OpenFile handle)
     cdef object _check_size(self, Entry entry, end)
     cdef object _note_lock(self, Change change)
 

@@ -24,13 +24,14 @@ from pmxcfs.errors import (
     NotEmpty,
     NotFound,
     NotPermitted,
+    PmxcfsError,
     Stale,
     StoreError,
     TooBig,
 )
 from pmxcfs.replica.issuer import Issuer
 from pmxcfs.replica.quorum import QuorumFlag
-from pmxcfs.replica.tickets import CONTENT_TIMEOUT, NAME_TIMEOUT, Ticket
+from pmxcfs.replica.tickets import CONTENT_TIMEOUT, NAME_LIMIT, NAME_TIMEOUT, Ticket
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
@@ -142,8 +143,9 @@ class FileSystem:
             _check_empty(replaced)
         if entry.is_directory:
             _refuse_guest_name(target)
-        until_ns = self._now_ns() + int(NAME_TIMEOUT * 1e9)  # for writeback and rename together
-        self.writeback.publish_for_another(entry, until_ns)
+        # For writeback and rename together.
+        until_ns, limit_ns = self.writeback.after(NAME_TIMEOUT), self.writeback.after(NAME_LIMIT)
+        self.writeback.publish_for_another(entry, until_ns, limit_ns)
         # A creation that fails to be saved later would be undone under a name that the kernel never
         # knew.
         self.writeback.save_creations()
@@ -151,9 +153,9 @@ class FileSystem:
         if target == source or target.startswith(f"{source}/"):
             # The existing implementation uses freed memory on such a RENAME.
             raise NotFound(f"another node has moved {source} onto or above the new name")
-        self._issuer.carry_out(
-            Ticket(messages.Rename(source, target), timeout=self.writeback.remaining(until_ns))
-        )
+        timeout, limit = self.writeback.remaining(until_ns), self.writeback.remaining(limit_ns)
+        rename = messages.Rename(source, target)
+        self._issuer.carry_out(Ticket(rename, timeout=timeout, limit=limit))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
@@ -165,6 +167,20 @@ class FileSystem:
     def _need_quorum(self) -> None:
         if not self.quorum.is_quorate:
             raise NoQuorum("no quorum: the file system is read-only")
+
+    def _need_cluster(self, entry: Entry) -> None:
+        """Raise the error by which the issuer refuses changes, unless *entry* is removed anyway."""
+        refusal = self._issuer.refusal()
+        if refusal is not None and not entry.is_orphan:
+            raise refusal
+
+    def _need_cluster_to_write(self, handle: OpenFile) -> None:
+        """As ``_need_cluster``; a refusal also drops what *handle* has written."""
+        try:
+            self._need_cluster(handle.entry)
+        except PmxcfsError as refusal:
+            self.writeback.refuse(handle, refusal)
+            raise
 
     # Attributes
 
@@ -178,7 +194,8 @@ class FileSystem:
         _check_current(entry)
         if not 0 <= seconds <= messages.MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
-        self.writeback.publish_for_another(entry, self._now_ns() + int(CONTENT_TIMEOUT * 1e9))
+        until_ns = self.writeback.after(CONTENT_TIMEOUT)
+        self.writeback.publish_for_another(entry, until_ns)
         path = _path(entry)
         if seconds == 0 and is_below_locks(entry):
             checksum = self._tree.entry_checksum(entry)
@@ -186,7 +203,8 @@ class FileSystem:
                 path, checksum, has_expired=self._lock_has_expired(path, checksum)
             )
         else:
-            self._issuer.submit(messages.Mtime(path, seconds))
+            mtime = messages.Mtime(path, seconds)
+            self._issuer.carry_out(Ticket(mtime, timeout=self.writeback.remaining(until_ns)))
 
     def _lock_has_expired(self, path: str, checksum: bytes) -> bool:
         """Tell whether the lock at *path*, if its entry checksum is *checksum*, may be removed."""
@@ -218,11 +236,13 @@ class FileSystem:
         With *writing* or *truncate* raises NoQuorum, and Stale if another node has removed or
         replaced the file: the kernel then looks the name up again, and no bytes are written to a
         file that is gone. An open that created the file is not refused: a refusal says that nothing
-        was changed.
+        was changed. With *truncate* raises Busy if the issuer refuses changes.
         """
         if truncate or (writing and not has_created):
             self._need_quorum()
             _check_current(entry)
+        if truncate:
+            self._need_cluster(entry)
         handle = OpenFile(entry, append=append, has_created=has_created)
         if truncate:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
@@ -236,11 +256,14 @@ class FileSystem:
         """Write to the file's draft in RAM.
 
         Raises NoQuorum, TooBig, NoSpace; and why earlier writes of *handle* were lost, until a
-        close or fsync has raised that. The *offset* of an append is ignored: the kernel computed it
-        and may not know yet what another node has appended.
+        close or fsync has raised that. Raises Busy if the issuer refuses changes, and drops the
+        unpublished writes of the file: many programs ignore the result of the close. The *offset*
+        of an append is ignored: the kernel computed it and may not know yet what another node has
+        appended.
         """
         self._need_quorum()
         self.writeback.raise_lost_writes(handle)
+        self._need_cluster_to_write(handle)
         entry = handle.entry
         start = entry.visible_size if handle.append else offset
         self._check_size(entry, start + len(data))
@@ -253,21 +276,26 @@ class FileSystem:
     def truncate(self, entry: Entry, size: int, *, handle: OpenFile | None) -> None:
         """Cut or extend a file; without *handle*, for truncate(2), it is published at once.
 
-        Raises NoQuorum, TooBig, NoSpace, why earlier writes of *handle* were lost, and Stale if
-        another node has removed or replaced the file.
+        Raises NoQuorum, TooBig, NoSpace, why earlier writes of *handle* were lost, Stale if another
+        node has removed or replaced the file, and Busy if the issuer refuses changes.
         """
+        until_ns = self.writeback.after(CONTENT_TIMEOUT)
         if handle is None:
             _check_current(entry)
             # First of all, while a refusal still means that nothing was changed.
-            self.writeback.await_end(entry, CONTENT_TIMEOUT)
+            self.writeback.await_end(entry, until_ns)
         else:
             self.writeback.raise_lost_writes(handle)
         self._need_quorum()
+        if handle is None:
+            self._need_cluster(entry)
+        else:
+            self._need_cluster_to_write(handle)
         self._check_size(entry, size)
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
         self._on_unpublished()
         if handle is None:
-            self.writeback.publish(entry)
+            self.writeback.publish(entry, until_ns)
         else:
             handle.has_written = True
 

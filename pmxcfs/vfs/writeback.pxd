@@ -16,6 +16,7 @@ cdef class OpenFile:
     cdef public bint has_truncated
     cdef public bint had_written
     cdef public bint had_truncated
+    cdef public object refusal
 
 
 cdef class Writeback:
@@ -27,6 +28,7 @@ cdef class Writeback:
     cdef object _on_unpublished
     cdef object _on_displaced
     cdef dict _running
+    cdef dict _refused
     cdef dict _writers
     cdef object _oldest_creation_ns
 
@@ -35,6 +37,8 @@ cdef class Writeback:
     @cython.locals(ticket=Ticket)
     cpdef object raise_lost_writes(self, OpenFile handle)
 
+    cpdef object refuse(self, OpenFile handle, error)
+
     @cython.locals(ticket=Ticket)
     cpdef object flush(self, OpenFile handle)
     cpdef object release(self, OpenFile handle)
@@ -42,19 +46,22 @@ cdef class Writeback:
     cpdef object note_creation(self)
     cpdef object save_creations(self)
     cpdef object sync(self)
-    cpdef object publish(self, Entry entry)
-    cpdef object publish_for_another(self, Entry entry, until_ns)
+    cpdef object publish(self, Entry entry, until_ns)
+    cpdef object publish_for_another(self, Entry entry, until_ns, limit_ns=*)
+    cpdef object after(self, double seconds)
     cpdef double remaining(self, until_ns) except? -1
 
     @cython.locals(ticket=Ticket)
-    cpdef object await_end(self, Entry entry, double seconds)
+    cpdef object await_end(self, Entry entry, until_ns)
     cdef object _publish(self, Entry entry, Ticket ticket)
     cdef object _begin(self, Entry entry, Ticket ticket)
     cdef object _end(self, Entry entry, Ticket ticket)
     cdef object _redirty(self, Entry entry, Ticket ticket)
+    cdef object _drop(self, Entry entry, error)
     cdef object _discard(self, Entry entry, Ticket ticket)
     cdef object _publish_quietly(self, Entry entry)
     cdef object _save_creations_quietly(self)
 
 
 cdef object _track_handle(OpenFile handle, Ticket ticket)
+cdef object _raise_refusal(OpenFile handle)

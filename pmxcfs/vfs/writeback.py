@@ -28,7 +28,9 @@ _log = logging.getLogger("pmxcfs.dcdb")
 
 PUBLISH_AFTER_NS = 1_000_000_000  # age at which the timer publishes a write or saves a new file
 RETRY_AFTER_NS = 50_000_000  # delay of the timer after a file that could not be published
-MIN_TIMEOUT = 0.001  # seconds; the timeout of a wait after its deadline
+# Seconds that a wait may take after its deadline: the one before it may have ended late and well,
+# when corosync had a new ring.
+MIN_TIMEOUT = 0.5
 _NOTHING = Write("", 0, b"", truncate=False)  # of a writeback, until it takes the unpublished bytes
 
 
@@ -45,6 +47,9 @@ class OpenFile:
             None  # took this handle's writes; its result is not told yet
         )
         self.had_written = self.had_truncated = False  # when that writeback began
+        # Why a write was refused when the file may already have had unpublished bytes of this
+        # handle. They are dropped, so the handle can only be closed.
+        self.refusal: PmxcfsError | None = None
 
 
 class Writeback:
@@ -73,6 +78,7 @@ class Writeback:
         self._on_unpublished = on_unpublished
         self._on_displaced = on_displaced
         self._running: dict[Entry, Ticket] = {}  # the writeback of each file that has one
+        self._refused: dict[Entry, PmxcfsError] = {}  # to drop bytes by, when the writeback ends
         self._writers: dict[Entry, list[OpenFile]] = {}  # handles to tell of failures
         self._oldest_creation_ns = 0  # of the new files that are not saved; 0 if there are none
 
@@ -87,27 +93,43 @@ class Writeback:
 
         A further write would be published without the lost bytes, as a file with a hole.
         """
+        _raise_refusal(handle)
         ticket = handle.writeback
         if ticket is not None and ticket.error is not None and not handle.entry.is_orphan:
             self._end(handle.entry, ticket)
             if handle.writeback is ticket:
                 raise ticket.error
 
+    def refuse(self, handle: OpenFile, error: PmxcfsError) -> None:
+        """Drop the file's unpublished bytes, and make *handle* answer *error* from now on.
+
+        Its program may look at the result of a write only, and not at that of the close.
+        """
+        entry = handle.entry
+        handle.refusal = error
+        handle.has_written = handle.has_truncated = False
+        if entry in self._running:
+            self._refused[entry] = error
+        else:
+            self._drop(entry, error)
+
     def flush(self, handle: OpenFile) -> None:
         """Publish what *handle* wrote: one of its descriptors is being closed.
 
         Raises the PmxcfsError by which bytes of *handle* were lost, also in an earlier writeback.
         """
+        _raise_refusal(handle)
+        until_ns = self.after(CONTENT_TIMEOUT)
         if handle.writeback is not None:
-            self.await_end(handle.entry, CONTENT_TIMEOUT)  # the file may be dirty again then
+            self.await_end(handle.entry, until_ns)  # the file may be dirty again then
         try:
             if handle.has_written:
-                self.publish(handle.entry)
+                self.publish(handle.entry, until_ns)
         finally:
             ticket, handle.writeback = handle.writeback, None
             # The first failure is the cause of later ones, so it is the one to be told.
             if ticket is not None and not handle.entry.is_orphan:
-                self._issuer.wait(ticket, CONTENT_TIMEOUT)
+                self._issuer.wait(ticket, self.remaining(until_ns))
         if handle.has_created:
             handle.has_created = False
             self.save_creations()
@@ -164,41 +186,47 @@ class Writeback:
 
     # One writeback
 
-    def publish(self, entry: Entry) -> None:
-        """Publish the dirty bytes of *entry* as one change. Blocks.
+    def publish(self, entry: Entry, until_ns: int) -> None:
+        """Publish the dirty bytes of *entry* as one change, sent by *until_ns* (monotonic). Blocks.
 
         Raises Busy if an earlier writeback does not end in time; the bytes stay dirty. Raises
         PmxcfsError if this writeback fails; the bytes are lost then.
         """
-        self.await_end(entry, CONTENT_TIMEOUT)
-        if entry.has_unpublished:
-            self._publish(entry, Ticket(_NOTHING, target=entry))
-
-    def publish_for_another(self, entry: Entry, until_ns: int) -> None:
-        """Publish *entry* before another change of it, which waits until *until_ns* (monotonic).
-
-        Raises PmxcfsError if that fails. The file stays dirty after Busy; its bytes are lost after
-        any other error.
-        """
-        self.await_end(entry, self.remaining(until_ns))
+        self.await_end(entry, until_ns)
         if entry.has_unpublished:
             timeout = self.remaining(until_ns)
-            ticket = Ticket(_NOTHING, target=entry, timeout=timeout, for_another=True)
+            self._publish(entry, Ticket(_NOTHING, target=entry, timeout=timeout))
+
+    def publish_for_another(self, entry: Entry, until_ns: int, limit_ns: int = 0) -> None:
+        """Publish *entry* before another change of it, which waits until *until_ns* (monotonic).
+
+        With *limit_ns* this one is answered by then, even if it was sent. Raises PmxcfsError if
+        that fails. The file stays dirty after Busy; its bytes are lost after any other error.
+        """
+        self.await_end(entry, until_ns)
+        if entry.has_unpublished:
+            timeout = self.remaining(until_ns)
+            limit = self.remaining(limit_ns) if limit_ns else 0.0
+            ticket = Ticket(_NOTHING, target=entry, timeout=timeout, limit=limit, for_another=True)
             self._publish(entry, ticket)
+
+    def after(self, seconds: float) -> int:
+        """Return the monotonic time, in ns, that comes in *seconds*."""
+        return self._now_ns() + int(seconds * 1e9)
 
     def remaining(self, until_ns: int) -> float:
         """Return the seconds until *until_ns* (monotonic), at least MIN_TIMEOUT."""
         return max((until_ns - self._now_ns()) / 1e9, MIN_TIMEOUT)
 
-    def await_end(self, entry: Entry, seconds: float) -> None:
+    def await_end(self, entry: Entry, until_ns: int) -> None:
         """Wait until no writeback of *entry* runs; ignore its error, which the handles report.
 
-        Raises Busy after *seconds*.
+        Raises Busy at *until_ns* (monotonic).
         """
         while entry in self._running:
             ticket = self._running[entry]
             try:
-                self._issuer.wait(ticket, seconds)
+                self._issuer.wait(ticket, self.remaining(until_ns))
             except PmxcfsError:
                 if not ticket.is_done:
                     raise
@@ -244,6 +272,9 @@ class Writeback:
             self._redirty(entry, ticket)
         elif not entry.is_orphan:
             self._discard(entry, ticket)
+        refusal = self._refused.pop(entry, None)
+        if refusal is not None:
+            self._drop(entry, refusal)
         if entry.has_unpublished:  # the timer passes over a file while its writeback runs
             self._on_unpublished()
 
@@ -255,6 +286,13 @@ class Writeback:
                 handle.writeback = None
                 handle.has_written |= handle.had_written
                 handle.has_truncated |= handle.had_truncated
+
+    def _drop(self, entry: Entry, error: PmxcfsError) -> None:
+        """Discard the dirty bytes of *entry*, if any, as if publishing had failed with *error*."""
+        if entry.has_unpublished:
+            failed = Ticket(_NOTHING, target=entry)
+            failed.finish(error)
+            self._discard(entry, failed)
 
     def _discard(self, entry: Entry, ticket: Ticket) -> None:
         """Discard all dirty bytes, also those written meanwhile. Logs a warning."""
@@ -300,7 +338,7 @@ class Writeback:
     def _publish_quietly(self, entry: Entry) -> None:
         """Publish *entry* and ignore errors, which the handles that wrote report."""
         with contextlib.suppress(PmxcfsError):
-            self.publish(entry)
+            self.publish(entry, self.after(CONTENT_TIMEOUT))
 
     def _save_creations_quietly(self) -> None:
         try:
@@ -316,6 +354,12 @@ def _track_handle(handle: OpenFile, ticket: Ticket) -> None:
         handle.writeback = ticket  # else an earlier failure is not reported yet
         handle.had_written, handle.had_truncated = handle.has_written, handle.has_truncated
     handle.has_written = handle.has_truncated = False
+
+
+def _raise_refusal(handle: OpenFile) -> None:
+    """Raise the error by which a write of *handle* was refused, if any."""
+    if handle.refusal is not None and not handle.entry.is_orphan:
+        raise handle.refusal.with_traceback(None)
 
 
 def _errno_of(error: PmxcfsError) -> str:

@@ -19,6 +19,7 @@ class FakeIssuer:
         self.issued: list[Mutation] = []
         self.saves = self.syncs = 0
         self.failure: PmxcfsError | None = None  # raised by the next calls instead
+        self.refuses: PmxcfsError | None = None  # raised by the next changes instead
         self.on_submit: Callable[[], None] = lambda: None  # called where a real issuer waits
         self.on_change: Callable[[Change], None] = lambda change: None
         self.mtime = 1000
@@ -28,8 +29,9 @@ class FakeIssuer:
 
     def carry_out(self, ticket: Ticket) -> Change:
         self.on_submit()
-        if self.failure is not None:
-            raise self.failure
+        failure = self.failure or self.refuses
+        if failure is not None:
+            raise failure
         mutation = ticket.with_current_path(self.tree)
         change = self.deliver(mutation, writer=0)
         self.issued.append(mutation)
@@ -48,6 +50,9 @@ class FakeIssuer:
 
     def wait(self, ticket: Ticket, seconds: float) -> Change:
         return ticket.result()
+
+    def refusal(self) -> PmxcfsError | None:
+        return self.refuses
 
     def create(self, mutation: Create) -> Change:
         return self.submit(mutation)

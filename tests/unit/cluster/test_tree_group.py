@@ -25,6 +25,7 @@ from pmxcfs.messages import (
     Write,
 )
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable
+from pmxcfs.replica.progress import OVERDUE
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
@@ -35,6 +36,7 @@ from tests.fakes.doubles.database import FakeDatabase
 
 ME, PEER, LOWEST = Member(2, 200), Member(3, 300), Member(1, 100)
 LOCK = "priv/lock/a"
+STUCK = "refused until the cluster delivers"
 
 
 class CheckedLock:
@@ -240,6 +242,7 @@ def test_the_loss_of_the_group_finishes_only_sent_proposals(world: World) -> Non
 # Sending.
 
 
+@pytest.mark.expect_log(STUCK)
 def test_a_proposal_withdrawn_while_corosync_is_busy_gets_busy(world: World) -> None:
     proposal, other = world.post(Mkdir("a")), world.post(Mkdir("b"))
     assert world.source.take(now=1.0) == Mkdir("a")
@@ -258,6 +261,7 @@ def test_after_a_withdrawal_the_next_proposal_is_sent_at_once(world: World) -> N
     assert world.source.take(now=1.0) == Mkdir("b")
 
 
+@pytest.mark.expect_log(STUCK)
 def test_a_refused_proposal_gets_the_error_and_a_partly_sent_one_fails(world: World) -> None:
     whole = world.post(Mkdir("a"))
     half = world.post(Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False))
@@ -270,7 +274,39 @@ def test_a_refused_proposal_gets_the_error_and_a_partly_sent_one_fails(world: Wo
     world.source.refused(Busy("no room"))
     with pytest.raises(Failed, match="only a part"):
         half.ticket.result()
+    assert world.outbox.progress.is_stuck
     assert world.source.take(now=1.0) is None
+
+
+def test_nothing_is_sent_behind_an_overdue_change_until_it_is_delivered(world: World) -> None:
+    world.post(Mkdir("a"))
+    world.post(Mkdir("b"))
+    world.send(1)
+    assert world.source.take(now=2.0 + OVERDUE) is None
+    world.deliver(of(ME, Mkdir("a"), serial=1))
+    assert world.source.take(now=2.0 + OVERDUE) == Mkdir("b")
+
+
+@pytest.mark.expect_log(STUCK)
+@pytest.mark.expect_log("not known to be delivered")
+def test_a_stuck_node_recovers_by_a_delivery_or_a_synchronization(world: World) -> None:
+    progress = world.outbox.progress
+    world.content.on_synced()
+    world.post(Mkdir("a"))
+    world.send(1)
+    progress.failed(Busy("late"), now=1.0)
+    world.deliver(of(PEER, Mkdir("b"), serial=1))
+    assert progress.is_stuck, "a message of another node tells nothing"
+    world.deliver(of(ME, Mkdir("a"), serial=1))
+    assert not progress.is_stuck
+    world.post(Mkdir("c"))
+    world.send(2)
+    progress.failed(Busy("late"), now=1.0)
+    world.content.on_left()
+    world.content.on_members([ME, PEER], me=ME)
+    assert progress.refuses(now=1000.0)
+    world.content.on_synced()
+    assert not progress.refuses(now=1000.0)
 
 
 def test_a_held_outbox_sends_nothing(world: World) -> None:

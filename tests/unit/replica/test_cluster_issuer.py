@@ -13,6 +13,7 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, StoreError
 from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica import cluster_issuer as module
+from pmxcfs.replica import progress
 from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, ClusterIssuer, split
 from pmxcfs.replica.outbox import Outbox, Proposal
 from pmxcfs.replica.quorum import QuorumFlag
@@ -24,6 +25,7 @@ from tests.fakes.doubles.yielding import Yielding
 DEADLINE = 30.0  # seconds after which a test fails
 LONG = 60.0  # seconds; a timeout that never expires in a test
 BRIEF = 0.1  # seconds; a timeout that the test lets expire
+STUCK = "refused until the cluster delivers"
 ENOUGH = 1.0  # seconds; a timeout that leaves the test time to send the message
 
 
@@ -54,6 +56,7 @@ class World:
             dispatch_until=lambda ticket, seconds, watch: self.outbox.wake(),
         )
         self.pool = ThreadPoolExecutor()
+        self.first: Proposal  # the overdue one
 
     def begin(self, call: Callable[[], Change]) -> Future[Change]:
         """Run *call* in a worker thread, and wait until its change is queued."""
@@ -79,6 +82,7 @@ class World:
     def arrive(self, proposal: Proposal, error: PmxcfsError | None = None) -> None:
         change = None if error else Change(Kind.MKDIR, "a", cast(Entry, None))
         with self.lock:
+            self.outbox.progress.came_back(proposal)
             proposal.arrived(change, error)
 
 
@@ -86,6 +90,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(module, "timeout_for", lambda ticket: LONG)
     monkeypatch.setattr(module, "DELIVERY_TIMEOUT", LONG)
+    monkeypatch.setattr(module, "limit_for", lambda ticket: LONG)
     monkeypatch.setattr(module, "STOP_TIMEOUT", LONG)
     made = World()
     yield made
@@ -109,12 +114,14 @@ def test_the_error_of_delivery_is_the_answer(world: World) -> None:
         future.result(DEADLINE)
 
 
+@pytest.mark.expect_log(STUCK)
 def test_a_change_that_is_not_sent_in_time_is_withdrawn(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: dict[Mutation, float] = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
     monkeypatch.setattr(module, "timeout_for", lambda ticket: limits[ticket.mutation])
     for mutation, limit in limits.items():
+        world.outbox.progress.synced()
         start = time.monotonic()
         future = world.begin(functools.partial(world.issuer.submit, mutation))
         with pytest.raises(Busy, match="nothing was changed"):
@@ -123,6 +130,7 @@ def test_a_change_that_is_not_sent_in_time_is_withdrawn(
         assert world.outbox.next(now=1.0) is None
 
 
+@pytest.mark.expect_log(STUCK)
 @pytest.mark.expect_log("sent but not delivered in time")
 def test_a_change_that_is_not_delivered_in_time_has_an_unknown_outcome(
     world: World, monkeypatch: pytest.MonkeyPatch
@@ -268,6 +276,117 @@ def test_a_thread_that_waits_for_a_ticket_gets_its_result(world: World) -> None:
     assert first.result(DEADLINE) is second.result(DEADLINE)
 
 
+# Behind an overdue change, and while this node is stuck.
+
+
+@pytest.fixture
+def behind(world: World, monkeypatch: pytest.MonkeyPatch) -> Future[Change]:
+    """A change that is overdue, and that is given up after ENOUGH seconds in flight."""
+    world.outbox.progress.synced()
+    monkeypatch.setattr(progress, "OVERDUE", BRIEF)
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT", ENOUGH)
+    future = world.mkdir("overdue")
+    world.first = world.send()
+    while not world.outbox.progress.is_overdue(now=time.monotonic()):
+        threading.Event().wait(0.005)
+    return future
+
+
+@pytest.mark.expect_log(STUCK)
+@pytest.mark.expect_log("sent but not delivered in time")
+def test_changes_behind_an_overdue_one_are_refused_with_it(
+    world: World, behind: Future[Change]
+) -> None:
+    calls = [functools.partial(world.issuer.submit, m) for m in (Mkdir("a"), Mtime("b", 1))]
+    unsent = [world.begin(call) for call in calls]
+    assert world.outbox.next(now=time.monotonic()) is None
+    with pytest.raises(Failed, match="outcome is unknown"):
+        behind.result(DEADLINE)
+    for future in unsent:
+        with pytest.raises(Busy, match="nothing was changed"):
+            future.result(BRIEF)
+    world.outbox.progress.came_back(world.first)
+    assert world.outbox.next(now=time.monotonic()) is None, "what was refused is never sent"
+
+
+def test_changes_behind_an_overdue_one_are_sent_when_it_was_delivered(
+    world: World, behind: Future[Change], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: BRIEF)
+    second, third = world.mkdir("second"), world.mkdir("third")
+    threading.Event().wait(2 * BRIEF)
+    assert not second.done(), "it has the time of the overdue change"
+    world.arrive(world.first)
+    assert behind.result(DEADLINE)
+    for future in (second, third):
+        world.arrive(world.send())
+        assert future.result(DEADLINE)
+
+
+@pytest.mark.expect_log(STUCK)
+@pytest.mark.expect_log("sent but not delivered in time")
+def test_a_stuck_node_refuses_at_once_until_a_change_comes_back(
+    world: World, behind: Future[Change]
+) -> None:
+    assert world.issuer.refusal() is None
+    with pytest.raises(Failed):
+        behind.result(DEADLINE)
+    for _ in range(24):
+        with world.lock, pytest.raises(Busy, match="nothing was changed"):
+            world.issuer.submit(Mkdir("a"))
+    assert isinstance(world.issuer.refusal(), Busy)
+    world.arrive(world.first)
+    assert world.issuer.refusal() is None
+    assert world.outbox.next(now=time.monotonic()) is None
+
+
+@pytest.mark.expect_log(STUCK)
+def test_an_attempt_of_a_stuck_node_is_brief(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "ATTEMPT_INTERVAL", 0.0)
+    monkeypatch.setattr(module, "ATTEMPT_TIMEOUT", BRIEF)
+    world.outbox.progress.synced()
+    world.outbox.progress.failed(Busy("no room"), now=time.monotonic())
+    failing = world.mkdir()
+    with pytest.raises(Busy, match="nothing was changed"):
+        failing.result(DEADLINE)
+    succeeding = world.mkdir()
+    world.arrive(world.send())
+    assert succeeding.result(DEADLINE)
+    assert world.issuer.refusal() is None
+
+
+@pytest.mark.expect_log("sent but not delivered in time")
+@pytest.mark.expect_log(STUCK)
+def test_a_change_of_a_name_is_answered_in_time_even_if_it_was_sent_late(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    monkeypatch.setattr(module, "limit_for", lambda ticket: ENOUGH + BRIEF)
+    start = time.monotonic()
+    future = world.mkdir()
+    threading.Event().wait(ENOUGH / 2)
+    world.send()
+    with pytest.raises(Failed):
+        future.result(DEADLINE)
+    assert ENOUGH + BRIEF <= time.monotonic() - start < LONG
+
+
+def test_the_rest_of_a_write_is_sent_though_another_change_is_overdue(world: World) -> None:
+    future = world.begin(lambda: world.issuer.submit(two_parts()))
+    proposal = world.send()
+    later = time.monotonic() + progress.OVERDUE + 1
+    assert world.outbox.next(now=later) is proposal
+    world.outbox.sent(proposal)
+    other = world.mkdir()
+    assert world.outbox.next(now=later) is None
+    for _ in range(2):
+        world.arrive(proposal)
+    assert future.result(DEADLINE)
+    world.arrive(world.send())
+    assert other.result(DEADLINE)
+
+
 # Writes in two parts.
 
 
@@ -300,6 +419,7 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_withdrawn(world: World) -> No
     assert future.result(DEADLINE)
 
 
+@pytest.mark.expect_log(STUCK)
 @pytest.mark.expect_log("sent but not delivered in time")
 def test_the_rest_of_a_write_that_was_given_up_is_never_sent(
     world: World, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ import pytest
 
 from pmxcfs.errors import Busy, Denied, NotFound, StoreError
 from pmxcfs.messages import Delete, Rename, Write
-from pmxcfs.replica.tickets import Ticket, timeout_for
+from pmxcfs.replica.tickets import Ticket, limit_for, timeout_for
 from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.filesystem import World
@@ -278,3 +278,22 @@ def test_a_rename_and_the_writes_that_it_publishes_first_have_two_seconds_togeth
     monkeypatch.setattr(world.issuer, "carry_out", slowly)
     world.files.rename(entry, world.tree.root, "g")
     assert timeouts == [2.0, 0.5]
+
+
+def test_a_rename_whose_writeback_took_seconds_can_still_be_sent_and_is_answered_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new ring of corosync takes 8 s; the writeback was sent before, and delivered after that."""
+    entry = world.make("f")
+    world.files.write(world.open(entry), 0, b"mine")
+    times: list[tuple[float, float]] = []
+    carry_out = world.issuer.carry_out
+
+    def slowly(ticket: Ticket) -> Change:
+        times.append((timeout_for(ticket), limit_for(ticket)))
+        world.now_ns += 8_000_000_000
+        return carry_out(ticket)
+
+    monkeypatch.setattr(world.issuer, "carry_out", slowly)
+    world.files.rename(entry, world.tree.root, "g")
+    assert times == [(2.0, 10.25), (0.5, 2.25)]

@@ -1,0 +1,110 @@
+"""Whether this node's changes come back to it: which are in flight, and whether the node is stuck.
+
+A change that was sent comes back to its sender. One that has not done so for OVERDUE seconds is
+overdue; nothing more is sent until it is delivered, so what waits behind it can still be refused as
+not begun.
+
+The node is stuck from the moment a change was answered with an error because it could not be sent
+or was not delivered in time. Then all changes are refused at once, until the node is in sync and a
+message of its own has come back. With the end of a synchronization both are true, as this node's
+STATE was a part of it. If the node is in sync and nothing is overdue, no message can be expected to
+come back. Then a change is let through after ATTEMPT_INTERVAL seconds, to find out.
+
+Threads: any thread may call the methods; none blocks. Times are monotonic seconds.
+Contract: docs/spec/filesystem.md, "When the cluster is stuck".
+"""
+
+import logging
+import threading
+
+from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.outage import Outage
+
+_log = logging.getLogger("pmxcfs.dcdb")
+
+OVERDUE = 2.0  # seconds in flight after which nothing more is sent
+ATTEMPT_INTERVAL = 1.0  # seconds from one failure to the next attempt, if nothing is overdue
+ATTEMPT_TIMEOUT = 0.5  # seconds for an attempt to be sent
+
+
+class Progress:
+    """The changes in flight, and the state *stuck*."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_flight: dict[object, float] = {}  # when each change was sent, in order
+        self._is_in_sync = False
+        self._attempt_at = 0.0  # when a stuck node that has nothing overdue lets a change through
+        self._outage: Outage[PmxcfsError] = Outage(
+            _log,
+            describe=lambda cause: f"changes are refused until the cluster delivers them: {cause}",
+            over="the cluster delivers this node's changes again",
+            level=logging.WARNING,
+        )
+
+    # Events
+
+    def sent(self, change: object, at: float) -> None:
+        """Note that a message of *change* was sent; its first one at the second *at*."""
+        with self._lock:
+            self._in_flight.setdefault(change, at)
+
+    def came_back(self, change: object) -> None:
+        """Note that a message of *change* was delivered to this node, which is in sync."""
+        with self._lock:
+            self._in_flight.pop(change, None)
+            self._outage.works()
+
+    def sync_began(self) -> None:
+        """Note that the members have begun to synchronize."""
+        with self._lock:
+            self._is_in_sync = False
+
+    def synced(self) -> None:
+        """Note that this node is in sync."""
+        with self._lock:
+            self._is_in_sync = True
+            self._outage.works()
+
+    def left(self) -> None:
+        """Note that the group was left: what was in flight does not come back."""
+        with self._lock:
+            self._is_in_sync = False
+            self._in_flight.clear()
+
+    def failed(self, error: PmxcfsError, *, now: float) -> None:
+        """Note that a change was answered with *error*, as it was not sent or not delivered."""
+        with self._lock:
+            self._attempt_at = now + ATTEMPT_INTERVAL
+            self._outage.fails(error)
+
+    # Questions
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the last change failed and none has come back since."""
+        return self._outage.cause is not None
+
+    def oldest(self) -> float:
+        """Return when the oldest change in flight was sent; 0 if none is in flight."""
+        with self._lock:
+            return self._oldest()
+
+    def is_overdue(self, *, now: float) -> bool:
+        """Return whether a change is in flight for more than OVERDUE seconds."""
+        with self._lock:
+            return self._is_overdue(now)
+
+    def refuses(self, *, now: float) -> bool:
+        """Return whether a change is to be refused at once."""
+        if not self.is_stuck:
+            return False
+        with self._lock:
+            return not self._is_in_sync or self._is_overdue(now) or now < self._attempt_at
+
+    def _oldest(self) -> float:
+        return next(iter(self._in_flight.values()), 0.0)
+
+    def _is_overdue(self, now: float) -> bool:
+        oldest = self._oldest()
+        return oldest > 0 and now - oldest > OVERDUE
