@@ -291,7 +291,7 @@ def test_nothing_is_sent_behind_an_overdue_change_until_it_is_delivered(world: W
 @pytest.mark.expect_log("not known to be delivered")
 def test_a_stuck_node_recovers_by_a_delivery_or_a_synchronization(world: World) -> None:
     progress = world.outbox.progress
-    world.content.on_synced()
+    world.content.on_synced(())
     world.post(Mkdir("a"))
     world.send(1)
     progress.failed(Busy("late"), now=1.0)
@@ -305,7 +305,7 @@ def test_a_stuck_node_recovers_by_a_delivery_or_a_synchronization(world: World) 
     world.content.on_left()
     world.content.on_members([ME, PEER], me=ME)
     assert progress.refuses(now=1000.0)
-    world.content.on_synced()
+    world.content.on_synced(())
     assert not progress.refuses(now=1000.0)
 
 
