@@ -300,7 +300,7 @@ cdef class Tree:
         cdef Py_ssize_t end = end_of(start, data)
         cdef bytes content
         if len(entry._data) == 0 and len(data) == 0:
-            content = b""  # a size without bytes, as existing nodes send it (cluster.md, "Messages")
+            content = b""  # a size without bytes, as other nodes send it (cluster.md, "Messages")
         else:
             content = splice(entry._data, start, data, truncate)
             end = len(content)
