@@ -32,7 +32,7 @@ PACKAGES += fuse3
 # looks into round-robin databases.
 TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime rrdtool
 # Tests of what the Debian package installs: the unit, the manual pages, the maintainer scripts.
-TEST_PACKAGES += systemd man-db dash bash-completion
+TEST_PACKAGES += systemd man-db dash
 # Services that tests run. Their packages are unpacked below build/, not installed: that would
 # enable them on this machine (corosync would start as a cluster of its own at the next boot).
 UNPACKED := corosync rrdcached
@@ -41,7 +41,7 @@ UNPACKED := corosync rrdcached
 # first lines are the package's Build-Depends.
 DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev
 DEB_PACKAGES += libsqlite3-dev pkg-config procps python3-dev python3-hypothesis python3-llfuse python3-pytest
-DEB_PACKAGES += python3-pytest-benchmark python3-rrdtool python3-setuptools
+DEB_PACKAGES += python3-pytest-benchmark python3-rrdtool python3-setuptools python3-shtab
 DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
 
 .PHONY: help
@@ -198,7 +198,7 @@ test-long: build test-deps deb build/bookworm/.made ## random tests for much lon
 
 .PHONY: deb
 deb: deb-packages ## build the Debian package in build/deb and check it with lintian
-	shellcheck debian/preinst debian/postinst debian/postrm debian/tests/smoke debian/completion/pmxcfs
+	shellcheck debian/preinst debian/postinst debian/postrm debian/tests/smoke
 	$(call copy,deb/pmxcfs)
 	cd build/deb/pmxcfs && $(DEBIAN_PATH) dpkg-buildpackage --no-sign
 	cd build/deb && lintian -EvIL +pedantic --fail-on error,warning pmxcfs_*.changes

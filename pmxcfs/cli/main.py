@@ -20,6 +20,12 @@ from pmxcfs.settings import DATABASE_NAME, Settings
 INTERRUPTED = 130  # the exit status that a shell gives a command that SIGINT has ended
 MAX_SERVICE_NAME = 100  # bytes; the address of a Unix socket has at most 107
 
+# Functions of the bash completion (pmxcfs/cli/completion.py) that list values to choose from.
+DIRECTORIES = "_pmxcfs_directories"
+FILES = "_pmxcfs_files"
+DATABASES = "_pmxcfs_database_files"
+GROUPS = "_pmxcfs_groups"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``pmxcfs``: the daemon, or the command in the arguments. Return the exit status."""
@@ -70,8 +76,8 @@ def build_creator_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(action=import_directory)
-    parser.add_argument("directory", metavar="DIR", type=absolute_path)
-    parser.add_argument("file", metavar="FILE", type=absolute_path)
+    add_directory(parser)
+    complete_with(FILES, parser.add_argument("file", metavar="FILE", type=absolute_path))
     return parser
 
 
@@ -103,25 +109,27 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where")
     add_path(group, "--mountpoint", Settings.mountpoint, "where to mount")
     add_path(group, "--statedir", Settings.statedir, "directory of database and lock file")
-    add_path(group, "--rundir", Settings.rundir, "directory of sockets and flag files")
-    group.add_argument(
+    add_path(group, "--rundir", Settings.rundir, "directory of restart flag and test socket")
+    pidfile = group.add_argument(
         "--pidfile",
         type=absolute_path,
         metavar="FILE",
         help=f"the pid file (default: {Settings.pidfile}; with --rundir: RUNDIR/pmxcfs.pid)",
     )
+    complete_with(FILES, pidfile)
     group.add_argument(
         "--nodename",
         type=node_name,
         metavar="NAME",
         help="this node's name, used up to the first dot (default: the host name)",
     )
-    group.add_argument(
+    owner = group.add_argument(
         "--group",
         default=Settings.group,
         metavar="NAME",
         help="the group of every file (default: %(default)s)",
     )
+    complete_with(GROUPS, owner)
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -149,14 +157,23 @@ def add_client_options(parser: argparse.ArgumentParser) -> None:
 def add_path(
     group: argparse._ArgumentGroup, option: str, default: Path, meaning: str, metavar: str = "DIR"
 ) -> None:
-    """Add an option that takes a path."""
-    group.add_argument(
+    """Add an option that takes a path; with the metavar DIR, that of a directory."""
+    path = group.add_argument(
         option,
         type=absolute_path,
         default=default,
         metavar=metavar,
         help=f"{meaning} (default: %(default)s)",
     )
+    complete_with(DIRECTORIES if metavar == "DIR" else FILES, path)
+
+
+def complete_with(function: str, action: argparse.Action) -> None:
+    """Have the bash completion call *function* for the value of an argument.
+
+    shtab looks for the attribute that this sets; nothing else does.
+    """
+    vars(action)["complete"] = {"bash": function}
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -186,10 +203,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add_database(fsck)
     add_database(add("dump", dump_database, "print the database's entries"))
     export = add("export", export_database, "copy the database's files into a directory")
-    export.add_argument("directory", metavar="DIR", type=absolute_path)
+    add_directory(export)
     add_database(export)
     importer = add("import", import_directory, "make a new database of the files in a directory")
-    importer.add_argument("directory", metavar="DIR", type=absolute_path)
+    add_directory(importer)
     add_database(importer)
 
 
@@ -245,16 +262,23 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     find.add_argument("--vmid", type=positive, default=0, metavar="N", help="default: all guests")
 
 
+def add_directory(command: argparse.ArgumentParser) -> None:
+    """Add the directory that a command copies from or to."""
+    directory = command.add_argument("directory", metavar="DIR", type=absolute_path)
+    complete_with(DIRECTORIES, directory)
+
+
 def add_database(command: argparse.ArgumentParser) -> None:
     """Add the two ways to name the database of an offline command."""
-    command.add_argument(
+    file = command.add_argument(
         "file",
         metavar="FILE",
         nargs="?",
         type=absolute_path,
         help="the database (default: config.db in the state directory)",
     )
-    command.add_argument(
+    complete_with(DATABASES, file)
+    statedir = command.add_argument(
         "--statedir",
         metavar="DIR",
         type=absolute_path,
@@ -262,6 +286,7 @@ def add_database(command: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help=f"the state directory (default: {Settings.statedir})",
     )
+    complete_with(DIRECTORIES, statedir)
 
 
 def absolute_path(text: str) -> Path:

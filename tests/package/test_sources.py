@@ -1,81 +1,19 @@
-"""Packaged files against the program: unit, manual pages, completion, scripts, versions."""
+"""Packaged files against the program: unit, manual pages, scripts, versions."""
 
-import argparse
 import itertools
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pmxcfs
-from pmxcfs.cli.main import build_creator_parser, build_parser
 from tests.places import ROOT
 
 DEBIAN = ROOT / "debian"
 MANUALS = ROOT / "docs" / "man"
 SCRIPTS = ("preinst", "postinst", "postrm", "tests/smoke")
-
-
-def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    yield from parser._actions
-
-
-def commands() -> dict[str, argparse.ArgumentParser]:
-    (found,) = (a for a in actions(build_parser()) if isinstance(a, argparse._SubParsersAction))
-    return dict(found.choices)
-
-
-def options(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return the options of a parser, each with the name of its value, which may be empty."""
-    return {
-        option: "" if action.nargs == 0 else str(action.metavar)
-        for action in actions(parser)
-        for option in action.option_strings
-    }
-
-
-def manual(name: str) -> str:
-    return (MANUALS / name).read_text()
-
-
-def tagged_options(text: str) -> dict[str, str]:
-    """Return the tagged options of a manual page, each with the name of its value."""
-    tags = re.findall(r"^\.TP\n\.\w+ (.*)$", text, re.MULTILINE)
-    found = {}
-    for tag in tags:
-        words = re.sub(r'[",]', " ", tag.replace("\\-", "-")).split()
-        names = [word for word in words if word.startswith("-")]
-        value = next((word for word in words if word.isupper()), "")
-        found.update(dict.fromkeys(names, value))
-    return found
-
-
-def section(text: str, title: str) -> str:
-    return re.split(rf'^\.SH "?{title}"?\n', text, flags=re.MULTILINE)[1].partition("\n.SH")[0]
-
-
-def test_the_manual_has_each_option_and_no_other() -> None:
-    assert tagged_options(section(manual("pmxcfs.8"), "OPTIONS")) == options(build_parser())
-
-
-def test_the_manual_has_each_command() -> None:
-    tags = re.findall(r"^\.TP\n\.\w+ (\w+)", section(manual("pmxcfs.8"), "COMMANDS"), re.MULTILINE)
-    assert sorted(tags) == sorted(commands())
-
-
-def test_the_guide_has_each_option() -> None:
-    guide = (ROOT / "docs" / "operations.md").read_text()
-    rows = re.findall(r"^\| (`-.*?) \|", guide, re.MULTILINE)
-    told = {name for row in rows for name in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", row)}
-    assert told | {"-h"} == set(options(build_parser()))
-
-
-def test_the_guide_has_each_command() -> None:
-    guide = (ROOT / "docs" / "operations.md").read_text()
-    assert set(re.findall(r"^\| `pmxcfs (\w+)", guide, re.MULTILINE)) == set(commands())
 
 
 @pytest.mark.parametrize("page", ["pmxcfs.5", "pmxcfs.8"])
@@ -86,50 +24,6 @@ def test_a_manual_page_formats_without_warnings(page: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert result.stderr == ""
     assert len(result.stdout) > 1000
-
-
-def completions(*words: str) -> set[str]:
-    """Return the completions that bash offers for the last of the words."""
-    line = " ".join(words)
-    script = f"""
-        source /usr/share/bash-completion/bash_completion
-        source {DEBIAN}/completion/pmxcfs
-        COMP_WORDS=({" ".join(f"'{word}'" for word in words)})
-        COMP_CWORD={len(words) - 1} COMP_LINE='{line}' COMP_POINT={len(line)}
-        function=$(complete -p {words[0]} | sed 's/.*-F \\([^ ]*\\).*/\\1/')
-        $function {words[0]} '{words[-1]}' '{words[-2]}'
-        printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
-    command = ["bash", "--norc", "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stderr == ""
-    return set(result.stdout.split())
-
-
-def test_bash_completes_the_options() -> None:
-    assert completions("pmxcfs", "-") == set(options(build_parser()))
-
-
-def test_bash_completes_the_commands_and_their_options() -> None:
-    assert completions("pmxcfs", "") == set(commands())
-    for name, parser in commands().items():
-        assert completions("pmxcfs", name, "-") == set(options(parser))
-
-
-@pytest.mark.parametrize("option", ["--mountpoint", "--statedir", "export"])
-def test_bash_completes_directories(option: str) -> None:
-    assert completions("pmxcfs", option, "deb") == {"debian"}
-    assert completions("pmxcfs", option, "Makef") == set()
-
-
-def test_bash_completes_files() -> None:
-    assert completions("pmxcfs", "dump", "Makef") == {"Makefile"}
-    assert completions("create_pmxcfs_db", "debian", "Makef") == {"Makefile"}
-    assert completions("create_pmxcfs_db", "Makef") == set()
-
-
-def test_create_pmxcfs_db_has_no_options_to_complete() -> None:
-    assert set(options(build_creator_parser())) == {"-h", "--help"}
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
