@@ -159,6 +159,10 @@ def test_the_guide_makes_and_restores_a_backup(tmp_path: Path) -> None:
         node.shell("echo secret >/etc/pve/priv/key; echo 'cores: 1' >/etc/pve/qemu-server/100.conf")
         steps = follow("Back up and restore", {"node1": node})
         next(steps)
+        assert "sound" in next(steps)[0]
+        kept, live = (node.shell(f"pmxcfs dump {file}") for file in ("/root/config.db.backup", ""))
+        assert kept == live
+        assert node.shell("stat -c %a /root/config.db.backup") == "600"
         node.shell("rm -r /etc/pve/priv; echo later >/etc/pve/later")
         next(steps)
         assert node.shell("cat /etc/pve/priv/key") == "secret"
