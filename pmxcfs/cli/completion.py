@@ -20,9 +20,12 @@ _pmxcfs_database_files() {
 _pmxcfs_groups() { compgen -g -- "$1"; }
 """
 
-# In shtab 1.5 the script takes only the first element of this array, which holds all choices.
-FIRST_CHOICE = 'current_action_choices_var="${current_action}_choices"'
-ALL_CHOICES = 'current_action_choices_var="${current_action}_choices[@]"'
+# The script of shtab 1.5 (Debian 12) takes only the first element of the array of choices, and does
+# not split them, as it separates words by line feeds.
+CORRECTIONS = {
+    'choices_var="${current_action}_choices"': 'choices_var="${current_action}_choices[@]"',
+    "${current_action_choices}": "${current_action_choices// /$'\\n'}",
+}
 
 
 def script() -> str:
@@ -31,7 +34,10 @@ def script() -> str:
         shtab.complete(build_parser(), "bash", preamble=FUNCTIONS),
         shtab.complete(build_creator_parser(), "bash"),
     )
-    return "\n".join(parts).replace(FIRST_CHOICE, ALL_CHOICES) + "\n"
+    text = "\n".join(parts) + "\n"
+    for wrong, right in CORRECTIONS.items():
+        text = text.replace(wrong, right)
+    return text
 
 
 if __name__ == "__main__":
