@@ -76,8 +76,11 @@ def build_creator_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(action=import_directory)
-    add_directory(parser)
-    complete_with(FILES, parser.add_argument("file", metavar="FILE", type=absolute_path))
+    add_directory(parser, "the files and directories to copy")
+    file = parser.add_argument(
+        "file", metavar="FILE", type=absolute_path, help="the database to make; must not exist"
+    )
+    complete_with(FILES, file)
     return parser
 
 
@@ -203,10 +206,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add_database(fsck)
     add_database(add("dump", dump_database, "print the database's entries"))
     export = add("export", export_database, "copy the database's files into a directory")
-    add_directory(export)
+    add_directory(export, "a new or empty directory")
     add_database(export)
     importer = add("import", import_directory, "make a new database of the files in a directory")
-    add_directory(importer)
+    add_directory(importer, "the files and directories to copy")
     add_database(importer)
 
 
@@ -251,7 +254,11 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     write.add_argument("--user", metavar="NAME", default="root@pam", help="default: %(default)s")
     write.add_argument("--tag", metavar="NAME", default="pmxcfs", help="default: %(default)s")
     write.add_argument(
-        "--priority", metavar="LEVEL", choices=PRIORITIES, default="info", help="a level of syslog"
+        "--priority",
+        metavar="LEVEL",
+        choices=PRIORITIES,
+        default="info",
+        help=f"{', '.join(PRIORITIES)} (default: %(default)s)",
     )
     read = add("clusterlog", "the newest entries of the cluster log")
     read.add_argument("-n", dest="most", type=positive, default=50, metavar="N", help="default: 50")
@@ -262,9 +269,9 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     find.add_argument("--vmid", type=positive, default=0, metavar="N", help="default: all guests")
 
 
-def add_directory(command: argparse.ArgumentParser) -> None:
+def add_directory(command: argparse.ArgumentParser, meaning: str) -> None:
     """Add the directory that a command copies from or to."""
-    directory = command.add_argument("directory", metavar="DIR", type=absolute_path)
+    directory = command.add_argument("directory", metavar="DIR", type=absolute_path, help=meaning)
     complete_with(DIRECTORIES, directory)
 
 
