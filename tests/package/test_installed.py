@@ -234,6 +234,11 @@ def test_the_manual_pages_can_be_read(node: Machine) -> None:
         assert "PMXCFS" in node.run("man", page)
 
 
+def test_the_changelog_for_administrators_is_installed(node: Machine) -> None:
+    installed = node.shell("zcat -f /usr/share/doc/pmxcfs/CHANGELOG.md*")
+    assert installed.strip() == (ROOT / "CHANGELOG.md").read_text().strip()
+
+
 def test_a_start_with_many_guests_is_quick(node: Machine, report: Report) -> None:
     node.shell("systemctl stop pmxcfs; rm /var/lib/pve-cluster/config.db")
     node.shell(
