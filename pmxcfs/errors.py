@@ -164,3 +164,11 @@ class IpcError(PmxcfsError):
     def __init__(self, message: str, errno: int) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class NoAnswer(IpcError):
+    """Nothing can be learned from the daemon: it refuses the client, or does not answer in time."""
+
+
+class NotRunning(NoAnswer):
+    """No daemon listens under the name that was given."""

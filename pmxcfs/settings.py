@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DATABASE_NAME = "config.db"  # in the state directory
+LOCKFILE_NAME = ".pmxcfs.lockfile"  # in the state directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Settings:
     @property
     def lockfile(self) -> Path:
         """The path of the file that a running daemon keeps locked, so that no second one starts."""
-        return self.statedir / ".pmxcfs.lockfile"
+        return self.statedir / LOCKFILE_NAME
 
     @property
     def control_socket(self) -> Path:

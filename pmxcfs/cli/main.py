@@ -1,8 +1,8 @@
 """The command line: turns arguments into ``Settings`` and runs the daemon, or runs a command.
 
 Opens no file. Imports the module of a command only when that command runs, so ``--help`` and
-``--version`` need no extension. A failure is one line on stderr and exit status 1; wrong usage is
-exit status 2. Contract: docs/spec/operations.md, "Command line".
+``--version`` need no extension. A failure is one line on stderr and an exit status of the table in
+docs/spec/operations.md, "Exit statuses". Contract: docs/spec/operations.md, "Command line".
 """
 
 import argparse
@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 import pmxcfs
-from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.errors import NoAnswer, PmxcfsError, StartError
 from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, Settings
 
+FAILED = 1  # also: not found, not sound
+CANNOT_TELL = 3  # no daemon, no permission, or no answer
+WRONG_USAGE = 64
 INTERRUPTED = 130  # the exit status that a shell gives a command that SIGINT has ended
 MAX_SERVICE_NAME = 100  # bytes; the address of a Unix socket has at most 107
 
@@ -43,17 +47,29 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     action: Callable[[argparse.Namespace], int] = arguments.action
     try:
         return action(arguments)
+    except NoAnswer as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return CANNOT_TELL
     except (PmxcfsError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that ends the process with WRONG_USAGE on an error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and *message* on stderr, and end the process."""
+        self.print_usage(sys.stderr)
+        self.exit(WRONG_USAGE, f"{self.prog}: error: {message}\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``pmxcfs``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pmxcfs",
         description="Mount the Proxmox VE cluster file system, or work on its database offline.",
         allow_abbrev=False,
@@ -70,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def build_creator_parser() -> argparse.ArgumentParser:
     """Return the parser of ``create_pmxcfs_db``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="create_pmxcfs_db",
         description="Make a database FILE that holds the files and directories of DIR.",
         allow_abbrev=False,
@@ -193,9 +209,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     status = add(
         "status",
         show_status,
-        "show the daemon's state; exit status: 0 healthy, 1 degraded or no answer, 2 not running",
+        "show the daemon's state; exit status: 0 healthy, 1 degraded, 2 failed, 3 can't tell",
     )
     add_client_arguments(status)
+    status.add_argument(
+        "--explain", action="store_true", help="say what each finding means and what to do"
+    )
     ask = add("ipc", ask_daemon, "send the daemon a request, as Proxmox VE's tools do")
     add_client_arguments(ask)
     add_questions(ask)

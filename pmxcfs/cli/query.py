@@ -5,19 +5,46 @@ Contract: docs/spec/operations.md.
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pmxcfs.errors import IpcError
-from pmxcfs.ipc.client import IpcClient, NotRunning
+from pmxcfs.errors import IpcError, NotRunning
+from pmxcfs.ipc.client import IpcClient
 from pmxcfs.messages import PRIORITIES
 
-HEALTHY, DEGRADED, NOT_RUNNING = 0, 1, 2  # exit statuses of ``status``
+# Exit statuses of ``status`` by the state of the node.
+STATUSES = {"healthy": 0, "degraded": 1, "failed": 2, "unknown": 3}
 STATUS_TIMEOUT_MS = 3000
+
+WIDTH = 88  # columns of explanations
+DOCUMENT = "/usr/share/doc/pmxcfs/operations.md"
+
+# What stands for the daemon's findings if it gives none.
+_NOT_RUNNING = {
+    "name": "not-running",
+    "meaning": "No daemon serves this name, so nothing is mounted by it.",
+    "step": "start it: systemctl start pmxcfs, or pve-cluster on a node of Proxmox VE; if it runs "
+    "under another name, give --ipc-name",
+    "chapter": "Start",
+}
+_NOT_ALLOWED = {
+    "name": "not-allowed",
+    "meaning": "The daemon tells its state only root and the members of its group, www-data.",
+    "step": "ask as root",
+    "chapter": "Commands that ask the daemon",
+}
+_NO_ANSWER = {
+    "name": "no-answer",
+    "meaning": "The daemon runs but does not answer in time.",
+    "step": "see its log: journalctl -t pmxcfs; if it stays so, restart the daemon",
+    "chapter": "Logging",
+}
 
 Printer = Callable[[bytes], Iterator[str]]
 
@@ -196,31 +223,55 @@ def _stamp(seconds: int) -> str:
 
 
 def show_status(arguments: argparse.Namespace) -> int:
-    """Run ``pmxcfs status``: print the daemon's report. Return HEALTHY, DEGRADED or NOT_RUNNING."""
+    """Run ``pmxcfs status``: print the daemon's report. Return one of STATUSES."""
     try:
         with IpcClient(arguments.ipc_name, timeout_ms=STATUS_TIMEOUT_MS) as client:
-            report = json.loads(client.report())
+            report: Mapping[str, Any] = {"running": True, **json.loads(client.report())}
     except IpcError as error:
-        is_absent = isinstance(error, NotRunning)
-        report = {"running": not is_absent, "problems": [str(error)]}
-    else:
-        report = {"running": True, **report}
+        report = _no_report(error)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(_status_lines(report)))
-    if not report["running"]:
-        return NOT_RUNNING
-    return DEGRADED if report["problems"] else HEALTHY
+        print("\n".join(_status_lines(report, explain=arguments.explain)))
+    return STATUSES[report["state"]]
 
 
-def _status_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    state = "healthy"
-    if report["problems"]:
-        state = "degraded" if report["running"] else "not running"
-    for label, values in (("state", [state, *report["problems"]]), *_details(report)):
+def _no_report(error: IpcError) -> Mapping[str, Any]:
+    """Return what stands for the report of a daemon that gives none."""
+    finding = _NOT_RUNNING if isinstance(error, NotRunning) else _NO_ANSWER
+    if error.errno in (errno.EPERM, errno.EACCES):
+        finding = _NOT_ALLOWED
+    running = False if finding is _NOT_RUNNING else None  # None: not known
+    return {
+        "running": running,
+        "state": "unknown",
+        "findings": [{"state": "unknown", "reason": str(error), **finding}],
+    }
+
+
+def _status_lines(report: Mapping[str, Any], *, explain: bool = False) -> Iterator[str]:
+    findings = report["findings"]
+    states = [_state_line(finding) for finding in findings] or [report["state"]]
+    for label, values in (("state", states), *_steps(findings, explain), *_details(report)):
         for number, value in enumerate(values):
             yield f"{label if number == 0 else '':9} {value}".rstrip()
+
+
+def _state_line(finding: Mapping[str, str]) -> str:
+    return f"{finding['state']}: {finding['reason']}"
+
+
+def _steps(findings: Sequence[Mapping[str, str]], explain: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield what to do for each finding; with *explain* also what it means."""
+    if not explain:
+        yield "to do", list(dict.fromkeys(finding["step"] for finding in findings))
+        return
+    for finding in findings:
+        yield "", [""]
+        yield "because", [finding["reason"]]
+        yield "means", textwrap.wrap(finding["meaning"], WIDTH)
+        yield "to do", textwrap.wrap(finding["step"], WIDTH)
+        yield "read", [f'{DOCUMENT}, chapter "{finding["chapter"]}"']
 
 
 def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -59,6 +59,10 @@ def replace(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+class _Refused(Exception):
+    """Raised if the host's file must not be replaced, with the reason."""
+
+
 class HostConfig(BackgroundThread):
     """A thread that keeps one host file equal to the tree's and has corosync reload it."""
 
@@ -76,6 +80,7 @@ class HostConfig(BackgroundThread):
         self._changed = threading.Condition()  # guards the two attributes below
         self._wanted: bytes | None = None
         self._may_reload = False
+        self.error = ""  # why the host or corosync lacks the tree's file; empty if both have it
 
     def follow(self, content: bytes, *, reload: bool) -> None:
         """Queue *content* as the new content of the host's file. Never blocks.
@@ -97,16 +102,24 @@ class HostConfig(BackgroundThread):
     def run(self) -> None:
         """Write one file after the other, and have corosync reload those that it must."""
         while (taken := self._take()) is not None:
-            content, may_reload = taken
-            try:
-                if self._write(content) and may_reload:
-                    self._wait_for_other_nodes()
-                    self._reload()
-                    _log.info("asked corosync to reload its configuration")
-            except OSError as error:
-                _log.error("can't update %s: %s", self._path, error.strerror)
-            except ClusterError as error:
-                _log.error("can't ask corosync to reload its configuration: %s", error)
+            self.error = self._install(*taken)
+            if self.error:
+                _log.error("%s", self.error)
+
+    def _install(self, content: bytes, may_reload: bool) -> str:
+        """Write the file, and have corosync reload it; return the reason of a failure, or ""."""
+        try:
+            if self._write(content) and may_reload:
+                self._wait_for_other_nodes()
+                self._reload()
+                _log.info("asked corosync to reload its configuration")
+        except _Refused as refused:
+            return f"{self._path} is not replaced: {refused}"
+        except OSError as error:
+            return f"can't update {self._path}: {error.strerror}"
+        except ClusterError as error:
+            return f"can't ask corosync to reload its configuration: {error}"
+        return ""
 
     def _take(self) -> tuple[bytes, bool] | None:
         """Block until content is queued; return (content, may_reload), or None after ``close``."""
@@ -121,7 +134,7 @@ class HostConfig(BackgroundThread):
     def _write(self, content: bytes) -> bool:
         """Replace the host's file if it differs and may be replaced.
 
-        Return whether an older file was replaced, which corosync has to reload.
+        Return whether an older file was replaced, which corosync has to reload. Raises _Refused.
         """
         try:
             present = self._path.read_bytes()
@@ -130,8 +143,7 @@ class HostConfig(BackgroundThread):
         if content == present:
             return False
         if reason := refusal(content, present):
-            _log.error("%s is not replaced: %s", self._path, reason)
-            return False
+            raise _Refused(reason)
         replace(self._path, content)
         _log.info("wrote %s, config_version %s", self._path, version_of(content))
         return present is not None

@@ -174,6 +174,7 @@ class GroupThread(BackgroundThread):
             log, describe=self._describe_outage, over="connected to corosync again"
         )
         self._joined_at = float("-inf")  # monotonic
+        self._unsynced_since: float | None = time.monotonic()  # None while in sync
         self._events: deque[_Delivered | _Changed] = deque()
         self._batch: list[Deliver] = []  # changes delivered by the state machine, not applied yet
         self._tick_at = 0.0  # monotonic second of the next check of the deadlines
@@ -200,6 +201,17 @@ class GroupThread(BackgroundThread):
     def mode(self) -> Mode:
         """The mode of the state machine."""
         return self.dfsm.mode
+
+    @property
+    def seconds_out_of_sync(self) -> float:
+        """Seconds since the state machine was SYNCED last; 0 if it is."""
+        since = self._unsynced_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def corosync_error(self) -> str:
+        """Why there is no connection to corosync; empty if there is one, or none was tried."""
+        return str(self._outage.cause or "")
 
     @property
     def members(self) -> Sequence[Member]:
@@ -286,6 +298,7 @@ class GroupThread(BackgroundThread):
             yield
         finally:
             self.dfsm.on_disconnected()
+            self._note_mode()
             self._events.clear()
             self._batch.clear()
             self._sender.reset()
@@ -504,8 +517,16 @@ class GroupThread(BackgroundThread):
 
     def _enter(self, effect: Enter) -> None:
         self._log.debug("state machine enters mode %s", effect.mode.value)
+        self._note_mode()
         if effect.mode is Mode.SYNCED:
             self._content.on_synced(self.dfsm.agreed)
+
+    def _note_mode(self) -> None:
+        """Note since when this node is out of sync."""
+        if self.dfsm.is_synced:
+            self._unsynced_since = None
+        elif self._unsynced_since is None:
+            self._unsynced_since = time.monotonic()
 
     def _send_later(self, effect: Send) -> None:
         self._sender.put(effect.message)

@@ -8,6 +8,7 @@ tree's lock held.
 Contract: docs/spec/cluster.md, "State machine"; docs/spec/operations.md, "corosync.conf".
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 
 from pmxcfs.cluster.corosync_conf import HostConfig
 from pmxcfs.cluster.group import GroupThread
+from pmxcfs.cluster.probe import Probe
 from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup, TreeSource
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
@@ -70,7 +72,8 @@ class Clustering:
         source = TreeSource(self.outbox, proposals, lock=lock)
         self.tree = TreeGroup(tree, source, wakeup=tree_wakeup)
         self.source = StatusSource(wake=status_wakeup.set)
-        content = StatusContent(status, self.source, lock=lock)
+        self.probe = Probe(self._send_address)
+        content = StatusContent(status, self.source, lock=lock, on_echo=self.probe.echoed)
         self.status = StatusGroup(content, self.source, wakeup=status_wakeup)
 
     @property
@@ -87,6 +90,7 @@ class Clustering:
         self._config.start()
         for group in self._groups:
             group.start()
+        self.probe.start()
 
     def stop(self) -> None:
         """Leave both groups and end the threads; each wait takes half a second at most."""
@@ -94,6 +98,7 @@ class Clustering:
             group.stop()
         for group in self._groups:
             group.close()
+        self.probe.stop()
         self._quorum.close()
         self._config.close()
         self._catching_up.stop()
@@ -109,8 +114,14 @@ class Clustering:
         """Send this node's IP *address* to all nodes. Takes the tree's lock."""
         with self._lock:
             self._status.members.set_resolved(address)
-            told = self._status.members.own.address
-        self.source.put(SetKey(ADDRESS, told.encode("ascii") + b"\0"))
+        self._send_address()
+
+    def _send_address(self) -> bool:
+        """Queue this node's address for all nodes; return False if it is not known yet."""
+        address = self._status.members.own.address
+        if address:
+            self.source.put(SetKey(ADDRESS, address.encode("ascii") + b"\0"))
+        return bool(address)
 
     # Reports and test control.
 
@@ -121,10 +132,47 @@ class Clustering:
             "members": [member.nodeid for member in self.tree.members],
             "dropped": self.tree.dropped + self.status.dropped,
             "sent_bytes": self.tree.sent_bytes,
+            "corosync_error": self.corosync_error,
+            "seconds_out_of_sync": round(self.seconds_out_of_sync, 1),
+            "seconds_without_echo": round(self.seconds_without_echo, 1),
             "copy_error": self.tree.copy_error,
+            "host_file_error": self.host_file_error,
             "status_mode": self.status.mode.value,
             "status_members": [member.nodeid for member in self.status.members],
         }
+
+    @property
+    def corosync_error(self) -> str:
+        """Why there is no connection to corosync; empty if there is one, or none was tried."""
+        return self.tree.corosync_error or self.status.corosync_error
+
+    @property
+    def seconds_out_of_sync(self) -> float:
+        """Seconds for which one of the groups has been out of sync; 0 if both are in sync."""
+        return max(group.seconds_out_of_sync for group in self._groups)
+
+    @property
+    def seconds_without_echo(self) -> float:
+        """Seconds for which a message of this node has not come back; 0 if none is under way."""
+        oldest = self.outbox.progress.oldest()
+        of_tree = time.monotonic() - oldest if oldest else 0.0
+        return max(of_tree, self.probe.seconds_without_echo)
+
+    @property
+    def mode(self) -> str:
+        """The mode of the group that is not in sync; of the tree's if both are or neither is."""
+        out_of_sync = [group for group in self._groups if group.seconds_out_of_sync]
+        return (out_of_sync or self._groups)[0].mode.value
+
+    @property
+    def refusal(self) -> str:
+        """Why changes are refused since one was not sent or not delivered; empty if they aren't."""
+        return str(self.outbox.progress.cause or "")
+
+    @property
+    def host_file_error(self) -> str:
+        """Why the host or corosync does not have the tree's corosync.conf; empty if they have."""
+        return self._host_file.error
 
     def force_quorum(self, on: bool | None) -> None:
         """Override corosync's quorum state with *on*; None ends the override. For tests.

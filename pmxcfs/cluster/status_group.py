@@ -109,11 +109,18 @@ class StatusContent:
     """The ``Merged`` content of the status group: key/value store and cluster log."""
 
     def __init__(
-        self, status: Status, source: StatusSource, *, lock: AbstractContextManager[object]
+        self,
+        status: Status,
+        source: StatusSource,
+        *,
+        lock: AbstractContextManager[object],
+        on_echo: Callable[[], None],
     ) -> None:
+        """*on_echo* is called when a message of this node was delivered to it."""
         self._status = status
         self._source = source
         self._lock = lock
+        self._on_echo = on_echo
         self._me = Member(0, 0)
 
     def state(self) -> bytes:
@@ -135,6 +142,8 @@ class StatusContent:
         with self._lock:
             for sender, message in changes:
                 body = message.body
+                if sender == self._me:
+                    self._on_echo()
                 if isinstance(body, LogEntry):
                     self._status.log.insert(body)
                 elif isinstance(body, SetKey) and sender != self._me:

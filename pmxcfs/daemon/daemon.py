@@ -23,7 +23,8 @@ from pmxcfs.daemon.commands import TestCommands, TestedParts
 from pmxcfs.daemon.control import Control
 from pmxcfs.daemon.local_clients import LocalClients
 from pmxcfs.daemon.quorum import QuorumSwitch
-from pmxcfs.daemon.report import RecentWarnings, ReportSources, describe
+from pmxcfs.daemon.report import RecentWarnings, ReportSources, describe, summary
+from pmxcfs.daemon.state_directory import StateDirectory
 from pmxcfs.errors import StartError
 from pmxcfs.fuse import session
 from pmxcfs.fuse.handlers import Operations
@@ -44,7 +45,7 @@ from pmxcfs.settings import Settings
 from pmxcfs.status.counters import Status
 from pmxcfs.status.files import links, status_files
 from pmxcfs.storage.checkpointer import Checkpointer
-from pmxcfs.storage.create import making
+from pmxcfs.storage.create import making, traces_of_use
 from pmxcfs.storage.database import Database
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.locks import LockTable
@@ -84,6 +85,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         cleanup.callback(log.start(foreground=settings.foreground, debug=settings.debug))
         gid = process.find_gid(settings.group)
         process.make_directories(settings, gid=gid)
+        _warn_of_missing_database(settings.database)
         cleanup.enter_context(process.StateLock(settings.lockfile, mountpoint=settings.mountpoint))
         process.clear_mountpoint(settings.mountpoint)
         daemon = Daemon(settings, gid=gid, cleanup=cleanup)
@@ -136,8 +138,10 @@ class Daemon:
         self._checkpointer = Checkpointer()
         self._database = Database.open(path, now=now, on_growth=self._checkpointer.request)
         cleanup.callback(self._database.close)
+        loaded = self._database.load(now=now)
+        self._repairs = len(loaded.repairs)
         self._tree = Tree()
-        self._tree.load(self._database.load(now=now).records)
+        self._tree.load(loaded.records)
         self._guests = Guests()
         self._guests.rebuild(self._tree)
         self._locks = LockTable()
@@ -292,8 +296,6 @@ class Daemon:
         if not self._settings.local:
             self._start_lookup(cleanup)
         self._start_clients(cleanup)
-        if process.has_service_manager():
-            self._start_watchdog(cleanup)
         if self._settings.test_control:
             self._start_control(cleanup)
 
@@ -309,34 +311,38 @@ class Daemon:
             self._status.members.set_resolved(address)
 
     def _start_clients(self, cleanup: contextlib.ExitStack) -> None:
+        state = StateDirectory(self._settings)
+        state.start()
+        cleanup.callback(state.close)
         parts = ReportSources(
             settings=self._settings,
             tree=self._tree,
             replica=self._replica,
             quorum=self._quorum,
             locks=self._locks,
-            members=self._status_files[".members"],
+            members=self._status.members,
+            members_file=self._status_files[".members"],
             clients=self._clients,
-            cluster=self._clustering.describe if self._clustering is not None else None,
+            clustering=self._clustering,
+            state=state,
+            repairs=self._repairs,
             troubles=self._troubles,
             start_time=self._start_time,
         )
         self._clients.start(lambda: describe(parts))
         cleanup.callback(self._clients.stop)
+        if process.has_service_manager():
+            self._start_watchdog(parts, cleanup)
 
-    def _start_watchdog(self, cleanup: contextlib.ExitStack) -> None:
+    def _start_watchdog(self, parts: ReportSources, cleanup: contextlib.ExitStack) -> None:
         watchdog = Watchdog(
             session.LOCK,
-            self._describe,
+            lambda: summary(parts),
             notify=process.notify_service_manager,
             timeout=process.watchdog_timeout(),
         )
         watchdog.start()
         cleanup.callback(watchdog.close)
-
-    def _describe(self) -> str:
-        quorum = "quorate" if self._quorum.is_quorate else "NOT quorate: read-only"
-        return f"{quorum}; {self._tree.entry_count} entries, version {self._tree.version}"
 
     def _start_control(self, cleanup: contextlib.ExitStack) -> None:
         parts = TestedParts(
@@ -393,6 +399,18 @@ class Daemon:
 def _turn_debug(on: bool) -> None:
     log.set_verbose(on)
     _log.info("debug messages are %s", "on" if on else "off")
+
+
+def _warn_of_missing_database(path: Path) -> None:
+    """Log a warning if the database is missing or empty where one was in use before."""
+    if traces := traces_of_use(path):
+        _log.warning(
+            "the database %s is missing or empty, although this directory was in use before (it "
+            "has %s): starting with an empty file system; to use a backup, stop the daemon, put "
+            "the backup there, and start the daemon",
+            path,
+            ", ".join(traces),
+        )
 
 
 def workers_for(settings: Settings, *, is_clustered: bool) -> int:

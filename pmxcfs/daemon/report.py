@@ -1,34 +1,35 @@
-"""The report on the daemon's state for ``pmxcfs status``: plain data, and a list of problems.
+"""The report on the daemon's state for ``pmxcfs status``: plain data, and what is not well.
 
-A node with at least one problem in the list is *degraded*.
+``health`` says what is not well; this module collects the facts for it.
 
 Threads: ``describe`` needs the tree's lock and does not block.
 Contract: docs/spec/operations.md, "Status".
 """
 
-import contextlib
 import json
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import pmxcfs
 from pmxcfs._core import Tree
+from pmxcfs.cluster.membership import Clustering
+from pmxcfs.daemon.health import Facts, Finding, assess, state_of
 from pmxcfs.daemon.local_clients import LocalClients
-from pmxcfs.dfsm.effects import Mode
+from pmxcfs.daemon.state_directory import StateDirectory
 from pmxcfs.host.log import domain_of, texts_of
 from pmxcfs.messages import MAX_ENTRIES, MAX_TOTAL_SIZE
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.settings import Settings
 from pmxcfs.status.files import StatusFile
+from pmxcfs.status.members import Members
 from pmxcfs.tree.locks import LockTable
 
 MAX_WARNINGS = 10  # warnings and errors in the report
-NEARLY_FULL = 0.9  # the part of a limit above which it is a problem
 
 
 class RecentWarnings(logging.Handler):
@@ -62,28 +63,32 @@ class ReportSources(NamedTuple):
     replica: Replica
     quorum: QuorumFlag
     locks: LockTable
-    members: StatusFile
+    members: Members
+    members_file: StatusFile
     clients: LocalClients
-    cluster: Callable[[], Mapping[str, object]] | None  # None: not in a cluster
+    clustering: Clustering | None  # None: not in a cluster
+    state: StateDirectory
+    repairs: int  # of the database, made at the start
     troubles: RecentWarnings
     start_time: int  # seconds since 1970
 
 
 def describe(parts: ReportSources) -> Mapping[str, object]:
     """Return the report, which ``pmxcfs status --json`` prints. Needs the lock."""
-    cluster = parts.cluster() if parts.cluster else None
+    findings = find(parts)
     return {
         "version": pmxcfs.__version__,
         "node": parts.settings.nodename,
         "pid": os.getpid(),
         "started": parts.start_time,
-        "problems": list(_problems(parts, cluster)),
+        "state": state_of(findings).value,
+        "findings": [_as_data(finding) for finding in findings],
         "quorate": parts.quorum.is_quorate,
-        "members": json.loads(parts.members.content),
-        "cluster": cluster,
+        "members": json.loads(parts.members_file.content),
+        "cluster": parts.clustering.describe() if parts.clustering else None,
         "database": {
             "path": str(parts.settings.database),
-            "bytes": _size_of(parts),
+            "bytes": parts.state.database_bytes,
             "version": parts.tree.version,
         },
         "content": {
@@ -99,30 +104,51 @@ def describe(parts: ReportSources) -> Mapping[str, object]:
     }
 
 
-def _problems(parts: ReportSources, cluster: Mapping[str, object] | None) -> list[str]:
-    found = []
-    if not parts.quorum.is_quorate:
-        found.append("this node has no quorum: the file system is read-only")
-    if cluster and cluster["mode"] != Mode.SYNCED.value:
-        found.append(f"not in sync with the other nodes: {cluster['mode']}")
-    if cluster and cluster["copy_error"]:
-        found.append(f"changes that only this node has can't be copied: {cluster['copy_error']}")
-    if parts.replica.is_degraded:
-        found.append("the database can't be written: see the latest errors")
-    if parts.clients.recorder.trouble:
-        found.append(f"metrics: {parts.clients.recorder.trouble}")
-    if parts.tree.content_bytes > NEARLY_FULL * MAX_TOTAL_SIZE:
-        found.append(f"the content takes more than {NEARLY_FULL:.0%} of its limit")
-    if parts.tree.entry_count > NEARLY_FULL * MAX_ENTRIES:
-        found.append(f"files and directories are more than {NEARLY_FULL:.0%} of their limit")
-    return found
+def summary(parts: ReportSources) -> str:
+    """Return the state and its first reason in one line, for systemd. Needs the lock."""
+    findings = find(parts)
+    state = state_of(findings).value
+    reason = f": {findings[0].reason}" if findings else ""
+    tree = parts.tree
+    return f"{state}{reason}; {tree.entry_count} entries, version {tree.version}"
 
 
-def _size_of(parts: ReportSources) -> int:
-    """Return the size in bytes of the database file and its write-ahead log."""
-    path = parts.settings.database
-    total = 0
-    for file in (path, path.with_name(f"{path.name}-wal")):
-        with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size
-    return total
+def find(parts: ReportSources) -> list[Finding]:
+    """Return what is not well on this node, the worst first. Needs the lock."""
+    facts = Facts(
+        is_quorate=parts.quorum.is_quorate,
+        store_error=str(parts.replica.store_error or ""),
+        conflicts=parts.state.copies,
+        repairs=parts.repairs,
+        metrics_error=parts.clients.recorder.trouble,
+        content_share=parts.tree.content_bytes / MAX_TOTAL_SIZE,
+        entries_share=parts.tree.entry_count / MAX_ENTRIES,
+    )
+    clustering = parts.clustering
+    if clustering is None:
+        return assess(facts)
+    return assess(
+        facts._replace(
+            corosync_error=clustering.corosync_error,
+            mode=clustering.mode,
+            seconds_out_of_sync=clustering.seconds_out_of_sync,
+            seconds_without_echo=clustering.seconds_without_echo,
+            refusal=clustering.refusal,
+            copy_error=clustering.tree.copy_error,
+            host_file_error=clustering.host_file_error,
+            offline=parts.members.offline(),
+            is_unlisted=parts.members.is_unlisted,
+        )
+    )
+
+
+def _as_data(finding: Finding) -> Mapping[str, str]:
+    kind = finding.kind
+    return {
+        "name": finding.name,
+        "state": kind.state.value,
+        "reason": finding.reason,
+        "step": kind.step,
+        "meaning": kind.meaning,
+        "chapter": kind.chapter,
+    }

@@ -32,12 +32,13 @@ from pmxcfs.errors import (
     Unsupported,
 )
 from pmxcfs.fuse.node_ids import ROOT, Node, NodeIds
-from pmxcfs.fuse.request_log import PRIVATE, subject_of
+from pmxcfs.fuse.request_log import subject_of
 from pmxcfs.fuse.workers import Workers
 from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
 from pmxcfs.status.files import Link, Snapshot, StatusFile, Switch
 from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree import modes
+from pmxcfs.tree.modes import PRIVATE
 from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.writeback import OpenFile
 

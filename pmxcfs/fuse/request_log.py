@@ -10,9 +10,9 @@ from pmxcfs._core import Entry
 from pmxcfs.fuse.node_ids import ROOT
 from pmxcfs.status.files import Link, Snapshot, Switch
 from pmxcfs.text import to_text
+from pmxcfs.tree.modes import PRIVATE
 from pmxcfs.vfs.writeback import OpenFile
 
-PRIVATE = "(private)"
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_LISTING = frozenset({"readdir", "releasedir"})
 _SECOND_NODE = {"rename": 2, "link": 1}  # index of the argument that is a second node id

@@ -9,19 +9,23 @@ Contract: docs/spec/operations.md, "Lifecycle".
 """
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from pmxcfs.host.threads import BackgroundThread
 
 BEATS_PER_TIMEOUT = 4  # so that the lock may be busy for three quarters of the timeout
-IDLE_INTERVAL = 10.0  # seconds between two reports of the status if there is no timeout
+IDLE_INTERVAL = 10.0  # seconds between two reports of an unchanged status if there is no timeout
+LOOK_INTERVAL = 1.0  # seconds after which a changed status is reported
 
 _log = logging.getLogger("pmxcfs.main")
 
 
 class Watchdog(BackgroundThread):
     """Calls *notify* with a heartbeat and the status at intervals, each time after taking *lock*.
+
+    A status that has changed is reported within LOOK_INTERVAL.
 
     *describe* returns the status as one line, and is called with the lock held. *timeout* is the
     watchdog timeout of the service manager in seconds; None if there is none.
@@ -44,10 +48,13 @@ class Watchdog(BackgroundThread):
 
     def run(self) -> None:
         """Send heartbeats until the thread is to stop."""
+        told, due = "", 0.0
         while not self.is_stopping:
-            status = self._status_with_lock()
-            self._notify(f"{self._beat}STATUS={status}")
-            self.pause(self._interval)
+            status, now = self._status_with_lock(), time.monotonic()
+            if status != told or now >= due:
+                self._notify(f"{self._beat}STATUS={status}")
+                told, due = status, now + self._interval
+            self.pause(min(LOOK_INTERVAL, self._interval))
 
     def _status_with_lock(self) -> str:
         """Return the status; blocks until the lock can be had."""

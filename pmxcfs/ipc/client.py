@@ -10,24 +10,22 @@ import struct
 from collections.abc import Sequence
 from typing import Self
 
-from pmxcfs.errors import IpcError, NotFound
+from pmxcfs.errors import IpcError, NoAnswer, NotFound, NotRunning
 from pmxcfs.ipc._qbclient import Client
 from pmxcfs.ipc.requests import NAME_FIELD, Number
 from pmxcfs.text import to_bytes
 
 TIMEOUT_MS = 10_000
 
-
-class NotRunning(IpcError):
-    """No daemon listens under the name that was given."""
+_NO_ANSWER = (errno.ETIMEDOUT, errno.EPERM, errno.EACCES, errno.ENOTCONN)
 
 
 class IpcClient:
     """A connection to the daemon that listens as *name*; use it in one thread at a time.
 
-    Connecting raises NotRunning if no daemon listens, and IpcError if the daemon refuses or does
+    Connecting raises NotRunning if no daemon listens, and NoAnswer if the daemon refuses or does
     not answer. Each method sends one request, blocks for up to *timeout_ms*, and raises IpcError
-    with the errno of the answer, or ETIMEDOUT.
+    with the errno of the answer, NoAnswer if it is that the client may not ask, or none came.
     """
 
     def __init__(self, name: str, *, timeout_ms: int = TIMEOUT_MS) -> None:
@@ -48,7 +46,12 @@ class IpcClient:
         self._client.close()
 
     def _ask(self, number: Number, payload: bytes = b"") -> bytes:
-        return self._client.ask(number, payload, timeout_ms=self._timeout_ms)
+        try:
+            return self._client.ask(number, payload, timeout_ms=self._timeout_ms)
+        except IpcError as error:
+            if error.errno in _NO_ANSWER:
+                raise NoAnswer(str(error), error.errno) from None
+            raise
 
     def version(self) -> bytes:
         """Return ``.version``."""
@@ -138,11 +141,11 @@ def _explained(name: str, error: IpcError) -> IpcError:
         case errno.ECONNREFUSED | errno.ENOENT:
             return NotRunning(f"no pmxcfs listens as {name!r}: is it running?", error.errno)
         case errno.EACCES:
-            return IpcError(
+            return NoAnswer(
                 "permission denied: only root and the daemon's group may connect", error.errno
             )
         case errno.ETIMEDOUT:
-            return IpcError(
+            return NoAnswer(
                 f"the pmxcfs that listens as {name!r} does not answer in time", error.errno
             )
     return error

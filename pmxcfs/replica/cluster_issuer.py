@@ -28,6 +28,7 @@ from pmxcfs.replica.tickets import Ticket, limit_for, timeout_for
 from pmxcfs.replica.waiting import RequestWatch, WatchfulYielding
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.apply import Change
+from pmxcfs.tree.modes import loggable_path
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
@@ -216,7 +217,12 @@ class ClusterIssuer:
     def _give_up(self, proposal: Proposal, reason: str) -> PmxcfsError:
         """Send no further message of *proposal*; return the error for its caller."""
         self._outbox.drop(proposal)
-        _log.error("a change was sent but not delivered in time: its outcome is unknown")
+        seconds = time.monotonic() - (proposal.sent_at or time.monotonic())
+        _log.error(
+            "the change of %s was sent but not delivered within %.1f s: its outcome is unknown",
+            loggable_path(proposal.ticket.mutation.path),
+            seconds,
+        )
         return outcome_unknown(reason)
 
     def _limited(self, seconds: float) -> float:

@@ -81,9 +81,14 @@ class Progress:
     # Questions
 
     @property
+    def cause(self) -> PmxcfsError | None:
+        """Why the last change failed, if none has come back since."""
+        return self._outage.cause
+
+    @property
     def is_stuck(self) -> bool:
         """Whether the last change failed and none has come back since."""
-        return self._outage.cause is not None
+        return self.cause is not None
 
     def oldest(self) -> float:
         """Return when the oldest change in flight was sent; 0 if none is in flight."""

@@ -126,6 +126,11 @@ class Replica:
         return self.tree.has_unsaved
 
     @property
+    def store_error(self) -> StoreError | None:
+        """Why the last attempt to write the database failed; None if it did not."""
+        return self._database.degraded
+
+    @property
     def is_degraded(self) -> bool:
         """Tell whether the last attempt to write the database failed."""
         return self._database.degraded is not None

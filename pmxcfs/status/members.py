@@ -86,6 +86,20 @@ class Members:
         """The ids of the nodes that are in the status group."""
         return frozenset(member.nodeid for member in self._present)
 
+    def offline(self) -> list[str]:
+        """Return the names of the other configured nodes that are not in the status group."""
+        nodes = self.config.nodes if self.config else ()
+        present = self.online
+        return [
+            node.name for node in nodes if node.nodeid not in present and node.name != self.own.name
+        ]
+
+    @property
+    def is_unlisted(self) -> bool:
+        """Whether a configuration is known that has no node of this node's name."""
+        nodes = self.config.nodes if self.config else ()
+        return bool(nodes) and all(node.name != self.own.name for node in nodes)
+
     def configure(self, config: ClusterConfig) -> None:
         """Set the cluster's configuration; remove the state of nodes that are not in it."""
         if config == self.config:

@@ -24,9 +24,11 @@ Contract: docs/spec/cluster.md, "Forks".
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
@@ -41,8 +43,10 @@ from pmxcfs.tree.index import ROOT
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
+HOME = "conflicts"  # the directory of the copies in the state directory
 MAX_LOGGED_PATHS = 100  # paths that are logged for one copy
 IMPORTED = 3  # the version of a fresh tree after the import of the host's corosync.conf
+_COPY = re.compile(r"[0-9]+\.db(\.[0-9]+)?")
 _PRIVATE = re.compile(r"(nodes/[^/]+/)?priv(/|$)")
 
 
@@ -117,7 +121,7 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
     *database* must hold this node's current tree. *now* is in seconds since 1970. Raises StoreError
     if the copy can't be made.
     """
-    home = database.path.parent / "conflicts"
+    home = database.path.parent / HOME
     with translated(home, "written"):
         make_private_directory(home)
         copy = database.copy_to(home / f"{now}.db")
@@ -144,9 +148,18 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
         _log_paths("replaced by an older version", map(_loggable, lost.older))
 
 
+def kept_copies(state_directory: Path) -> list[str]:
+    """Return the names of the copies that nobody has dealt with, the oldest first. Blocks."""
+    try:
+        names = os.listdir(state_directory / HOME)
+    except OSError:  # there is none, or it can't be read
+        return []
+    return sorted(name for name in names if _COPY.fullmatch(name))
+
+
 def can_keep_copy(database: Database) -> bool:
     """Try whether a copy of *database* can be stored; none is left. Blocks."""
-    home = database.path.parent / "conflicts"
+    home = database.path.parent / HOME
     try:
         with translated(home, "written"):
             make_private_directory(home)

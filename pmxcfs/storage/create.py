@@ -1,6 +1,7 @@
 """Creating a database atomically: it is built under a temporary name, then renamed.
 
-A crash leaves either no file under the final name or a complete one.
+A crash leaves either no file under the final name or a complete one. ``traces_of_use`` tells
+whether a database is missing that was there before.
 Contract: docs/spec/operations.md, "Command line".
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pmxcfs.host.files import sync_directory
+from pmxcfs.settings import LOCKFILE_NAME
 from pmxcfs.storage.database import COMPANIONS, Database
 from pmxcfs.storage.sqlite_errors import translated
 
@@ -34,6 +36,25 @@ def making(path: Path, *, now: int) -> Iterator[Database]:
             sync_directory(path.parent)
     finally:
         _remove(unfinished, COMPANIONS)
+
+
+def traces_of_use(path: Path) -> list[str]:
+    """Return the names of files beside the database *path* that only a used one leaves. Blocks.
+
+    An empty list also if the database is there. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size:
+            return []
+    try:
+        names = os.listdir(path.parent)
+    except FileNotFoundError:
+        return []
+    return sorted(
+        name
+        for name in names
+        if name in ("conflicts", LOCKFILE_NAME) or name.startswith(f"{path.name}.bak")
+    )
 
 
 def _remove(path: Path, suffixes: Iterable[str]) -> None:

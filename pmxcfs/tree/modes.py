@@ -8,6 +8,7 @@ import stat
 
 from pmxcfs._core import Entry
 
+PRIVATE = "(private)"  # stands in the log for a path that must not be logged
 _SCRIPT = re.compile(r"(?:vps|[1-9][0-9]*)\.(?:mount|umount|start|stop|premount|postumount)")
 _SCRIPT_ENDS = ("mount", "start", "stop")  # the ends of all script names: a quick first test
 _WRITE_BITS = 0o222
@@ -17,6 +18,11 @@ _FILE, _DIRECTORY = stat.S_IFREG, stat.S_IFDIR
 def is_script(name: str) -> bool:
     """Tell whether *name* is that of a container's hook script, which root may execute."""
     return name.endswith(_SCRIPT_ENDS) and _SCRIPT.fullmatch(name) is not None
+
+
+def loggable_path(path: str) -> str:
+    """Return *path*, or PRIVATE for one that must not be logged."""
+    return PRIVATE if is_private_path(path) else path
 
 
 def is_private_path(path: str) -> bool:

@@ -155,7 +155,7 @@ def test_wrong_usage_is_refused(
 ) -> None:
     with pytest.raises(SystemExit) as refusal:
         cli.main(argv)
-    assert refusal.value.code == 2
+    assert refusal.value.code == cli.WRONG_USAGE
     assert capsys.readouterr().err.startswith("usage: pmxcfs")
     assert not started
 

@@ -1,5 +1,6 @@
 """The text that ``pmxcfs status`` and ``pmxcfs ipc`` print of a daemon's answers."""
 
+import errno
 import json
 import logging
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from pmxcfs.cli import query
 from pmxcfs.daemon.report import MAX_WARNINGS, RecentWarnings
+from pmxcfs.errors import NoAnswer, NotRunning
 
 REPORT: dict[str, Any] = {
     "running": True,
@@ -16,7 +18,8 @@ REPORT: dict[str, Any] = {
     "node": "node1",
     "pid": 77,
     "started": 0,
-    "problems": [],
+    "state": "healthy",
+    "findings": [],
     "quorate": True,
     "members": {"nodename": "node1", "version": 1},
     "cluster": None,
@@ -58,25 +61,67 @@ def test_a_healthy_node_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_a_degraded_member_of_a_cluster() -> None:
+QUORUM = {
+    "name": "no-quorum",
+    "state": "failed",
+    "reason": "no quorum, so it is read-only",
+    "step": "see which nodes are missing",
+    "meaning": "Files can be read; changes are refused. " * 4,
+    "chapter": "Without quorum",
+}
+OFFLINE = {**QUORUM, "state": "degraded", "reason": "offline: node2", "step": "start the nodes"}
+
+
+def test_a_member_of_a_cluster_that_is_not_well() -> None:
     trouble = {"time": 0, "level": "error", "domain": "database", "text": "disk full"}
     text = status(
-        problems=["no quorum", "not in sync"],
+        state="failed",
+        findings=[QUORUM, OFFLINE],
         quorate=False,
         members=CLUSTER,
         cluster={"mode": "update"},
         troubles=[trouble],
     )
-    assert text.startswith("state     degraded\n          no quorum\n          not in sync\n")
+    assert text.startswith(
+        "state     failed: no quorum, so it is read-only\n"
+        "          degraded: offline: node2\n"
+        "to do     see which nodes are missing\n"
+        "          start the nodes\n"
+    )
     assert "quorum    no\n" in text
     assert "members   node1 10.0.0.1 online\n          node2 (address unknown) offline\n" in text
     assert "sync      update\n" in text
     assert text.endswith("errors    1970-01-01 00:00:00 [database] error: disk full")
 
 
-def test_no_daemon_answers() -> None:
-    lines = list(query._status_lines({"running": False, "problems": ["is it running?"]}))
-    assert lines == ["state     not running", "          is it running?"]
+def test_an_explanation_says_for_each_finding_what_it_means_and_what_to_do() -> None:
+    report = {**REPORT, "state": "failed", "findings": [QUORUM, OFFLINE]}
+    text = "\n".join(query._status_lines(report, explain=True))
+    for finding in (QUORUM, OFFLINE):
+        assert f"because   {finding['reason']}\nmeans     Files can be read" in text
+        assert f"to do     {finding['step']}\n" in text
+    assert 'read      /usr/share/doc/pmxcfs/operations.md, chapter "Without quorum"\n' in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "running"),
+    [
+        (NotRunning("is it running?", errno.ENOENT), "not-running", False),
+        (NoAnswer("permission denied", errno.EACCES), "not-allowed", None),
+        (NoAnswer("this client may only read", errno.EPERM), "not-allowed", None),
+        (NoAnswer("no answer in time", errno.ETIMEDOUT), "no-answer", None),
+    ],
+)
+def test_a_daemon_that_gives_no_report(error: NoAnswer, name: str, running: bool | None) -> None:
+    report = query._no_report(error)
+    assert (report["running"], report["state"]) == (running, "unknown")
+    (finding,) = report["findings"]
+    assert finding["name"] == name
+    first, second, *_ = query._status_lines(report)
+    assert first == f"state     unknown: {error}"
+    assert second == f"to do     {finding['step']}"
+    assert query.STATUSES[report["state"]] == 3
 
 
 def test_members_of_a_cluster() -> None:

@@ -113,8 +113,14 @@ class World:
         self.status = Status("node1", Guests(), start_time=0)
         self.status.members.configure(config("node1", "node2", "node3"))
         self.source = StatusSource(wake=lambda: None)
-        self.content = StatusContent(self.status, self.source, lock=threading.Lock())
+        self.echoes = 0
+        self.content = StatusContent(
+            self.status, self.source, lock=threading.Lock(), on_echo=self.on_echo
+        )
         self.content.on_members([ME, PEER], me=ME)
+
+    def on_echo(self) -> None:
+        self.echoes += 1
 
     def deliver(self, sender: Member, *bodies: Body) -> None:
         messages = [Deliver(sender, Normal(0, n, body)) for n, body in enumerate(bodies, 1)]
@@ -125,7 +131,9 @@ def test_peers_set_their_own_keys_and_echoes_set_none() -> None:
     world = World()
     world.status.keys.set("a", b"mine", now=1.0)
     world.deliver(PEER, SetKey("a", b"theirs"))
+    assert world.echoes == 0
     world.deliver(ME, SetKey("a", b"older"))
+    assert world.echoes == 1
     assert world.status.keys.get("a") == b"mine"
     assert world.status.keys.get("a", "node2") == b"theirs"
 

@@ -59,7 +59,7 @@ class Node:
             monotonic=lambda: self.now,
             give_way=lambda: None,
             publish=self.published.append,
-            report=lambda: {"problems": ["ä"]},
+            report=lambda: {"problems": ["ä"], "locks": {"priv/lock/a": 1.0}},
         )
 
     def ask(self, number: int, payload: bytes = b"", *, caller: Caller = ROOT) -> bytes | int:
@@ -169,11 +169,12 @@ def test_requests_that_readers_may_send(node: Node) -> None:
         11: b"\0\0\0\0name\0",
         12: b"root@pam!a=secret\0",
         13: b"\0\0\0\0\1name\0",
+        Number.GET_REPORT: b"",
     }
     node.ask(4, name("k") + b"v")
     for number, payload in allowed.items():
         assert isinstance(node.ask(number, payload, caller=READER), bytes), number
-    refused = {4: name("k") + b"v", 7: logged(), int(Number.GET_REPORT): b""}
+    refused = {4: name("k") + b"v", 7: logged()}
     for number, payload in refused.items():
         assert node.ask(number, payload, caller=READER) == errno.EPERM, number
     assert set(allowed) | set(refused) == set(TABLE)
@@ -342,9 +343,10 @@ def test_several_properties(payload: bytes, outcome: bytes | int, node: Node) ->
 
 
 def test_the_report_is_json(node: Node) -> None:
-    answer = node.ask(Number.GET_REPORT)
-    assert isinstance(answer, bytes)
-    assert json.loads(answer) == {"problems": ["ä"]}
+    answers = [node.ask(Number.GET_REPORT, caller=caller) for caller in (ROOT, READER)]
+    for_root, for_reader = (json.loads(answer) for answer in answers if isinstance(answer, bytes))
+    assert for_root == {"problems": ["ä"], "locks": {"priv/lock/a": 1.0}}
+    assert for_reader == {"problems": ["ä"], "locks": {}}
 
 
 @given(st.sampled_from(sorted(TABLE)), st.binary(max_size=600))

@@ -1,0 +1,243 @@
+"""Whether this node is well: what is not well, why, what it means, and what to do.
+
+``assess`` turns facts into findings. It is pure, so each state can be tested without a daemon. A
+node with a finding that is *failed* refuses changes or lets them time out; one whose findings are
+only *degraded* works.
+
+Contract: docs/spec/operations.md, "Status".
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+NEARLY_FULL = 0.9  # the part of a limit above which it is a finding
+PATIENCE = 2.0  # seconds without an echo, or out of sync, after which changes are refused
+
+
+class State(Enum):
+    """How well a node is; the worst of its findings."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+
+
+class Kind(NamedTuple):
+    """A kind of finding."""
+
+    state: State
+    meaning: str  # what it means for users of this node
+    step: str  # what to do next
+    chapter: str  # of docs/operations.md
+
+
+class Finding(NamedTuple):
+    """One thing that is not well on this node."""
+
+    name: str  # of the kind, a key of KINDS
+    reason: str  # what is so, with names and numbers
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the finding."""
+        return KINDS[self.name]
+
+
+class Facts(NamedTuple):
+    """What is known about a node. Reasons are empty, and lists too, if all is well."""
+
+    is_quorate: bool = True
+    corosync_error: str = ""  # why there is no connection to corosync
+    mode: str = ""  # of the tree's group; empty outside a cluster
+    seconds_out_of_sync: float = 0.0  # of the group that is out of sync for longer
+    seconds_without_echo: float = 0.0  # of the oldest own message that has not come back
+    refusal: str = ""  # why changes are refused since one was not delivered
+    copy_error: str = ""  # why changes that only this node has can't be copied
+    store_error: str = ""  # why the database can't be written
+    offline: Sequence[str] = ()  # names of nodes
+    is_unlisted: bool = False  # whether the cluster's configuration lacks this node's name
+    host_file_error: str = ""  # why the host's corosync.conf or corosync lacks the tree's version
+    conflicts: Sequence[str] = ()  # names of copies that nobody has marked as done
+    repairs: int = 0  # made to the database at the start
+    metrics_error: str = ""  # why metrics can't be written
+    content_share: float = 0.0  # of its limit
+    entries_share: float = 0.0  # of their limit
+
+
+KINDS: Mapping[str, Kind] = {
+    "no-corosync": Kind(
+        State.FAILED,
+        "Without corosync this node is no member of the cluster. Files can be read as they were "
+        "when the connection was lost; changes are refused.",
+        "see why corosync does not run: systemctl status corosync; journalctl -u corosync",
+        "Without quorum",
+    ),
+    "no-quorum": Kind(
+        State.FAILED,
+        "Less than half of the votes of the cluster are present. Files can be read; changes are "
+        "refused, so that two halves of a cluster can't change the same file.",
+        "see which nodes are missing: corosync-quorumtool -s; start them or mend the network",
+        "Without quorum",
+    ),
+    "copy": Kind(
+        State.FAILED,
+        "Another node's tree would replace changes that only this node has. They must be copied "
+        "first, which fails. So this node stays out of the cluster and shows its old tree.",
+        "make room in the state directory; the node joins by itself as soon as there is room",
+        "What survives which failure",
+    ),
+    "out-of-sync": Kind(
+        State.FAILED,
+        "The nodes compare their trees and send what is missing. Until that ends, changes wait "
+        "and then fail with EBUSY.",
+        "wait some seconds; if it does not end, look for a node whose daemon hangs: pmxcfs status "
+        "on each node",
+        "Without quorum",
+    ),
+    "no-echo": Kind(
+        State.FAILED,
+        "A message that this node has sent to the cluster does not come back, so corosync hangs "
+        "here or the network loses messages. Changes time out or are refused.",
+        "see whether corosync answers: corosync-cfgtool -s; if it does not: systemctl restart "
+        "corosync",
+        "Without quorum",
+    ),
+    "refused": Kind(
+        State.FAILED,
+        "A change could not be sent, or was not delivered in time. Until the cluster delivers "
+        "changes again, all are refused at once.",
+        "see whether corosync answers: corosync-cfgtool -s; if it does not: systemctl restart "
+        "corosync",
+        "Without quorum",
+    ),
+    "not-saved": Kind(
+        State.FAILED,
+        "The database can't be written, so changes of this node are refused. Files can be read. "
+        "In a cluster, what other nodes change is seen here, but only in memory.",
+        "make room on the device of the state directory, or mend it; no restart is needed",
+        "What survives which failure",
+    ),
+    "synchronizing": Kind(
+        State.DEGRADED,
+        "The nodes compare their trees after a node came or went. Changes wait for the end.",
+        "nothing, this ends by itself",
+        "Without quorum",
+    ),
+    "offline": Kind(
+        State.DEGRADED,
+        "Nodes of the cluster are not there. With fewer votes present the cluster loses quorum.",
+        "start the nodes; on each of them: systemctl status corosync pmxcfs",
+        "Without quorum",
+    ),
+    "unlisted": Kind(
+        State.DEGRADED,
+        "The cluster's configuration has no node of this node's name, so other nodes can't tell "
+        "whose messages this node sends.",
+        "compare the output of hostname with the names in corosync.conf, and correct one of them",
+        "Form a cluster of three nodes",
+    ),
+    "host-file": Kind(
+        State.DEGRADED,
+        "The host's corosync.conf, or corosync itself, does not have what the cluster's "
+        "corosync.conf says. The next start of corosync may fail or join another cluster.",
+        "compare /etc/corosync/corosync.conf with /etc/pve/corosync.conf, correct the latter and "
+        "raise its config_version",
+        "Form a cluster of three nodes",
+    ),
+    "conflict": Kind(
+        State.DEGRADED,
+        "Changes that only this node had were replaced by the cluster's; a copy of them is kept.",
+        "see what was replaced: pmxcfs conflicts list; when you have dealt with it: pmxcfs "
+        "conflicts done NAME",
+        "What survives which failure",
+    ),
+    "repaired": Kind(
+        State.DEGRADED,
+        "The database was damaged when the daemon was started. It was repaired, and a copy of the "
+        "damaged file is kept.",
+        "see what was repaired: journalctl -t pmxcfs; look for the cause, such as a failing disk",
+        "Back up and restore",
+    ),
+    "metrics": Kind(
+        State.DEGRADED,
+        "Metrics of nodes and guests are not recorded. Nothing else is affected.",
+        "see whether rrdcached runs: systemctl status rrdcached",
+        "Logging",
+    ),
+    "nearly-full": Kind(
+        State.DEGRADED,
+        "At the limit, changes that need more room fail with ENOSPC.",
+        "remove what is not needed",
+        "Limits",
+    ),
+}
+
+
+def assess(facts: Facts) -> list[Finding]:
+    """Return what is not well, what is failed first."""
+    found = [*_of_cluster(facts), *_of_disk(facts), *_of_limits(facts)]
+    return sorted(found, key=lambda finding: finding.kind.state is not State.FAILED)
+
+
+def state_of(findings: Sequence[Finding]) -> State:
+    """Return the worst state of *findings*."""
+    states = {finding.kind.state for finding in findings}
+    return next(
+        (state for state in (State.FAILED, State.DEGRADED) if state in states), State.HEALTHY
+    )
+
+
+def _of_cluster(facts: Facts) -> Iterator[Finding]:
+    if facts.corosync_error:
+        yield Finding(
+            "no-corosync", f"no connection to corosync, so it is read-only: {facts.corosync_error}"
+        )
+    elif not facts.is_quorate:
+        yield Finding("no-quorum", "no quorum, so it is read-only")
+    if facts.copy_error:
+        yield Finding(
+            "copy", f"changes that only this node has can't be copied: {facts.copy_error}"
+        )
+    elif facts.mode:
+        yield from _of_sync(facts)
+    if facts.offline:
+        yield Finding("offline", f"offline: {', '.join(facts.offline)}")
+    if facts.is_unlisted:
+        yield Finding("unlisted", "the cluster's configuration has no node of this node's name")
+    if facts.host_file_error:
+        yield Finding("host-file", facts.host_file_error)
+
+
+def _of_sync(facts: Facts) -> Iterator[Finding]:
+    out, silent = facts.seconds_out_of_sync, facts.seconds_without_echo
+    if facts.corosync_error:
+        return
+    if silent > PATIENCE:
+        yield Finding("no-echo", f"a message of this node has not come back for {silent:.0f} s")
+    elif out > PATIENCE:
+        yield Finding("out-of-sync", f"not in sync for {out:.0f} s: {facts.mode}")
+    elif out > 0:
+        yield Finding("synchronizing", "synchronizing with the other nodes")
+    elif facts.refusal:
+        yield Finding("refused", f"changes are refused: {facts.refusal}")
+
+
+def _of_disk(facts: Facts) -> Iterator[Finding]:
+    if facts.store_error:
+        yield Finding("not-saved", f"changes are refused: {facts.store_error}")
+    if facts.conflicts:
+        yield Finding("conflict", f"copies of replaced changes: {', '.join(facts.conflicts)}")
+    if facts.repairs:
+        yield Finding("repaired", f"{facts.repairs} repairs were made to the database at the start")
+    if facts.metrics_error:
+        yield Finding("metrics", f"metrics: {facts.metrics_error}")
+
+
+def _of_limits(facts: Facts) -> Iterator[Finding]:
+    for name, share in (
+        ("content", facts.content_share),
+        ("files and directories", facts.entries_share),
+    ):
+        if share > NEARLY_FULL:
+            yield Finding("nearly-full", f"{name}: {share:.0%} of the limit")
