@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -353,6 +354,18 @@ def command(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
+def command_of(user: str, workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as another user, who may be unable to read this checkout."""
+    account = pwd.getpwnam(user)
+    program = (
+        "import os, sys\nfrom pmxcfs.cli import main, query\nos.setgroups([])\n"
+        f"os.setgid({account.pw_gid})\nos.setuid({account.pw_uid})\n"
+        "sys.exit(main.main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", program, *arguments, "--ipc-name", ipc_name(workdir)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
 def output(workdir: Path, *arguments: str) -> str:
     result = command(workdir, *arguments)
     assert (result.returncode, result.stderr) == (0, "")
@@ -412,7 +425,7 @@ def test_a_refused_question_is_one_line(tmp_path: Path) -> None:
             assert what in result.stderr
             assert result.stderr.endswith("is out of range\n")
     result = command(tmp_path, "ipc", "members")
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (3, "")
     assert "is it running?" in result.stderr
 
 
@@ -425,8 +438,12 @@ def test_status(tmp_path: Path) -> None:
         assert "priv/lock/held for" in text
         daemon.control("quorum", on=False)
         result = command(tmp_path, "status")
-        assert result.returncode == 1
-        assert result.stdout.startswith("state     degraded\n          this node has no quorum")
+        assert result.returncode == 2
+        assert result.stdout.startswith(
+            "state     failed: no quorum, so it is read-only\nto do     "
+        )
+        explained = command(tmp_path, "status", "--explain").stdout
+        assert "\nmeans     Less than half of the votes" in explained
         told: dict[str, Any] = json.loads(command(tmp_path, "status", "--json").stdout)
         assert told["running"]
         assert not told["quorate"]
@@ -436,8 +453,9 @@ def test_status(tmp_path: Path) -> None:
         daemon.control("quorum", on=True)
         assert command(tmp_path, "status").returncode == 0
     result = command(tmp_path, "status")
-    assert (result.returncode, result.stderr) == (2, "")
-    assert result.stdout.startswith("state     not running\n")
+    assert (result.returncode, result.stderr) == (3, "")
+    assert result.stdout.startswith("state     unknown: no pmxcfs listens as ")
+    assert "\nto do     start it: systemctl start pmxcfs" in result.stdout
 
 
 def test_status_of_a_daemon_that_hangs(tmp_path: Path) -> None:
@@ -447,5 +465,19 @@ def test_status_of_a_daemon_that_hangs(tmp_path: Path) -> None:
             result = command(tmp_path, "status")
         finally:
             daemon.process.send_signal(signal.SIGCONT)
-        assert result.returncode == 1
+        assert result.returncode == 3
         assert "does not answer" in result.stdout
+
+
+def test_status_for_others_than_root(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        daemon.expect_log("refused a connection")
+        (daemon.path / "priv" / "lock" / "held").mkdir(parents=True)
+        for user, status, text in (
+            ("www-data", 0, "state     healthy\n"),
+            ("nobody", 3, "state     unknown: permission denied"),
+        ):
+            result = command_of(user, tmp_path, "status")
+            assert (result.returncode, result.stderr) == (status, "")
+            assert result.stdout.startswith(text)
+            assert "held" not in result.stdout
