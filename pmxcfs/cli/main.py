@@ -230,6 +230,38 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     importer = add("import", import_directory, "make a new database of the files in a directory")
     add_directory(importer, "the files and directories to copy")
     add_database(importer)
+    add_conflicts(
+        add("conflicts", handle_conflicts, "see and settle copies of changes that were replaced")
+    )
+
+
+def add_conflicts(parser: argparse.ArgumentParser) -> None:
+    """Add what ``conflicts`` can do."""
+    actions = parser.add_subparsers(
+        dest="conflict_action", title="actions", metavar="ACTION", required=True
+    )
+
+    def add(name: str, summary: str, *, has_json: bool = False) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_state_directory(action)
+        if has_json:
+            action.add_argument(
+                "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+            )
+        return action
+
+    listing = add("list", "list the copies that nobody has dealt with", has_json=True)
+    listing.add_argument("--all", action="store_true", help="also those that are done")
+    show = add(
+        "show",
+        "show when and why a copy was kept, and how its files differ from those of now",
+        has_json=True,
+    )
+    export = add("export", "write the files of a copy into a new or empty directory")
+    done = add("done", "mark a copy as done: it is kept, but status no longer shows it")
+    for action in (show, export, done):
+        action.add_argument("name", metavar="NAME", help="the name that list shows")
+    add_directory(export, "a new or empty directory")
 
 
 def add_client_arguments(command: argparse.ArgumentParser) -> None:
@@ -304,6 +336,11 @@ def add_database(command: argparse.ArgumentParser) -> None:
         help="the database (default: config.db in the state directory)",
     )
     complete_with(DATABASES, file)
+    add_state_directory(command)
+
+
+def add_state_directory(command: argparse.ArgumentParser) -> None:
+    """Add the option for the state directory to a command."""
     statedir = command.add_argument(
         "--statedir",
         metavar="DIR",
@@ -384,6 +421,13 @@ def ask_daemon(arguments: argparse.Namespace) -> int:
     from pmxcfs.cli import query
 
     return query.ask(arguments.question, arguments)
+
+
+def handle_conflicts(arguments: argparse.Namespace) -> int:
+    """Run ``conflicts``."""
+    from pmxcfs.cli import conflicts
+
+    return conflicts.ACTIONS[arguments.conflict_action](arguments)
 
 
 def database_of(arguments: argparse.Namespace) -> Path:

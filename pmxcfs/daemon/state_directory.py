@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.settings import Settings
-from pmxcfs.storage.conflicts import kept_copies
+from pmxcfs.storage.kept_copies import names_to_do
 
 INTERVAL = 2.0  # seconds between two looks
 
@@ -31,7 +31,7 @@ class StateDirectory(BackgroundThread):
 
     def look(self) -> None:
         """Look once. Blocks."""
-        self.copies = kept_copies(self._settings.statedir)
+        self.copies = names_to_do(self._settings.statedir)
         self.database_bytes = self._size()
 
     def _size(self) -> int:

@@ -24,11 +24,9 @@ Contract: docs/spec/cluster.md, "Forks".
 """
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
@@ -36,6 +34,7 @@ from pmxcfs.errors import StoreError
 from pmxcfs.host.files import make_private_directory, sync_directory
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Note, Removal
+from pmxcfs.storage.kept_copies import FORK, HOME, OLDER, Description, describe_copy
 from pmxcfs.storage.sqlite_errors import translated
 from pmxcfs.text import to_text
 from pmxcfs.tree.adoption import Adoption
@@ -43,10 +42,8 @@ from pmxcfs.tree.index import ROOT
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-HOME = "conflicts"  # the directory of the copies in the state directory
 MAX_LOGGED_PATHS = 100  # paths that are logged for one copy
 IMPORTED = 3  # the version of a fresh tree after the import of the host's corosync.conf
-_COPY = re.compile(r"[0-9]+\.db(\.[0-9]+)?")
 _PRIVATE = re.compile(r"(nodes/[^/]+/)?priv(/|$)")
 
 
@@ -125,6 +122,7 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
     with translated(home, "written"):
         make_private_directory(home)
         copy = database.copy_to(home / f"{now}.db")
+        describe_copy(copy, _description(lost, now))
         sync_directory(home)
     if lost.is_fork:
         _log.warning(
@@ -148,13 +146,14 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
         _log_paths("replaced by an older version", map(_loggable, lost.older))
 
 
-def kept_copies(state_directory: Path) -> list[str]:
-    """Return the names of the copies that nobody has dealt with, the oldest first. Blocks."""
-    try:
-        names = os.listdir(state_directory / HOME)
-    except OSError:  # there is none, or it can't be read
-        return []
-    return sorted(name for name in names if _COPY.fullmatch(name))
+def _description(lost: Lost, now: int) -> Description:
+    replaced = lost.entries if lost.is_fork else lost.older
+    return Description(
+        now,
+        FORK if lost.is_fork else OLDER,
+        sorted(entry.path for entry in replaced),
+        sorted(to_text(removal.path) for removal in lost.removals),
+    )
 
 
 def can_keep_copy(database: Database) -> bool:

@@ -18,6 +18,7 @@ from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Note, Removal, read_notes
+from pmxcfs.storage.kept_copies import FORK, Description, find_copy, kept_copies
 from pmxcfs.tree import index
 from pmxcfs.tree.guests import Guests
 from tests.conftest import ExpectLog
@@ -89,7 +90,8 @@ class Node:
         )
 
     def copies(self) -> list[Path]:
-        return sorted(self.conflicts.iterdir()) if self.conflicts.exists() else []
+        """Return the copies, without their descriptions."""
+        return [copy.path for copy in kept_copies(self.path.parent)]
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def a_majority(*, version: int = 90) -> Tree:
 
 
 def test_what_was_changed_alone_is_kept(
-    node: Node, expect_log: ExpectLog, capsys: pytest.CaptureFixture[str]
+    node: Node, tmp_path: Path, expect_log: ExpectLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's version: f$")
@@ -128,6 +130,7 @@ def test_what_was_changed_alone_is_kept(
     node.become(a_majority())
     (copy,) = node.copies()
     assert copy.name == f"{NOW}.db"
+    assert find_copy(tmp_path, copy.name).description == Description(NOW, FORK, ["f"], [])
     assert stored(copy).index() == before
     assert contents_of(stored(copy))["f"] == b"ours"
     assert node.tree.index() == stored(node.path).index() == a_majority().index()
@@ -145,8 +148,9 @@ def test_a_copy_is_readable_only_by_root(node: Node, expect_log: ExpectLog) -> N
         node.become(a_majority())
     finally:
         os.umask(old)
-    (copy,) = node.copies()
-    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert len(node.copies()) == 1
+    for path in node.conflicts.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(node.conflicts.stat().st_mode) == 0o700
 
 

@@ -1,0 +1,142 @@
+"""``pmxcfs conflicts``: the copies kept of changes that a synchronization replaced.
+
+The commands read the state directory and need no daemon. They print paths below ``priv``, too, as
+only root can read the copies.
+Contract: docs/spec/operations.md, "Conflicts".
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from pmxcfs._core import Entry, Tree
+from pmxcfs.cli import offline
+from pmxcfs.errors import StoreError
+from pmxcfs.settings import DATABASE_NAME
+from pmxcfs.storage import database
+from pmxcfs.storage.kept_copies import FORK, OLDER, Copy, find_copy, kept_copies, mark_done
+from pmxcfs.text import escape
+
+REASONS = {
+    FORK: "only this node had these changes when another node's tree replaced them",
+    OLDER: "another node's tree, although older, replaced these changes",
+    "": "not described",
+}
+
+
+def list_copies(arguments: argparse.Namespace) -> int:
+    """Print a line for each copy that is to do, with ``--all`` also for those done; return 0."""
+    copies = [copy for copy in kept_copies(arguments.statedir) if arguments.all or not copy.is_done]
+    if arguments.json:
+        print(json.dumps([_as_data(copy) for copy in copies], indent=2))
+        return 0
+    for copy in copies:
+        _, _, replaced, removed = copy.description
+        paths = f"{len(replaced) + len(removed)} paths" if replaced or removed else "all paths"
+        done = ", done" if copy.is_done else ""
+        print(f"{copy.name}  {_when(copy.description.time)}  {paths}{done}")
+    if not copies:
+        print("no copies" if arguments.all else "no copies to deal with")
+    return 0
+
+
+def show_copy(arguments: argparse.Namespace) -> int:
+    """Print when and why a copy was kept, and how each path differs from now; return 0."""
+    copy = find_copy(arguments.statedir, arguments.name)
+    kept = _tree_of(copy.path)
+    now = _tree_of(arguments.statedir / DATABASE_NAME)
+    rows = list(_rows(copy, kept, now))
+    if arguments.json:
+        print(json.dumps({**_as_data(copy), "entries": rows}, indent=2))
+        return 0
+    print(f"{copy.path}, of {_when(copy.description.time)}{', done' if copy.is_done else ''}")
+    print(f"{REASONS.get(copy.description.reason, REASONS[''])}:")
+    for row in rows:
+        print(f"  {escape(row['path'])}: kept: {row['kept']}; now: {row['now']}")
+    print(f"for the content: pmxcfs conflicts export {copy.name} DIR")
+    return 0
+
+
+def export_copy(arguments: argparse.Namespace) -> int:
+    """Write all files of a copy into a new or empty directory; return the exit status."""
+    copy = find_copy(arguments.statedir, arguments.name)
+    return offline.export(copy.path, arguments.directory)
+
+
+def finish_copy(arguments: argparse.Namespace) -> int:
+    """Mark a copy as done, so that ``pmxcfs status`` no longer shows it; return 0."""
+    copy = find_copy(arguments.statedir, arguments.name)
+    mark_done(copy)
+    return 0
+
+
+ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "list": list_copies,
+    "show": show_copy,
+    "export": export_copy,
+    "done": finish_copy,
+}
+
+
+def _rows(copy: Copy, kept: Tree, now: Tree) -> Iterator[dict[str, str]]:
+    """Yield a row for each path of the description, else for each that differs."""
+    paths = sorted({*copy.description.replaced, *copy.description.removed})
+    if not paths:
+        both = _paths(kept) | _paths(now)
+        paths = sorted(p for p in both if not _is_same(kept.find(p), now.find(p)))
+    for path in paths:
+        before, after = kept.find(path), now.find(path)
+        is_same = _is_same(before, after)
+        yield {"path": path, "kept": _text(before), "now": "the same" if is_same else _text(after)}
+
+
+def _paths(tree: Tree) -> set[str]:
+    found, waiting = set(), [tree.root]
+    while waiting:
+        for entry in waiting.pop().children():
+            found.add(entry.path)
+            if entry.is_directory:
+                waiting.append(entry)
+    return found
+
+
+def _is_same(one: Entry | None, other: Entry | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.is_directory == other.is_directory and one.content == other.content
+
+
+def _text(entry: Entry | None) -> str:
+    if entry is None:
+        return "not there"
+    if entry.is_directory:
+        return f"a directory of {_when(entry.mtime)}"
+    return f"{entry.size} bytes of {_when(entry.mtime)}"
+
+
+def _tree_of(path: Path) -> Tree:
+    """Return the tree of a database. Raises StoreError, which names the file."""
+    if not path.exists():
+        raise StoreError(f"{path} is not there: name the state directory with --statedir")
+    tree = Tree(keep_undo=False)
+    tree.load(database.inspect(path).records)
+    return tree
+
+
+def _when(seconds: int) -> str:
+    return time.strftime("%F %T", time.localtime(seconds))
+
+
+def _as_data(copy: Copy) -> Mapping[str, object]:
+    described = copy.description
+    return {
+        "name": copy.name,
+        "path": str(copy.path),
+        "time": described.time,
+        "reason": described.reason,
+        "replaced": list(described.replaced),
+        "removed": list(described.removed),
+        "done": copy.is_done,
+    }

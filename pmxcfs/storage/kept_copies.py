@@ -1,0 +1,113 @@
+"""The copies kept of changes that a synchronization replaced: what each holds, and which are done.
+
+A copy is the database ``conflicts/TIME.db`` in the state directory; ``TIME.db.json`` beside it
+describes it. Somebody who has dealt with a copy marks it as *done*: both files then move to
+``conflicts/done``. Nothing is ever removed.
+
+Threads: no lock is needed. All functions block. Contract: docs/spec/operations.md, "Conflicts".
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pmxcfs.errors import NotFound
+from pmxcfs.host.files import make_file, make_private_directory, sync_directory
+
+HOME = "conflicts"  # in the state directory
+DONE = "done"  # in HOME
+FORK, OLDER = "fork", "older"  # reasons for a copy
+_NAME = re.compile(r"[0-9]+\.db(\.[0-9]+)?")
+
+
+class Description(NamedTuple):
+    """Why a copy was made, and of which changes. The paths may be private ones."""
+
+    time: int  # seconds since 1970
+    reason: str  # FORK: only this node had the changes; OLDER: the other tree was older; or empty
+    replaced: Sequence[str]  # paths of entries that were replaced or removed
+    removed: Sequence[str]  # paths of entries that this node had removed, and that are back
+
+
+class Copy(NamedTuple):
+    """A kept copy."""
+
+    path: Path
+    is_done: bool
+    description: Description
+
+    @property
+    def name(self) -> str:
+        """The name that the commands use."""
+        return self.path.name
+
+
+def names_to_do(state_directory: Path) -> list[str]:
+    """Return the names of the copies that nobody has dealt with, the oldest first."""
+    return [path.name for path in _copies_in(state_directory / HOME)]
+
+
+def kept_copies(state_directory: Path) -> list[Copy]:
+    """Return all copies, those that are done first, the oldest first."""
+    home = state_directory / HOME
+    return [
+        Copy(path, is_done, _described(path))
+        for place, is_done in ((home / DONE, True), (home, False))
+        for path in _copies_in(place)
+    ]
+
+
+def find_copy(state_directory: Path, name: str) -> Copy:
+    """Return the copy *name*. Raises NotFound."""
+    for copy in kept_copies(state_directory):
+        if copy.name == name:
+            return copy
+    raise NotFound(f"no copy {name} in {state_directory / HOME}: see pmxcfs conflicts list")
+
+
+def describe_copy(copy: Path, description: Description) -> None:
+    """Write the description of the file *copy*. Raises OSError."""
+    path = _beside(copy)
+    make_file(path)
+    path.write_text(json.dumps(description._asdict()))
+
+
+def mark_done(copy: Copy) -> None:
+    """Move *copy* to those that are done. Raises OSError."""
+    if copy.is_done:
+        return
+    done = copy.path.parent / DONE
+    make_private_directory(done)
+    for path in (_beside(copy.path), copy.path):  # the copy last: without it, it is still to do
+        if path.exists():
+            path.rename(done / path.name)
+    sync_directory(done)
+    sync_directory(copy.path.parent)
+
+
+def _beside(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name}.json")
+
+
+def _copies_in(directory: Path) -> list[Path]:
+    try:
+        names = os.listdir(directory)
+    except OSError:  # there is none, or it can't be read
+        return []
+    return sorted(directory / name for name in names if _NAME.fullmatch(name))
+
+
+def _described(copy: Path) -> Description:
+    """Return the description of *copy*; one without paths if it is missing or damaged."""
+    try:
+        return _from_data(json.loads(_beside(copy).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Description(int(copy.name.partition(".")[0]), "", (), ())
+
+
+def _from_data(data: Mapping[str, Any]) -> Description:
+    paths = [[str(path) for path in data[key]] for key in ("replaced", "removed")]
+    return Description(int(data["time"]), str(data["reason"]), *paths)
