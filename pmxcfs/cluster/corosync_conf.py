@@ -16,6 +16,7 @@ from pathlib import Path
 from pmxcfs.cluster._corosync import reload_configuration
 from pmxcfs.errors import ClusterError
 from pmxcfs.host.files import sync_directory
+from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.threads import BackgroundThread
 
 RELOAD_DELAY = 1.0  # seconds from writing the file to the reload, so that all nodes have it by then
@@ -77,6 +78,7 @@ class HostConfig(BackgroundThread):
         self._path = path
         self._reload_delay = reload_delay  # seconds
         self._reload = reload
+        self._log_limit = LogLimit(_log)  # every change of the tree's file can fail
         self._changed = threading.Condition()  # guards the two attributes below
         self._wanted: bytes | None = None
         self._may_reload = False
@@ -104,7 +106,7 @@ class HostConfig(BackgroundThread):
         while (taken := self._take()) is not None:
             self.error = self._install(*taken)
             if self.error:
-                _log.error("%s", self.error)
+                self._log_limit.log(logging.ERROR, self.error, self.error)
 
     def _install(self, content: bytes, may_reload: bool) -> str:
         """Write the file, and have corosync reload it; return the reason of a failure, or ""."""

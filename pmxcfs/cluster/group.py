@@ -58,6 +58,7 @@ from pmxcfs.errors import (
     OtherProtocol,
     TryAgain,
 )
+from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.outage import Outage
 from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread, Wakeup
 from pmxcfs.messages import Group, Member, State
@@ -165,6 +166,7 @@ class GroupThread(BackgroundThread):
         self._sender = Sender(group, self.dfsm, source, clock=self._clock)
         self._connect = connect
         self._log = log
+        self._log_limit = LogLimit(log)  # of what other members can cause at will
         self.ownership = threading.Lock()  # held by the thread that acts for the group
         self._connection: _Connection | None = None  # None: other threads must not take ownership
         self._watch: RequestWatch | None = None  # of the request thread that is the owner
@@ -480,7 +482,8 @@ class GroupThread(BackgroundThread):
             return self.dfsm.on_other_protocol(sender, is_newer=error.is_newer)
         except BadMessage as error:
             self.dropped += 1
-            self._log.warning("dropped a message of member %s: %s", sender, error)
+            text = f"dropped a message of member {sender}: {error}"
+            self._log_limit.warn(sender.nodeid, text)
             return []
         return self.dfsm.on_message(sender, message, at=self._now())
 
@@ -513,7 +516,10 @@ class GroupThread(BackgroundThread):
             self._carry_out(self.dfsm.leave("a change was delivered to a node without quorum"))
 
     def _write_log(self, effect: Log) -> None:
-        self._log.log(effect.level, "%s", effect.text)
+        if effect.kind:
+            self._log_limit.log(effect.level, effect.kind, effect.text)
+        else:
+            self._log.log(effect.level, "%s", effect.text)
 
     def _enter(self, effect: Enter) -> None:
         self._log.debug("state machine enters mode %s", effect.mode.value)

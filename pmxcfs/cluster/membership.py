@@ -130,6 +130,7 @@ class Clustering:
         return {
             "mode": self.tree.mode.value,
             "members": [member.nodeid for member in self.tree.members],
+            "verified": self.tree.dfsm.verified,
             "dropped": self.tree.dropped + self.status.dropped,
             "sent_bytes": self.tree.sent_bytes,
             "corosync_error": self.corosync_error,

@@ -34,6 +34,7 @@ from pmxcfs.fuse.notifier import Notifier
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
 from pmxcfs.host import log, process
 from pmxcfs.host.address import AddressLookup
+from pmxcfs.host.log_limit import Reporter
 from pmxcfs.host.watchdog import Watchdog
 from pmxcfs.replica.cluster_issuer import ClusterIssuer
 from pmxcfs.replica.issuer import StoppableIssuer
@@ -83,6 +84,9 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
     waiter = process.SignalWaiter()  # blocks the signals for all threads to come
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(log.start(foreground=settings.foreground, debug=settings.debug))
+        reporter = Reporter()
+        reporter.start()
+        cleanup.callback(reporter.close)
         gid = process.find_gid(settings.group)
         process.make_directories(settings, gid=gid)
         _warn_of_missing_database(settings.database)

@@ -119,10 +119,14 @@ class Quit(NamedTuple):
 
 
 class Log(NamedTuple):
-    """Write *text* to the daemon's log."""
+    """Write *text* to the daemon's log.
+
+    Of lines of one *kind*, which a member can cause at will, at most one a minute is written.
+    """
 
     text: str
     level: int = logging.INFO
+    kind: str = ""  # empty: always written
 
 
 Effect = (

@@ -77,6 +77,7 @@ class Dfsm:
         self.me = _NO_MEMBER
         self.mode = Mode.LEFT
         self.members: Sequence[messages.Member] = ()  # in ascending order
+        self.verified = 0  # verifications that found this node's content equal
         self._group = group
         self._round = _Round(messages.Epoch(0, 0, 0, 0))
         self._message_queue = MessageQueue()
@@ -293,7 +294,8 @@ class Dfsm:
             try:
                 parse(message.payload)
             except BadMessage as error:
-                return [Log(f"member {sender} sent an invalid state: {error}", logging.ERROR)]
+                text = f"member {sender} sent an invalid state: {error}"
+                return [Log(text, logging.ERROR, kind=f"state of node {sender.nodeid}")]
         states[sender] = message.payload
         self._last_progress = at.monotonic
         if len(states) < len(self.members):
@@ -439,7 +441,8 @@ class Dfsm:
             return []  # its request was delivered before this node was SYNCED
         current.verification = None
         if message.checksum == current.checksum:
-            return [Log("data verification successful")]
+            self.verified += 1
+            return [Log("data verification successful", kind="verified")]
         return self.leave(
             f"data verification failed: the checksum is {message.checksum.hex()} on member "
             f"{sender}, here it is {current.checksum.hex()}"

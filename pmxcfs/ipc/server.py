@@ -14,15 +14,16 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pmxcfs.errors import IpcError, PmxcfsError, StartError
+from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.ipc._qb import Server
 from pmxcfs.ipc.requests import TABLE, Caller, Number, Requests
 
 SHARED_MEMORY = Path("/dev/shm")
-REFUSAL_LOG_INTERVAL = 10.0  # seconds between two lines: any local process can cause one
 RESTART_FLAG = "cfs-restart-flag"  # in the run directory: with it, clients wait for a restart
 
 _log = logging.getLogger("pmxcfs.ipcs")
@@ -31,10 +32,9 @@ _log = logging.getLogger("pmxcfs.ipcs")
 class Gate:
     """Decides which processes may connect, and with which rights."""
 
-    def __init__(self, *, gid: int) -> None:
+    def __init__(self, *, gid: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._gid = gid  # processes of this group may read
-        self._silent_until = 0.0
-        self._unlogged = 0
+        self._log_limit = LogLimit(_log, clock=clock)
 
     def admit(self, uid: int, gid: int, pid: int) -> Caller | int:
         """Return the caller that a process becomes, or the errno to refuse it with.
@@ -45,17 +45,9 @@ class Gate:
             return Caller(pid, may_write=True)
         if gid == self._gid:
             return Caller(pid, may_write=False)
-        self._log_refusal(uid, gid, pid)
+        text = f"refused a connection of uid {uid}, gid {gid}, pid {pid}"
+        self._log_limit.warn(uid, text)  # any local process can cause one
         return errno.EACCES
-
-    def _log_refusal(self, uid: int, gid: int, pid: int) -> None:
-        now = time.monotonic()
-        if now < self._silent_until:
-            self._unlogged += 1
-            return
-        more = f"; {self._unlogged} more since the last such line" if self._unlogged else ""
-        _log.warning("refused a connection of uid %d, gid %d, pid %d%s", uid, gid, pid, more)
-        self._silent_until, self._unlogged = now + REFUSAL_LOG_INTERVAL, 0
 
 
 class IpcServer:

@@ -18,6 +18,7 @@ from pathlib import Path
 import rrdtool
 
 from pmxcfs.errors import Failed, Invalid
+from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.outage import Outage
 from pmxcfs.host.process import lower_priority
 from pmxcfs.host.threads import BackgroundThread
@@ -116,6 +117,7 @@ class Recorder(BackgroundThread):
         self._size = 0  # bytes in the queue
         self._lock = threading.Lock()  # guards _queue, _size and _lost; held briefly
         self._lost = 0
+        self._log_limit = LogLimit(_log)
         self._create_after = 0.0  # monotonic seconds
         self._refused: set[str] = set()  # names of invalid metrics that were logged
         self._wanted = threading.Event()
@@ -191,8 +193,8 @@ class Recorder(BackgroundThread):
                 self._queue.popleft()
                 self._size -= _cost(*first)
             lost, self._lost = self._lost, 0
-        if lost:
-            _log.warning("dropped %d metrics: rrdcached or the disk is too slow", lost)
+        for _ in range(lost):
+            self._log_limit.warn("lost", "dropped a metric: rrdcached or the disk is too slow")
 
     def _write(self, name: str, data: bytes) -> None:
         update = update_of(name, data)

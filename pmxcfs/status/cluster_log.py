@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.messages import MAX_TIME, LogEntry
 from pmxcfs.status.log_ring import (
     MAX_ENTRY,
@@ -31,8 +32,6 @@ MAX_SENDERS = 4096  # nodes whose newest (time, uid) is remembered; a full ring 
 
 MAX_TEXT = 4 * MAX_ENTRY  # characters of a message that are converted; some become nothing
 NONE = (-1, 0)  # older than every (time, uid)
-
-_log = logging.getLogger("pmxcfs.status")
 
 # An escape in stored text; a surrogate must be part of a pair. Any other backslash stands for
 # itself.
@@ -128,6 +127,7 @@ class ClusterLog:
         self.revision = 0  # changes whenever the content does
         self._node = _cut(printable(node), MAX_NAME)
         self._digest = digest(to_bytes(node))
+        self._log_limit = LogLimit(logging.getLogger("pmxcfs.status"))
         self._uid = 0  # of this node's latest entry
         self._ring = LogRing()
         self._newest: dict[int, tuple[int, int]] = {}  # node digest -> (time, uid)
@@ -178,9 +178,9 @@ class ClusterLog:
     def insert(self, entry: LogEntry) -> bool:
         """Insert *entry* as the newest. Return False if it is a duplicate or too large to store."""
         if not fits(entry):
-            _log.warning(
-                "dropped a cluster log entry of %d bytes: it is too large", nominal_size(entry)
-            )
+            size = nominal_size(entry)
+            text = f"dropped a cluster log entry of {size} bytes: it is too large"
+            self._log_limit.warn("size", text)
             return False
         stamp = (entry.time, entry.uid)
         if stamp <= self._newest.get(entry.node_digest, NONE):

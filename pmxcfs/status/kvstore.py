@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 
 from pmxcfs.errors import NameTooLong, NoSpace, NotFound, TooBig
+from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.messages import SetKey
 from pmxcfs.status.members import Members, Peer
 from pmxcfs.status.metrics import PREFIX, Metrics
@@ -19,8 +20,6 @@ MAX_VALUE = 32768  # bytes
 ADDRESS = "nodeip"
 MAX_ADDRESS = 255  # bytes, without NUL
 
-_log = logging.getLogger("pmxcfs.status")
-
 
 class KeyValueStore:
     """The keys of all nodes."""
@@ -29,6 +28,7 @@ class KeyValueStore:
         self.revision = 0  # changes with every version
         self._members = members
         self._metrics = metrics
+        self._log_limit = LogLimit(logging.getLogger("pmxcfs.status"))
 
     def set(self, key: str, value: bytes, *, now: float) -> None:
         """Set a key of this node; an empty value removes it. *now* is monotonic, in seconds.
@@ -49,15 +49,18 @@ class KeyValueStore:
         """
         peer = self._members.sender(nodeid)
         if peer is None:
-            _log.warning("dropped a key of node %d, which is not in the configuration", nodeid)
+            self._drop(nodeid, "unknown", f"node {nodeid}, which is not in the configuration")
         elif len(change.value) > MAX_VALUE:
             size = len(change.value)
-            _log.warning("dropped a key of node %d: a value of %d bytes is too large", nodeid, size)
+            self._drop(nodeid, "size", f"node {nodeid}: a value of {size} bytes is too large")
         elif peer is not self._members.own:
             try:
                 self._set(peer, change.key, change.value, now=now)
             except NoSpace as error:
-                _log.warning("dropped a key of node %d: %s", nodeid, error)
+                self._drop(nodeid, "space", f"node {nodeid}: {error}")
+
+    def _drop(self, nodeid: int, kind: str, why: str) -> None:
+        self._log_limit.warn((nodeid, kind), f"dropped a key of {why}")
 
     def _set(self, peer: Peer, key: str, value: bytes, *, now: float) -> None:
         if key.startswith(PREFIX):
@@ -76,10 +79,9 @@ class KeyValueStore:
         if terminator and 0 < len(text) <= MAX_ADDRESS and address.isprintable():
             self._members.set_address(peer, address)
         else:
-            _log.warning(
-                "the address from node %s is not printable text that ends with NUL",
-                peer.name or "unknown",
-            )
+            name = peer.name or "unknown"
+            fault = f"the address from node {name} is not printable text that ends with NUL"
+            self._log_limit.warn(("address", name), fault)
 
     def get(self, key: str, node: str = "") -> bytes:
         """Return the value of a key of *node*; of this node if *node* is empty. Raises NotFound."""

@@ -1,7 +1,6 @@
 """Access rules: which users may connect, and which requests they may send; with real clients."""
 
 import errno
-import time
 from pathlib import Path
 
 import pytest
@@ -107,18 +106,17 @@ def test_connections_are_reserved_for_root(
 
 
 def test_refusals_do_not_fill_the_log(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
+    caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
 ) -> None:
     expect_log("refused a connection of uid 1, gid 2, pid 3")
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    gate = Gate(gid=GROUP)
+    gate = Gate(gid=GROUP, clock=lambda: now)
     assert [gate.admit(1, 2, 3) for _ in range(100)] == [errno.EACCES] * 100
     now = 200.0
     assert gate.admit(1, 2, 3) == errno.EACCES
     assert [record.getMessage() for record in caplog.records] == [
         "refused a connection of uid 1, gid 2, pid 3",
-        "refused a connection of uid 1, gid 2, pid 3; 99 more since the last such line",
+        "refused a connection of uid 1, gid 2, pid 3 (99 times since the last such line)",
     ]
 
 

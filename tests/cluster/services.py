@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 import signal
 import sys
@@ -82,6 +83,13 @@ class Service:
         if self.process and self.is_frozen:
             self.process.signal(signal.SIGCONT)
         self.is_frozen = False
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the program has used."""
+        assert self.process, f"{self} was not started"
+        stat = (self.node.root / "proc" / str(self.process.pid) / "stat").read_text()
+        user, system = stat.rpartition(") ")[2].split(" ")[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def log_text(self) -> str:
         """Return the log of all runs so far."""

@@ -244,15 +244,17 @@ def test_all_nodes_have_one_cluster_log(cluster: Cluster) -> None:
 
 
 def test_a_verification_finds_all_trees_equal(cluster: Cluster) -> None:
-    before = [node.daemon.log_text().count("verification successful") for node in cluster.nodes]
+    before = [node.daemon.info()["verified"] for node in cluster.nodes]
     for node in cluster.nodes:
         node.daemon.control("deadlines", verification=0.5)
 
     def are_verified() -> bool:
-        counts = [node.daemon.log_text().count("verification successful") for node in cluster.nodes]
+        counts = [node.daemon.info()["verified"] for node in cluster.nodes]
         return all(now > then for now, then in zip(counts, before, strict=True))
 
     cluster.wait_until(are_verified, SOON, "a verification on all nodes")
+    for node in cluster.nodes:
+        assert node.daemon.log_lines("data verification successful")
 
 
 def test_the_corosync_conf_of_each_host_follows_the_tree(cluster: Cluster) -> None:

@@ -195,7 +195,9 @@ def test_a_flood_is_applied_in_bursts(node: Node) -> None:
 
 
 @pytest.mark.expect_log("dropped a message of member 2/200")
-def test_a_message_that_can_t_be_decoded_is_dropped_and_counted(node: Node) -> None:
+def test_a_message_that_can_t_be_decoded_is_dropped_and_counted(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
     node.start()
     hostile = [
         b"",
@@ -208,6 +210,7 @@ def test_a_message_that_can_t_be_decoded_is_dropped_and_counted(node: Node) -> N
     node.world.deliver(OTHER, *changes(1))
     node.world.wait_until(lambda: bool(node.content.delivered))
     assert node.thread.dropped == len(hostile)
+    assert len([line for line in caplog.messages if "dropped a message" in line]) == 1
     assert len(node.world.handles) == 1
 
 

@@ -193,7 +193,7 @@ def test_the_lowest_member_requests_a_verification_once_an_hour() -> None:
     assert node.hears(ONE, request) == [TakeChecksum()]
     answer = Verify(WALL + 7200, node.epoch, 1, b"c" * 32)
     assert node.machine.on_checksum(b"c" * 32, at=at(node.seconds)) == [Send(answer)]
-    assert node.hears(ONE, answer) == [Log("data verification successful")]
+    assert node.hears(ONE, answer) == [Log("data verification successful", kind="verified")]
     assert node.tick(3600) == [Send(VerifyRequest(WALL + 10800, node.epoch, 2))]
 
 
@@ -285,7 +285,7 @@ def test_only_the_requester_answers() -> None:
     assert node.hears(ONE, VerifyRequest(WALL, node.epoch, 4)) == [TakeChecksum()]
     assert node.machine.on_checksum(b"c" * 32, at=at(0)) == []
     effects = node.hears(ONE, Verify(WALL, node.epoch, 4, b"c" * 32))
-    assert effects == [Log("data verification successful")]
+    assert effects == [Log("data verification successful", kind="verified")]
 
 
 def test_a_different_checksum_makes_the_node_leave_and_is_logged() -> None:
