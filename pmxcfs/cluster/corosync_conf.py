@@ -22,29 +22,46 @@ from pmxcfs.host.threads import BackgroundThread
 RELOAD_DELAY = 1.0  # seconds from writing the file to the reload, so that all nodes have it by then
 MODE = 0o644  # permission bits of the host's file
 
-MAX_DIGITS = 20  # of a config_version; corosync's 64-bit number has at most 20
+MAX_DIGITS = 20  # of a config_version, so that its value is quickly known
+MAX_VERSION = (1 << 64) - 1  # a larger one ends corosync by a failed assertion
 
-_VERSION = re.compile(rb"config_version\s*:\s*(\d+)")
+_VERSION = re.compile(rb"config_version\s*:\s*(\d+)(\w*)")  # number, and what it must not have
 _log = logging.getLogger("pmxcfs.confdb")
 
 
 def version_of(content: bytes) -> int | None:
-    """Return the config_version of a corosync.conf, or None if it has no valid one."""
+    """Return the config_version of a corosync.conf, or None if it has no valid one.
+
+    The first match counts, also in a comment. A valid one is from 1 to MAX_VERSION, in decimal.
+    """
     found = _VERSION.search(content)
-    return int(found[1]) if found and len(found[1]) <= MAX_DIGITS else None
+    if found is None or found[2] or len(found[1]) > MAX_DIGITS:
+        return None
+    return int(found[1]) if 1 <= int(found[1]) <= MAX_VERSION else None
 
 
 def refusal(wanted: bytes, present: bytes | None) -> str:
-    """Return the reason why *wanted* must not replace the host's file, or "" if it may.
+    """Return why *wanted* must not replace the host's file, and the next step; "" if it may.
 
     *present* is the content of the host's file, or None if the file does not exist.
     """
     new, old = version_of(wanted), version_of(present or b"")
     if new is None:
-        return "the cluster's corosync.conf has no config_version"
-    if old is not None and new < old:
-        return f"the cluster's corosync.conf has config_version {new}, this host's has {old}"
-    return ""
+        fault = f"the cluster's corosync.conf has {_describe(wanted)}"
+    elif old is not None and new < old:
+        fault = f"the cluster's corosync.conf has config_version {new}, this host's has {old}"
+    else:
+        return ""
+    return f"{fault}; set config_version to {(old or 0) + 1} or more in the cluster's corosync.conf"
+
+
+def _describe(content: bytes) -> str:
+    """Return what is wrong with the config_version of a corosync.conf that has no valid one."""
+    found = _VERSION.search(content)
+    if found is None:
+        return "no config_version that is a number"
+    shown = (found[1] + found[2])[: MAX_DIGITS + 1].decode("ascii", "replace")
+    return f"config_version {shown}, but it must be a number from 1 to {MAX_VERSION}"
 
 
 def replace(path: Path, content: bytes) -> None:

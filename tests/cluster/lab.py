@@ -60,7 +60,7 @@ NODE = """\
 """
 
 
-def corosync_conf(nodes: Iterable[Node], *, version: int = 1) -> str:
+def corosync_conf(nodes: Iterable[Node], *, version: int | str = 1) -> str:
     """Return the configuration of a cluster of *nodes*."""
     return COROSYNC_CONF.format(
         nodes="".join(NODE.format(node=node) for node in nodes), version=version

@@ -1,6 +1,7 @@
 """Replication between three nodes: changes, races for names, locks, status, host files."""
 
 import errno
+import functools
 import itertools
 import json
 import os
@@ -286,6 +287,16 @@ def test_the_corosync_conf_of_each_host_follows_the_tree(cluster: Cluster) -> No
         SOON,
         "refusals",
     )
+
+    def is_refused(version: str) -> bool:
+        told = f"has config_version {version}, but it must be a number from 1"
+        return all(node.daemon.log_lines(told) for node in cluster.nodes)
+
+    for version in ("0", str(1 << 64), "8x"):  # the last two would end corosync
+        agent("put", "corosync.conf", corosync_conf(cluster.nodes, version=version).encode())
+        cluster.wait_until(functools.partial(is_refused, version), SOON, f"refusal of {version}")
+    for node in cluster.nodes:
+        assert node.daemon.log_lines("; set config_version to 8 or more in the cluster's")
     assert {host_file(node) for node in cluster.nodes} == {text}
     agent("put", "corosync.conf", text.encode())
     cluster.wait_for_agreement()

@@ -28,8 +28,19 @@ def conf(version: int | str, text: str = "") -> bytes:
         (b"config_version: x", None),
         (b"config_version 3", None),
         (b"config_version: -3", None),
-        (conf("9" * 20), int("9" * 20)),
+        (conf((1 << 64) - 1), (1 << 64) - 1),
+        (conf(1 << 64), None),  # ends corosync 3.1.7, and so do the next three
+        (conf("9" * 20), None),
+        (conf("3x"), None),
+        (conf("0x10"), None),
         (conf("9" * 5000), None),
+        (conf(0), None),
+        (conf("000"), None),
+        (conf("007"), 7),
+        (conf("00000000000000000000007"), None),
+        (b"# config_version: 4\n" + conf(3), 4),  # the first match is in a comment
+        (b"# config_version: 0\n" + conf(3), None),
+        (conf(-3) + conf(9), 9),
     ],
 )
 def test_the_version_is_the_first_config_version(content: bytes, version: int | None) -> None:
@@ -43,13 +54,20 @@ def test_the_version_is_the_first_config_version(content: bytes, version: int | 
         (conf(3), conf(2), ""),
         (conf(3), conf(3, "# other"), ""),
         (conf(3), b"damaged", ""),
-        (conf(3), conf(4), "the cluster's corosync.conf has config_version 3, this host's has 4"),
-        (b"damaged", None, "the cluster's corosync.conf has no config_version"),
-        (b"", conf(1), "the cluster's corosync.conf has no config_version"),
+        (conf(3), conf(0), ""),
+        (conf(3), conf(1 << 64), ""),
+        (conf(3), conf(4), "has config_version 3, this host's has 4; set config_version to 5"),
+        (b"damaged", None, "has no config_version that is a number; set config_version to 1"),
+        (b"", conf(1), "has no config_version that is a number; set config_version to 2"),
+        (conf(0), conf(7), "has config_version 0, but it must be a number from 1 to"),
+        (conf("3x"), None, "has config_version 3x, but it must be a number from 1 to"),
+        (conf("9" * 5000), None, f"has config_version {'9' * 21}, but it must be a number from 1"),
     ],
 )
 def test_refusal_states_the_reason(wanted: bytes, present: bytes | None, reason: str) -> None:
-    assert refusal(wanted, present) == reason
+    found = refusal(wanted, present)
+    assert found.startswith(reason and f"the cluster's corosync.conf {reason}")
+    assert bool(found) == bool(reason)
 
 
 class Host:
@@ -114,7 +132,7 @@ def test_an_equal_file_is_left_alone(host: Host) -> None:
 
 
 @pytest.mark.expect_log("pmxcfs.confdb ERROR .*corosync.conf is not replaced: the cluster's")
-@pytest.mark.parametrize("wanted", [conf(1), b"no version"])
+@pytest.mark.parametrize("wanted", [conf(1), conf(0), conf(1 << 64), b"no version"])
 def test_refused_content_is_logged_and_not_written(host: Host, wanted: bytes) -> None:
     host.path.write_bytes(conf(2))
     host.run(wanted, reload=True)
