@@ -12,7 +12,6 @@ import errno
 import os
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Exists, NoSpace, StoreError, TooBig, Unsupported
+from pmxcfs.host import clock
 from pmxcfs.storage import database
 from pmxcfs.storage.create import making
 from pmxcfs.storage.database import Database, Loaded
@@ -67,15 +67,15 @@ def _inspect(path: Path, *, repair: bool) -> Loaded:
     except StoreError as error:
         if not repair or error.errno != errno.EROFS:
             raise
-    Database.open(path, now=int(time.time()), alone=True).close()
+    Database.open(path, now=clock.seconds(), alone=True).close()
     print(f"{path}: repaired: rolled back an interrupted transaction")
     return database.inspect(path)
 
 
 def _repair(path: Path) -> None:
-    opened = Database.open(path, now=int(time.time()), alone=True)
+    opened = Database.open(path, now=clock.seconds(), alone=True)
     with contextlib.closing(opened):
-        _, copy = opened.mend(now=int(time.time()))
+        _, copy = opened.mend(now=clock.seconds())
         if opened.degraded:
             raise opened.degraded
     print(f"{path}: a copy of the unrepaired file is {copy}")
@@ -157,7 +157,7 @@ def import_(directory: Path, path: Path) -> int:
         if os.path.lexists(f"{path}{suffix}"):
             raise Exists(f"{path}{suffix} already exists: move it away or name another file")
     tree = _read_directory(directory)
-    with making(path, now=int(time.time())) as new:
+    with making(path, now=clock.seconds()) as new:
         new.save(tree)
     print(f"{path}: version {tree.version}, {tree.entry_count} entries")
     return 0

@@ -277,7 +277,7 @@ def _steps(findings: Sequence[Mapping[str, str]], explain: bool) -> Iterator[tup
 def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if "node" not in report:  # the daemon did not answer
         return
-    running = _span(time.time() - report["started"])
+    running = _span(report["uptime"])
     yield (
         "node",
         [f"{report['node']}, pmxcfs {report['version']}, pid {report['pid']}, for {running}"],

@@ -27,6 +27,7 @@ from pmxcfs._cpg import encode
 from pmxcfs.dfsm.effects import Mode
 from pmxcfs.dfsm.machine import Dfsm
 from pmxcfs.errors import Busy, ClusterError, Interrupted, Invalid, PmxcfsError, TryAgain
+from pmxcfs.host.clock import seconds
 from pmxcfs.messages import Body, Group, Message, Normal, SyncStart, Update, UpdateComplete
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a retry; the pause doubles each time
@@ -43,8 +44,8 @@ class Clock:
         return time.monotonic()
 
     def wall(self) -> int:
-        """Return the seconds since 1970."""
-        return int(time.time())
+        """Return the seconds since 1970, as a message can hold them."""
+        return seconds()
 
 
 class Source(Protocol):

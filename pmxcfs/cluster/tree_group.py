@@ -23,6 +23,7 @@ from pmxcfs.cluster.group import Connect, Content, GroupThread
 from pmxcfs.cluster.sender import Clock, Source
 from pmxcfs.dfsm.effects import Commit, Deliver, Enter, Log, Mode, SendUpdates, TakeChecksum
 from pmxcfs.errors import Busy, Failed, NoCopy, NoQuorum, PmxcfsError
+from pmxcfs.host.clock import seconds
 from pmxcfs.host.outage import Outage
 from pmxcfs.host.threads import Wakeup
 from pmxcfs.replica.outbox import Outbox, Proposal
@@ -180,7 +181,7 @@ class TreeContent:
             effect.state,
             effect.records,
             side={member.nodeid for member in effect.agreed},
-            now=int(time.time()),
+            now=seconds(),
             lock=self._lock,
         )
 

@@ -6,7 +6,6 @@ Contract: docs/spec/operations.md, "Command line".
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from pmxcfs.daemon.control import mutation_of
 from pmxcfs.daemon.quorum import QuorumSwitch
 from pmxcfs.fuse.notifier import Notifier
 from pmxcfs.fuse.workers import Workers
+from pmxcfs.host import clock
 from pmxcfs.replica.issuer import StoppableIssuer
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
@@ -71,7 +71,7 @@ class TestCommands:
 
     def inject(self, *, writer: int = 99, time: int | None = None, **request: object) -> None:
         """Apply the mutation of *request* as if the node *writer* had sent it at *time*."""
-        mtime = _seconds() if time is None else time
+        mtime = clock.seconds() if time is None else time
         self._parts.replica.inject(mutation_of(request), writer=writer, mtime=mtime)
 
     def adopt(self, *, path: str) -> None:
@@ -82,7 +82,9 @@ class TestCommands:
         needed = map(theirs.get, records_needed(leader, [self._parts.replica.state()]))
         records = [record_of(entry) for entry in needed if entry is not None]
         is_held = contextlib.nullcontext()  # the lock, as for every command
-        self._parts.replica.adopt(leader, records, side=(OTHERS,), now=_seconds(), lock=is_held)
+        self._parts.replica.adopt(
+            leader, records, side=(OTHERS,), now=clock.seconds(), lock=is_held
+        )
 
     def set_lock_lifetime(self, *, seconds: float) -> None:
         """Have locks expire *seconds* after their last renewal."""
@@ -116,7 +118,3 @@ class TestCommands:
             "quorate": parts.quorum.is_quorate,
             **(parts.clustering.describe() if parts.clustering is not None else {}),
         }
-
-
-def _seconds() -> int:
-    return int(time.time())

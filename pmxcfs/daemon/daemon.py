@@ -32,7 +32,7 @@ from pmxcfs.fuse.kernel_cache import KernelCache
 from pmxcfs.fuse.node_ids import NodeIds
 from pmxcfs.fuse.notifier import Notifier
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
-from pmxcfs.host import log, process
+from pmxcfs.host import clock, log, process
 from pmxcfs.host.address import AddressLookup
 from pmxcfs.host.log_limit import Reporter
 from pmxcfs.host.watchdog import Watchdog
@@ -136,7 +136,7 @@ class Daemon:
     # Making the parts
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
-        path, now = self._settings.database, _seconds()
+        path, now = self._settings.database, clock.seconds()
         if not self._settings.local and not os.path.lexists(path):
             _make_by_host_file(path, self._settings.corosync_conf, now=now)
         self._checkpointer = Checkpointer()
@@ -166,7 +166,7 @@ class Daemon:
             self._replica.departures.set_nodes(())  # no other node misses a change
 
     def _make_status(self) -> None:
-        self._start_time = int(time.time())
+        self._start_time, self._running_since = clock.seconds(), time.monotonic()
         self._recorder = Recorder(self._settings.rrddir, self._settings.rrdcached_socket)
         self._status = Status(
             self._settings.nodename,
@@ -203,7 +203,7 @@ class Daemon:
 
     def _make_issuer(self) -> StoppableIssuer:
         if self._clustering is None:
-            return LocalIssuer(self._replica, clock=time.time, yielding=self._workers)
+            return LocalIssuer(self._replica, clock=clock.seconds, yielding=self._workers)
         return ClusterIssuer(
             self._replica,
             self._clustering.outbox,
@@ -220,6 +220,7 @@ class Daemon:
             locks=self._locks,
             gid=self._gid,
             monotonic_ns=time.monotonic_ns,
+            wall_clock=clock.seconds,
             on_unpublished=self._publisher.notice,
             on_displaced=self._cache.on_displaced,
         )
@@ -332,6 +333,7 @@ class Daemon:
             repairs=self._repairs,
             troubles=self._troubles,
             start_time=self._start_time,
+            running_since=self._running_since,
         )
         self._clients.start(lambda: describe(parts))
         cleanup.callback(self._clients.stop)
@@ -438,10 +440,6 @@ def _make_by_host_file(path: Path, host_file: Path, *, now: int) -> None:
         content = host_file.read_bytes()
         with making(path, now=now) as database:
             Replica(Tree(), Guests(), database).import_configuration(content, now=now)
-
-
-def _seconds() -> int:
-    return int(time.time())
 
 
 def _keep_collector_off_the_tree() -> None:

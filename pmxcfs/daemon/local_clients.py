@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
+from pmxcfs.host import clock
 from pmxcfs.ipc.guest_properties import Properties
 from pmxcfs.ipc.requests import Requests
 from pmxcfs.ipc.server import RESTART_FLAG, IpcServer
@@ -56,7 +57,7 @@ class LocalClients:
             files,
             self._properties,
             lock=lock,
-            clock=time.time,
+            clock=clock.seconds,
             monotonic=time.monotonic,
             give_way=lambda: time.sleep(GIVE_WAY_TIME),
             publish=publish,

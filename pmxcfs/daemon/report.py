@@ -71,6 +71,7 @@ class ReportSources(NamedTuple):
     repairs: int  # of the database, made at the start
     troubles: RecentWarnings
     start_time: int  # seconds since 1970
+    running_since: float  # monotonic second of the start
 
 
 def describe(parts: ReportSources) -> Mapping[str, object]:
@@ -81,6 +82,7 @@ def describe(parts: ReportSources) -> Mapping[str, object]:
         "node": parts.settings.nodename,
         "pid": os.getpid(),
         "started": parts.start_time,
+        "uptime": round(time.monotonic() - parts.running_since, 1),
         "state": state_of(findings).value,
         "findings": [_as_data(finding) for finding in findings],
         "quorate": parts.quorum.is_quorate,

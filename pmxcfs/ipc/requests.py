@@ -120,7 +120,7 @@ class Requests:
         properties: Properties,
         *,
         lock: AbstractContextManager[object],
-        clock: Callable[[], float],
+        clock: Callable[[], int],
         monotonic: Callable[[], float],
         give_way: Callable[[], None],
         publish: Callable[[SetKey | LogEntry], None] | None,
@@ -235,7 +235,7 @@ class Requests:
                 tag=tag,
                 priority=priority,
                 pid=caller.pid,
-                time=int(self._clock()),
+                time=self._clock(),
             )
             self._status.log.insert(entry)
             self._tell_nodes(entry)

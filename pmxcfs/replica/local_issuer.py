@@ -24,7 +24,7 @@ class LocalIssuer:
     All methods need the tree's lock and release it while they wait.
     """
 
-    def __init__(self, replica: Replica, *, clock: Callable[[], float], yielding: Yielding) -> None:
+    def __init__(self, replica: Replica, *, clock: Callable[[], int], yielding: Yielding) -> None:
         self._replica = replica
         self._clock = clock  # seconds since 1970
         self._yielding = yielding
@@ -39,7 +39,7 @@ class LocalIssuer:
         """Apply and save the mutation of *ticket*; other threads can wait for it. Blocks."""
         if self._hold.is_closed:
             self._wait_at_gate(ticket)
-        ticket.mtime = int(self._clock())
+        ticket.mtime = self._clock()
         self._queue.append(ticket)
         self._yielding.give_way()
         self._deliver_queue(ticket)

@@ -20,6 +20,18 @@ def is_below_locks(entry: Entry) -> bool:
     return entry.is_directory and entry.path.startswith(LOCK_DIRECTORY)
 
 
+def renewal_time(entry: Entry, wanted: int, *, now: int) -> int:
+    """Return the mtime by which *entry* is renewed if a user asks for the time *wanted*.
+
+    A lock can't be renewed backwards. If its mtime is later than *now*, its owner's clock was set
+    back since it was taken or renewed: it keeps that mtime, or its owner would lose it. All times
+    are in seconds since 1970.
+    """
+    holder = entry.parent
+    is_lock = entry.is_directory and holder is not None and f"{holder.path}/" == LOCK_DIRECTORY
+    return max(wanted, entry.mtime) if is_lock and entry.mtime > now else wanted
+
+
 class LockTable:
     """The time when this node first saw the current version of each lock."""
 

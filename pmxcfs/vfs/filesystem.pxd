@@ -16,6 +16,7 @@ cdef class FileSystem:
     cdef object _issuer
     cdef object _locks
     cdef object _now_ns
+    cdef object _wall_clock
     cdef object _on_unpublished
     cdef object _on_displaced
 

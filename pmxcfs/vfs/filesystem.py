@@ -36,7 +36,7 @@ from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import parse_guest_path
-from pmxcfs.tree.locks import LOCK_DIRECTORY, LockTable, is_below_locks
+from pmxcfs.tree.locks import LOCK_DIRECTORY, LockTable, is_below_locks, renewal_time
 from pmxcfs.vfs.writeback import OpenFile, Writeback
 
 OWNER = 0  # uid of everything
@@ -59,6 +59,7 @@ class FileSystem:
         locks: LockTable,
         gid: int,
         monotonic_ns: Callable[[], int],
+        wall_clock: Callable[[], int],
         on_unpublished: Callable[[], None],
         on_displaced: Callable[[Entry], None],
     ) -> None:
@@ -76,6 +77,7 @@ class FileSystem:
         self._issuer = issuer
         self._locks = locks
         self._now_ns = monotonic_ns
+        self._wall_clock = wall_clock  # seconds since 1970
         self._on_unpublished = on_unpublished
         self._on_displaced = on_displaced
 
@@ -203,7 +205,8 @@ class FileSystem:
                 path, checksum, has_expired=self._lock_has_expired(path, checksum)
             )
         else:
-            mtime = messages.Mtime(path, seconds)
+            renewed = renewal_time(entry, seconds, now=self._wall_clock())
+            mtime = messages.Mtime(path, renewed)
             self._issuer.carry_out(Ticket(mtime, timeout=self.writeback.remaining(until_ns)))
 
     def _lock_has_expired(self, path: str, checksum: bytes) -> bool:

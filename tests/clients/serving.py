@@ -72,7 +72,7 @@ def recorded_requests(workdir: Path, *, publish: list[Any] | None = None) -> Req
         status_files(status, handed=lambda: 0, monotonic=lambda: 0.0),
         Properties(tree, guests, lock=lock),
         lock=lock,
-        clock=lambda: float(NOW),
+        clock=lambda: NOW,
         monotonic=lambda: 0.0,
         give_way=lambda: None,
         publish=publish.append if publish is not None else None,

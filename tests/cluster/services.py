@@ -149,10 +149,26 @@ class Daemon(Service):
         self._lives = itertools.count(1)
 
     def start(self, *flags: str | Path, clock_offset: int = 0) -> None:
-        """Start the daemon without waiting. Its wall clock is off by *clock_offset* seconds."""
+        """Start the daemon without waiting. Its wall clock is off by *clock_offset* seconds.
+
+        With an offset, ``set_clock`` can change it later.
+        """
         argv = [sys.executable, "-X", "faulthandler", *self.program, "-f", "--test-control"]
         self.log = self.node.log.with_name(f"{self.name}{next(self._lives)}.log")
-        self.launch([*argv, "--nodename", self.node.name, *flags], clock(clock_offset))
+        self.launch(
+            [*argv, "--nodename", self.node.name, *flags],
+            clock(clock_offset, file=self._clock_file),
+        )
+
+    @property
+    def _clock_file(self) -> Path:
+        return self.node.log.with_name("clock")
+
+    def set_clock(self, offset: int) -> None:
+        """Have the wall clock of the running daemon jump to the real time + *offset* seconds."""
+        fresh = self._clock_file.with_name("clock.new")
+        fresh.write_text(f"{offset:+d}\n")
+        fresh.rename(self._clock_file)
 
     def kill(self) -> None:
         """Kill the daemon. Its dead mount stays until the next daemon starts."""
@@ -197,14 +213,19 @@ class Daemon(Service):
         return self.control("info")
 
 
-def clock(offset: int) -> dict[str, str]:
-    """Return the environment that shifts a program's wall clock by *offset* seconds."""
+def clock(offset: int, *, file: Path) -> dict[str, str]:
+    """Return the environment that shifts a program's wall clock by *offset* seconds.
+
+    The program reads the offset from *file* again whenever it asks for the time.
+    """
     if not offset:
         return {}
+    file.write_text(f"{offset:+d}\n")
     (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
     return {
         "LD_PRELOAD": str(library),
-        "FAKETIME": f"{offset:+d}",
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
         "FAKETIME_DONT_RESET": "1",

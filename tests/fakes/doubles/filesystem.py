@@ -21,6 +21,7 @@ class World:
         self.tree = Tree()
         self.issuer = FakeIssuer(self.tree)
         self.now_ns = 10**12
+        self.wall = 10**9  # seconds since 1970
         self.locks = LockTable()
         self.quorum = QuorumFlag(is_quorate=True)
         self.displaced: list[Entry] = []
@@ -32,6 +33,7 @@ class World:
             quorum=self.quorum,
             gid=GROUP,
             monotonic_ns=lambda: self.now_ns,
+            wall_clock=lambda: self.wall,
             on_unpublished=self._note_unpublished,
             on_displaced=self.displaced.append,
         )

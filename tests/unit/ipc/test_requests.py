@@ -55,7 +55,7 @@ class Node:
             status_files(self.status, handed=lambda: 0, monotonic=lambda: self.now),
             Properties(tree, guests, lock=lock),
             lock=lock,
-            clock=lambda: self.now,
+            clock=lambda: int(self.now),
             monotonic=lambda: self.now,
             give_way=lambda: None,
             publish=self.published.append,

@@ -79,7 +79,7 @@ class World:
         self.tree, self.guests = Tree(), Guests()
         self.database, self.yielding = FakeDatabase(), FakeYielding()
         self.replica = Replica(self.tree, self.guests, self.database, yielding=self.yielding)  # type: ignore[arg-type]
-        self.issuer = LocalIssuer(self.replica, clock=lambda: 1234.9, yielding=self.yielding)
+        self.issuer = LocalIssuer(self.replica, clock=lambda: 1234, yielding=self.yielding)
         self.heard: list[tuple[Kind, str, bool]] = []
         self.undone: list[str] = []
         self.replica.subscribe(on_change=self.hear, on_undone=self.hear_undone)

@@ -50,7 +50,7 @@ class World:
         self.tree = Tree()
         self.replica = Replica(self.tree, Guests(), self.database, yielding=self.yielding)  # type: ignore[arg-type]
         self.replica.departures.set_nodes(())
-        self.issuer = LocalIssuer(self.replica, clock=lambda: 1.0, yielding=self.yielding)
+        self.issuer = LocalIssuer(self.replica, clock=lambda: 1, yielding=self.yielding)
         self._pool = pool
         self.submit(Create("file"))
         self.database.saved.clear()

@@ -387,6 +387,7 @@ def test_the_tree_holds_262144_entries(world: World) -> None:
         locks=LockTable(),
         gid=GROUP,
         monotonic_ns=lambda: world.now_ns,
+        wall_clock=lambda: world.wall,
         on_unpublished=lambda: None,
         on_displaced=world.displaced.append,
     )

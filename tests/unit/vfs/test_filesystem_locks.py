@@ -57,3 +57,26 @@ def test_whether_a_lock_has_expired_does_not_depend_on_how_a_peer_writes_its_pat
     world.now_ns += int(120e9)
     assert has_expired("priv//lock/ha", checksum)
     assert not has_expired("priv//lock/ha", bytes(32))
+
+
+def test_a_lock_can_be_renewed_after_its_owner_s_clock_was_set_back(world: World) -> None:
+    lock = world.files.mkdir(world.make("priv/lock", directory=True), "ha")
+    world.files.utime(lock, world.wall)
+    world.wall -= 3600
+    world.now_ns += int(119e9)
+    world.files.utime(lock, world.wall)
+    world.now_ns += int(119e9)
+    with pytest.raises(Denied):  # the renewal counts, so the lock has not expired
+        world.files.utime(lock, 0)
+    renewed = Mtime("priv/lock/ha", world.wall + 3600)
+    assert world.issuer.issued[1:] == [renewed, renewed]
+    assert lock.mtime == world.wall + 3600
+
+
+def test_a_time_in_the_future_is_no_reason_to_keep_what_is_no_lock(world: World) -> None:
+    below = world.files.mkdir(world.make("priv/lock/ha", directory=True), "below")
+    file = world.make("file")
+    for entry in (below, file):
+        world.files.utime(entry, world.wall + 3600)
+        world.files.utime(entry, world.wall)
+        assert entry.mtime == world.wall
