@@ -130,6 +130,7 @@ class Clustering:
         return {
             "mode": self.tree.mode.value,
             "members": [member.nodeid for member in self.tree.members],
+            "twins": [member.pid for member in self.tree.dfsm.twins],
             "verified": self.tree.dfsm.verified,
             "dropped": self.tree.dropped + self.status.dropped,
             "sent_bytes": self.tree.sent_bytes,

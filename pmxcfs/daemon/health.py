@@ -56,6 +56,7 @@ class Facts(NamedTuple):
     copy_error: str = ""  # why changes that only this node has can't be copied
     store_error: str = ""  # why the database can't be written
     offline: Sequence[str] = ()  # names of nodes
+    twins: Sequence[int] = ()  # process ids of other members with this node's id
     is_unlisted: bool = False  # whether the cluster's configuration lacks this node's name
     host_file_error: str = ""  # why the host's corosync.conf or corosync lacks the tree's version
     conflicts: Sequence[str] = ()  # names of copies that nobody has marked as done
@@ -128,6 +129,13 @@ KINDS: Mapping[str, Kind] = {
         State.DEGRADED,
         "Nodes of the cluster are not there. With fewer votes present the cluster loses quorum.",
         "start the nodes; on each of them: systemctl status corosync pmxcfs",
+        "Without quorum",
+    ),
+    "twin": Kind(
+        State.DEGRADED,
+        "Two daemons of this node are members of the cluster. No change is lost, but they share "
+        "what belongs to a node: its locks, its keys and its state online.",
+        "stop the other daemon: ps -C pmxcfs -o pid,args",
         "Without quorum",
     ),
     "unlisted": Kind(
@@ -203,6 +211,9 @@ def _of_cluster(facts: Facts) -> Iterator[Finding]:
         yield from _of_sync(facts)
     if facts.offline:
         yield Finding("offline", f"offline: {', '.join(facts.offline)}")
+    if facts.twins:
+        pids = ", ".join(map(str, facts.twins))
+        yield Finding("twin", f"other daemons with this node's id are members: pid {pids}")
     if facts.is_unlisted:
         yield Finding("unlisted", "the cluster's configuration has no node of this node's name")
     if facts.host_file_error:

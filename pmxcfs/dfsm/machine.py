@@ -114,6 +114,11 @@ class Dfsm:
         """Tell whether this node is the lowest member, which starts rounds and removes locks."""
         return self.me == min(self.members, default=None)
 
+    @property
+    def twins(self) -> Sequence[messages.Member]:
+        """The other members with this node's id: a node should run one daemon only."""
+        return [m for m in self.members if m.nodeid == self.me.nodeid and m != self.me]
+
     # Actions of this node.
 
     def join(self, me: messages.Member) -> None:
@@ -163,6 +168,8 @@ class Dfsm:
         self._begin_round(self._new_epoch(at.wall), at)
         self._restarts = 0
         effects: list[Effect] = [Log(f"members: {listed}")]
+        if self.twins:
+            effects.append(Log(_describe_twins(self.twins), logging.ERROR))
         if len(self.members) == 1:
             return effects + self._sync_alone()
         if joined:
@@ -447,3 +454,11 @@ class Dfsm:
             f"data verification failed: the checksum is {message.checksum.hex()} on member "
             f"{sender}, here it is {current.checksum.hex()}"
         )
+
+
+def _describe_twins(twins: Sequence[messages.Member]) -> str:
+    listed = ", ".join(map(str, twins))
+    return (
+        f"member {listed} has this node's id: stop the other daemon if it runs on this host, "
+        "else give its host an id of its own in corosync.conf"
+    )

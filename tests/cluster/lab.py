@@ -53,7 +53,7 @@ totem {{
 NODE = """\
   node {{
     name: {node.name}
-    nodeid: {node.number}
+    nodeid: {node.nodeid}
     quorum_votes: 1
     ring0_addr: {node.address}
   }}
@@ -94,9 +94,12 @@ class Lab:
     Use it as a context manager: at its end every process, mount and device is gone.
     """
 
-    def __init__(self, directory: Path, *, nodes: int = 3) -> None:
+    def __init__(self, directory: Path, *, nodes: int = 3, ids: Sequence[int] = ()) -> None:
+        """*ids* are the corosync node ids, if they are not 1 to *nodes*."""
         self.directory = directory
-        self.nodes = [Member(n, directory / f"node{n}") for n in range(1, nodes + 1)]
+        self.nodes = [Member(n, directory / f"node{n}") for n in range(1, (len(ids) or nodes) + 1)]
+        for node, nodeid in zip(self.nodes, ids, strict=False):
+            node.nodeid = nodeid
         self.network = Network()
         try:
             for node in self.nodes:
@@ -137,7 +140,7 @@ class Lab:
 
     def wait_for_members(self, *nodes: Member, seconds: float = QUORUM_PATIENCE) -> None:
         """Wait until corosync on each of these nodes sees exactly these nodes."""
-        wanted = sorted(node.number for node in nodes)
+        wanted = sorted(node.nodeid for node in nodes)
         self.wait_until(
             lambda: all(node.corosync.members() == wanted for node in nodes),
             seconds,

@@ -88,7 +88,8 @@ class Node:
     """
 
     def __init__(self, number: int, directory: Path) -> None:
-        self.number = number  # also its corosync node id
+        self.number = number  # from 1 on; also its corosync node id, unless the lab has others
+        self.nodeid = number
         self.name = f"node{number}"
         self.address = network.address(number)
         self.directory = directory

@@ -17,7 +17,7 @@ from tests.harness import PROGRAM, Control
 
 CONTROL_SOCKET = Path("run/pve-cluster/control.sock")  # below the node's root
 CONTROL_PATIENCE = 5.0  # seconds for an answer of the test control
-MEMBER = re.compile(r"^ +(\d+) +\d+ \S", re.MULTILINE)  # its id, votes, address
+MEMBER = re.compile(r"^ *(\d+) +\d+ \S", re.MULTILINE)  # its id, votes, address
 LOSS = re.compile(r"^(\w+ \d+ [\d:.]+) .* This node is within the non-primary", re.MULTILINE)
 LOG_TIME = "%Y %b %d %H:%M:%S.%f%z"  # corosync's, in UTC; it does not tell the year
 

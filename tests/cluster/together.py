@@ -23,9 +23,9 @@ PRESENCE = ("mode", "status_mode", "members", "status_members", "quorate", "chec
 class Cluster(Lab):
     """A lab whose nodes also run the daemon."""
 
-    def __init__(self, directory: Path, *, nodes: int = 3) -> None:
+    def __init__(self, directory: Path, *, nodes: int = 3, ids: Sequence[int] = ()) -> None:
         self._agents = ExitStack()  # first: a failure below closes this lab
-        super().__init__(directory, nodes=nodes)
+        super().__init__(directory, nodes=nodes, ids=ids)
 
     def close(self) -> None:
         self._agents.close()
@@ -52,7 +52,7 @@ class Cluster(Lab):
     def wait_for_agreement(self, *nodes: Member, seconds: float = AGREEMENT) -> float:
         """Wait until exactly these nodes are a cluster with one tree; return the seconds."""
         wanted = nodes or self.nodes
-        numbers = sorted(node.number for node in wanted)
+        numbers = sorted(node.nodeid for node in wanted)
 
         def agree() -> bool:
             infos = [node.daemon.info() for node in wanted]

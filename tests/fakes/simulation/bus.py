@@ -99,15 +99,15 @@ def all_received(_lowest: int, highest: int) -> int:
 class Bus:
     """The rings of all nodes and the ports of all members."""
 
-    def __init__(self, nodes: int, *, counts_members: bool = False) -> None:
-        self.nodes = nodes  # the total number of votes
+    def __init__(self, nodes: Collection[int], *, counts_members: bool = False) -> None:
+        self.votes = len(nodes)  # in total
         self._counts_members = counts_members
         self.ports: dict[int, Port] = {}  # by node
         self._rings: dict[int, _Ring] = {}  # by node
         self._views = 0
-        for node in range(1, nodes + 1):
+        for node in nodes:
             self._rings[node] = _Ring([node], [])
-        self.reconfigure([range(1, nodes + 1)])
+        self.reconfigure([nodes])
 
     def connect(self, member: Member) -> Port:
         """Open a port for *member*; it joins once its arrival is ordered."""
@@ -189,7 +189,7 @@ class Bus:
 
     def _quorum(self, members: Collection[Member], nodes: Collection[int]) -> Quorum:
         votes = len(members if self._counts_members else nodes)
-        return Quorum(votes * 2 > self.nodes)
+        return Quorum(votes * 2 > self.votes)
 
     def _change(
         self, members: Sequence[Member], joined: Sequence[Member], nodes: Collection[int]

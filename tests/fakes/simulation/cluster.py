@@ -1,6 +1,6 @@
 """Several nodes in memory on one bus, with starts, crashes, splits and the passing of time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.messages import Group, Member
@@ -11,19 +11,20 @@ START = 1_800_000_000  # the wall clock of a new cluster, in seconds
 
 
 class Cluster:
-    """Nodes 1 to *size*. At first all can reach one another and none runs."""
+    """The nodes with the ids in *nodes*. At first all can reach one another and none runs."""
 
     def __init__(
         self,
-        size: int,
+        nodes: Sequence[int],
         *,
         group: Group = Group.TREE,
         deadlines: Deadlines | None = None,
         counts_members: bool = False,
         tell: Callable[[int, str], None] = lambda node, text: None,
     ) -> None:
-        self.size = size
-        self.bus = Bus(size, counts_members=counts_members)
+        self.nodes = tuple(nodes)
+        self.size = len(nodes)
+        self.bus = Bus(self.nodes, counts_members=counts_members)
         self.now = Moment(START, 0.0)
         self.peers: dict[int, Peer] = {}  # by node, those whose process runs
         self.frozen: set[int] = set()
@@ -32,8 +33,7 @@ class Cluster:
         self._tell = tell
         self._starts = 0
         self.contents: dict[int, TreeContent | StatusContent] = {
-            node: TreeContent() if group is Group.TREE else StatusContent()
-            for node in range(1, size + 1)
+            node: TreeContent() if group is Group.TREE else StatusContent() for node in self.nodes
         }
 
     # Faults.
@@ -46,7 +46,7 @@ class Cluster:
             content = self.contents[node] = TreeContent(content.tree)
         self.peers[node] = Peer(
             self.bus,
-            Member(node, node * 100 + self._starts),
+            Member(node, (self.nodes.index(node) + 1) * 100 + self._starts),
             content,
             now=self.now,
             deadlines=self._deadlines,
@@ -74,7 +74,7 @@ class Cluster:
 
     def heal(self, *, one_by_one: bool = False) -> None:
         """Let all nodes reach one another."""
-        self.split([range(1, self.size + 1)], one_by_one=one_by_one)
+        self.split([self.nodes], one_by_one=one_by_one)
 
     # Running.
 
@@ -98,8 +98,7 @@ class Cluster:
 
     def run(self) -> None:
         """Handle and order events, node by node, until none is left."""
-        nodes = range(1, self.size + 1)
-        while any([*map(self.step, nodes), *map(self.order, nodes)]):
+        while any([*map(self.step, self.nodes), *map(self.order, self.nodes)]):
             pass
 
     def tick(self, seconds: int) -> None:

@@ -3,7 +3,8 @@
 A block is commands, a line ``----``, the effects (node by node, each in its own order) and an empty
 line. ``#`` begins a comment. After each command all nodes run until no event is left.
 
-    nodes N [status]        begin with N nodes, none running, in the tree's or the status group
+    nodes N [status]        begin with N nodes, none running, in the tree's or the status group;
+                            for node ids other than 1 to N give the ids, 1,5,7 for example
     start N...              start the process on each of these nodes
     kill N / crash N        end the process / cut the power
     freeze N / thaw N       stop and continue the process
@@ -40,7 +41,7 @@ class Scenario:
     """The cluster of one scenario, and the changes that it waits for."""
 
     def __init__(self) -> None:
-        self._cluster = Cluster(1)
+        self._cluster = Cluster([1])
         self._facts: dict[int, list[str]] = {}
         self._wishes: list[tuple[int, Wish]] = []
         self._commands: dict[str, Callable[..., None]] = {
@@ -93,7 +94,9 @@ class Scenario:
         self._facts.setdefault(node, []).append(text)
 
     def _nodes(self, size: str, group: str = "tree") -> None:
-        self._cluster = Cluster(int(size), group=Group[group.upper()], tell=self._tell)
+        listed = [int(node) for node in size.split(",")]
+        nodes = range(1, listed[0] + 1) if len(listed) == 1 else listed
+        self._cluster = Cluster(nodes, group=Group[group.upper()], tell=self._tell)
 
     def _start(self, *nodes: str) -> None:
         for node in nodes:

@@ -18,6 +18,7 @@ FACTS = [
     ("refused", Facts(mode="synced", refusal="no delivery in time")),
     ("not-saved", Facts(store_error="disk full")),
     ("offline", Facts(offline=["node2", "node3"])),
+    ("twin", Facts(twins=[77])),
     ("unlisted", Facts(is_unlisted=True)),
     ("host-file", Facts(host_file_error="it has no config_version")),
     ("conflict", Facts(conflicts=["1.db"])),

@@ -1,5 +1,6 @@
 """The state machine: each rule of docs/spec/cluster.md, "State machine"."""
 
+import logging
 import sys
 
 import pytest
@@ -74,6 +75,22 @@ def test_the_lowest_member_starts_a_round_with_a_new_epoch() -> None:
     assert texts(effects) == ["members: 1/300, 2/90, 3/7"]
     effects = node.members(ONE, THREE)
     assert Send(SyncStart(WALL + 3, Epoch(2, WALL + 3, *ONE))) in effects
+
+
+def test_another_member_with_this_node_s_id_is_an_error_in_the_log() -> None:
+    node, twin = Node(TWO), Member(TWO.nodeid, TWO.pid + 1)
+    effects = node.members(ONE, TWO, twin, joined=[twin])
+    (error,) = [each for each in effects if isinstance(each, Log) and each.level == logging.ERROR]
+    assert error.text.startswith(f"member {twin} has this node's id: stop the other daemon")
+    assert node.machine.twins == [twin]
+    assert texts(node.members(ONE, TWO)) == [f"members: {ONE}, {TWO}"]
+    assert node.machine.twins == []
+
+
+def test_of_two_members_with_one_id_the_one_with_the_lower_pid_starts_the_round() -> None:
+    twins = TWO, Member(TWO.nodeid, TWO.pid + 1)
+    starts = [without_logs(Node(each).members(*twins, joined=twins)) for each in twins]
+    assert [[type(effect) for effect in effects] for effects in starts] == [[Enter, Send], [Enter]]
 
 
 def test_other_members_wait_for_the_sync_start() -> None:

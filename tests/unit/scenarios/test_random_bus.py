@@ -48,7 +48,7 @@ class History:
     ) -> None:
         self.said: list[str] = []
         self.cluster = Cluster(
-            size,
+            range(1, size + 1),
             group=group,
             deadlines=DEADLINES,
             counts_members=True,
