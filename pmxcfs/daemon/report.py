@@ -139,7 +139,7 @@ def find(parts: ReportSources) -> list[Finding]:
             copy_error=clustering.tree.copy_error,
             host_file_error=clustering.host_file_error,
             offline=parts.members.offline(),
-            twins=clustering.tree.twins,
+            twins=[member.pid for member in clustering.tree.dfsm.twins],
             is_unlisted=parts.members.is_unlisted,
         )
     )
