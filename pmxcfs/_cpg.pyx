@@ -17,7 +17,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memset
 
-from pmxcfs._cserror cimport CS_DISPATCH_ONE_NONBLOCKING, CS_OK, after_dispatch, check, cs_error_t
+from pmxcfs._cserror cimport CS_DISPATCH_ONE_NONBLOCKING, CS_OK, cs_error_t
+from pmxcfs._cserror cimport after_dispatch, before_send, check
 
 from pmxcfs.errors import BadMessage, OtherProtocol
 from pmxcfs.messages import (
@@ -469,13 +470,13 @@ cdef class Cpg:
     def mcast(self, bytes data not None):
         """Multicast *data* to the group, in the total order of the group. Can block.
 
-        A message that needs fragments blocks up to 10 s while corosync's buffers are full. Every
-        message blocks while corosync is stopped and about 280 messages are unread. Raises TryAgain
-        (buffers full) and Interrupted; then nothing was sent.
+        A message that needs fragments blocks up to 10 s while corosync's buffers are full. Raises
+        TryAgain (buffers full, or many messages unread) and Interrupted; then nothing was sent.
         """
         cdef iovec part
         cdef cs_error_t status
         self._ensure_connected()
+        before_send(self._fd, "cpg_mcast_joined")
         part.iov_base, part.iov_len = <void *>PyBytes_AS_STRING(data), <size_t>len(data)
         with nogil:
             status = cpg_mcast_joined(self._handle, CPG_TYPE_AGREED, &part, 1)
@@ -582,8 +583,7 @@ cdef void on_confchg(cpg_handle_t handle, const cpg_name *group,
     cdef Cpg owner = owner_of(handle)
     try:
         owner._sink.on_confchg(
-            members_of(members, member_count),
-            members_of(left, left_count),
+            members_of(members, member_count), members_of(left, left_count),
             members_of(joined, joined_count),
         )
     except BaseException as error:  # C code must not see it

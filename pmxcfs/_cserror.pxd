@@ -22,3 +22,4 @@ cdef extern from "<corosync/corotypes.h>" nogil:
 
 cdef int check(cs_error_t status, str call) except -1
 cdef int after_dispatch(cs_error_t status, str call, int fd, bint was_called) except -1
+cdef int before_send(int fd, str call) except -1

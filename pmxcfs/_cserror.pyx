@@ -13,6 +13,7 @@ cdef extern from "<poll.h>" nogil:
         short revents
 
     enum:
+        POLLOUT
         POLLERR
         POLLHUP
         POLLNVAL
@@ -53,3 +54,16 @@ cdef int after_dispatch(cs_error_t status, str call, int fd, bint was_called) ex
         if poll(&state, 1, 0) != 0:
             raise Disconnected(call, <int>CS_ERR_LIBRARY, "connection lost")
     return 1
+
+
+cdef int before_send(int fd, str call) except -1:
+    """Raise TryAgain if the server has left many messages unread: sending could block.
+
+    For each message, libqb writes a byte into the socket *fd*; once that is full, it tries again
+    without a pause. The socket is writable while at most a quarter of it is unread.
+    """
+    cdef pollfd state
+    state.fd, state.events, state.revents = fd, <short>POLLOUT, 0
+    if poll(&state, 1, 0) == 0:
+        raise TryAgain(call, <int>CS_ERR_TRY_AGAIN, "corosync does not read the messages")
+    return 0

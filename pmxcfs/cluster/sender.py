@@ -4,20 +4,21 @@ Messages of the state machine (``dfsm``) are sent in order and retried without l
 this node is sent only while the node is SYNCED, and retried for at most SEND_RETRY_LIMIT seconds.
 
 Changes wait for all queued messages of the state machine but a leader's UPDATEs, which can be
-100,000: changes go out between them. The leader is SYNCED then, so every other member either
-delivers its changes at once or keeps them until it has adopted the leader's tree.
+100,000: changes go out between lots of them. The leader is SYNCED then, so every other member
+either delivers its changes at once or keeps them until it has adopted the leader's tree.
 
-At most MOST_IN_FLIGHT messages of the state machine, and as many changes, are in flight: sent, and
-not delivered to this node yet. So a change has few UPDATEs before it in corosync's queue. And a
-corosync that was stopped finds few unread messages when it goes on: at about 280 of them libqb
-does not return from sending the next one, and uses a whole CPU meanwhile. The delivery of a message
-proves that corosync has read all messages up to it.
+The messages of the state machine that are in flight (sent, and not delivered to this node yet) are
+limited, so that a change does not wait long behind them. They are sent in bulk: a lot is encoded
+before its first message is sent, and none is sent until FEW_IN_FLIGHT are left. The faster they
+follow one another, the more of them corosync packs into a packet; a packet with one message costs
+corosync as much CPU time as a full one.
 
 Threads: only the owner of the group (see ``group``) uses a Sender.
 Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,7 +33,10 @@ from pmxcfs.messages import Body, Group, Message, Normal, SyncStart, Update, Upd
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a retry; the pause doubles each time
 SEND_RETRY_LIMIT = 10.0  # seconds for which sending one change is retried
-MOST_IN_FLIGHT = 32  # messages of the state machine in flight, and as many changes
+MOST_IN_FLIGHT, FEW_IN_FLIGHT = 2000, 500  # messages of the state machine: most, and for more
+MOST_BYTES_IN_FLIGHT = 1 << 20  # of messages of the state machine, and one more lot
+MOST_CHANGES_IN_FLIGHT = 32
+LOT, LOT_BYTES = 32, 1 << 14  # UPDATEs sent without a look at the changes, and their bytes
 _NEVER = float("inf")
 
 
@@ -82,8 +86,10 @@ class Sender:
         self._source = source
         self._clock = clock
         self._queue: deque[Message] = deque()  # of the state machine
-        self._in_flight: deque[bool] = deque()  # of each message, in order: whether it is a change
+        self._in_flight: deque[int] = deque()  # in order: the bytes of each message, 0 for a change
         self._changes_in_flight = 0
+        self._bytes_in_flight = 0  # of messages of the state machine
+        self._is_filling = True  # until so many of them are in flight that it is to wait for few
         self._pause = 0.0  # seconds until the next attempt; 0: the last one succeeded
         self._trying_since: float | None = None  # monotonic; None: no change is being retried
 
@@ -113,12 +119,14 @@ class Sender:
     def echoed(self) -> None:
         """Note that the oldest message in flight was delivered to this node."""
         if self._in_flight:
-            self._changes_in_flight -= self._in_flight.popleft()
+            size = self._in_flight.popleft()
+            self._bytes_in_flight -= size
+            self._changes_in_flight -= not size
 
     def reset(self) -> None:
         """Forget everything about the connection, which was closed or replaced."""
         self._in_flight.clear()
-        self._changes_in_flight = 0
+        self._changes_in_flight = self._bytes_in_flight = 0
         self._queue.clear()
         self._end_pause()
         self._trying_since = None
@@ -132,8 +140,8 @@ class Sender:
             return
         try:
             self._send_changes(mcast)
-            while self._queue and self.in_flight - self._changes_in_flight < MOST_IN_FLIGHT:
-                self._send_message(mcast)
+            while self._queue and self._may_send_next():
+                self._send_lot(mcast)
                 self._send_changes(mcast)
         except TryAgain:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
@@ -141,12 +149,39 @@ class Sender:
         else:
             self._end_pause()
 
-    def _send_message(self, mcast: Callable[[bytes], None]) -> None:
-        message = self._queue[0]
-        if not self._is_late(message):
+    def _may_send_next(self) -> bool:
+        """Return whether the next message of the queue may be in flight beside the others."""
+        if not isinstance(self._queue[0], Update):
+            return True
+        count = self.in_flight - self._changes_in_flight
+        if count <= FEW_IN_FLIGHT and self._bytes_in_flight <= MOST_BYTES_IN_FLIGHT // 2:
+            self._is_filling = True
+        elif count >= MOST_IN_FLIGHT or self._bytes_in_flight >= MOST_BYTES_IN_FLIGHT:
+            self._is_filling = False
+        return self._is_filling
+
+    def _send_lot(self, mcast: Callable[[bytes], None]) -> None:
+        """Send the next message of the state machine, or the next UPDATEs in a row."""
+        if self._is_late(self._queue[0]):
+            self._queue.popleft()
+            return
+        for data in self._next_lot():
             with contextlib.suppress(Interrupted):  # by a membership change: its round is over
-                self._mcast(mcast, encode(message, group=self._group), is_change=False)
-        self._queue.popleft()
+                self._mcast(mcast, data, is_change=False)
+            self._queue.popleft()
+
+    def _next_lot(self) -> list[bytes]:
+        """Return the next messages of the queue, encoded. They stay in the queue."""
+        lot: list[bytes] = []
+        size = 0
+        for message in itertools.islice(self._queue, LOT):
+            if lot and (size >= LOT_BYTES or not isinstance(message, Update)):
+                break
+            lot.append(encode(message, group=self._group))
+            size += len(lot[-1])
+            if not isinstance(message, Update):
+                break
+        return lot
 
     def _is_late(self, message: Message) -> bool:
         """Return whether *message* restarts a round that has moved on while corosync had no room.
@@ -160,7 +195,7 @@ class Sender:
         """Whether a change of this node may be the next message."""
         return (
             self._dfsm.is_synced
-            and self._changes_in_flight < MOST_IN_FLIGHT
+            and self._changes_in_flight < MOST_CHANGES_IN_FLIGHT
             and (not self._queue or isinstance(self._queue[0], Update | UpdateComplete))
         )
 
@@ -193,7 +228,9 @@ class Sender:
 
     def _mcast(self, mcast: Callable[[bytes], None], data: bytes, *, is_change: bool) -> None:
         mcast(data)
-        self._in_flight.append(is_change)
+        size = 0 if is_change else len(data)
+        self._in_flight.append(size)
+        self._bytes_in_flight += size
         self._changes_in_flight += is_change
         self.sent_bytes += len(data)
         self._end_pause()

@@ -90,6 +90,15 @@ def test_a_dispatch_distinguishes_an_event_from_a_lost_connection(library: Path)
     assert hung_up[0] == lost[0] == "Disconnected"
 
 
+def test_a_message_is_refused_before_libqb_would_wait_for_a_read(library: Path) -> None:
+    outcomes, after = run(library, "unread", 1000)
+    accepted = outcomes.index(next(filter(None, outcomes)))
+    assert accepted >= 32
+    for refused in outcomes[accepted:]:
+        assert refused[:3] == ["TryAgain", "cpg_mcast_joined", TRY_AGAIN]
+    assert after is None
+
+
 def test_a_group_name_fits_or_is_refused(library: Path) -> None:
     fits, too_long, with_nul = run(library, "names")
     assert fits is None

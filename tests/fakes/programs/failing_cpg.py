@@ -127,6 +127,14 @@ def dispatching() -> object:
     return found
 
 
+def unread(count: int) -> object:
+    """Return the outcomes of *count* messages that nobody reads, and of one after a read."""
+    cpg = connected()
+    found = [outcome(lambda: cpg.mcast(b"data")) for _ in range(count)]
+    FAKE.fake_read()
+    return found, outcome(lambda: cpg.mcast(b"data"))
+
+
 def names() -> object:
     """Return the outcomes of joins with names at the limit, too long, and with a NUL."""
     cpg = connected()

@@ -1,9 +1,10 @@
 /* A libcpg to preload in tests: each call returns the status that the test has set for it.
  *
- * A dispatch makes one callback if an event is queued, else none. The descriptor is the read end
- * of a pipe; the test can close both ends.
+ * A dispatch makes one callback if an event is queued, else none. The descriptor is one end of a
+ * pair of sockets; the test can close both ends. As libqb does, each message writes a byte into it.
  */
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <corosync/cpg.h>
@@ -13,7 +14,7 @@ enum { CALLS = 16 };
 static struct { const char *name; cs_error_t status; int count; } calls[CALLS];
 static cpg_model_v1_data_t callbacks;
 static void *context;
-static int pipe_ends[2];
+static int sockets[2];
 static int waiting;
 
 static cs_error_t answer(const char *name)
@@ -51,14 +52,22 @@ int fake_count(const char *name)
 }
 
 void fake_queue(int events) { waiting = events; }
-void fake_hang_up(void) { close(pipe_ends[1]); }
-void fake_lose_descriptor(void) { close(pipe_ends[0]); }
+void fake_hang_up(void) { close(sockets[1]); }
+void fake_lose_descriptor(void) { close(sockets[0]); }
+
+void fake_read(void)
+{
+	char bytes[64];
+	while (recv(sockets[1], bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+		continue;
+}
 
 cs_error_t cpg_model_initialize(cpg_handle_t *handle, cpg_model_t model,
 				cpg_model_data_t *model_data, void *owner)
 {
 	cs_error_t status = answer("cpg_model_initialize");
-	if (status != CS_OK || model != CPG_MODEL_V1 || pipe(pipe_ends) != 0)
+	if (status != CS_OK || model != CPG_MODEL_V1 ||
+	    socketpair(AF_UNIX, SOCK_STREAM, 0, sockets) != 0)
 		return status;
 	callbacks = *(cpg_model_v1_data_t *)model_data;
 	context = owner;
@@ -71,7 +80,7 @@ cs_error_t cpg_finalize(cpg_handle_t handle) { (void)handle; return answer("cpg_
 cs_error_t cpg_fd_get(cpg_handle_t handle, int *fd)
 {
 	(void)handle;
-	*fd = pipe_ends[0];
+	*fd = sockets[0];
 	return answer("cpg_fd_get");
 }
 
@@ -130,6 +139,8 @@ cs_error_t cpg_mcast_joined(cpg_handle_t handle, cpg_guarantee_t guarantee,
 	(void)handle; (void)iovec;
 	if (guarantee != CPG_TYPE_AGREED || iov_len != 1)
 		return CS_ERR_INVALID_PARAM;
+	if (send(sockets[0], "", 1, MSG_DONTWAIT) != 1)
+		return CS_ERR_LIBRARY; /* where libqb tries again without a pause */
 	return answer("cpg_mcast_joined");
 }
 

@@ -1,13 +1,18 @@
 """The sender: the order of messages, retries, and what a membership change drops."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 
 from pmxcfs._cpg import decode
 from pmxcfs.cluster.sender import (
+    FEW_IN_FLIGHT,
     FIRST_PAUSE,
     LONGEST_PAUSE,
+    LOT,
+    MOST_BYTES_IN_FLIGHT,
+    MOST_CHANGES_IN_FLIGHT,
     MOST_IN_FLIGHT,
     SEND_RETRY_LIMIT,
     Clock,
@@ -271,36 +276,89 @@ def rounds_only(world: World) -> list[Message]:
 
 
 def test_a_change_is_behind_the_updates_in_flight_only(world: World) -> None:
-    wanted = put(world, updates(1000))
+    wanted = put(world, updates(3 * MOST_IN_FLIGHT))
     world.send()
     while world.sender.has_messages:
-        world.deliver(10)
+        world.deliver(100)
         unread = len(world.sent) - world.unread  # what corosync delivers next
         own = Mkdir(f"{unread}")
         world.source.bodies.append(own)
         world.send()
         ahead = list(map(body_of, world.sent[unread:]))
-        assert ahead[: ahead.index(own)].count(None) <= MOST_IN_FLIGHT
+        assert ahead[: ahead.index(own)].count(None) < MOST_IN_FLIGHT + LOT
     assert rounds_only(world) == wanted
-    assert len(world.bodies()) > 50
-    assert world.most_unread <= 2 * MOST_IN_FLIGHT
+    assert len(world.bodies()) > 30
 
 
 def body_of(message: Message) -> Body | None:
     return message.body if isinstance(message, Normal) else None
 
 
-def test_a_change_that_comes_while_updates_are_sent_is_next(world: World) -> None:
-    wanted = put(world, updates(20))
+def test_a_change_that_comes_while_updates_are_sent_follows_their_lot(world: World) -> None:
+    wanted = put(world, updates(3 * LOT))
 
     def mcast(data: bytes) -> None:
         world.mcast(data)
-        if len(world.sent) == 5:
+        if len(world.sent) == LOT + 5:
             world.source.bodies.append(Mkdir("a"))
 
     world.sender.send(mcast)
-    assert body_of(world.sent[5]) == Mkdir("a")
+    assert body_of(world.sent[2 * LOT]) == Mkdir("a")
     assert rounds_only(world) == wanted
+
+
+def test_updates_are_sent_in_bulk(world: World) -> None:
+    """A new lot does not follow each delivery, but is sent when few messages are left."""
+    wanted = put(world, updates(2 * MOST_IN_FLIGHT))
+    world.send()
+    assert MOST_IN_FLIGHT <= world.unread < MOST_IN_FLIGHT + LOT
+    while world.unread > FEW_IN_FLIGHT + 1:
+        world.deliver(1)
+        world.send()
+    sent = len(world.sent)
+    world.deliver(1)
+    world.send()
+    assert len(world.sent) >= sent + MOST_IN_FLIGHT - FEW_IN_FLIGHT
+    while world.sender.has_messages:
+        world.deliver(100)
+        world.send()
+    assert world.sent == wanted
+
+
+def test_a_message_of_the_next_round_does_not_wait_for_the_updates_in_flight(world: World) -> None:
+    put(world, updates(2 * MOST_IN_FLIGHT))
+    world.send()
+    world.sender.forget_round()
+    put(world, [state := State(0, EPOCH, index(1))])
+    world.send()
+    assert world.sent[-1] == state
+
+
+def test_few_large_updates_are_in_flight(world: World) -> None:
+    data = bytes(MOST_BYTES_IN_FLIGHT // 3)
+    wanted = put(world, [Update(0, EPOCH, RECORD._replace(data=data)) for _ in range(20)])
+    world.send()
+    assert world.unread == 3
+    while world.sender.has_messages:
+        world.deliver(1)
+        world.send()
+    assert world.most_unread == 3
+    assert world.sent == wanted
+
+
+def test_a_lot_that_meets_no_room_goes_on_where_it_ended(world: World) -> None:
+    wanted = put(world, updates(3 * LOT))
+    attempts = itertools.count(1)
+
+    def mcast(data: bytes) -> None:
+        if next(attempts) % 5 == 0:
+            raise no_room()
+        world.mcast(data)
+
+    while world.sender.has_messages:
+        world.sender.send(mcast)
+        world.now += LONGEST_PAUSE
+    assert world.sent == wanted
 
 
 @pytest.mark.parametrize(
@@ -319,13 +377,13 @@ def test_changes_overtake_nothing_but_updates(world: World, message: Message) ->
 
 
 def test_what_a_membership_change_drops_lets_no_change_pass(world: World) -> None:
-    put(world, updates(1000))
+    put(world, updates(2 * MOST_IN_FLIGHT))
     world.send()
     sent = list(world.sent)
     world.members(ME, OTHER)
     world.sender.forget_round()
     world.source.bodies = [Mkdir("a")]
-    world.deliver(1000)
+    world.deliver(len(sent))
     world.send()
     assert world.sent == sent
     assert not world.sender.in_flight
@@ -334,25 +392,12 @@ def test_what_a_membership_change_drops_lets_no_change_pass(world: World) -> Non
     assert world.bodies() == [Mkdir("a")]
 
 
-def test_a_stopped_corosync_is_left_few_unread_messages(world: World) -> None:
-    put(world, updates(1000))
-    world.source.bodies = [Mkdir(f"{number}") for number in range(1000)]
-    for _ in range(100):
-        world.send()
-        world.now += 1
-    assert world.unread == world.sender.in_flight == 2 * MOST_IN_FLIGHT
-    assert not world.sender.is_retrying
-    world.deliver(1)
-    world.send()
-    assert world.unread == 2 * MOST_IN_FLIGHT
-
-
-def test_changes_alone_are_limited_too_and_all_are_sent(world: World) -> None:
+def test_changes_in_flight_are_limited_and_all_are_sent(world: World) -> None:
     world.source.bodies = [Mkdir(f"{number}") for number in range(1000)]
     wanted = list(world.source.bodies)
     while world.source.bodies:
         world.send()
-        assert world.unread == MOST_IN_FLIGHT
+        assert world.unread == MOST_CHANGES_IN_FLIGHT
         world.deliver(8)
     assert world.bodies() == wanted
 
@@ -368,10 +413,10 @@ def test_a_change_does_not_wait_behind_an_update_without_room(world: World) -> N
 
 
 def test_a_new_connection_has_nothing_in_flight(world: World) -> None:
-    world.source.bodies = [Mkdir(f"{number}") for number in range(2 * MOST_IN_FLIGHT)]
+    world.source.bodies = [Mkdir(f"{number}") for number in range(2 * MOST_CHANGES_IN_FLIGHT)]
     world.send()
     world.sender.reset()
     assert world.sender.in_flight == 0
     world.sender.echoed()  # of the old connection
     world.send()
-    assert world.sender.in_flight == MOST_IN_FLIGHT
+    assert world.sender.in_flight == MOST_CHANGES_IN_FLIGHT
