@@ -11,7 +11,8 @@ The messages of the state machine that are in flight (sent, and not delivered to
 limited, so that a change does not wait long behind them. They are sent in bulk: a lot is encoded
 before its first message is sent, and none is sent until FEW_IN_FLIGHT are left. The faster they
 follow one another, the more of them corosync packs into a packet; a packet with one message costs
-corosync as much CPU time as a full one.
+corosync as much CPU time as a full one. While a change is in flight, a call of ``send`` ends after
+MOST_LOTS, so that the owner can dispatch the change.
 
 Threads: only the owner of the group (see ``group``) uses a Sender.
 Contract: docs/spec/cluster.md, "A mutation must not block forever".
@@ -33,9 +34,10 @@ from pmxcfs.messages import Body, Group, Message, Normal, SyncStart, Update, Upd
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # seconds until a retry; the pause doubles each time
 SEND_RETRY_LIMIT = 10.0  # seconds for which sending one change is retried
-MOST_IN_FLIGHT, FEW_IN_FLIGHT = 2000, 500  # messages of the state machine: most, and for more
+MOST_IN_FLIGHT, FEW_IN_FLIGHT = 1000, 250  # messages of the state machine: most, and for more
 MOST_BYTES_IN_FLIGHT = 1 << 20  # of messages of the state machine, and one more lot
 MOST_CHANGES_IN_FLIGHT = 32
+MOST_LOTS = 2  # sent in one call while a change is in flight
 LOT, LOT_BYTES = 32, 1 << 14  # UPDATEs sent without a look at the changes, and their bytes
 _NEVER = float("inf")
 
@@ -140,19 +142,23 @@ class Sender:
             return
         try:
             self._send_changes(mcast)
-            while self._queue and self._may_send_next():
+            lots = 0
+            while self._queue and self._may_send_next(lots):
                 self._send_lot(mcast)
                 self._send_changes(mcast)
+                lots += 1
         except TryAgain:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             self.retry_at = self._clock.monotonic() + self._pause
         else:
             self._end_pause()
 
-    def _may_send_next(self) -> bool:
-        """Return whether the next message of the queue may be in flight beside the others."""
+    def _may_send_next(self, lots: int) -> bool:
+        """Return whether to send the next message of the queue, after *lots* in this call."""
         if not isinstance(self._queue[0], Update):
             return True
+        if self._changes_in_flight and lots >= MOST_LOTS:
+            return False
         count = self.in_flight - self._changes_in_flight
         if count <= FEW_IN_FLIGHT and self._bytes_in_flight <= MOST_BYTES_IN_FLIGHT // 2:
             self._is_filling = True

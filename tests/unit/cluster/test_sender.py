@@ -14,6 +14,7 @@ from pmxcfs.cluster.sender import (
     MOST_BYTES_IN_FLIGHT,
     MOST_CHANGES_IN_FLIGHT,
     MOST_IN_FLIGHT,
+    MOST_LOTS,
     SEND_RETRY_LIMIT,
     Clock,
     Sender,
@@ -304,6 +305,8 @@ def test_a_change_that_comes_while_updates_are_sent_follows_their_lot(world: Wor
 
     world.sender.send(mcast)
     assert body_of(world.sent[2 * LOT]) == Mkdir("a")
+    world.deliver(2 * LOT + 1)
+    world.send()
     assert rounds_only(world) == wanted
 
 
@@ -323,6 +326,16 @@ def test_updates_are_sent_in_bulk(world: World) -> None:
         world.deliver(100)
         world.send()
     assert world.sent == wanted
+
+
+def test_a_change_in_flight_can_be_dispatched_between_lots(world: World) -> None:
+    wanted = put(world, updates(MOST_IN_FLIGHT))
+    world.source.bodies = [Mkdir("a")]
+    world.send()
+    assert len(world.sent) == 1 + MOST_LOTS * LOT
+    world.deliver(1)
+    world.send()
+    assert rounds_only(world) == wanted
 
 
 def test_a_message_of_the_next_round_does_not_wait_for_the_updates_in_flight(world: World) -> None:
