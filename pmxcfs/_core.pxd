@@ -8,6 +8,7 @@ cdef class Entry:
     cdef readonly uint64_t inode
     cdef readonly uint64_t version
     cdef public uint64_t node
+    cdef public int64_t kernel_size  # of a file: the size that the kernel has
     cdef readonly uint64_t listing_version  # of a directory: counts added and removed names
     cdef readonly uint32_t writer
     cdef readonly uint32_t mtime

@@ -11,6 +11,7 @@ class Entry:
     """One inode: a file or a directory."""
 
     node: int  # the FUSE node id, set by the fuse package; 0: none assigned
+    kernel_size: int  # the size in bytes that the kernel has of a file; set by fuse and vfs
     @property
     def listing_version(self) -> int: ...  # of a directory: counts added and removed names
     @property

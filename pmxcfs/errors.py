@@ -31,6 +31,12 @@ class NotADirectory(PmxcfsError):
     errno = codes.ENOTDIR
 
 
+class IsADirectory(PmxcfsError):
+    """A directory is where a file is needed."""
+
+    errno = codes.EISDIR
+
+
 class NotEmpty(PmxcfsError):
     """A directory that has entries can't be removed, renamed or replaced."""
 

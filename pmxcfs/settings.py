@@ -10,6 +10,7 @@ from pathlib import Path
 
 DATABASE_NAME = "config.db"  # in the state directory
 LOCKFILE_NAME = ".pmxcfs.lockfile"  # in the state directory
+PERMISSIONS = ("strict", "lenient")  # whether a chmod or chown without effect is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Settings:
     rrdcached_socket: Path = Path("/var/run/rrdcached.sock")
     ipc_name: str = "pve2"
     workers: int | None = None  # threads that handle FUSE requests; None: the default of the mode
+    permissions: str = "strict"  # one of PERMISSIONS
     local: bool = False  # local mode: no cluster, always quorate
     foreground: bool = False
     debug: bool = False

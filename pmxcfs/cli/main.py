@@ -16,7 +16,7 @@ from typing import NoReturn
 import pmxcfs
 from pmxcfs.errors import NoAnswer, PmxcfsError, StartError
 from pmxcfs.messages import PRIORITIES
-from pmxcfs.settings import DATABASE_NAME, Settings
+from pmxcfs.settings import DATABASE_NAME, PERMISSIONS, Settings
 
 FAILED = 1  # also: not found, not sound
 CANNOT_TELL = 3  # no daemon, no permission, or no answer
@@ -115,6 +115,13 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="threads that answer the kernel (default: 3 in local mode, 16 in a cluster)",
+    )
+    group.add_argument(
+        "--permissions",
+        choices=PERMISSIONS,
+        default=Settings.permissions,
+        help="whether root's chmod and chown, which change nothing, fail (strict) or succeed "
+        "(lenient; default: %(default)s)",
     )
     group.add_argument(
         "--test-control",

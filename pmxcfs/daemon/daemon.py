@@ -50,6 +50,7 @@ from pmxcfs.storage.create import making, traces_of_use
 from pmxcfs.storage.database import Database
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.locks import LockTable
+from pmxcfs.vfs.ownership import Ownership
 from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.publisher import Publisher
 
@@ -265,6 +266,11 @@ class Daemon:
             links=links(self._settings.nodename),
             on_debug=_turn_debug,
             start_time=self._start_time,
+            ownership=Ownership(
+                self._gid,
+                lenient=self._settings.permissions == "lenient",
+                program_of=process.program_name,
+            ),
             monotonic_ns=time.monotonic_ns,
             workers=self._workers,
         )

@@ -11,6 +11,7 @@ cdef class Handlers:
     cdef readonly NodeIds node_ids
     cdef FileSystem _files
     cdef Writeback _writeback
+    cdef object _ownership
     cdef object _on_debug
     cdef dict _status_files
     cdef dict _fixed
@@ -29,6 +30,7 @@ cdef class Handlers:
     cdef Entry _find(self, parent, str name)
     cdef object _answer(self, found)
     cdef object _attributes(self, found)
+    cdef object _mode_of(self, found)
     cdef object _entry_attributes(self, Entry entry)
     cdef object _new_attributes(self, node, mode, size, time_ns)
     cdef object _dirent(self, Entry entry)

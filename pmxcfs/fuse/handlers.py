@@ -40,6 +40,7 @@ from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree import modes
 from pmxcfs.tree.modes import PRIVATE
 from pmxcfs.vfs.filesystem import FileSystem
+from pmxcfs.vfs.ownership import Ownership
 from pmxcfs.vfs.writeback import OpenFile
 
 _log = logging.getLogger("pmxcfs.fuse")
@@ -119,6 +120,7 @@ class Handlers:
         *,
         status_files: dict[str, StatusFile],
         links: Sequence[Link],
+        ownership: Ownership,
         on_debug: Callable[[bool], None],
         start_time: int,
         monotonic_ns: Callable[[], int],
@@ -128,6 +130,7 @@ class Handlers:
         self.node_ids = node_ids
         self._files = files
         self._writeback = files.writeback
+        self._ownership = ownership
         self._on_debug = on_debug
         self._status_files = status_files
         debug = Switch(".debug", is_on=lambda: self.is_logging_requests, turn=self.turn_debug)
@@ -198,25 +201,33 @@ class Handlers:
     def _attributes(self, found: Node) -> llfuse.EntryAttributes:
         if isinstance(found, Entry):
             return self._entry_attributes(found)
+        mode = self._mode_of(found)
         if isinstance(found, Link):
-            mode = stat.S_IFLNK | 0o755
-            mode = mode if self._files.quorum.is_quorate else modes.without_quorum(mode)
             return self._new_attributes(found.node, mode, len(found.target), self._start_ns)
+        result = self._new_attributes(found.node, mode, len(found.content), self._start_ns)
         if isinstance(found, Switch):
-            mode = stat.S_IFREG | 0o640
-            result = self._new_attributes(found.node, mode, len(found.content), self._start_ns)
             result.attr_timeout = 0
         else:
-            mode = stat.S_IFREG | 0o440
-            result = self._new_attributes(found.node, mode, len(found.content), self._start_ns)
             result.entry_timeout = 0
         return result
 
+    def _mode_of(self, found: Node) -> int:
+        is_quorate = self._files.quorum.is_quorate
+        if isinstance(found, Entry):
+            return modes.mode_of(found, quorate=is_quorate)
+        if isinstance(found, Link):
+            mode = stat.S_IFLNK | 0o755
+            return mode if is_quorate else modes.without_quorum(mode)
+        return stat.S_IFREG | (0o640 if isinstance(found, Switch) else 0o440)
+
     def _entry_attributes(self, entry: Entry) -> llfuse.EntryAttributes:
-        mode = modes.mode_of(entry, quorate=self._files.quorum.is_quorate)
+        mode = self._mode_of(entry)
+        entry.kernel_size = entry.visible_size
         time_ns = self._start_ns if entry.node == ROOT else _NS * entry.mtime
         result = self._new_attributes(entry.node, mode, entry.visible_size, time_ns)
-        if entry.is_directory:
+        if not entry.is_attached:
+            result.st_nlink = 0
+        elif entry.is_directory:
             result.st_nlink = 2
         if entry.has_draft:
             result.attr_timeout = 0  # publishing will change the mtime
@@ -228,7 +239,7 @@ class Handlers:
         result = llfuse.EntryAttributes()
         result.st_ino = node
         result.st_mode = mode
-        result.st_gid = self._files.gid
+        result.st_gid = self._ownership.gid
         result.st_size = size
         result.st_blocks = (size + 511) // 512
         result.st_atime_ns = result.st_mtime_ns = result.st_ctime_ns = time_ns
@@ -244,7 +255,7 @@ class Handlers:
 
     @_handler
     def statfs(self, context: object) -> llfuse.StatvfsData:
-        used = self._files.usage()
+        used = self._files.space.usage()
         result = llfuse.StatvfsData()
         result.f_bsize = result.f_frsize = BLOCK
         result.f_blocks = MAX_TOTAL_SIZE // BLOCK
@@ -358,11 +369,11 @@ class Handlers:
 
     @_handler
     def unlink(self, parent: int, name: bytes, context: object) -> None:
-        self._files.remove(self._find(parent, to_text(name)))
+        self._files.unlink(self._find(parent, to_text(name)))
 
     @_handler
     def rmdir(self, parent: int, name: bytes, context: object) -> None:
-        self._files.remove(self._find(parent, to_text(name)))
+        self._files.rmdir(self._find(parent, to_text(name)))
 
     @_handler
     def rename(
@@ -386,10 +397,10 @@ class Handlers:
         wanted: llfuse.EntryAttributes,
         fields: llfuse.SetattrFields,
         handle: int | None,
-        context: object,
+        context: llfuse.RequestContext,
     ) -> llfuse.EntryAttributes:
         found = self.node_ids[node]
-        self._check_ownership(found, wanted, fields)
+        self._check_ownership(found, wanted, fields, context.pid)
         if fields.update_size:
             self._truncate(found, wanted.st_size, handle)
         if fields.update_mtime:
@@ -399,14 +410,19 @@ class Handlers:
         return self._attributes(found)
 
     def _check_ownership(
-        self, found: Node, wanted: llfuse.EntryAttributes, fields: llfuse.SetattrFields
+        self, found: Node, wanted: llfuse.EntryAttributes, fields: llfuse.SetattrFields, pid: int
     ) -> None:
         if fields.update_mode:
-            is_private = isinstance(found, Entry) and found.private
-            self._files.check_mode(stat.S_IMODE(wanted.st_mode), private=is_private)
-        self._files.check_owner(
+            self._ownership.check_mode(
+                stat.S_IMODE(wanted.st_mode),
+                present=stat.S_IMODE(self._mode_of(found)),
+                private=isinstance(found, Entry) and found.private,
+                pid=pid,
+            )
+        self._ownership.check_owner(
             uid=wanted.st_uid if fields.update_uid else None,
             gid=wanted.st_gid if fields.update_gid else None,
+            pid=pid,
         )
 
     def _truncate(self, found: Node, size: int, handle: int | None) -> None:
@@ -487,7 +503,7 @@ class Handlers:
     def release(self, handle: int) -> None:
         opened = self._handles.pop(handle)
         if isinstance(opened, OpenFile):
-            self._writeback.release(opened)
+            self._files.release(opened)
 
     def subject(self, name: str, arguments: tuple[object, ...]) -> str:
         """Return a description of the request's objects for a debug message."""
@@ -496,6 +512,10 @@ class Handlers:
 
 class Operations(Handlers, llfuse.Operations):
     """All handlers, as llfuse wants them; llfuse answers other requests with ENOSYS."""
+
+    def stacktrace(self) -> None:
+        """Refuse llfuse's attribute for debugging, as every extended attribute."""
+        raise llfuse.FUSEError(errno.ENOSYS)
 
     # No process waits for the replies to these two, so their worker may be parked.
 

@@ -73,6 +73,8 @@ class KernelCache:
         for entries, pages in ((reload.contents, True), (reload.attributes, False)):
             for entry in entries:
                 self._forget_entry(entry, pages=pages)
+        for entry in reload.gone:
+            self._forget_inode(entry, pages=False)
 
     def _on_foreign(self, change: Change) -> None:
         # By directory object, not by path: later changes may have renamed the directories.
@@ -88,6 +90,9 @@ class KernelCache:
             )
         if change.kind in (Kind.WRITE, Kind.MTIME, Kind.RENAME):
             self._forget_entry(change.entry, pages=change.kind is Kind.WRITE)
+        gone = change.replaced if change.kind is Kind.RENAME else change.entry
+        if gone is not None and not gone.is_attached:  # it can be open, and has no link any more
+            self._forget_inode(gone, pages=False)
 
     def _forget_entry(self, entry: Entry, *, pages: bool) -> None:
         self._forget_inode(entry, pages=pages)

@@ -53,6 +53,14 @@ def name_process(name: str = "pmxcfs") -> None:
 
 def open_standard_streams() -> None:
     """Open descriptors 0 to 2 on /dev/null where they are closed, and sys.stdout and sys.stderr.
+def program_name(pid: int) -> str:
+    """Return the name of the program of a process, which may be in another namespace or over."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return "an unknown program"
+
+
 
     Otherwise a file or socket of the daemon could get one of these numbers, and output meant for
     stdout or stderr would be written to it.

@@ -19,6 +19,7 @@ cdef class LocalIssuer:
     cpdef object refusal(self)
     cpdef object save(self)
     cdef object _wait_at_gate(self, Ticket ticket)
+    cdef object _check(self, Ticket ticket)
     cdef object _deliver_queue(self, Ticket ticket)
 
 

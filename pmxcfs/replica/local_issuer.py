@@ -39,6 +39,7 @@ class LocalIssuer:
         """Apply and save the mutation of *ticket*; other threads can wait for it. Blocks."""
         if self._hold.is_closed:
             self._wait_at_gate(ticket)
+            self._check(ticket)
         ticket.mtime = self._clock()
         self._queue.append(ticket)
         self._yielding.give_way()
@@ -74,6 +75,13 @@ class LocalIssuer:
         except Busy as error:
             ticket.finish(error)
             raise
+
+    def _check(self, ticket: Ticket) -> None:
+        """Raise the objection to *ticket*, after it has waited."""
+        objection = ticket.objection()
+        if objection is not None:
+            ticket.finish(objection)
+            raise objection
 
     def _deliver_queue(self, ticket: Ticket) -> None:
         """Deliver all queued tickets, unless another thread has finished *ticket* meanwhile."""

@@ -26,8 +26,10 @@ cdef class Ticket:
     cdef public Change change
     cdef public object error
     cdef Entry _target
+    cdef object _objection
     cdef Signal _done
 
+    cpdef object objection(self)
     cpdef object with_current_path(self, Tree tree)
     cpdef object finish(self, object error=*)
     cpdef Change result(self)

@@ -5,6 +5,7 @@ Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import threading
+from collections.abc import Callable
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import NotFound, PmxcfsError, Stale
@@ -45,7 +46,9 @@ class Ticket:
     With a *target* the mutation is for that entry: its path is looked up when it is applied. It may
     wait at most *timeout* seconds before it is carried out, and *limit* seconds in all; 0 means the
     default of ``timeout_for`` and ``limit_for``.
-    *for_another*: on Busy the change is retried later instead of being dropped.
+    *for_another*: on Busy the change is retried later instead of being dropped. *objection* is
+    called when the ticket has waited and is about to be sent or applied here: it returns the error
+    by which the mutation is refused, or None.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Ticket:
         timeout: float = 0.0,
         limit: float = 0.0,
         for_another: bool = False,
+        objection: Callable[[], PmxcfsError | None] | None = None,
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # nodeid
@@ -67,11 +71,16 @@ class Ticket:
         self.timeout = timeout
         self.limit = limit
         self.for_another = for_another
+        self._objection = objection
         self.is_done = False
         self.change: Change | None = None
         self.error: PmxcfsError | None = None
         self._target = target
         self._done: Signal | None = None  # created only when a thread waits
+
+    def objection(self) -> PmxcfsError | None:
+        """Return the error by which the mutation has to be refused now, or None."""
+        return None if self._objection is None else self._objection()
 
     def with_current_path(self, tree: Tree) -> Mutation:
         """Return the mutation with its target's current path.

@@ -34,6 +34,7 @@ class Reload(NamedTuple):
     names: list[tuple[Entry, str]]  # (directory, name) that has another object now, or none
     attributes: list[Entry]  # kept entries with a new mtime
     contents: list[Entry]  # kept entries with new content
+    gone: list[Entry]  # objects that are no longer in the tree
 
 
 class Adoption:
@@ -80,7 +81,7 @@ class Adoption:
 
     def apply(self) -> Reload:
         """Swap the entries and return the visible changes. Can't fail. Needs the tree's lock."""
-        builder = _ReloadBuilder()
+        builder = _ReloadBuilder(self._leaving)
         for entry in self._leaving:
             builder.note_name(entry)
         for entry, record in self._staying:
@@ -309,7 +310,8 @@ def _is_sparse(entry: Entry) -> bool:
 class _ReloadBuilder:
     """Collects the visible changes of an adoption."""
 
-    def __init__(self) -> None:
+    def __init__(self, gone: list[Entry]) -> None:
+        self._gone = gone
         self._names: dict[tuple[Entry, str], None] = {}
         self._attributes: list[Entry] = []
         self._contents: list[Entry] = []
@@ -334,4 +336,4 @@ class _ReloadBuilder:
 
     def reload(self) -> Reload:
         """Return the collected changes."""
-        return Reload(list(self._names), self._attributes, self._contents)
+        return Reload(list(self._names), self._attributes, self._contents, self._gone)

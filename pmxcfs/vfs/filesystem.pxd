@@ -5,12 +5,13 @@ cimport cython
 from pmxcfs._core cimport Entry, Tree
 from pmxcfs.replica.quorum cimport QuorumFlag
 from pmxcfs.tree.apply cimport Change
+from pmxcfs.vfs.space cimport Space
 from pmxcfs.vfs.writeback cimport OpenFile, Writeback
 
 
 cdef class FileSystem:
     cdef readonly QuorumFlag quorum
-    cdef readonly object gid
+    cdef readonly Space space
     cdef readonly Writeback writeback
     cdef Tree _tree
     cdef object _issuer
@@ -20,7 +21,9 @@ cdef class FileSystem:
     cdef object _on_unpublished
     cdef object _on_displaced
 
-    cpdef object remove(self, Entry entry)
+    cpdef object unlink(self, Entry entry)
+    cpdef object rmdir(self, Entry entry)
+    cdef object _remove(self, Entry entry, bint is_directory)
 
     @cython.locals(entry=Entry)
     cpdef object write(self, OpenFile handle, offset, bytes data)
@@ -28,12 +31,14 @@ cdef class FileSystem:
     cdef object _need_quorum(self)
     cdef object _need_cluster(self, Entry entry)
     cdef object _need_cluster_to_write(self, OpenFile handle)
-    cdef object _check_size(self, Entry entry, end)
+    cdef object _check_size(self, OpenFile handle, end)
+    cpdef object release(self, OpenFile handle)
     cdef object _note_lock(self, Change change)
 
 
 cdef object _check_name(str name)
 cdef object _check_current(Entry entry)
+cdef bint _is_of_mapping(OpenFile handle, offset) except -1
 cdef str _path(Entry entry)
 cdef object _check_empty(Entry entry)
 cdef object _refuse_guest_name(str path)

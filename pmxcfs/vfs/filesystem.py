@@ -9,8 +9,9 @@ Threads: all methods need the tree's lock. Methods that change the tree release 
 wait for the issuer. Contract: docs/spec/filesystem.md; docs/spec/fuse.md.
 """
 
+import functools
+import mmap
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
@@ -18,16 +19,16 @@ from pmxcfs.errors import (
     Denied,
     Exists,
     Invalid,
+    IsADirectory,
     NameTooLong,
     NoQuorum,
     NoSpace,
+    NotADirectory,
     NotEmpty,
     NotFound,
-    NotPermitted,
     PmxcfsError,
     Stale,
     StoreError,
-    TooBig,
 )
 from pmxcfs.replica.issuer import Issuer
 from pmxcfs.replica.quorum import QuorumFlag
@@ -37,14 +38,10 @@ from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import parse_guest_path
 from pmxcfs.tree.locks import LOCK_DIRECTORY, LockTable, is_below_locks, renewal_time
+from pmxcfs.vfs.space import Space
 from pmxcfs.vfs.writeback import OpenFile, Writeback
 
-OWNER = 0  # uid of everything
 _REMOVALS = (messages.Kind.DELETE, messages.Kind.UNLOCK)
-
-
-# What ``statfs`` tells. A call, because Cython 0.29 can't make a class with this base.
-Usage = NamedTuple("Usage", [("content_bytes", int), ("entries", int)])  # noqa: UP014
 
 
 class FileSystem:
@@ -57,14 +54,13 @@ class FileSystem:
         *,
         quorum: QuorumFlag,
         locks: LockTable,
-        gid: int,
         monotonic_ns: Callable[[], int],
         wall_clock: Callable[[], int],
         on_unpublished: Callable[[], None],
         on_displaced: Callable[[Entry], None],
     ) -> None:
         self.quorum = quorum
-        self.gid = gid  # gid of everything
+        self.space = Space(tree)
         self.writeback = Writeback(
             tree,
             issuer,
@@ -87,12 +83,6 @@ class FileSystem:
     def root(self) -> Entry:
         """The root directory."""
         return self._tree.root
-
-    def usage(self) -> Usage:
-        """Return what is used of the limits."""
-        return Usage(
-            self._tree.content_bytes + self._tree.unpublished_growth, self._tree.entry_count
-        )
 
     # Names
 
@@ -121,11 +111,32 @@ class FileSystem:
         _refuse_guest_name(path)
         return self._issuer.submit(messages.Mkdir(path)).entry
 
-    def remove(self, entry: Entry) -> None:
-        """Remove a file or an empty directory. Raises NoQuorum, NotEmpty, NotFound."""
+    def unlink(self, entry: Entry) -> None:
+        """Remove a file. Raises NoQuorum, IsADirectory, NotFound."""
+        self._remove(entry, False)
+
+    def rmdir(self, entry: Entry) -> None:
+        """Remove an empty directory. Raises NoQuorum, NotADirectory, NotEmpty, NotFound."""
+        self._remove(entry, True)
+
+    def _remove(self, entry: Entry, is_directory: bool) -> None:
         self._need_quorum()
+        path = _path(entry)
+        objection = functools.partial(self._type_error, path, is_directory)
+        error = objection()
+        if error is not None:
+            raise error
         _check_empty(entry)
-        self._issuer.submit(messages.Delete(_path(entry)))
+        self._issuer.carry_out(Ticket(messages.Delete(path), objection=objection))
+
+    def _type_error(self, path: str, is_directory: bool) -> PmxcfsError | None:
+        """Return the error of a removal if another node has put the other type at *path*."""
+        found = self._tree.find(path)
+        if found is None or found.is_directory == is_directory:
+            return None
+        if is_directory:
+            return NotADirectory(f"{path} has become a file")
+        return IsADirectory(f"{path} has become a directory")
 
     def rename(self, entry: Entry, parent: Entry, name: str) -> None:
         """Move *entry* to *name* in *parent*, replacing the entry of that name.
@@ -162,8 +173,7 @@ class FileSystem:
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
         _check_name(name)
-        if self._tree.entry_count >= messages.MAX_ENTRIES:
-            raise NoSpace(f"the tree holds {messages.MAX_ENTRIES} entries already")
+        self.space.check_new_entry()
         return _join(_path(parent), name)
 
     def _need_quorum(self) -> None:
@@ -213,16 +223,6 @@ class FileSystem:
         """Tell whether the lock at *path*, if its entry checksum is *checksum*, may be removed."""
         return self._locks.may_unlock(self._tree, path, checksum, now=self._now_ns() / 1e9)
 
-    def check_mode(self, permissions: int, *, private: bool) -> None:
-        """Raise NotPermitted unless *permissions* are those of every public or *private* file."""
-        if permissions != (0o600 if private else 0o640):
-            raise NotPermitted("modes follow from the path and can't be changed")
-
-    def check_owner(self, *, uid: int | None, gid: int | None) -> None:
-        """Raise NotPermitted unless *uid* and *gid* are those of all entries, or None."""
-        if uid not in (None, OWNER) or gid not in (None, self.gid):
-            raise NotPermitted("owner and group can't be changed")
-
     # Content
 
     def open(
@@ -248,7 +248,9 @@ class FileSystem:
             self._need_cluster(entry)
         handle = OpenFile(entry, append=append, has_created=has_created)
         if truncate:
+            self.space.reserve(handle, entry)
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
+            entry.kernel_size = 0
             self._on_unpublished()
             handle.has_truncated = True
         if writing or truncate or has_created:
@@ -259,18 +261,23 @@ class FileSystem:
         """Write to the file's draft in RAM.
 
         Raises NoQuorum, TooBig, NoSpace; and why earlier writes of *handle* were lost, until a
-        close or fsync has raised that. Raises Busy if the issuer refuses changes, and drops the
-        unpublished writes of the file: many programs ignore the result of the close. The *offset*
-        of an append is ignored: the kernel computed it and may not know yet what another node has
-        appended.
+        close or fsync has raised that. Raises Busy if the issuer refuses changes. Busy and NoSpace
+        drop the unpublished writes of the file: many programs ignore the result of the close. The
+        *offset* of an append is ignored: the kernel computed it and may not know yet what another
+        node has appended.
         """
         self._need_quorum()
         self.writeback.raise_lost_writes(handle)
         self._need_cluster_to_write(handle)
-        entry = handle.entry
-        start = entry.visible_size if handle.append else offset
-        self._check_size(entry, start + len(data))
+        entry, end = handle.entry, offset + len(data)
+        is_append = handle.append and not _is_of_mapping(handle, offset)
+        start = entry.visible_size if is_append else offset
+        self._check_size(handle, start + len(data))
         self._tree.write_unpublished(entry, start, data, now_ns=self._now_ns())
+        if is_append:
+            entry.kernel_size = handle.append_end = end
+        else:
+            entry.kernel_size = max(end, entry.kernel_size)
         handle.has_written = True
         self._on_unpublished()
         if start != offset:
@@ -292,9 +299,11 @@ class FileSystem:
         self._need_quorum()
         if handle is None:
             self._need_cluster(entry)
+            self.space.check_size(entry, size)
         else:
             self._need_cluster_to_write(handle)
-        self._check_size(entry, size)
+            self._check_size(handle, size)
+            self.space.reserve(handle, entry)
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
         self._on_unpublished()
         if handle is None:
@@ -302,13 +311,18 @@ class FileSystem:
         else:
             handle.has_written = True
 
-    def _check_size(self, entry: Entry, end: int) -> None:
-        if end > messages.MAX_FILE_SIZE:
-            raise TooBig(f"a file holds at most {messages.MAX_FILE_SIZE} bytes")
-        growth = end - entry.visible_size
-        used = self._tree.content_bytes + self._tree.unpublished_growth
-        if growth > 0 and not entry.is_orphan and used + growth > messages.MAX_TOTAL_SIZE:
-            raise NoSpace(f"the tree holds at most {messages.MAX_TOTAL_SIZE} bytes")
+    def _check_size(self, handle: OpenFile, end: int) -> None:
+        """Check that the file may have *end* bytes; NoSpace drops what *handle* has written."""
+        try:
+            self.space.check_size(handle.entry, end)
+        except NoSpace as refusal:
+            self.writeback.refuse(handle, refusal)
+            raise
+
+    def release(self, handle: OpenFile) -> None:
+        """Publish what *handle* has written, ignoring PmxcfsError, and forget the handle."""
+        self.writeback.release(handle)
+        self.space.release(handle)
 
     # Listener of the replica
 
@@ -352,6 +366,18 @@ def _check_current(entry: Entry) -> None:
     """Raise Stale if another node has removed or replaced *entry*, and the kernel did not know."""
     if not entry.is_attached and not entry.is_orphan:
         raise Stale(f"{entry.path} was removed")
+
+
+def _is_of_mapping(handle: OpenFile, offset: int) -> bool:
+    """Tell whether bytes that come with an O_APPEND handle are those of a shared mapping.
+
+    The kernel may write a mapping's pages through any handle of the file, and llfuse does not tell
+    them apart. They are pages of the file as the kernel has it. An append begins at the end of the
+    file as the kernel has it, or where the last part of the same write(2) ended.
+    """
+    if offset == handle.append_end:
+        return False
+    return offset < handle.entry.kernel_size and offset % mmap.PAGESIZE == 0
 
 
 def _path(entry: Entry) -> str:

@@ -11,6 +11,7 @@ cdef class OpenFile:
     cdef readonly Entry entry
     cdef public Ticket writeback
     cdef public bint append
+    cdef public object append_end
     cdef public bint has_created
     cdef public bint has_written
     cdef public bint has_truncated

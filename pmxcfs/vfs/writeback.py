@@ -40,6 +40,7 @@ class OpenFile:
     def __init__(self, entry: Entry, *, append: bool, has_created: bool) -> None:
         self.entry = entry
         self.append = append  # whatever offset comes with a write, it goes to the end
+        self.append_end = -1  # the end of the last append, as the kernel computed it
         self.has_created = has_created  # by the open itself, and none of its descriptors was closed
         self.has_written = False  # since the last writeback began
         self.has_truncated = False  # by the open itself

@@ -190,6 +190,21 @@ def test_an_append_that_takes_several_requests_stays_in_one_piece(
     check_content(mount, file, b"theirs, longer" + data)
 
 
+def test_a_mapping_of_an_appending_descriptor_writes_in_place(mount: Daemon, file: Path) -> None:
+    pages = random.randbytes(2 * mmap.PAGESIZE)
+    file.write_bytes(pages + b"end")
+    descriptor = os.open(file, os.O_RDWR | os.O_APPEND)
+    with mmap.mmap(descriptor, 0) as mapped:
+        mapped[0:6] = b"mapped"
+        mapped[-3:] = b"END"
+        mapped.flush()
+        os.write(descriptor, b" appended")
+    os.close(descriptor)
+    content = b"mapped" + pages[6:] + b"END appended"
+    check_content(mount, file, content)
+    assert published(mount, "file") == content
+
+
 def test_concurrent_appends_are_not_mixed(mount: Daemon, file: Path) -> None:
     file.write_bytes(b"")
     lines = {writer: [f"{writer} {number}" for number in range(100)] for writer in range(4)}

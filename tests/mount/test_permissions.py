@@ -1,6 +1,7 @@
 """Access by users other than root; the kernel enforces the modes."""
 
 import contextlib
+import errno
 import grp
 import json
 import os
@@ -165,3 +166,64 @@ def test_the_kernel_mounts_without_devices_and_setuid(mount: Daemon) -> None:
     assert {"nosuid", "nodev"} <= set(line.split()[5].split(","))
     assert {"default_permissions", "allow_other"} <= set(line.split()[-1].split(","))
     assert " /dev/fuse " in line
+
+
+def test_an_object_can_get_the_mode_that_it_has(mount: Daemon) -> None:
+    script = mount.path / "vps.start"
+    script.touch()
+    for path in (mount.path, mount.path / "nodes", mount.path / "priv", script):
+        path.chmod(mode_of(path))
+    (mount.path / ".version").chmod(0o440)
+    for path, modes in ((mount.path / "nodes", (0o700, 0o644)), (mount.path / "priv", (0o755,))):
+        for mode in modes:
+            with pytest.raises(PermissionError):
+                path.chmod(mode)
+    mount.control("quorum", on=False)
+    try:
+        (mount.path / "nodes").chmod(0o555)
+        (mount.path / "public").chmod(0o440)
+    finally:
+        mount.control("quorum", on=True)
+
+
+def test_files_can_be_copied_and_unpacked_with_their_modes(mount: Daemon, tmp_path: Path) -> None:
+    original, source = mount.path / "original", tmp_path / "source"
+    (original / "directory").mkdir(parents=True)
+    (original / "directory" / "file").write_text("content")
+    subprocess.run(["cp", "-a", original, source], check=True)
+    subprocess.run(["cp", "-a", source, mount.path / "copied"], check=True)
+    archive = tmp_path / "archive"
+    subprocess.run(["tar", "-C", tmp_path, "-cf", archive, "source"], check=True)
+    subprocess.run(["tar", "-C", mount.path, "-xpf", archive], check=True)
+    for name in ("copied", "source"):
+        assert (mount.path / name / "directory" / "file").read_text() == "content"
+
+
+def test_no_extended_attribute_is_special(mount: Daemon) -> None:
+    for name in ("fuse_stacktrace", "user.x"):
+        for flags in (0, os.XATTR_CREATE, os.XATTR_REPLACE):
+            with pytest.raises(OSError, match=os.strerror(errno.ENOTSUP)):
+                os.setxattr(mount.path, name, b"", flags)
+
+
+def test_lenient_permissions_ignore_what_programs_set(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--permissions", "lenient") as daemon:
+        source, target = tmp_path / "source", daemon.path / "target"
+        source.write_text("content")
+        os.chown(source, 1, 1)
+        subprocess.run(["cp", "-p", source, target], check=True)
+        target.chmod(0o755)
+        assert target.read_text() == "content"
+        assert (mode_of(target), target.stat().st_uid) == (0o640, 0)
+        secret = daemon.path / "priv" / "key"
+        secret.parent.mkdir()
+        options = ["-m", "644", "-o", "daemon", "-g", "daemon"]
+        subprocess.run(["install", *options, source, secret], check=True)
+        assert (mode_of(secret), secret.stat().st_uid) == (0o600, 0)
+        for path, mode in ((target, 0o600), (daemon.path / ".version", 0o400)):
+            with pytest.raises(PermissionError):  # it would not be secret
+                path.chmod(mode)
+        with user(daemon.path, NOBODYS_GROUP) as stranger:
+            assert stranger("chmod", "target") == "EPERM"
+        daemon.wait_for_log("install: chmod and chown succeed without effect")
+        daemon.wait_for_log("cp: chmod and chown succeed without effect")

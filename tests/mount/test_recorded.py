@@ -11,6 +11,8 @@ from tests.mount.recorded import Player, Recorded, load
 from tests.places import VECTORS
 
 OWN_SIZE = frozenset({".version", ".members", ".vmlist", ".rrd", ".clusterlog", "local"})
+# Paths and modes: the original refuses a chmod to the mode that the object has.
+SAME_MODE = frozenset({("d", 0o755), (".version", 0o440)})
 LONGEST_NEW_NAME = 255  # bytes; the original takes 1024
 
 pytestmark = pytest.mark.needs_fuse
@@ -21,6 +23,8 @@ def expected(recorded: Recorded) -> tuple[str | None, object]:
     result = recorded.result
     if recorded.name == "longname" and recorded.arguments[0] > LONGEST_NEW_NAME:
         return "ENAMETOOLONG", None
+    if recorded.name == "chmod" and tuple(recorded.arguments) in SAME_MODE:
+        return None, None
     if recorded.name == "listdir" and isinstance(result, list):
         result = [name for name in result if name not in ("<256>", "<1024>")]
     return recorded.errno, result

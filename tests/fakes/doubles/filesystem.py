@@ -11,8 +11,6 @@ from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.writeback import PUBLISH_AFTER_NS, OpenFile
 from tests.fakes.doubles.issuer import FakeIssuer
 
-GROUP = 33
-
 
 class World:
     """A file system, its clock, and what listeners heard."""
@@ -31,7 +29,6 @@ class World:
             self.issuer,
             locks=self.locks,
             quorum=self.quorum,
-            gid=GROUP,
             monotonic_ns=lambda: self.now_ns,
             wall_clock=lambda: self.wall,
             on_unpublished=self._note_unpublished,

@@ -29,7 +29,7 @@ class FakeIssuer:
 
     def carry_out(self, ticket: Ticket) -> Change:
         self.on_submit()
-        failure = self.failure or self.refuses
+        failure = self.failure or self.refuses or ticket.objection()
         if failure is not None:
             raise failure
         mutation = ticket.with_current_path(self.tree)

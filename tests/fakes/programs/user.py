@@ -1,8 +1,9 @@
 """File operations as an unprivileged user: ``user.py DIRECTORY GID``.
 
 Each line on standard input is a JSON list, with paths relative to DIRECTORY: ``["read", PATH]``,
-``["stat", PATH]``, ``["list", PATH]``, ``["write", PATH]``, ``["hold", PATH]`` (open a file and
-keep it open) or ``["reopen"]`` (open the held file again). The answer is ``ok`` or an errno name.
+``["stat", PATH]``, ``["list", PATH]``, ``["write", PATH]``, ``["chmod", PATH]``, ``["hold", PATH]``
+(open a file and keep it open) or ``["reopen"]`` (open the held file again). The answer is ``ok`` or
+an errno name.
 """
 
 import errno
@@ -33,6 +34,8 @@ def main(directory: str, gid: int) -> None:
                     os.listdir(arguments[0])
                 case "write":
                     os.close(os.open(arguments[0], os.O_WRONLY))
+                case "chmod":
+                    os.chmod(arguments[0], 0o644)
                 case "hold":
                     held = os.open(arguments[0], os.O_RDONLY)
                 case "reopen":

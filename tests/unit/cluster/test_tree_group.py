@@ -10,10 +10,11 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeSource
 from pmxcfs.dfsm.effects import Commit, Deliver
-from pmxcfs.errors import Busy, Exists, Failed
+from pmxcfs.errors import Busy, Exists, Failed, IsADirectory
 from pmxcfs.messages import (
     Body,
     Create,
+    Delete,
     Kind,
     Member,
     Mkdir,
@@ -259,6 +260,20 @@ def test_after_a_withdrawal_the_next_proposal_is_sent_at_once(world: World) -> N
     world.post(Mkdir("b"))
     assert world.outbox.withdraw(proposal)
     assert world.source.take(now=1.0) == Mkdir("b")
+
+
+def test_a_proposal_to_which_there_is_an_objection_is_not_sent(world: World) -> None:
+    objection = IsADirectory("the name has become a directory")
+    refused = Ticket(Delete("name"), objection=lambda: objection)
+    world.outbox.put(Proposal(refused, [Delete("name")]))
+    allowed = Ticket(Delete("other"), objection=lambda: None)
+    world.outbox.put(Proposal(allowed, [Delete("other")]))
+    assert world.source.take(now=1.0) == Delete("other")
+    with pytest.raises(IsADirectory):
+        refused.result()
+    world.source.sent(1)
+    assert world.source.take(now=1.0) is None
+    assert not world.outbox.progress.is_stuck
 
 
 @pytest.mark.expect_log(STUCK)

@@ -6,6 +6,7 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.fuse.kernel_cache import KernelCache
 from pmxcfs.messages import EntryType, Kind
+from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
 from tests.fakes.doubles.kernel import Recorder, Sent
 
@@ -77,7 +78,10 @@ def test_a_foreign_creation_invalidates_the_entry(world: World, kind: Kind) -> N
 def test_a_foreign_removal_invalidates_the_entry(world: World, kind: Kind) -> None:
     world.tree.remove(world.file, writer=9, mtime=1)
     gone = Change(kind, "f", world.file, source_directory=world.root)
-    assert world.tell(gone) == [("entry", 1, b"f", 0, False)]
+    assert world.tell(gone) == [
+        ("entry", 1, b"f", 0, False),
+        ("inode", world.file.node, False),  # an open file has no link any more
+    ]
 
 
 def test_an_entry_removed_from_a_directory_that_was_renamed_since_is_invalidated(
@@ -128,7 +132,16 @@ def test_an_entry_replaced_by_a_foreign_rename_is_invalidated(world: World) -> N
     temporary = world.make(world.root, "f.tmp", known=False)
     world.tree.rename(temporary, world.root, "f", writer=9, mtime=1)
     replaced = Change(Kind.RENAME, "f", temporary, "f.tmp", world.file)
-    assert world.tell(replaced) == [("entry", 1, b"f", 0, False)]
+    assert world.tell(replaced) == [
+        ("entry", 1, b"f", 0, False),
+        ("inode", world.file.node, False),
+    ]
+
+
+def test_what_an_adopted_tree_lacks_loses_its_links(world: World) -> None:
+    hidden = world.make(world.root, "hidden", known=False)
+    world.cache.on_reload(Reload([(world.root, "f")], [], [], [world.file, hidden]))
+    assert world.queue.queued == [("entry", 1, b"f", 0, False), ("inode", world.file.node, False)]
 
 
 def test_a_directory_that_is_not_cached_needs_no_notification(world: World) -> None:

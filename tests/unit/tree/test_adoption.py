@@ -44,7 +44,7 @@ def names(reload: Reload) -> set[tuple[str, str]]:
 def test_nothing_differs() -> None:
     tree = tree_of(file(2, "f", b"x"))
     entry = found(tree, 2)
-    assert become(tree, tree_of(file(2, "f", b"x"))) == Reload([], [], [])
+    assert become(tree, tree_of(file(2, "f", b"x"))) == Reload([], [], [], [])
     assert found(tree, 2) is entry
     assert tree.unsaved() == {}
 
@@ -53,7 +53,7 @@ def test_other_content_at_the_same_path_is_the_same_object() -> None:
     tree = tree_of(directory(2, "d"), file(3, "f", b"old", parent=2))
     entry = found(tree, 3)
     leader = tree_of(directory(2, "d"), file(3, "f", b"newer", parent=2, version=60), root=NEWER)
-    assert become(tree, leader) == Reload([], [], [entry])
+    assert become(tree, leader) == Reload([], [], [entry], [])
     assert at(tree, "d/f") is entry
     assert (entry.content, entry.version) == (b"newer", 60)
     assert tree.unsaved() == {3: entry}
@@ -65,12 +65,12 @@ def test_a_new_mtime_is_an_attribute_change_only() -> None:
         directory(2, "d")._replace(mtime=7), file(3, "f", b"x")._replace(mtime=8), root=NEWER
     )
     reload = become(tree, leader)
-    assert reload == Reload([], [found(tree, 2), found(tree, 3)], [])
+    assert reload == Reload([], [found(tree, 2), found(tree, 3)], [], [])
 
 
 def test_a_new_version_alone_is_not_visible() -> None:
     tree = tree_of(file(3, "f", b"x"))
-    assert become(tree, tree_of(file(3, "f", b"x", version=9))) == Reload([], [], [])
+    assert become(tree, tree_of(file(3, "f", b"x", version=9))) == Reload([], [], [], [])
 
 
 def test_a_new_entry_and_a_deleted_one() -> None:

@@ -10,12 +10,13 @@ from pmxcfs.errors import (
     Denied,
     Exists,
     Invalid,
+    IsADirectory,
     NameTooLong,
     NoQuorum,
     NoSpace,
+    NotADirectory,
     NotEmpty,
     NotFound,
-    NotPermitted,
     PmxcfsError,
     Stale,
     StoreError,
@@ -25,10 +26,10 @@ from pmxcfs.messages import (
     MAX_ENTRIES,
     MAX_FILE_SIZE,
     MAX_TIME,
-    MAX_TOTAL_SIZE,
     Create,
     Delete,
     EntryType,
+    Mkdir,
     Mutation,
     Record,
     Rename,
@@ -38,7 +39,7 @@ from pmxcfs.tree.locks import LockTable
 from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.writeback import PUBLISH_AFTER_NS, OpenFile
 from tests.conftest import ExpectLog
-from tests.fakes.doubles.filesystem import GROUP, World
+from tests.fakes.doubles.filesystem import World
 from tests.fakes.doubles.issuer import FakeIssuer
 
 
@@ -281,7 +282,7 @@ def test_a_file_that_another_node_removed_is_not_changed(world: World) -> None:
 
 def test_a_file_removed_on_this_node_can_be_opened_again(world: World) -> None:
     entry = world.make("f")
-    world.files.remove(entry)
+    world.files.unlink(entry)
     assert world.open(entry).entry is entry
 
 
@@ -307,7 +308,7 @@ def test_unpublished_bytes_of_a_file_removed_on_this_node_are_dropped_silently(
     entry = world.make("f")
     handle = world.open(entry)
     world.files.write(handle, 0, b"P")
-    world.files.remove(entry)
+    world.files.unlink(entry)
     world.files.write(handle, 1, b"U")
     world.files.writeback.flush(handle)
     world.files.writeback.release(handle)
@@ -322,7 +323,7 @@ def test_a_file_removed_while_its_publishing_waits_is_closed_without_an_error(wo
 
     def remove() -> None:
         world.issuer.on_submit = lambda: None
-        world.files.remove(entry)
+        world.files.unlink(entry)
 
     world.issuer.on_submit = remove
     world.files.writeback.flush(handle)
@@ -356,23 +357,6 @@ def test_sizes_and_space_are_checked_when_writing(world: World) -> None:
     assert handle.entry.visible_size == MAX_FILE_SIZE
 
 
-def test_the_tree_holds_128_mib_and_unpublished_bytes_count(world: World) -> None:
-    content = bytes(MAX_FILE_SIZE)
-    for number in range(MAX_TOTAL_SIZE // MAX_FILE_SIZE - 1):
-        world.make(f"f{number}", content)
-    first, second = world.open(world.make("g", b"")), world.open(world.make("h", b""))
-    world.files.write(first, 0, content[10:])
-    assert world.files.usage().content_bytes == MAX_TOTAL_SIZE - 10
-    world.files.write(second, 0, bytes(10))
-    with pytest.raises(NoSpace):
-        world.files.write(second, 10, b"x")
-    with pytest.raises(NoSpace):
-        world.files.truncate(second.entry, 11, handle=None)
-    world.files.write(second, 0, b"overwritten"[:10])
-    world.files.truncate(first.entry, 0, handle=first)
-    world.files.write(second, 10, b"x")
-
-
 def test_the_tree_holds_262144_entries(world: World) -> None:
     tree = Tree()
     tree.load(
@@ -385,13 +369,12 @@ def test_the_tree_holds_262144_entries(world: World) -> None:
         issuer,
         quorum=world.quorum,
         locks=LockTable(),
-        gid=GROUP,
         monotonic_ns=lambda: world.now_ns,
         wall_clock=lambda: world.wall,
         on_unpublished=lambda: None,
         on_displaced=world.displaced.append,
     )
-    assert files.usage().entries == MAX_ENTRIES
+    assert files.space.usage().entries == MAX_ENTRIES
     attempts: list[Callable[[], object]] = [
         lambda: files.mkdir(tree.root, "d"),
         lambda: files.create(tree.root, "f", exclusive=False),
@@ -425,7 +408,7 @@ def test_nothing_changes_without_quorum(world: World) -> None:
     attempts: list[Callable[[], object]] = [
         lambda: world.files.create(root, "g", exclusive=False),
         lambda: world.files.mkdir(root, "g"),
-        lambda: world.files.remove(directory),
+        lambda: world.files.rmdir(directory),
         lambda: world.files.rename(entry, root, "g"),
         lambda: world.files.utime(entry, 1),
         lambda: world.files.open(entry, writing=True, truncate=False),
@@ -499,8 +482,34 @@ def test_a_directory_with_entries_is_not_removed(world: World) -> None:
     directory = world.tree.find("d")
     assert directory is not None
     with pytest.raises(NotEmpty):
-        world.files.remove(directory)
+        world.files.rmdir(directory)
     assert world.issuer.issued == []
+
+
+def test_a_removal_is_for_the_type_that_its_caller_saw(world: World) -> None:
+    file, directory = world.make("f"), world.make("d", directory=True)
+    with pytest.raises(NotADirectory):
+        world.files.rmdir(file)
+    with pytest.raises(IsADirectory):
+        world.files.unlink(directory)
+    assert world.issuer.issued == []
+
+
+@pytest.mark.parametrize("is_directory", [False, True])
+def test_a_removal_is_refused_if_the_name_changes_its_type_while_it_waits(
+    world: World, is_directory: bool
+) -> None:
+    entry = world.make("name", directory=is_directory)
+
+    def exchange() -> None:
+        world.elsewhere(Delete("name"))
+        world.elsewhere(Create("name") if is_directory else Mkdir("name"))
+
+    world.issuer.on_submit = exchange
+    with pytest.raises(NotADirectory if is_directory else IsADirectory):
+        (world.files.rmdir if is_directory else world.files.unlink)(entry)
+    assert world.issuer.issued == []
+    assert world.tree.find("name") is not None
 
 
 def test_a_removed_directory_takes_no_new_entries(world: World) -> None:
@@ -509,23 +518,10 @@ def test_a_removed_directory_takes_no_new_entries(world: World) -> None:
     with pytest.raises(NotFound):
         world.files.mkdir(directory, "e")
     with pytest.raises(NotFound):
-        world.files.remove(directory)
+        world.files.rmdir(directory)
 
 
 # Attributes
-
-
-def test_modes_and_owners_can_only_be_set_to_what_they_are(world: World) -> None:
-    world.files.check_mode(0o640, private=False)
-    world.files.check_mode(0o600, private=True)
-    for permissions, private in ((0o600, False), (0o640, True), (0o644, False)):
-        with pytest.raises(NotPermitted):
-            world.files.check_mode(permissions, private=private)
-    world.files.check_owner(uid=0, gid=GROUP)
-    world.files.check_owner(uid=None, gid=None)
-    for uid, gid in ((1, None), (None, 0)):
-        with pytest.raises(NotPermitted):
-            world.files.check_owner(uid=uid, gid=gid)
 
 
 @pytest.mark.parametrize("seconds", [-1, MAX_TIME + 1])

@@ -1,4 +1,6 @@
-"""``FileSystem.write`` with O_APPEND: the offset of the bytes does not depend on the kernel."""
+"""``FileSystem.write`` with O_APPEND: appends go to the end, a mapping's pages to their offset."""
+
+import mmap
 
 import pytest
 
@@ -40,3 +42,40 @@ def test_an_append_counts_from_the_end_against_the_limit(world: World) -> None:
     with pytest.raises(TooBig):
         world.files.write(handle, 0, b"x")
     assert world.displaced == []
+
+
+def test_pages_of_a_mapping_go_to_their_own_offset(world: World) -> None:
+    pages = bytes(2 * mmap.PAGESIZE)
+    entry = world.make("f", pages + b"end")
+    entry.kernel_size = len(pages) + 3  # the kernel has looked at it
+    handle = world.files.open(entry, writing=True, truncate=False, append=True)
+    world.files.write(handle, mmap.PAGESIZE, b"m" * mmap.PAGESIZE)
+    world.files.write(handle, 2 * mmap.PAGESIZE, b"END")
+    world.files.write(handle, 2 * mmap.PAGESIZE + 3, b"appended")
+    written = pages[: mmap.PAGESIZE] + b"m" * mmap.PAGESIZE + b"ENDappended"
+    assert entry.read(0, len(written) + 1) == written
+    assert world.displaced == []
+
+
+def test_an_append_behind_whole_pages_is_no_mapping(world: World) -> None:
+    """The kernel computes its offset from the size that it has; another node has appended since."""
+    entry = world.make("f", bytes(mmap.PAGESIZE))
+    entry.kernel_size = mmap.PAGESIZE
+    handle = world.files.open(entry, writing=True, truncate=False, append=True)
+    world.elsewhere(Write("f", mmap.PAGESIZE, b"theirs", False))
+    world.files.write(handle, mmap.PAGESIZE, bytes(mmap.PAGESIZE))
+    world.files.write(handle, 2 * mmap.PAGESIZE, b"ours")
+    tail = b"theirs" + bytes(mmap.PAGESIZE) + b"ours"
+    assert entry.read(mmap.PAGESIZE, len(tail) + 1) == tail
+
+
+def test_the_parts_of_one_append_stay_together_whatever_the_kernel_is_told_meanwhile(
+    world: World,
+) -> None:
+    entry = world.make("f", b"ours")
+    handle = world.files.open(entry, writing=True, truncate=False, append=True)
+    world.elsewhere(Write("f", 0, b"theirs", True))
+    world.files.write(handle, 4, bytes(mmap.PAGESIZE - 4))
+    entry.kernel_size = entry.visible_size  # a process asks for the size, between the two parts
+    world.files.write(handle, mmap.PAGESIZE, b"rest")
+    assert entry.read(0, 2 * mmap.PAGESIZE) == b"theirs" + bytes(mmap.PAGESIZE - 4) + b"rest"

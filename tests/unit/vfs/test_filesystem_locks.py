@@ -40,7 +40,7 @@ def test_a_renewal_restarts_the_age_of_a_lock(world: World) -> None:
 def test_a_removed_lock_is_forgotten(world: World) -> None:
     lock = world.files.mkdir(world.make("priv/lock", directory=True), "ha")
     assert list(world.locks.ages(0)) == ["priv/lock/ha"]
-    world.files.remove(lock)
+    world.files.rmdir(lock)
     assert world.locks.ages(0) == {}
 
 

@@ -39,7 +39,7 @@ def recover(world: World) -> None:
         lambda world, entry: world.files.create(world.tree.root, "g", exclusive=True),
         lambda world, entry: world.files.create(world.tree.root, "g", exclusive=False),
         lambda world, entry: world.files.mkdir(world.tree.root, "g"),
-        lambda world, entry: world.files.remove(entry),
+        lambda world, entry: world.files.unlink(entry),
         lambda world, entry: world.files.rename(entry, world.tree.root, "g"),
         lambda world, entry: world.files.utime(entry, 5),
         lambda world, entry: world.files.truncate(entry, 0, handle=None),
@@ -161,7 +161,7 @@ def test_a_file_that_was_removed_here_can_be_written_all_the_same(world: World) 
     """Its content is never published."""
     entry = world.files.create(world.tree.root, "g", exclusive=True)
     handle = world.open(entry)
-    world.files.remove(entry)
+    world.files.unlink(entry)
     refuse(world)
     world.files.write(handle, 0, b"mine")
     assert entry.read(0, 100) == b"mine"
@@ -177,5 +177,5 @@ def test_a_file_removed_after_a_refused_write_closes_without_an_error(
     with pytest.raises(Busy):
         world.files.write(handle, 0, b"x")
     recover(world)
-    world.files.remove(entry)
+    world.files.unlink(entry)
     world.files.writeback.flush(handle)
