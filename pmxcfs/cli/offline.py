@@ -20,6 +20,13 @@ from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Exists, NoSpace, StoreError, TooBig, Unsupported
 from pmxcfs.host import clock
+from pmxcfs.host.directories import (
+    make_new_file,
+    open_below,
+    open_directory,
+    open_file,
+    opened,
+)
 from pmxcfs.storage import database
 from pmxcfs.storage.create import making
 from pmxcfs.storage.database import Database, Loaded
@@ -33,7 +40,6 @@ FIXED_LINKS = frozenset(["local", "qemu-server", "openvz", "lxc"])
 FIXED_FILES = frozenset([".version", ".members", ".vmlist", ".rrd", ".clusterlog", ".debug"])
 
 _NAME_ERRORS = frozenset([errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL])
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
 def fsck(path: Path, *, repair: bool) -> int:
@@ -105,50 +111,75 @@ def export(path: Path, directory: Path) -> int:
     there are any, else 0.
     """
     tree = _load(path)
-    directory.mkdir(mode=0o755, exist_ok=True)
-    if any(directory.iterdir()):
-        raise Exists(f"{directory} is not empty: name a new directory")
-    skipped: set[Entry] = set()
-    written: list[tuple[bytes, int]] = []
-    for entry in _walk(tree.root):
-        if entry.parent in skipped:
-            skipped.add(entry)
-            continue
-        target = os.path.join(os.fsencode(directory), to_bytes(entry.path))
-        problem = _export_entry(entry, target)
-        if problem:
-            print(f"not exported: {escape(entry.path)}: {problem}", file=sys.stderr)
-            skipped.add(entry)
-        else:
-            written.append((target, entry.mtime))
-    for target, mtime in reversed(written):  # a directory after its entries, which change its time
-        os.utime(target, (mtime, mtime), follow_symlinks=False)
-    return 1 if skipped else 0
+    with _new_directory(directory) as top:
+        return 1 if _Export(directory, top).run(tree.root) else 0
 
 
-def _export_entry(entry: Entry, target: bytes) -> str | None:
-    """Make one file or directory at *target*; return the reason if the name is not valid."""
-    if entry.name in (".", "..") or "\0" in entry.name or "/" in entry.name:
-        return "not a valid file name"
-    try:
-        _make(entry, target)
-    except OSError as error:
-        if error.errno in _NAME_ERRORS:
-            return error.strerror
-        error.filename = os.fsdecode(target)  # the error of a write has no path
-        raise
-    return None
+@contextlib.contextmanager
+def _new_directory(path: Path) -> Iterator[int]:
+    """Make a directory, or open an empty one; yield its descriptor. Raises Exists, OSError."""
+    with opened(open_directory(path.parent)) as parent, contextlib.suppress(FileExistsError):
+        os.mkdir(path.name or ".", 0o755, dir_fd=parent)
+    with opened(open_directory(path)) as descriptor:
+        if os.listdir(descriptor):
+            raise Exists(f"{path} is not empty: name a new directory")
+        yield descriptor
 
 
-def _make(entry: Entry, target: bytes) -> None:
-    mode = stat.S_IMODE(mode_of(entry, quorate=True))
+class _Export:
+    """Writes entries below a directory, which users can rename or replace meanwhile."""
+
+    def __init__(self, path: Path, top: int) -> None:
+        self._path = os.fsencode(path)  # for messages
+        self._top = top
+        self._skipped: set[Entry] = set()
+
+    def run(self, root: Entry) -> set[Entry]:
+        """Write all entries below *root*; return those that were skipped and reported."""
+        directories = []
+        for entry in _walk(root):
+            problem = "" if entry.parent in self._skipped else self._export(entry)
+            if problem:
+                print(f"not exported: {escape(entry.path)}: {problem}", file=sys.stderr)
+            if problem or entry.parent in self._skipped:
+                self._skipped.add(entry)
+            elif entry.is_directory:
+                directories.append(entry)
+        for entry in reversed(directories):  # after its entries, which change its time
+            with opened(open_below(self._top, to_bytes(entry.path))) as directory:
+                os.utime(directory, (entry.mtime, entry.mtime))
+        return self._skipped
+
+    def _export(self, entry: Entry) -> str:
+        """Make one file or directory; return the reason if the name is not valid."""
+        if entry.name in (".", "..") or "\0" in entry.name or "/" in entry.name:
+            return "not a valid file name"
+        path = to_bytes(entry.path)
+        try:
+            with opened(open_below(self._top, os.path.dirname(path))) as directory:
+                _make(entry, directory)
+        except OSError as error:
+            if error.errno in _NAME_ERRORS:
+                return os.strerror(error.errno)
+            # The error of a write has no path, and that of a name not all of it.
+            error.filename = os.fsdecode(os.path.join(self._path, path))
+            raise
+        return ""
+
+
+def _make(entry: Entry, directory: int) -> None:
+    """Make a file or a directory in the directory with this descriptor."""
+    mode, name = stat.S_IMODE(mode_of(entry, quorate=True)), to_bytes(entry.name)
     if entry.is_directory:
-        os.mkdir(target, 0o700)
-        os.chmod(target, mode)
+        os.mkdir(name, 0o700, dir_fd=directory)
+        with opened(open_below(directory, name)) as made:
+            os.fchmod(made, mode)
         return
-    with open(os.open(target, _NEW_FILE, 0o600), "wb") as file:
+    with open(make_new_file(name, 0o600, directory=directory), "wb") as file:
         file.write(entry.content)
+        file.flush()
         os.fchmod(file.fileno(), mode)
+        os.utime(file.fileno(), (entry.mtime, entry.mtime))
 
 
 def import_(directory: Path, path: Path) -> int:
@@ -173,7 +204,7 @@ class _Found(NamedTuple):
 
 def _read_directory(directory: Path) -> Tree:
     tree, guests = Tree(keep_undo=False), Guests()
-    for path, mtime, content in _find(to_bytes(str(directory))):
+    for path, mtime, content in _find(directory):
         mutations: list[messages.Mutation] = (
             [messages.Mkdir(path)] if content is None else [messages.Create(path)]
         )
@@ -188,34 +219,39 @@ def _read_directory(directory: Path) -> Tree:
     return tree
 
 
-def _find(top: bytes) -> Iterator[_Found]:
-    """Yield the files and directories below *top*, in the order of names, parents first."""
+def _find(top: Path) -> Iterator[_Found]:
+    """Yield the files and directories below *top*, in the order of names, parents first.
+
+    Below *top* no symbolic link is followed, also none that appears meanwhile.
+    """
     waiting = [b""]
-    while waiting:
-        below = waiting.pop()
-        with os.scandir(os.path.join(top, below)) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
-            path = os.path.join(below, entry.name)
-            status = entry.stat(follow_symlinks=False)
-            mtime = max(0, min(int(status.st_mtime), messages.MAX_TIME))
-            if _is_fixed(path, status.st_mode):
-                print(
-                    f"not imported, as every mount has it: {escape(to_text(path))}", file=sys.stderr
-                )
-            elif stat.S_ISDIR(status.st_mode):
-                yield _Found(to_text(path), mtime, None)
-            elif stat.S_ISREG(status.st_mode):
-                yield _Found(to_text(path), mtime, _read_file(entry.path))
-            else:
-                raise Unsupported(
-                    f"{escape(to_text(entry.path))} is neither a file nor a directory"
-                )
-        waiting += [
-            os.path.join(below, entry.name)
-            for entry in reversed(found)
-            if entry.is_dir(follow_symlinks=False)
-        ]
+    with opened(open_directory(top)) as descriptor:
+        while waiting:
+            below = waiting.pop()
+            with opened(open_below(descriptor, below)) as directory:
+                directories = []
+                for found in _find_in(directory, below, top=os.fsencode(top)):
+                    yield found
+                    if found.content is None:
+                        directories.append(to_bytes(found.path))
+            waiting += reversed(directories)
+
+
+def _find_in(directory: int, below: bytes, *, top: bytes) -> Iterator[_Found]:
+    """Yield what is in the directory with this descriptor, which is *below* the directory *top*."""
+    for name in sorted(map(os.fsencode, os.listdir(directory))):
+        path = os.path.join(below, name)
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        mtime = max(0, min(int(status.st_mtime), messages.MAX_TIME))
+        shown = escape(to_text(os.path.join(top, path)))
+        if _is_fixed(path, status.st_mode):
+            print(f"not imported, as every mount has it: {escape(to_text(path))}", file=sys.stderr)
+        elif stat.S_ISDIR(status.st_mode):
+            yield _Found(to_text(path), mtime, None)
+        elif stat.S_ISREG(status.st_mode):
+            yield _Found(to_text(path), mtime, _read_file(name, directory, shown=shown))
+        else:
+            raise Unsupported(f"{shown} is neither a file nor a directory")
 
 
 def _is_fixed(path: bytes, mode: int) -> bool:
@@ -226,11 +262,12 @@ def _is_fixed(path: bytes, mode: int) -> bool:
     return stat.S_ISREG(mode) and name in FIXED_FILES
 
 
-def _read_file(path: bytes) -> bytes:
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+def _read_file(name: bytes, directory: int, *, shown: str) -> bytes:
+    """Return the content of a file in the directory with this descriptor; *shown* is its path."""
+    with open(open_file(name, os.O_RDONLY, directory=directory), "rb") as file:
         content = file.read(messages.MAX_FILE_SIZE + 1)
     if len(content) > messages.MAX_FILE_SIZE:
-        raise TooBig(f"{escape(to_text(path))} has more than {messages.MAX_FILE_SIZE} bytes")
+        raise TooBig(f"{shown} has more than {messages.MAX_FILE_SIZE} bytes")
     return content
 
 

@@ -7,7 +7,6 @@ Contract: docs/spec/operations.md, "corosync.conf".
 """
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from pmxcfs.cluster._corosync import reload_configuration
 from pmxcfs.errors import ClusterError
-from pmxcfs.host.files import sync_directory
+from pmxcfs.host.files import replace_file
 from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.threads import BackgroundThread
 
@@ -62,19 +61,6 @@ def _describe(content: bytes) -> str:
         return "no config_version that is a number"
     shown = (found[1] + found[2])[: MAX_DIGITS + 1].decode("ascii", "replace")
     return f"config_version {shown}, but it must be a number from 1 to {MAX_VERSION}"
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Replace a file atomically, also across a crash. Blocks for two fsyncs; raises OSError."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)  # left behind by a crash
-    with fresh.open("xb") as file:
-        os.fchmod(file.fileno(), MODE)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
-    sync_directory(path.parent)
 
 
 class _Refused(Exception):
@@ -163,7 +149,7 @@ class HostConfig(BackgroundThread):
             return False
         if reason := refusal(content, present):
             raise _Refused(reason)
-        replace(self._path, content)
+        replace_file(self._path, content, mode=MODE)
         _log.info("wrote %s, config_version %s", self._path, version_of(content))
         return present is not None
 

@@ -168,7 +168,11 @@ class Daemon:
 
     def _make_status(self) -> None:
         self._start_time, self._running_since = clock.seconds(), time.monotonic()
-        self._recorder = Recorder(self._settings.rrddir, self._settings.rrdcached_socket)
+        self._recorder = Recorder(
+            self._settings.rrddir,
+            self._settings.rrdcached_socket,
+            scratch=self._settings.rundir,
+        )
         self._status = Status(
             self._settings.nodename,
             self._guests,

@@ -114,6 +114,8 @@ def make_directories(settings: Settings, *, gid: int) -> None:
     _make_directory(settings.rundir, gid=gid)
 
 
+    for path in (settings.statedir, settings.rundir):
+        _check_is_ours(path)
 def _make_directory(path: Path, *, gid: int = -1) -> None:
     """Make a directory of mode 0750. One that is there already is left as it is."""
     try:
@@ -129,6 +131,17 @@ def _make_directory(path: Path, *, gid: int = -1) -> None:
 
 class StateLock:
     """The lock on a state directory, which one daemon at a time may use."""
+def _check_is_ours(path: Path) -> None:
+    """Warn if other users can replace files in the directory *path*, as by symbolic links."""
+    status = os.stat(path)
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        _log.warning(
+            "other users can replace files in %s: make root its owner, and nobody else able to "
+            "write to it (chown root, chmod go-w)",
+            path,
+        )
+
+
 
     def __init__(self, path: Path, *, mountpoint: Path, timeout: float = LOCK_TIMEOUT) -> None:
         self._path = path
@@ -139,7 +152,7 @@ class StateLock:
     def __enter__(self) -> Self:
         """Take the lock. Blocks up to *timeout* seconds (LOCK_TIMEOUT); raises StartError."""
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise StartError(f"can't open lock file {self._path}: {error.strerror}") from None
         try:

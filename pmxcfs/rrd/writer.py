@@ -6,9 +6,11 @@ metric stays in the queue and is sent again later. The size of the queue is limi
 metrics are dropped first. Contract: docs/spec/status.md, "RRD".
 """
 
+import contextlib
 import logging
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections import deque
@@ -18,6 +20,7 @@ from pathlib import Path
 import rrdtool
 
 from pmxcfs.errors import Failed, Invalid
+from pmxcfs.host.directories import make_new_file, open_directory, open_file, opened
 from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.outage import Outage
 from pmxcfs.host.process import lower_priority
@@ -32,6 +35,7 @@ RETRY_AFTER = 2.0  # seconds until rrdcached is tried again after a timeout
 CREATE_AGAIN_AFTER = 5.0  # seconds without another attempt after a file could not be created
 MAX_ANSWER = 4096  # bytes; an answer of rrdcached is one short line
 DIRECTORY_MODE = 0o750
+FILE_MODE = 0o644
 # The error of rrdtool and rrdcached for a value that is not newer than the last one: the value was
 # written before, but its answer was lost.
 SEEN = "illegal attempt to update using time"
@@ -109,9 +113,10 @@ class _CreationPaused(Failed):
 class Recorder(BackgroundThread):
     """The queue of metrics and the thread that empties it."""
 
-    def __init__(self, directory: Path, cached: Path) -> None:
+    def __init__(self, directory: Path, cached: Path, *, scratch: Path) -> None:
         super().__init__("rrd")
         self._directory = directory
+        self._scratch = scratch  # a directory that only root can write to
         self._cached = Cached(cached)
         self._queue: deque[tuple[str, bytes]] = deque()
         self._size = 0  # bytes in the queue
@@ -215,7 +220,7 @@ class Recorder(BackgroundThread):
         if time.monotonic() < self._create_after:
             raise _CreationPaused(f"{file} is not created: creating a file failed a moment ago")
         try:
-            make_file(file, update, now=time.time)
+            make_file(file, update, now=time.time, scratch=self._scratch)
         except Exception:
             self._create_after = time.monotonic() + CREATE_AGAIN_AFTER
             raise
@@ -232,29 +237,50 @@ def _outage_of(what: str) -> Outage[str]:
 
 
 def _update(file: Path, values: str) -> None:
+    """Add a line of values to *file*, which rrdtool gets as an open file, by a path of procfs."""
+    with opened(open_directory(file.parent, make=DIRECTORY_MODE)) as directory:
+        descriptor = open_file(file.name, os.O_RDWR, directory=directory)
     try:
-        rrdtool.update(os.fspath(file), values)
+        rrdtool.update(f"/proc/self/fd/{descriptor}", values)
     except rrdtool.OperationalError as error:
         if SEEN not in str(error):
             raise
+    finally:
+        os.close(descriptor)
 
 
 def _cost(name: str, data: bytes) -> int:
     return len(name) + len(data) + OVERHEAD
 
 
-def make_file(file: Path, update: Update, *, now: Callable[[], float]) -> None:
+def make_file(file: Path, update: Update, *, now: Callable[[], float], scratch: Path) -> None:
     """Create an RRD file atomically, for values since the last local midnight. Blocks.
 
-    *now* returns the seconds since 1970. Raises OSError and rrdtool.OperationalError.
+    *now* returns the seconds since 1970. rrdtool, which knows only paths, writes the file in the
+    directory *scratch*, where nobody else can replace it. Raises OSError and
+    rrdtool.OperationalError.
     """
-    for directory in (file.parent.parent, file.parent):
-        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     today = time.localtime(now())
     midnight = int(time.mktime((*today[:3], 0, 0, 0, 0, 0, -1)))
-    partial = file.with_name(f"{file.name}~")  # no metric can have this name
+    with tempfile.TemporaryDirectory(prefix="rrd-", dir=scratch) as private:
+        empty = Path(private, "empty.rrd")
+        rrdtool.create(os.fspath(empty), *definition(update.format, start=midnight))
+        content = empty.read_bytes()
+    with opened(open_directory(file.parent, make=DIRECTORY_MODE)) as directory:
+        _place(file.name, content, directory=directory)
+
+
+def _place(name: str, content: bytes, *, directory: int) -> None:
+    """Write a file under a temporary name, and rename it."""
+    partial = f"{name}~"  # no metric can have this name
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(partial, dir_fd=directory)  # of a daemon that was killed
     try:
-        rrdtool.create(os.fspath(partial), *definition(update.format, start=midnight))
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
+        with open(make_new_file(partial, FILE_MODE, directory=directory), "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), FILE_MODE)  # whatever the umask is
+        os.rename(partial, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial, dir_fd=directory)
+        raise

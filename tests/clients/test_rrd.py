@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pmxcfs.rrd.schema import GUEST, NODE, STORAGE, Format, update_of
 from pmxcfs.rrd.writer import Recorder, make_file
 from tests.clients.rrdcached import RrdCached, await_true, metric
 from tests.conftest import ExpectLog
+from tests.fakes.doubles.attacker import Attacker
 
 TIMEOUT = 20.0  # seconds
 NEVER = "/nonexistent/rrdcached.sock"
@@ -24,7 +26,7 @@ ARCHIVES = [(steps, rows) for steps, rows in ((1, 1440), (30, 1440), (360, 1440)
 
 @contextlib.contextmanager
 def recording(directory: Path, cached: Path | str = NEVER) -> Iterator[Recorder]:
-    recorder = Recorder(directory, Path(cached))
+    recorder = Recorder(directory, Path(cached), scratch=directory.parent)
     recorder.start()
     try:
         yield recorder
@@ -104,7 +106,7 @@ def test_files_are_as_specified(name: str, file: str, form: Format, tmp_path: Pa
 
 def test_a_file_begins_at_midnight(tmp_path: Path) -> None:
     update = update_of("pve2-storage/n/s", metric("pve2-storage/n/s"))
-    make_file(tmp_path / "db" / "x" / "s", update, now=lambda: 1795368130.0)
+    make_file(tmp_path / "db" / "x" / "s", update, now=lambda: 1795368130.0, scratch=tmp_path)
     assert info(tmp_path / "db" / "x" / "s")["last_update"] == str(1795368130 // 86400 * 86400)
 
 
@@ -228,7 +230,7 @@ def test_a_stop_does_not_wait_for_a_hung_rrdcached(
     cached: RrdCached, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
     monkeypatch.setattr(rrd, "TIMEOUT", 3.0)
-    recorder = Recorder(cached.directory, cached.socket)
+    recorder = Recorder(cached.directory, cached.socket, scratch=cached.directory)
     recorder.start()
     cached.process.send_signal(signal.SIGSTOP)
     recorder.record("pve2-node/n", metric("pve2-node/n"))
@@ -306,3 +308,47 @@ def test_a_directory_that_can_not_be_made_is_logged(tmp_path: Path, expect_log: 
         recorder.record("pve2-node/n", metric("pve2-node/n"))
         await_empty(recorder)
         assert "pve2-node/n" in recorder.trouble
+
+
+# Directories that belong to rrdcached's user, who can replace what is in them at any time
+
+
+@pytest.mark.parametrize("attacked", ["db", "db/pve-storage-9.0", "db/pve-storage-9.0/n"])
+def test_no_file_is_made_or_changed_behind_a_link_of_another_user(
+    attacked: str, tmp_path: Path
+) -> None:
+    name = "pve2-storage/n/s"
+    for step in itertools.count(1):
+        home, victim = tmp_path / f"{step}" / "rrdcached", tmp_path / f"{step}" / "victim"
+        (home / "db" / "pve-storage-9.0" / "n").mkdir(parents=True)
+        (victim / "pve-storage-9.0" / "n").mkdir(parents=True)
+        (victim / "n").mkdir()
+        attacker = Attacker(home / attacked, victim, step=step)
+        with attacker.acting(), contextlib.suppress(OSError):
+            make_file(
+                home / "db" / "pve-storage-9.0" / "n" / "s",
+                update_of(name, metric(name)),
+                now=time.time,
+                scratch=tmp_path,
+            )
+        assert not [path for path in victim.rglob("*") if path.is_file()]
+        if not attacker.has_acted:
+            break
+    assert step > 5
+    assert (home / "db" / "pve-storage-9.0" / "n" / "s").is_file()
+
+
+def test_links_in_place_of_files_are_not_followed(tmp_path: Path, expect_log: ExpectLog) -> None:
+    directory = tmp_path / "db" / "pve-storage-9.0" / "n"
+    directory.mkdir(parents=True)
+    (tmp_path / "victim").write_text("kept")
+    (directory / "new~").symlink_to(tmp_path / "victim")
+    (directory / "link").symlink_to(tmp_path / "victim")
+    expect_log("writing metrics: pve2-storage/n/link: .*symbolic links: 'link'")
+    with recording(tmp_path / "db") as recorder:
+        for name in ("pve2-storage/n/link", "pve2-storage/n/new"):
+            recorder.record(name, metric(name))
+        await_empty(recorder)
+    assert (tmp_path / "victim").read_text() == "kept"
+    assert last_values(directory / "new") == ["0.5", "1.5"]
+    assert sorted(os.listdir(directory)) == ["link", "new"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.cluster.corosync_conf import HostConfig, refusal, replace, version_of
+from pmxcfs.cluster.corosync_conf import HostConfig, refusal, version_of
 from pmxcfs.errors import Disconnected
 
 TIMEOUT = 30.0  # seconds until a wait fails the test
@@ -182,10 +182,3 @@ def test_a_failed_reload_is_logged_and_the_thread_goes_on(tmp_path: Path) -> Non
         assert failed.acquire(timeout=TIMEOUT)
     config.close()
     assert path.read_bytes() == conf(3)
-
-
-def test_a_temporary_file_left_by_a_crash_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / ".corosync.conf.new").write_bytes(b"half")
-    replace(tmp_path / "corosync.conf", conf(2))
-    assert [path.name for path in tmp_path.iterdir()] == ["corosync.conf"]
-    assert (tmp_path / "corosync.conf").read_bytes() == conf(2)
