@@ -95,6 +95,7 @@ class Daemon:
     process: subprocess.Popen[bytes]
     expected: list[str] = field(default_factory=list)
     was_killed: bool = False
+    exit_status: int = 0  # the expected one
 
     def is_ready(self) -> bool:
         """Tell whether the daemon has started; it creates its pid file last."""
@@ -167,7 +168,7 @@ class Daemon:
         assert not is_mount(self.path), f"{self.path} is still mounted\n{self.log_tail()}"
         if not self.was_killed:
             status = self.process.returncode
-            assert status == 0, f"exit status {status}\n{self.log_tail()}"
+            assert status == self.exit_status, f"exit status {status}\n{self.log_tail()}"
             left = sorted(path.name for path in self.state.glob("config.db-*"))
             assert not left, f"{left} left beside the database"
         self.check_log()

@@ -25,7 +25,6 @@ from pmxcfs.daemon.local_clients import LocalClients
 from pmxcfs.daemon.quorum import QuorumSwitch
 from pmxcfs.daemon.report import RecentWarnings, ReportSources, describe, summary
 from pmxcfs.daemon.state_directory import StateDirectory
-from pmxcfs.errors import StartError
 from pmxcfs.fuse import session
 from pmxcfs.fuse.handlers import Operations
 from pmxcfs.fuse.kernel_cache import KernelCache
@@ -50,8 +49,8 @@ from pmxcfs.storage.create import making, traces_of_use
 from pmxcfs.storage.database import Database
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.locks import LockTable
-from pmxcfs.vfs.ownership import Ownership
 from pmxcfs.vfs.filesystem import FileSystem
+from pmxcfs.vfs.ownership import Ownership
 from pmxcfs.vfs.publisher import Publisher
 
 _log = logging.getLogger("pmxcfs.main")
@@ -100,9 +99,9 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         _log.info("serving %s for node %s", settings.mountpoint, settings.nodename)
         process.notify_service_manager("READY=1")
         ready()
-        daemon.serve()
+        status = daemon.serve()
         process.notify_service_manager("STOPPING=1")
-    return 0
+    return status
 
 
 class Daemon:
@@ -223,7 +222,6 @@ class Daemon:
             self._issuer,
             quorum=self._quorum,
             locks=self._locks,
-            gid=self._gid,
             monotonic_ns=time.monotonic_ns,
             wall_clock=clock.seconds,
             on_unpublished=self._publisher.notice,
@@ -268,31 +266,20 @@ class Daemon:
             self._node_ids,
             status_files=self._status_files,
             links=links(self._settings.nodename),
-            on_debug=_turn_debug,
-            start_time=self._start_time,
             ownership=Ownership(
                 self._gid,
                 lenient=self._settings.permissions == "lenient",
                 program_of=process.program_name,
             ),
+            on_debug=_turn_debug,
+            start_time=self._start_time,
             monotonic_ns=time.monotonic_ns,
             workers=self._workers,
         )
         operations.is_logging_requests = self._settings.debug
         mountpoint = self._settings.mountpoint
         self._session = session.Mount(operations, mountpoint, workers=self._workers)
-        cleanup.callback(self._unmount)
-
-    def _unmount(self) -> None:
-        """Unmount, and abort the requests that no worker will answer.
-
-        Otherwise such a request can hold a directory's lock in the kernel, for which a thread that
-        sends a notification waits; that thread keeps the session open.
-        """
-        if self._is_stopping:  # else another process has unmounted it, and may have mounted another
-            with contextlib.suppress(StartError):
-                process.detach(self._settings.mountpoint)
-        self._session.close()
+        cleanup.callback(self._session.close)
 
     # Starting the threads
 
@@ -379,8 +366,11 @@ class Daemon:
 
     # Running and stopping
 
-    def serve(self) -> None:
-        """Answer the kernel until a stop or an unmount."""
+    def serve(self) -> int:
+        """Answer the kernel until a stop or an unmount. Return the exit status.
+
+        It is 1 if the connection to the kernel was ended without an unmount.
+        """
         try:
             self._session.serve()
         except BaseException:  # in the background stderr goes nowhere
@@ -388,6 +378,14 @@ class Daemon:
             raise
         finally:
             self._finished.set()
+        if self._is_stopping or not self._session.was_aborted():
+            return 0
+        _log.error(
+            "the connection to the kernel was aborted, as by umount --force of a mount in use: "
+            "removing the dead mount from %s and ending",
+            self._settings.mountpoint,
+        )
+        return 1
 
     def stop(self) -> None:
         """Publish written data, then make ``serve`` return. For the signal waiter."""

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.host.files import replace_file
+from pmxcfs.host.mounts import topmost_on
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.messages import MAX_FILE_SIZE
 from pmxcfs.settings import Settings
@@ -51,8 +53,6 @@ def name_process(name: str = "pmxcfs") -> None:
     Path("/proc/self/comm").write_text(name)
 
 
-def open_standard_streams() -> None:
-    """Open descriptors 0 to 2 on /dev/null where they are closed, and sys.stdout and sys.stderr.
 def program_name(pid: int) -> str:
     """Return the name of the program of a process, which may be in another namespace or over."""
     try:
@@ -61,6 +61,8 @@ def program_name(pid: int) -> str:
         return "an unknown program"
 
 
+def open_standard_streams() -> None:
+    """Open descriptors 0 to 2 on /dev/null where they are closed, and sys.stdout and sys.stderr.
 
     Otherwise a file or socket of the daemon could get one of these numbers, and output meant for
     stdout or stderr would be written to it.
@@ -112,10 +114,10 @@ def make_directories(settings: Settings, *, gid: int) -> None:
     os.umask(UMASK)
     _make_directory(settings.statedir)
     _make_directory(settings.rundir, gid=gid)
-
-
     for path in (settings.statedir, settings.rundir):
         _check_is_ours(path)
+
+
 def _make_directory(path: Path, *, gid: int = -1) -> None:
     """Make a directory of mode 0750. One that is there already is left as it is."""
     try:
@@ -129,8 +131,6 @@ def _make_directory(path: Path, *, gid: int = -1) -> None:
         raise StartError(f"can't make directory {path}: {error.strerror}") from None
 
 
-class StateLock:
-    """The lock on a state directory, which one daemon at a time may use."""
 def _check_is_ours(path: Path) -> None:
     """Warn if other users can replace files in the directory *path*, as by symbolic links."""
     status = os.stat(path)
@@ -142,6 +142,8 @@ def _check_is_ours(path: Path) -> None:
         )
 
 
+class StateLock:
+    """The lock on a state directory, which one daemon at a time may use."""
 
     def __init__(self, path: Path, *, mountpoint: Path, timeout: float = LOCK_TIMEOUT) -> None:
         self._path = path
@@ -180,6 +182,9 @@ def _check_is_ours(path: Path) -> None:
         One of its threads is blocked in a notification to the kernel, until a FUSE request is
         answered that the killed daemon will never answer. The detach aborts that request.
         """
+        top = topmost_on(self._mountpoint)
+        if top is None or not top.is_fuse:
+            return
         _log.warning("removing the mount of a daemon that is ending from %s", self._mountpoint)
         with contextlib.suppress(StartError):
             detach(self._mountpoint)
@@ -236,8 +241,7 @@ def pid_file(path: Path) -> Iterator[None]:
     """Keep this process's pid in *path*; at the end remove it, unless it is another's by then."""
     mine = f"{os.getpid()}\n"
     try:
-        path.write_text(mine)
-        path.chmod(0o644)
+        replace_file(path, mine.encode(), mode=0o644)
     except OSError as error:
         raise StartError(f"can't write pid file {path}: {error.strerror}") from None
     try:
@@ -289,14 +293,8 @@ def detach(path: Path) -> None:
 
 def is_mounted(path: Path) -> bool:
     """Tell whether a FUSE file system is mounted on *path* and answers; blocks while it starts."""
-    wanted = os.fsencode(os.path.realpath(path))
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        fields = line.split(b" ")
-        where = fields[4].decode("unicode_escape").encode("latin-1")
-        kind = fields[fields.index(b"-") + 1]
-        if where == wanted and kind.startswith(b"fuse"):
-            return stat_error(path) == 0
-    return False
+    top = topmost_on(path)
+    return top is not None and top.is_fuse and stat_error(path) == 0
 
 
 def daemonize(body: Callable[[Callable[[], None]], int], *, mountpoint: Path) -> int:
