@@ -25,6 +25,14 @@ class Exists(PmxcfsError):
     errno = codes.EEXIST
 
 
+class GuestTaken(Exists):
+    """A guest's number is in use: the file *path* can't have it, as the file *holder* has it."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(f"{path}: its number is in use by {holder}")
+        self.path = path
+
+
 class NotADirectory(PmxcfsError):
     """A component of the path is a file where a directory is needed."""
 

@@ -18,6 +18,7 @@ cdef class Handlers:
     cdef object _start_ns
     cdef object _now_ns
     cdef readonly object _workers
+    cdef object _taken
     cdef dict _handles
     cdef dict _directories
     cdef dict _recent_listings

@@ -25,6 +25,7 @@ from pmxcfs.errors import (
     Denied,
     Exists,
     Failed,
+    GuestTaken,
     NotFound,
     NotPermitted,
     PmxcfsError,
@@ -34,6 +35,7 @@ from pmxcfs.errors import (
 from pmxcfs.fuse.node_ids import ROOT, Node, NodeIds
 from pmxcfs.fuse.request_log import subject_of
 from pmxcfs.fuse.workers import Workers
+from pmxcfs.host.outage import Repetitions
 from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
 from pmxcfs.status.files import Link, Snapshot, StatusFile, Switch
 from pmxcfs.text import to_bytes, to_text
@@ -49,6 +51,7 @@ _NS = 10**9  # nanoseconds per second; a Python integer, as a C int would overfl
 FOREVER = 365 * 86400.0  # seconds, as a cache timeout; changes are invalidated explicitly
 BLOCK = 4096  # bytes per block in statfs
 SNAPSHOT_FRESH_NS = 1_000_000_000  # age up to which an outdated snapshot may be opened
+TAKEN_AGAIN_NS = 60_000_000_000  # until a path is logged again whose guest number is in use
 MAX_LISTED_NAME = 1024  # bytes; the kernel fails a listing with a longer name, such as a peer's
 LISTED_AT_ONCE = 256  # names per readdir; more than fit into the kernel's one-page buffer
 RECENT_LISTINGS = 64  # directories whose listing is cached until a name in them changes
@@ -82,6 +85,8 @@ def _handler(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
                 return _logged(self, function, arguments)
             return function(self, *arguments)
         except PmxcfsError as error:
+            if isinstance(error, GuestTaken):
+                self.note_taken(error)
             raise llfuse.FUSEError(error.errno) from None
         except BaseException:  # noqa: BLE001, as a bug in a handler must not end the mount
             _log.exception("FUSE request %s failed, which is a bug", function.__name__)
@@ -139,6 +144,7 @@ class Handlers:
         self._start_ns = start_time * _NS
         self._now_ns = monotonic_ns
         self._workers = workers
+        self._taken = Repetitions(TAKEN_AGAIN_NS)
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, OpenDirectory] = {}  # by handle
         self._recent_listings: dict[int, tuple[int, Listing]] = {}  # by node; (version, listing)
@@ -147,6 +153,11 @@ class Handlers:
         self._absent.entry_timeout = FOREVER
 
     # Lookup and attributes
+
+    def note_taken(self, error: GuestTaken) -> None:
+        """Log where a guest's number is in use: the caller gets an errno only."""
+        if self._taken.is_due(error.path, now_ns=self._now_ns()):
+            _log.info("refused with EEXIST: %s", error)
 
     def turn_debug(self, on: bool) -> None:
         """Log requests from now on, or no longer."""

@@ -1,9 +1,10 @@
-"""A failure that lasts, logged once when it begins and once when it is over."""
+"""Failures that repeat or last, of which not every occurrence is logged."""
 
 import logging
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+MAX_KEYS = 1000  # that Repetitions remembers
 Cause = TypeVar("Cause")
 
 
@@ -42,3 +43,22 @@ class Outage(Generic[Cause]):
         if self.cause is not None and self._over:
             self._logger.info("%s", self._over)
         self.cause = None
+
+
+class Repetitions:
+    """Which occurrences of many are to be logged: for each key one in *interval_ns*."""
+
+    def __init__(self, interval_ns: int) -> None:
+        self._interval_ns = interval_ns
+        self._logged: dict[object, int] = {}  # monotonic ns of the last one, the oldest key first
+
+    def is_due(self, key: object, *, now_ns: int) -> bool:
+        """Tell whether the occurrence at *now_ns* (monotonic) is to be logged."""
+        since_ns = self._logged.get(key)
+        if since_ns is not None and now_ns - since_ns < self._interval_ns:
+            return False
+        self._logged.pop(key, None)
+        self._logged[key] = now_ns
+        while len(self._logged) > MAX_KEYS:
+            del self._logged[next(iter(self._logged))]
+        return True

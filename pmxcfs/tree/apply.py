@@ -13,6 +13,7 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import (
     Denied,
     Exists,
+    GuestTaken,
     Invalid,
     NotADirectory,
     NotEmpty,
@@ -20,7 +21,7 @@ from pmxcfs.errors import (
     Stale,
     TooBig,
 )
-from pmxcfs.tree.guests import GuestPath, Guests, parse_guest_path
+from pmxcfs.tree.guests import GuestPath, Guests, parse_guest_path, path_of
 
 _DOTS = (".", "..")
 
@@ -289,10 +290,11 @@ def _is_lock(entry: Entry) -> bool:
 
 
 def _check_guest(guests: Guests, path: str, source: str = "") -> GuestPath | None:
-    """Return the guest of a configuration path; raise Exists if its vmid is in use elsewhere."""
+    """Return the guest of a configuration path. Raises GuestTaken if another file has its vmid."""
     guest = parse_guest_path(path)
     if guest is not None and guests.conflicts(guest, source=parse_guest_path(source)):
-        raise Exists(f"{path!r}: the vmid {guest.vmid} is in use elsewhere")
+        holder = guests.get(guest.vmid)
+        raise GuestTaken(path, "another file" if holder is None else path_of(holder))
     return guest
 
 

@@ -37,6 +37,12 @@ def parse_guest_path(path: str) -> GuestPath | None:
     return GuestPath(vmid, parts[1], kind)
 
 
+def path_of(guest: GuestPath) -> str:
+    """Return the configuration path of a guest."""
+    directory = next(name for name, kind in GUEST_TYPES.items() if kind == guest.type)
+    return f"nodes/{guest.node}/{directory}/{guest.vmid}{_SUFFIX}"
+
+
 def vmid_of(path: str) -> int | None:
     """Return the vmid of a guest's configuration path; None for any other path."""
     guest = parse_guest_path(path)

@@ -227,3 +227,16 @@ def test_lenient_permissions_ignore_what_programs_set(tmp_path: Path) -> None:
             assert stranger("chmod", "target") == "EPERM"
         daemon.wait_for_log("install: chmod and chown succeed without effect")
         daemon.wait_for_log("cp: chmod and chown succeed without effect")
+
+
+def test_the_log_tells_where_the_number_of_a_guest_is_in_use(mount: Daemon) -> None:
+    for directory in ("nodes/node1/lxc", "nodes/node2/qemu-server"):
+        (mount.path / directory).mkdir(parents=True)
+    (mount.path / "nodes/node1/lxc/100.conf").touch()
+    other = mount.path / "nodes/node2/qemu-server/100.conf"
+    for _ in range(2):
+        with pytest.raises(FileExistsError):
+            other.touch()
+    mount.wait_for_log(
+        "nodes/node2/qemu-server/100.conf: its number is in use by nodes/node1/lxc/100.conf"
+    )
