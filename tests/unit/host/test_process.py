@@ -17,6 +17,7 @@ import pytest
 from pmxcfs.errors import StartError
 from pmxcfs.host import process
 from pmxcfs.settings import Settings
+from tests.conftest import ExpectLog
 from tests.places import PROGRAMS
 
 NO_MOUNT = Path("/nonexistent")
@@ -55,6 +56,18 @@ def test_modes_of_existing_directories_are_kept(tmp_path: Path, umask: int) -> N
         Settings(nodename="n", statedir=tmp_path, rundir=tmp_path), gid=os.getgid()
     )
     assert tmp_path.stat().st_mode & 0o7777 == 0o705
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_directories_that_others_can_write_to_cause_a_warning(
+    tmp_path: Path, umask: int, mode: int, expect_log: ExpectLog
+) -> None:
+    for name in ("state", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "state").chmod(mode)
+    expect_log(f"other users can replace files in {tmp_path / 'state'}: make root its owner")
+    settings = Settings(nodename="n", statedir=tmp_path / "state", rundir=tmp_path / "run")
+    process.make_directories(settings, gid=os.getgid())
 
 
 def test_a_file_in_place_of_a_directory_is_an_error(tmp_path: Path, umask: int) -> None:
@@ -137,6 +150,21 @@ def test_a_lock_file_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
         process.StateLock(tmp_path, mountpoint=NO_MOUNT),
     ):
         pass
+
+
+def test_links_in_place_of_lock_file_and_pid_file_are_not_followed(tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "link"
+    victim.write_text("kept")
+    link.symlink_to(victim)
+    with (
+        pytest.raises(StartError, match="can't open lock file"),
+        process.StateLock(link, mountpoint=NO_MOUNT),
+    ):
+        pass
+    with process.pid_file(link):
+        assert not link.is_symlink()
+        assert link.read_text() == f"{os.getpid()}\n"
+    assert victim.read_text() == "kept"
 
 
 def test_the_pid_file_lives_as_long_as_the_daemon(tmp_path: Path) -> None:
