@@ -302,7 +302,7 @@ def test_making_a_file_is_not_retried_at_once(
 
 
 def test_a_directory_that_can_not_be_made_is_logged(tmp_path: Path, expect_log: ExpectLog) -> None:
-    expect_log(f"writing metrics: .*{os.strerror(errno.EEXIST)}")
+    expect_log(f"writing metrics: .*{os.strerror(errno.ENOTDIR)}")
     (tmp_path / "file").touch()
     with recording(tmp_path / "file") as recorder:
         recorder.record("pve2-node/n", metric("pve2-node/n"))
