@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.host.directories import open_below, open_directory, opened
 from pmxcfs.host.files import replace_file
 from pmxcfs.host.mounts import topmost_on
 from pmxcfs.host.threads import BackgroundThread
@@ -121,9 +122,10 @@ def make_directories(settings: Settings, *, gid: int) -> None:
 def _make_directory(path: Path, *, gid: int = -1) -> None:
     """Make a directory of mode 0750. One that is there already is left as it is."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=DIRECTORY_MODE)
-        os.chown(path, -1, gid)
+        with opened(open_directory(path.parent, make=0o777)) as parent:  # the umask applies
+            os.mkdir(path.name, DIRECTORY_MODE, dir_fd=parent)
+            with opened(open_below(parent, os.fsencode(path.name))) as made:
+                os.fchown(made, -1, gid)
     except FileExistsError:
         if not path.is_dir():
             raise StartError(f"{path} is not a directory") from None

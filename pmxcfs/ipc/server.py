@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pmxcfs.errors import IpcError, PmxcfsError, StartError
+from pmxcfs.host.directories import make_new_file, open_directory, opened
 from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.ipc._qb import Server
@@ -153,9 +154,12 @@ def _explain(name: str, error: IpcError) -> str:
 
 
 def make_flag(path: Path, *, gid: int) -> None:
-    """Create the empty file *path*, which the group *gid* can read."""
-    path.touch(mode=0o640)
-    os.chown(path, -1, gid)
+    """Create the empty file *path*, which the group *gid* can read. A link there is replaced."""
+    with opened(open_directory(path.parent)) as directory:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=directory)
+        with opened(make_new_file(path.name, 0o640, directory=directory)) as flag:
+            os.fchown(flag, -1, gid)
 
 
 def remove_leftovers(name: str, *, below: Path = SHARED_MEMORY) -> None:
