@@ -18,12 +18,12 @@ SHARED_OBJECTS = find pmxcfs -name '*.so'
 # The .venv, and the headers that the extensions include.
 PACKAGES := python3-venv python3-dev
 # Building the extensions and llfuse.
-PACKAGES += gcc libc6-dev pkg-config libfuse-dev
+PACKAGES += gcc libc6-dev pkgconf libfuse-dev
 # The cluster: corosync's client libraries.
 PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
 # The database.
 PACKAGES += libsqlite3-dev
-# Local clients.
+# Local clients, and metrics.
 PACKAGES += libqb-dev librrd-dev
 # Mounting.
 PACKAGES += fuse3
@@ -39,9 +39,9 @@ UNPACKED := corosync rrdcached
 
 # Only for the Debian package: building, checking, and trying it in a Debian tree of its own. The
 # first lines are the package's Build-Depends.
-DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev
-DEB_PACKAGES += libsqlite3-dev pkg-config procps python3-dev python3-hypothesis python3-llfuse python3-pytest
-DEB_PACKAGES += python3-pytest-benchmark python3-rrdtool python3-setuptools python3-shtab
+DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev librrd-dev
+DEB_PACKAGES += libsqlite3-dev pkgconf procps python3-dev python3-hypothesis python3-llfuse python3-pytest
+DEB_PACKAGES += python3-pytest-benchmark python3-setuptools python3-shtab
 DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
 
 .PHONY: help

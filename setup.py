@@ -39,6 +39,7 @@ LIBRARIES = {
     "_corosync": ["libquorum", "libcmap", "libcfg"],
     "_sqlite": ["sqlite3"],
     "_wal": ["sqlite3"],
+    "_librrd": ["librrd"],
     "_qb": ["libqb"],
     "_qbclient": ["libqb"],
 }

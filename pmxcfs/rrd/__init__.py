@@ -1,1 +1,1 @@
-"""Metrics as round-robin databases (RRD): the edge to rrdtool and rrdcached."""
+"""Metrics as round-robin databases (RRD): the edge to librrd and rrdcached."""

@@ -6,7 +6,6 @@ to the current format. Pure data and arithmetic. Contract: docs/spec/status.md, 
 """
 
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from pmxcfs.errors import Invalid
@@ -104,11 +103,8 @@ def _as_counter(value: str) -> str:
     return whole if _COUNT.fullmatch(whole) else UNKNOWN
 
 
-def definition(form: Format, *, start: int) -> Sequence[str]:
-    """Return the arguments of rrdtool create for a file whose first value is after *start*.
-
-    *start* is in seconds since 1970.
-    """
+def definitions(form: Format) -> list[str]:
+    """Return the columns and archives of a file, in the syntax of rrdcreate(1)."""
     sources = [
         f"DS:{name}:{'DERIVE' if name in _COUNTERS else 'GAUGE'}:{HEARTBEAT}:0:U"
         for name in form.columns
@@ -118,4 +114,4 @@ def definition(form: Format, *, start: int) -> Sequence[str]:
         for function in CONSOLIDATIONS
         for steps, rows in STEPS_AND_ROWS
     ]
-    return ["--start", str(start), "--step", str(STEP), *sources, *archives]
+    return [*sources, *archives]

@@ -17,15 +17,14 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import rrdtool
-
 from pmxcfs.errors import Failed, Invalid
 from pmxcfs.host.directories import make_new_file, open_directory, open_file, opened
 from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.outage import Outage
 from pmxcfs.host.process import lower_priority
 from pmxcfs.host.threads import BackgroundThread
-from pmxcfs.rrd.schema import Update, definition, update_of
+from pmxcfs.rrd import _librrd
+from pmxcfs.rrd.schema import STEP, Update, definitions, update_of
 from pmxcfs.status.metrics import MAX_REFUSED
 
 MAX_QUEUED = 16 << 20  # bytes of queued metrics; a few minutes with 10,000 guests
@@ -36,7 +35,7 @@ CREATE_AGAIN_AFTER = 5.0  # seconds without another attempt after a file could n
 MAX_ANSWER = 4096  # bytes; an answer of rrdcached is one short line
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o644
-# The error of rrdtool and rrdcached for a value that is not newer than the last one: the value was
+# The error of librrd and rrdcached for a value that is not newer than the last one: the value was
 # written before, but its answer was lost.
 SEEN = "illegal attempt to update using time"
 
@@ -237,12 +236,12 @@ def _outage_of(what: str) -> Outage[str]:
 
 
 def _update(file: Path, values: str) -> None:
-    """Add a line of values to *file*, which rrdtool gets as an open file, by a path of procfs."""
+    """Add a line of values to *file*, which librrd gets as an open file, by a path of procfs."""
     with opened(open_directory(file.parent, make=DIRECTORY_MODE)) as directory:
         descriptor = open_file(file.name, os.O_RDWR, directory=directory)
     try:
-        rrdtool.update(f"/proc/self/fd/{descriptor}", values)
-    except rrdtool.OperationalError as error:
+        _librrd.update(f"/proc/self/fd/{descriptor}", values)
+    except Failed as error:
         if SEEN not in str(error):
             raise
     finally:
@@ -256,15 +255,17 @@ def _cost(name: str, data: bytes) -> int:
 def make_file(file: Path, update: Update, *, now: Callable[[], float], scratch: Path) -> None:
     """Create an RRD file atomically, for values since the last local midnight. Blocks.
 
-    *now* returns the seconds since 1970. rrdtool, which knows only paths, writes the file in the
-    directory *scratch*, where nobody else can replace it. Raises OSError and
-    rrdtool.OperationalError.
+    *now* returns the seconds since 1970. librrd, which knows only paths, writes the file in the
+    directory *scratch*, where nobody else can replace it. Raises OSError, and
+    Failed or Invalid from librrd.
     """
     today = time.localtime(now())
     midnight = int(time.mktime((*today[:3], 0, 0, 0, 0, 0, -1)))
     with tempfile.TemporaryDirectory(prefix="rrd-", dir=scratch) as private:
         empty = Path(private, "empty.rrd")
-        rrdtool.create(os.fspath(empty), *definition(update.format, start=midnight))
+        _librrd.create(
+            os.fspath(empty), definitions(update.format), start=midnight, step=STEP
+        )
         content = empty.read_bytes()
     with opened(open_directory(file.parent, make=DIRECTORY_MODE)) as directory:
         _place(file.name, content, directory=directory)

@@ -2,16 +2,19 @@
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pmxcfs.rrd import _librrd
 from pmxcfs.rrd import writer as rrd
 from pmxcfs.rrd.schema import GUEST, NODE, STORAGE, Format, update_of
 from pmxcfs.rrd.writer import Recorder, make_file
@@ -131,6 +134,30 @@ def test_an_invalid_metric_is_logged_and_the_next_is_written(
         recorder.record("pve2-node/good", metric("pve2-node/good"))
         await_empty(recorder)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["good"]
+
+
+def test_other_threads_run_while_librrd_waits(tmp_path: Path) -> None:
+    """An open(2) of a file with a lease waits until the lease is given back (fcntl(2))."""
+    file = tmp_path / "x"
+    name = "pve2-storage/n/s"
+    make_file(file, update_of(name, metric(name)), now=lambda: time.time() - 86400)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        values = update_of(name, metric(name)).values
+        thread = threading.Thread(target=_librrd.update, args=[str(file), values])
+        start = time.monotonic()
+        thread.start()
+        # The signal says that the update waits. The kernel ends the wait after 45 s.
+        assert signal.sigtimedwait([signal.SIGIO], TIMEOUT)
+        assert time.monotonic() - start < TIMEOUT
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        thread.join(TIMEOUT)
+    finally:
+        os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
+    assert last_values(file) == ["0.5", "1.5"]
 
 
 # rrdcached

@@ -34,7 +34,7 @@ CLOCKS = ("time", "datetime", "random", "secrets", "uuid")
 THREADS_AND_FILES = ("threading", "os", "socket", "pathlib", "subprocess", "fcntl")
 NOT_PURE = frozenset([*CLOCKS, *THREADS_AND_FILES])
 # The only folder that may import each of these modules.
-OWNERS = {"sqlite3": "storage", "llfuse": "fuse", "rrdtool": "rrd"}
+OWNERS = {"sqlite3": "storage", "llfuse": "fuse"}
 
 # Words that an earlier version used for concepts that have a standard term; the standard term is in
 # the glossary of docs/development.md.
@@ -192,7 +192,7 @@ def test_an_init_file_holds_one_docstring_and_nothing_else(package: Path) -> Non
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
-def test_sqlite3_llfuse_and_rrdtool_are_imported_by_one_folder_each(path: Path) -> None:
+def test_sqlite3_and_llfuse_are_imported_by_one_folder_each(path: Path) -> None:
     imported = {name.partition(".")[0] for name in imports_of(ast.parse(path.read_text()))}
     folder = folder_of(dotted(path))
     assert not {name for name in imported if OWNERS.get(name, folder) != folder}

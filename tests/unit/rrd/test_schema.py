@@ -3,7 +3,7 @@
 import pytest
 
 from pmxcfs.errors import Invalid
-from pmxcfs.rrd.schema import GUEST, NODE, STORAGE, Format, definition, update_of
+from pmxcfs.rrd.schema import GUEST, NODE, STORAGE, Format, definitions, update_of
 
 
 def numbers(count: int) -> list[str]:
@@ -70,8 +70,7 @@ def test_a_text_without_a_time_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("form", [NODE, GUEST, STORAGE])
 def test_definitions(form: Format) -> None:
-    arguments = definition(form, start=1795305600)
-    assert arguments[:4] == ["--start", "1795305600", "--step", "60"]
+    arguments = definitions(form)
     sources = [argument for argument in arguments if argument.startswith("DS:")]
     assert [source.split(":")[1] for source in sources] == list(form.columns)
     derived = [source.split(":")[1] for source in sources if ":DERIVE:" in source]
