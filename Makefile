@@ -197,21 +197,41 @@ test-long: build test-deps deb build/bookworm/.made ## random tests for much lon
 	$(REQUIRED),packaging $(PYTEST) -m long tests
 
 .PHONY: deb
-deb: deb-packages ## build the Debian package in build/deb and check it with lintian
-	shellcheck debian/preinst debian/postinst debian/postrm debian/tests/smoke
+deb: deb-packages ## build the package for this machine's Debian in build/deb, check it with lintian
+	shellcheck debian/preinst debian/postinst debian/postrm debian/tests/smoke \
+	  tests/package/inside
+	rm -rf build/deb
 	$(call copy,deb/pmxcfs)
-	cd build/deb/pmxcfs && $(DEBIAN_PATH) dpkg-buildpackage --no-sign
-	cd build/deb && lintian -EvIL +pedantic --fail-on error,warning pmxcfs_*.changes
+	cd build/deb && $(DEBIAN_PATH) $(BUILD_PACKAGE)
 
 # Debian's tools, and no other Python that somebody has put in front of Debian's.
 DEBIAN_PATH := PATH=/usr/sbin:/usr/bin:/sbin:/bin
+BUILD_PACKAGE := sh -euc 'cd pmxcfs; dpkg-buildpackage --no-sign; cd ..; \
+  lintian -EvIL +pedantic --fail-on error,warning pmxcfs_*.changes'
 
-# A Debian 12 for tests to boot and to install into, who never change it: a system, and all that the
-# package depends on. Uses the network.
+# The builder is an ordinary user, nobody, whose priority is low.
+.PHONY: deb-trixie
+deb-trixie: build/trixie-builder/.made ## the same for Debian 13, in build/deb-trixie
+	rm -rf build/deb-trixie
+	$(call copy,deb-trixie/pmxcfs)
+	chown -R 65534:65534 build/deb-trixie
+	tests/package/inside build/trixie-builder build/deb-trixie \
+	  setpriv --reuid=65534 --regid=65534 --clear-groups nice $(BUILD_PACKAGE)
+
+# Debian trees for tests to boot and to install into, who never change them: a system, and all that
+# the package depends on. Uses the network.
 MIRROR := http://deb.debian.org/debian
-build/bookworm/.made: tests/package/tree.txt | deb-packages
-	rm -rf build/bookworm && mkdir -p build
-	debootstrap --variant=minbase --include=$$(paste -sd, $<) bookworm build/bookworm $(MIRROR)
+build/bookworm/.made build/trixie/.made: build/%/.made: tests/package/tree.txt | deb-packages
+	rm -rf build/$* && mkdir -p build
+	debootstrap --variant=minbase --include=$$(paste -sd, $<) $* build/$* $(MIRROR)
+	touch $@
+
+# Debian 13 with all that the package is built and checked with. Uses the network.
+build/trixie-builder/.made: debian/control build/trixie/.made tests/package/inside
+	rm -rf build/trixie-builder && cp -a build/trixie build/trixie-builder && rm $@
+	tests/package/inside build/trixie-builder . sh -euc 'apt-get -q update; \
+	  apt-get -qy --no-install-recommends install build-essential lintian; \
+	  apt-get -qy --no-install-recommends build-dep ./'
 	touch $@
 
 .PHONY: scenarios-rewrite
