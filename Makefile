@@ -192,8 +192,10 @@ REQUIRED := PMXCFS_REQUIRE=fuse,corosync
 test: build test-deps lint types stubtest ## everything that CI runs; a skipped test is a failure
 	$(REQUIRED) $(PYTEST) tests
 
+TREES := build/bookworm/.made build/trixie/.made
+
 .PHONY: test-long
-test-long: build test-deps deb build/bookworm/.made ## random tests for much longer; the Debian package on a machine
+test-long: build test-deps deb deb-trixie $(TREES) ## random tests for much longer; the Debian package on a machine
 	$(REQUIRED),packaging $(PYTEST) -m long tests
 
 .PHONY: deb
@@ -218,10 +220,10 @@ deb-trixie: build/trixie-builder/.made ## the same for Debian 13, in build/deb-t
 	tests/package/inside build/trixie-builder build/deb-trixie \
 	  setpriv --reuid=65534 --regid=65534 --clear-groups nice $(BUILD_PACKAGE)
 
-# Debian trees for tests to boot and to install into, who never change them: a system, and all that
-# the package depends on. Uses the network.
+# Debian 12 and 13 for tests to boot and to install into, who never change it: a system, and all that the
+# package depends on. Uses the network.
 MIRROR := http://deb.debian.org/debian
-build/bookworm/.made build/trixie/.made: build/%/.made: tests/package/tree.txt | deb-packages
+$(TREES): build/%/.made: tests/package/tree.txt | deb-packages
 	rm -rf build/$* && mkdir -p build
 	debootstrap --variant=minbase --include=$$(paste -sd, $<) $* build/$* $(MIRROR)
 	touch $@

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,27 @@ from tests.places import ROOT
 pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
 
 
+NOBODY = 65534  # uid and gid of an ordinary user
+ORDINARY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "nice"]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a directory of an ordinary user."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chown(name, NOBODY, NOBODY)
+        yield Path(name)
+
+
 def build(source: Path, **environment: str) -> dict[str, str]:
-    """Build from the source package in another directory; return the checksums of the packages."""
+    """Build from the source package in another directory, as an ordinary user under nice(1).
+
+    Return the checksums of the packages.
+    """
     (description,) = (ROOT / "build" / "deb").glob("pmxcfs_*.dsc")
-    source.parent.mkdir(parents=True)
     subprocess.run(["dpkg-source", "--extract", description, source], check=True)
-    command = ["dpkg-buildpackage", "--no-sign", "--build=binary"]
+    subprocess.run(["chown", "--recursive", f"{NOBODY}:{NOBODY}", source], check=True)
+    command = [*ORDINARY, "dpkg-buildpackage", "--no-sign", "--build=binary"]
     # Only Debian's programs, as on a build machine.
     variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEB_BUILD_OPTIONS": "nocheck"}
     variables |= {"HOME": os.devnull, **environment}
@@ -32,9 +48,11 @@ def sums(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in packages}
 
 
-def test_two_builds_are_identical(tmp_path: Path, report: Callable[[object], None]) -> None:
-    """Builds in other directories, time zones and umasks; both without compiler warnings."""
-    place = tmp_path / "elsewhere" / "deeper"
+def test_two_builds_are_identical(place: Path, report: Callable[[object], None]) -> None:
+    """Builds of other users, in other directories, time zones and umasks.
+
+    Both are without compiler warnings.
+    """
     umask = os.umask(0o077)
     try:
         built = build(place / "source", TZ="Pacific/Kiritimati", LC_ALL="C.UTF-8")
