@@ -272,7 +272,7 @@ bench-compare: build ## how the ratios of the last two runs of bench differ
 .PHONY: clean
 clean: ## remove all that was generated, the database of `make run` included
 	@if grep -q " $(CURDIR)/run/pve " /proc/mounts; then \
-	  if stat run/pve > /dev/null 2>&1; then \
+	  if ls run/pve > /dev/null 2>&1; then \
 	    echo "run/pve is mounted: end the daemon first" >&2; exit 1; \
 	  else umount --lazy run/pve; fi; fi  # of a daemon that was killed
 	rm -rf .venv build run bench/results .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache \
