@@ -94,7 +94,12 @@ build/debian/%.stamp: | test-packages
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
 	PMXCFS_NO_EXTENSIONS=1 $(BIN)/pip install -q --disable-pip-version-check \
 	  --no-build-isolation --no-deps -e .
+	sed -i $(ISOLATED) $(BIN)/pmxcfs $(BIN)/create_pmxcfs_db
 	touch $@
+
+# The commands run as root, so they import no modules from PYTHONPATH or from the user's own site directory.
+# pip writes the first line like this, or for a long path the second one.
+ISOLATED := -e '1s,^\#!.*/python[0-9.]*$$,& -I,' -e "2s,^'''exec' .*/python[0-9.]*,& -I,"
 
 .PHONY: build
 build: deps build/optimized.stamp ## compile the extensions; .venv/bin/pmxcfs works afterwards

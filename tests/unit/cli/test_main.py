@@ -15,6 +15,8 @@ from pmxcfs.cli import offline
 from pmxcfs.daemon import daemon
 from pmxcfs.errors import StartError
 from pmxcfs.settings import Settings
+from tests import foreign
+from tests.places import ROOT
 
 DEFAULTS = Settings(nodename="unused")
 
@@ -230,6 +232,24 @@ def test_the_installed_commands_run_anywhere(command: str, tmp_path: Path) -> No
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: {command}")
+
+
+@pytest.mark.parametrize("command", ["pmxcfs", "create_pmxcfs_db"])
+def test_the_installed_commands_import_no_modules_of_their_users(
+    command: str, tmp_path: Path
+) -> None:
+    foreign.lay_out(tmp_path, f"{sys.version_info.major}.{sys.version_info.minor}")
+    environments = foreign.environments(str(tmp_path))
+
+    def run(*argv: str | Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            argv, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+        )
+
+    assert foreign.SAYS in run(sys.executable, "-c", "", variables=environments[0]).stderr
+    for variables in environments:
+        result = run(Path(sys.executable).parent / command, "--help", variables=variables)
+        assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_module_runs_as_a_program() -> None:
