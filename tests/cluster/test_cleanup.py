@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from tests.cluster import sweep
 from tests.cluster.agent import Agent
 from tests.cluster.lab import Lab
 from tests.cluster.node import python_path
+from tests.cluster.together import Cluster
 
 pytestmark = pytest.mark.needs_corosync
 
@@ -38,9 +39,11 @@ def traces(directory: Path) -> Iterator[str]:
             yield f"namespace {target.readlink()}"
 
 
-def start_abandoned(directory: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def start_abandoned(
+    directory: Path, *arguments: str, prefix: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """Return a process that runs a lab, and waits to be killed."""
-    argv = [sys.executable, "-m", "tests.cluster.abandoned", str(directory), *arguments]
+    argv = [*prefix, sys.executable, "-m", "tests.cluster.abandoned", str(directory), *arguments]
     environment = {**os.environ, "PYTHONPATH": python_path()}
     tests = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment)
     assert tests.stdout
@@ -77,13 +80,36 @@ def test_nothing_is_left_after_an_exception(tmp_path: Path) -> None:
     assert list(traces(tmp_path)) == []
 
 
+@pytest.mark.parametrize("kind", [Lab, Cluster])
 def test_nothing_is_left_of_a_node_that_does_not_boot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Lab], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.cluster.network.BITS", 99)
     with pytest.raises(AssertionError, match="node1 does not boot"):
-        Lab(tmp_path)
+        kind(tmp_path)
     assert list(traces(tmp_path)) == []
+
+
+FUSECTL = "/sys/fs/fuse/connections"
+MOUNTED = f"mountpoint -q {FUSECTL} || mount -t fusectl fusectl {FUSECTL}"
+NOT_MOUNTED = f"! mountpoint -q {FUSECTL} || umount --lazy {FUSECTL}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("state", [MOUNTED, NOT_MOUNTED])
+def test_a_lab_runs_whether_the_machine_has_fusectl_mounted_or_not(
+    state: str, tmp_path: Path
+) -> None:
+    """systemd mounts it; other machines don't have it mounted."""
+    script = f'set -e; {state}; exec "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    with start_abandoned(tmp_path, prefix=prefix) as tests:
+        owner = sweep.identity(tests.pid)
+        nodes = list(sweep.members(lambda found: found == owner))
+        mounts = {Path(f"/proc/{pid}/mounts").read_text().count(f" {FUSECTL} ") for pid in nodes}
+        tests.kill()
+    assert mounts == {1}
+    assert sweep.wait_for_end(lambda: list(sweep.members(lambda found: found == owner))) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -8,18 +8,25 @@ from tests.places import ROOT
 
 STANDIN = Path(__file__).parent / "standin"
 HIGHER = "99"  # a version
+# Where `make deb` and `make deb-trixie` build.
+BUILT = {"bookworm": ROOT / "build" / "deb", "trixie": ROOT / "build" / "deb-trixie"}
 
 
-def ours() -> Path:
-    """Return the package that ``make deb`` has built."""
-    (found,) = (ROOT / "build" / "deb").glob("pmxcfs_*_*.deb")
+def ours(release: str) -> Path:
+    """Return the product's package for a release."""
+    (found,) = BUILT[release].glob("pmxcfs_*_*.deb")
     return found
 
 
-def upgrade(work: Path) -> Path:
+def units_of(release: str) -> str:
+    """Return where packages of a release have their units, without a leading slash."""
+    return "lib/systemd/system" if release == "bookworm" else "usr/lib/systemd/system"
+
+
+def upgrade(work: Path, release: str) -> Path:
     """Build the product's package with a higher version."""
     tree = work / "upgrade"
-    subprocess.run(["dpkg-deb", "--raw-extract", ours(), tree], check=True)
+    subprocess.run(["dpkg-deb", "--raw-extract", ours(release), tree], check=True)
     control = tree / "DEBIAN" / "control"
     lines = control.read_text().splitlines(keepends=True)
     control.write_text(
@@ -28,13 +35,17 @@ def upgrade(work: Path) -> Path:
     return packed(tree, work / f"pmxcfs_{HIGHER}.deb")
 
 
-def original(work: Path) -> Path:
+def original(work: Path, release: str) -> Path:
     """Build a stand-in for pve-cluster, with the files that the product's package diverts."""
     tree = work / "pve-cluster"
     shutil.copytree(STANDIN, tree)
     subprocess.run(["gzip", "-n", tree / "usr/share/man/man8/pmxcfs.8"], check=True)
+    units = tree / "usr" / "lib" / "systemd" / "system"
+    if units != tree / units_of(release):
+        (tree / units_of(release)).parent.mkdir(parents=True)
+        units.rename(tree / units_of(release))
     sums = subprocess.run(
-        "find usr lib -type f | xargs md5sum",
+        "find * -path DEBIAN -prune -o -type f -print | xargs md5sum",
         cwd=tree,
         shell=True,
         stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Debian machines in namespaces for tests of the package, with systemd as PID 1.
 
-A machine boots from the tree that ``make build/bookworm/.made`` makes, and never changes this tree.
+A machine boots from the tree that ``make build/RELEASE/.made`` makes, and never changes this tree.
 It has no network unless a test calls ``wire``. ``Machine.run`` runs a command as root.
 """
 
@@ -17,22 +17,24 @@ from pathlib import Path
 
 from tests.places import ROOT
 
-TREE = ROOT / "build" / "bookworm"
+RELEASES = ("bookworm", "trixie")  # Debian 12 and 13
 POLL_INTERVAL = 0.02  # seconds
 GRACE = 30.0  # seconds for a boot, a start or a stop of a service
 
 
 class Machine:
-    """A running machine. *root* is its root directory, as a path for this process."""
+    """A running machine of a release. *root* is its root directory, as a path for this process."""
 
-    def __init__(self, work: Path, name: str) -> None:
+    def __init__(self, work: Path, name: str, release: str) -> None:
         self.work = work
         self.name = name
+        self.release = release
         work.mkdir(parents=True)
         self._boot()
 
     def _boot(self) -> None:
-        boot = [ROOT / "tests" / "package" / "boot", TREE, self.work, self.name]
+        tree = ROOT / "build" / self.release
+        boot = [ROOT / "tests" / "package" / "boot", tree, self.work, self.name]
         # The machines of a killed test run end with it.
         self._booted = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *map(str, boot)])
         self.pid = self._await_init()
@@ -127,13 +129,27 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine(work: Path, name: str = "node1") -> Iterator[Machine]:
+def machine(work: Path, release: str, name: str = "node1") -> Iterator[Machine]:
     """Boot a machine on *work*, and power it off at the end."""
-    booted = Machine(work / name, name)
+    booted = Machine(work / name, name, release)
     try:
         yield booted
     finally:
         booted.power_off()
+
+
+@contextlib.contextmanager
+def busy(node: Machine) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process with a working directory and an open file in the mount."""
+    use = (
+        "exec 3>/etc/pve/in-use; echo unfinished >&3; cd /etc/pve; echo ready; exec sleep infinity"
+    )
+    command = node.command("bash", "-c", use)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+        process.kill()
 
 
 def descendants(pid: int) -> list[int]:
@@ -163,5 +179,5 @@ def wire(machines: list[Machine], network: str = "10.79.0") -> None:
 
 
 if __name__ == "__main__":  # a machine for use by hand
-    with machine(Path(sys.argv[1])) as booted:
+    with machine(Path(sys.argv[1]), sys.argv[2]) as booted:
         subprocess.run(booted.command("bash", "-i"), check=False)

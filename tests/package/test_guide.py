@@ -44,13 +44,13 @@ def prepare(node: Machine) -> None:
     node.shell("systemctl stop corosync; mv /etc/corosync/corosync.conf /root/")
     install_stand_in(node, "apt", APT)
     install_stand_in(node, "scp", SCP)
-    node.install(debs.ours())
+    node.install(debs.ours(node.release))
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[dict[str, Machine]]:
+def nodes(tmp_path: Path, release: str) -> Iterator[dict[str, Machine]]:
     with contextlib.ExitStack() as stack:
-        machines = [stack.enter_context(machine(tmp_path, name)) for name in NODES]
+        machines = [stack.enter_context(machine(tmp_path, release, name)) for name in NODES]
         wire(machines, NETWORK)
         for each in machines:
             prepare(each)
@@ -152,8 +152,8 @@ def check_that_a_minority_is_read_only(nodes: dict[str, Machine]) -> None:
     third.wait_for(lambda: has(third, "again", ""))
 
 
-def test_the_guide_makes_and_restores_a_backup(tmp_path: Path) -> None:
-    with machine(tmp_path) as node:
+def test_the_guide_makes_and_restores_a_backup(tmp_path: Path, release: str) -> None:
+    with machine(tmp_path, release) as node:
         prepare(node)
         node.shell("mkdir -p /etc/pve/priv /etc/pve/nodes/node1/qemu-server")
         node.shell("echo secret >/etc/pve/priv/key; echo 'cores: 1' >/etc/pve/qemu-server/100.conf")

@@ -1,16 +1,15 @@
 """The installed package on a machine with systemd: service, ends, upgrade, removal."""
 
-import contextlib
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import foreign
 from tests.package import debs
-from tests.package.machine import Machine, machine
+from tests.package.machine import Machine, busy, machine
 from tests.places import ROOT
 
 pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
@@ -24,9 +23,9 @@ BOOKKEEPING = re.compile(r"/(root|tmp)/|/var/(lib/dpkg|log|cache)/|/etc/ld.so.ca
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Machine]:
+def plain(tmp_path: Path, release: str) -> Iterator[Machine]:
     """A plain Debian that belongs to no cluster."""
-    with machine(tmp_path) as booted:
+    with machine(tmp_path, release) as booted:
         booted.shell("systemctl disable --now corosync 2>&1; mv /etc/corosync/corosync.conf /root/")
         yield booted
 
@@ -34,23 +33,9 @@ def plain(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture
 def node(plain: Machine) -> Machine:
     """A machine with the package installed and the service running."""
-    plain.install(debs.ours())
+    plain.install(debs.ours(plain.release))
     assert plain.is_active("pmxcfs")
     return plain
-
-
-@contextlib.contextmanager
-def busy(node: Machine) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with a working directory and an open file in the mount."""
-    use = (
-        "exec 3>/etc/pve/in-use; echo unfinished >&3; cd /etc/pve; echo ready; exec sleep infinity"
-    )
-    command = node.command("bash", "-c", use)
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"ready\n"
-        yield process
-        process.kill()
 
 
 def report_metrics(node: Machine) -> None:
@@ -136,13 +121,50 @@ def test_a_daemon_that_hangs_is_replaced(node: Machine) -> None:
     assert "Fatal Python error: Aborted" in told  # and then the stacks of all threads
 
 
+def test_no_installed_command_imports_modules_of_its_user(node: Machine) -> None:
+    place = "/srv/foreign"
+    version = node.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+    foreign.lay_out(node.root / place[1:], version)
+    programs = node.shell("dpkg --listfiles pmxcfs | grep /s\\?bin/").splitlines()
+    assert {"/usr/bin/pmxcfs", "/usr/bin/create_pmxcfs_db"} <= set(programs)
+    node.shell("echo 'keyboard: de' >/etc/pve/datacenter.cfg; mkdir /srv/files")
+    uses = [[program, "--help"] for program in programs]
+    uses += [["pmxcfs", "status"], ["pmxcfs", "ipc", "config", "datacenter.cfg"]]
+    uses += [["pmxcfs", "export", "/srv/exported"], ["pmxcfs", "dump", "/srv/new.db"]]
+    uses.insert(-1, ["create_pmxcfs_db", "/srv/files", "/srv/new.db"])
+
+    def run(variables: dict[str, str], *words: str, check: bool = True) -> str:
+        pairs = [f"{name}={value}" for name, value in variables.items()]
+        return node.run("env", "-C", place, *pairs, *words, check=check)
+
+    environments = foreign.environments(place)
+    for variables in environments[:-1]:
+        assert foreign.SAYS in run(variables, "python3", "-c", "")
+    assert "No module named 'encodings'" in run(environments[-1], "python3", "-c", "", check=False)
+    for variables in environments:
+        for words in uses:
+            assert foreign.SAYS not in run(variables, *words), words
+        node.shell("rm -r /srv/exported /srv/new.db")
+
+
+def test_the_service_imports_no_modules_of_the_manager_s_environment(node: Machine) -> None:
+    foreign.lay_out(node.root / "srv" / "foreign", "3")
+    for variables in foreign.environments("/srv/foreign"):
+        pairs = [f"{name}={value}" for name, value in variables.items()]
+        node.run("systemctl", "set-environment", *pairs)
+    node.run("systemctl", "restart", "pmxcfs")
+    environment = (node.root / f"proc/{node.main_pid('pmxcfs')}/environ").read_text().split("\0")
+    assert {"PYTHONPATH=.:/srv/foreign", "PYTHONHOME=/srv/foreign"} <= set(environment)
+    assert foreign.SAYS not in node.run("journalctl", "--unit=pmxcfs", "--output=cat")
+
+
 def test_an_upgrade_works_while_the_mount_is_in_use(
     node: Machine, tmp_path: Path, report: Report
 ) -> None:
     node.shell("echo saved >/etc/pve/file")
     before = node.main_pid("pmxcfs")
     with busy(node) as user:
-        node.install(debs.upgrade(tmp_path))
+        node.install(debs.upgrade(tmp_path, node.release))
         assert node.is_active("pmxcfs")
         assert user.poll() is None
         stale = node.run(
@@ -173,13 +195,13 @@ def gap_of_last_restart(node: Machine) -> float:
 
 def test_an_upgrade_keeps_a_service_stopped_and_disabled(node: Machine, tmp_path: Path) -> None:
     node.run("systemctl", "disable", "--now", "pmxcfs")
-    node.install(debs.upgrade(tmp_path))
+    node.install(debs.upgrade(tmp_path, node.release))
     assert not node.is_active("pmxcfs")
 
 
 def test_a_removal_keeps_only_the_database(plain: Machine) -> None:
     before = files(plain)
-    plain.install(debs.ours())
+    plain.install(debs.ours(plain.release))
     report_metrics(plain)
     plain.shell("echo saved >/etc/pve/file")
     with busy(plain):
@@ -190,13 +212,13 @@ def test_a_removal_keeps_only_the_database(plain: Machine) -> None:
     assert plain.run("dpkg-divert", "--list", "*pmxcfs*") == ""
     kept = {"/var/lib/pve-cluster", "/var/lib/pve-cluster/config.db"}
     assert files(plain) ^ before == kept
-    plain.install(debs.ours())
+    plain.install(debs.ours(plain.release))
     assert plain.shell("cat /etc/pve/file") == "saved"
 
 
 def test_a_purge_without_a_database_leaves_nothing(plain: Machine) -> None:
     before = files(plain)
-    plain.install(debs.ours())
+    plain.install(debs.ours(plain.release))
     plain.run("systemctl", "stop", "pmxcfs")
     plain.shell("rm /var/lib/pve-cluster/config.db; dpkg --purge pmxcfs")
     assert files(plain) == before

@@ -51,6 +51,29 @@ def test_the_unit_makes_the_mount_visible_to_all_processes() -> None:
     assert not hiding.search((DEBIAN / "service").read_text())
 
 
+DROP_IN = DEBIAN / "systemd" / "pve-cluster.service.d" / "10-pmxcfs.conf"
+
+
+def directives(text: str) -> set[str]:
+    return set(re.findall(r"^\w+=.*$", text, re.MULTILINE))
+
+
+def test_the_drop_in_for_the_original_unit_has_the_directives_of_the_unit() -> None:
+    """It lacks the order of starts, and the state directory, which the daemon makes itself."""
+    unit = (DEBIAN / "service").read_text()
+    start, service = unit.partition("[Install]")[0].split("[Service]\n")
+    wanted = {line for line in directives(service) if not line.startswith("StateDirectory")}
+    wanted |= {line for line in directives(start) if line.startswith("StartLimit")}
+    added = directives(DROP_IN.read_text())
+    assert wanted <= added
+    assert added - wanted == {
+        "ExecStartPre=-/usr/bin/systemctl stop pmxcfs.service",
+        "PIDFile=",
+        "ExecStart=",
+        "ExecReload=",
+    }
+
+
 def test_each_line_of_the_unit_that_is_not_obvious_has_a_comment() -> None:
     lines = (DEBIAN / "service").read_text().splitlines()
     obvious = {"Description", "Documentation", "Type", "ExecStart", "Restart", "RestartSec"}
@@ -72,6 +95,12 @@ def is_within_explained_block(lines: list[str], line: str) -> bool:
     above = lines[: lines.index(line)][::-1]
     block = list(itertools.takewhile(lambda each: each and not each.startswith("["), above))
     return any(each.startswith("#") for each in block)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (DEBIAN / "bin").iterdir()))
+def test_a_program_ignores_the_modules_and_variables_of_its_user(name: str) -> None:
+    assert (DEBIAN / "bin" / name).read_text().startswith("#!/usr/bin/python3 -I\n")
+    assert "--no-shebang-rewrite" in (DEBIAN / "rules").read_text()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
