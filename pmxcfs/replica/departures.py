@@ -14,7 +14,12 @@ A departed node has a *note*, the last version of our tree that it surely had in
 A note is dropped when the node has the whole tree again: when a synchronization has shown that its
 tree is ours, or when this node has adopted its tree. The commit of a node that adopts our tree
 can't be seen, but a node that fails to commit leaves the group. So its note is dropped when all
-members had the leader's last UPDATE, and have stayed for SETTLING seconds after that.
+members had the leader's last UPDATE, and have stayed for SETTLING seconds after that. Meanwhile it
+is *ending*: if this node is left by the other, the note is as before; if this node ends or leaves
+the group itself, there is no note.
+
+Removals leave no entry that a note could tell of, so they are noted one by one: those of the last
+*room* when a node departs, and later those of entries that an absent node may have.
 
 Nothing here reads a clock, writes, or takes a lock: the caller holds the tree's lock, gives the
 time, and saves the notes when ``is_saved`` is false.
@@ -24,7 +29,7 @@ Contract: docs/spec/cluster.md, "Forks".
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 
-from pmxcfs.storage.divergence import OTHERS, Note
+from pmxcfs.storage.divergence import ENDING, OTHERS, Note, Removal
 
 SETTLING = 10.0  # seconds
 PROCESSING = 1.0  # seconds, added to corosync's timeouts
@@ -45,18 +50,22 @@ class Departures:
     """The notes of this node, and what is needed to make them."""
 
     def __init__(self, notes: Mapping[int, Note]) -> None:
-        self.notes = dict(notes)
-        self.is_saved = True  # whether the database has these notes
+        self.notes = {n: note for n, note in notes.items() if note.parted != ENDING}
+        self.removals: list[Removal] = []  # those that an absent node may miss; not saved yet
+        self.is_saved = len(self.notes) == len(notes)  # whether the database has these notes
         self.is_due = True  # whether ``note_absent`` may have something to do
         self._me = OTHERS
         self._nodes: frozenset[int] | None = None  # the cluster's other nodes; None: not known yet
         self._members: frozenset[int] = frozenset()  # the other nodes in our group
         self._settled: frozenset[int] = frozenset()  # members that have our tree
         self._common_since: float | None = None  # all members have one tree since; monotonic
+        self._ending: dict[int, Note] = {}  # ending notes as they were before
         self._room = DEFAULT_ROOM
         # (monotonic second, version): a version that our tree had then, by rising time. The first
         # is as old as the room, or the version of the first synchronization since the last join.
         self._versions: deque[tuple[float, int]] = deque()
+        self._recent: deque[Removal] = deque()  # above the first of these versions
+        self._shared = 0  # entries above this version were made after the last departure
 
     def set_nodes(self, nodes: Iterable[int], *, room: float = DEFAULT_ROOM) -> None:
         """Set the nodes of the cluster's configuration; drop the notes of all other nodes."""
@@ -78,13 +87,15 @@ class Departures:
         others = frozenset(members) - {me}
         if me in members:
             self._me = me  # known from the first join on
-            note = Note(self._version_at(now - self._room, version), version)
-            self._make(self._members - others, note)
+            self._reopen()
+            self._part(self._members - others, version=version, now=now)
         else:
             self._versions.clear()
+            self._recent.clear()
+            self._replace({n: note for n, note in self.notes.items() if n not in self._ending})
+            self._reopen()
         self._members = others
         self._settled &= others
-        self._common_since = None
         self.is_due = True
 
     def remember(self, version: int, *, now: float) -> None:
@@ -94,6 +105,8 @@ class Departures:
             versions.append((now, version))
         while len(versions) > 1 and versions[1][0] <= now - self._room:
             versions.popleft()
+        while self._recent and self._recent[0].version <= versions[0][1]:
+            self._recent.popleft()
 
     def agree(self, nodes: Iterable[int]) -> None:
         """Drop the notes of *nodes*, which surely have our tree."""
@@ -106,16 +119,31 @@ class Departures:
         *is_common* tells whether all members had the leader's last UPDATE.
         """
         if not is_common:
-            self._common_since = None
+            self._reopen()
         elif self._common_since is None:
             self._common_since = now
+            self._ending = {n: note for n, note in self.notes.items() if n in self._members}
+            ending = {n: Note(note.common, ENDING) for n, note in self._ending.items()}
+            self._replace({**self.notes, **ending})
         elif now - self._common_since >= SETTLING and self._settled != self._members:
             self.agree(self._members)
 
     def note_absent(self, version: int) -> None:
         """Make a note of each absent node that has none: it has our tree up to *version*."""
         self.is_due = False
+        self._shared = version
         self._make(self._others() - self._members, Note(version, version))
+
+    def remove(self, inode: int, path: bytes, *, version: int) -> None:
+        """Note that the entry *inode* at *path* was removed, if another node may miss that.
+
+        *version* is that of our tree afterwards. ``note_absent`` was called before.
+        """
+        removal = Removal(inode, version, path)
+        if self._members:
+            self._recent.append(removal)
+        if self.notes and inode <= self._shared:
+            self.removals.append(removal)
 
     def begin_adoption(self, version: int, *, side: Collection[int]) -> Note | None:
         """Make a note of each node that has none and is not on the leader's *side*.
@@ -134,6 +162,7 @@ class Departures:
         of our changes. Other nodes do not have what the adopted tree has above *fork*.
         """
         self._versions.clear()
+        self._recent.clear()
         self._settled &= frozenset(side)
         self.agree(side)
         if fork is not None:
@@ -142,6 +171,22 @@ class Departures:
                 for nodeid, note in self.notes.items()
             }
             self._replace(lowered)
+
+    def _reopen(self) -> None:
+        """Let no note end: the members may not have one tree, or not for much longer."""
+        self._common_since = None
+        again = {n: note for n, note in self._ending.items() if n in self.notes}
+        self._replace({**self.notes, **again})
+        self._ending = {}
+
+    def _part(self, nodes: frozenset[int], *, version: int, now: float) -> None:
+        """Note what *nodes*, which have left the group, may miss of the last moments."""
+        note = Note(self._version_at(now - self._room, version), version)
+        self._make(nodes, note)
+        missed = [removal for removal in self._recent if removal.version > note.common]
+        if nodes and missed:
+            self.removals += missed
+            self.is_saved = False
 
     def _version_at(self, moment: float, current: int) -> int:
         """Return a version that our tree had at *moment* or before, if one is known."""

@@ -20,7 +20,6 @@ cdef class Replica:
     cdef object _yielding
     cdef object _saving
     cdef object _database
-    cdef list _removals
 
     cpdef object deliver(self, tickets)
     cpdef object defer(self, Ticket ticket)
@@ -34,7 +33,7 @@ cdef class Replica:
     cdef bint _save(self, tickets) except -1
     cdef object _write(self)
     cdef object _save_all(self)
-    cdef object _save_long(self)
+    cdef object _save_long(self, list removals)
     cdef object _write_notes(self)
     cdef object _apply_policy(self, error)
     cdef object _roll_back(self, error)

@@ -98,7 +98,6 @@ class Replica:
         self._yielding = yielding
         self._saving: threading.Event | None = None  # set when the running save has ended
         self._database = database
-        self._removals: list[Removal] = []  # unsaved ones that an absent node may miss
 
     def subscribe(
         self,
@@ -348,18 +347,17 @@ class Replica:
             except Exception:  # noqa: BLE001, as one bad mutation must not fail the whole group
                 _log.exception("a mutation could not be applied, which is a bug")
                 ticket.error = Failed("the change could not be applied")
-        if self.departures.notes:
-            self._note_removals(done)
+        self._note_removals(done)
         return done
 
     def _note_removals(self, done: Sequence[tuple[Change, bool]]) -> None:
-        """Note the removals of entries that another node still has."""
-        last = max(note.parted for note in self.departures.notes.values())
+        """Note which entries are gone, also by a RENAME onto them."""
         for change, _ in done:
             is_removal = change.kind in (Kind.DELETE, Kind.UNLOCK)
-            if is_removal and change.entry.inode <= last:
+            gone = change.entry if is_removal else change.replaced
+            if gone is not None:
                 path = to_bytes(change.path)
-                self._removals.append(Removal(change.entry.inode, self.tree.version, path))
+                self.departures.remove(gone.inode, path, version=self.tree.version)
 
     def _save(self, tickets: Sequence[Ticket]) -> bool:
         try:
@@ -384,30 +382,32 @@ class Replica:
     def _save_all(self) -> None:
         if not self.departures.is_saved:
             self._write_notes()
+        removals = self.departures.removals
         is_large = self.tree.unsaved_bytes > LARGE_SAVE
-        if is_large or not self._database.save(self.tree, self._removals, patient=False):
-            self._save_long()
+        if is_large or not self._database.save(self.tree, removals, patient=False):
+            self._save_long(removals)
         self.tree.mark_saved()
         self.guests.mark_saved()
-        if self._removals:
-            self._removals = []
+        if removals:
+            self.departures.removals = []
         self.transactions += 1
 
-    def _save_long(self) -> None:
+    def _save_long(self, removals: Sequence[Removal]) -> None:
         """Save with the tree's lock released; ``await_save`` stops changes meanwhile."""
         if self._yielding is None:
-            self._database.save(self.tree, self._removals)
+            self._database.save(self.tree, removals)
             return
         self._saving = saving = threading.Event()
         try:
-            self._yielding.aside(functools.partial(self._database.save, self.tree, self._removals))
+            self._yielding.aside(functools.partial(self._database.save, self.tree, removals))
         finally:  # the lock is held again until the save is marked or rolled back
             self._saving = None
             saving.set()
 
     def _write_notes(self) -> None:
         notes = self.departures.notes
-        self._database.write_notes(notes)
+        self._database.write_notes(notes, self.departures.removals)
+        self.departures.removals = []
         self.departures.is_saved = notes is self.departures.notes
 
     def _apply_policy(self, error: StoreError) -> None:
@@ -418,7 +418,7 @@ class Replica:
     def _roll_back(self, error: StoreError) -> None:
         undone = self.tree.rollback()
         self.guests.rollback()
-        self._removals = []
+        self.departures.removals = []
         for listener in self._on_undone:
             listener(undone, error)
 

@@ -25,7 +25,7 @@ Contract: docs/spec/cluster.md, "Forks".
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.kept_copies import FORK, HOME, OLDER, Description, describe_copy
 from pmxcfs.storage.sqlite_errors import translated
-from pmxcfs.text import to_text
+from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree.adoption import Adoption
 from pmxcfs.tree.index import ROOT
 
@@ -52,7 +52,7 @@ class Lost(NamedTuple):
 
     fork: int  # the last version that both trees have in common
     entries: Sequence[Entry]  # deleted or overwritten, and the leader never had our version
-    removals: Sequence[Removal]  # of entries that the leader still has
+    removals: Sequence[Removal]  # of entries that the leader still has, with its paths
     older: Sequence[Entry]  # the leader has an older version, for another reason than a fork
 
     @property
@@ -78,12 +78,13 @@ def lost_by(
         }
         doubtful = (entry for entry in ours if common < entry.version <= parted)
         entries += [e for e in doubtful if versions.get(e.path, 0) <= e.version]
+    found = set(entries)
+    replaced = {entry.path for entry in entries}
     undone = [
         removal
-        for removal in removals
-        if removal.version > common and _is_undone(adoption, tree, removal, parted=parted)
+        for removal in _undone(adoption, tree, removals, Note(common, parted))
+        if to_text(removal.path) not in replaced
     ]
-    found = set(entries)
     older = [
         entry
         for entry in adoption.overwritten()
@@ -103,13 +104,23 @@ def _parting(adoption: Adoption, tree: Tree, note: Note | None) -> Note:
     return Note(max(expected.common, equal), max(expected.parted, equal))
 
 
-def _is_undone(adoption: Adoption, tree: Tree, removal: Removal, *, parted: int) -> bool:
-    """Tell whether *adoption* brings back the removed entry, whose removal the leader never had."""
-    record = adoption.written.get(removal.inode)
-    if record is None or tree.get(removal.inode) is not None or record.inode == ROOT:
-        return False
-    is_same = adoption.path_of(removal.inode) == to_text(removal.path)
-    return is_same and (removal.version > parted or record.version < removal.version)
+def _undone(
+    adoption: Adoption, tree: Tree, removals: Iterable[Removal], note: Note
+) -> Iterator[Removal]:
+    """Yield the removals that the leader never had, with the paths that *adoption* brings back.
+
+    No other entry gets the inode of a removed one in the same history. So if the leader has the
+    inode of a common entry, it has that entry, whatever its path is.
+    """
+    for removal in removals:
+        record = adoption.written.get(removal.inode)
+        is_gone = record is not None and record.inode != ROOT and tree.get(record.inode) is None
+        if record is None or not is_gone or removal.version <= note.common:
+            continue
+        path = to_bytes(adoption.path_of(record.inode))
+        is_newer = removal.version > note.parted or record.version < removal.version
+        if removal.inode <= note.common or (path == removal.path and is_newer):
+            yield removal._replace(path=path)
 
 
 def keep_copy(database: Database, lost: Lost, *, now: int) -> None:

@@ -255,10 +255,10 @@ class Database:
             if self._others_commits() != self._known_commits:
                 raise StoreError(f"{self._path} was written by another process: stop that process")
 
-    def write_notes(self, notes: Mapping[int, Note]) -> None:
-        """Replace all notes of what other nodes miss. Blocks. Raises StoreError."""
+    def write_notes(self, notes: Mapping[int, Note], removals: Iterable[Removal] = ()) -> None:
+        """Replace all notes of what other nodes miss; add *removals*. Blocks. Raises StoreError."""
         with self._transaction() as execute:
-            divergence.write_notes(execute, notes)
+            divergence.write_notes(execute, notes, removals)
 
     def read_removals(self) -> Sequence[Removal]:
         """Return the removals that other nodes may miss. Blocks. Raises StoreError."""

@@ -4,7 +4,8 @@
 *before* the first change that this node does not get. It is removed when the node has the whole
 tree again. So a crash can leave a row without such a change, which is harmless, but never such a
 change without a row. ``divergence_removals`` has the entries that were removed while there was a
-row, and which a node with a row can still have; a removal is in one transaction with its row.
+row, and which a node with a row can still have; a removal is in one transaction with its row. It
+also has those that were removed in the last moments before a node departed.
 
 An earlier version of pmxcfs had the table ``divergence`` with one row for all other nodes together.
 
@@ -16,6 +17,9 @@ from typing import Any, NamedTuple
 
 Execute = Callable[..., Any]  # sqlite3.Connection.execute: statement, parameters -> cursor
 
+# As *parted*: the node has our tree again, unless it departs soon. A start of the daemon drops the
+# note, as this node may have been rebooted right after the other one.
+ENDING = (1 << 63) - 1
 OTHERS = 0  # stands for every node without a row of its own; corosync gives no node this id
 
 
@@ -60,8 +64,10 @@ def read_notes(execute: Execute) -> dict[int, Note]:
     return notes
 
 
-def write_notes(execute: Execute, notes: Mapping[int, Note]) -> None:
-    """Replace all notes. Without any note, also forget the removals."""
+def write_notes(
+    execute: Execute, notes: Mapping[int, Note], removals: Iterable[Removal] = ()
+) -> None:
+    """Replace all notes, and add *removals*. Without any note, forget all removals."""
     known = _known(execute)
     if not notes and not known:
         return
@@ -70,7 +76,9 @@ def write_notes(execute: Execute, notes: Mapping[int, Note]) -> None:
     for nodeid, (common, parted) in notes.items():
         row = nodeid, _signed(common), _signed(parted)
         execute("INSERT INTO divergence_notes VALUES (?, ?, ?)", row)
-    if not notes and b"divergence_removals" in known:
+    if notes and removals:
+        add_removals(execute, removals)
+    elif not notes and b"divergence_removals" in known:
         execute("DELETE FROM divergence_removals")
     if b"divergence" in known:
         execute("DROP TABLE divergence")

@@ -19,5 +19,5 @@ class FakeDatabase:
         self.transactions += 1
         return True
 
-    def write_notes(self, notes: Mapping[int, Note]) -> None:
+    def write_notes(self, notes: Mapping[int, Note], removals: Sequence[Removal] = ()) -> None:
         self.notes = notes

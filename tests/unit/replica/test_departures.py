@@ -3,7 +3,7 @@
 import pytest
 
 from pmxcfs.replica.departures import SETTLING, Departures, room_for
-from pmxcfs.storage.divergence import OTHERS, Note
+from pmxcfs.storage.divergence import ENDING, OTHERS, Note, Removal
 
 ME, NODES = 1, (1, 2, 3)
 ROOM = 10.0
@@ -33,6 +33,12 @@ class Node:
                 self.departures.note_absent(self.version)
             self.version += changes
             self.departures.remember(self.version, now=self.now)
+
+    def remove(self, inode: int) -> None:
+        if self.departures.is_due:
+            self.departures.note_absent(self.version)
+        self.version += 1
+        self.departures.remove(inode, b"x", version=self.version)
 
     def settle(self) -> None:
         self.departures.settle(is_common=True, now=self.now)
@@ -137,7 +143,7 @@ def test_a_note_is_dropped_when_the_node_has_stayed_for_a_while(node: Node) -> N
     node.departures.settle(is_common=False, now=node.now)  # it gets its UPDATEs
     node.departures.settle(is_common=True, now=node.now + 5)
     node.departures.settle(is_common=True, now=node.now + 5 + SETTLING - 1)
-    assert node.notes == {3: Note(140, 150)}
+    assert node.notes == {3: Note(140, ENDING)}
     node.departures.is_saved = True
     node.departures.settle(is_common=True, now=node.now + 5 + SETTLING)
     assert node.notes == {}
@@ -152,8 +158,30 @@ def test_a_node_that_leaves_because_it_could_not_commit_keeps_its_note(node: Nod
     node.departures.settle(is_common=True, now=node.now)
     node.work(5)
     node.meet(2)
+    assert node.notes == {3: Note(140, 150)}
+
+
+def test_a_node_that_is_rebooted_right_after_another_one_has_no_note_of_it(node: Node) -> None:
+    node.work(100)
+    node.meet(2)
     node.meet(2, 3)
     node.departures.settle(is_common=True, now=node.now)
+    assert not node.departures.is_saved
+    rebooted = Node(node.notes)
+    assert rebooted.notes == {}
+    assert not rebooted.departures.is_saved
+    node.leave()
+    assert node.notes == {}
+
+
+def test_a_node_that_ends_before_another_one_has_all_updates_keeps_its_note(node: Node) -> None:
+    node.work(100)
+    node.meet(2)
+    node.meet(2, 3)
+    node.departures.settle(is_common=True, now=node.now)
+    node.departures.settle(is_common=False, now=node.now)  # somebody else gets UPDATEs
+    assert Node(node.notes).notes == {3: Note(140, 150)}
+    node.leave()
     assert node.notes == {3: Note(140, 150)}
 
 
@@ -303,3 +331,64 @@ def test_the_room_follows_from_corosyncs_timeouts(
     token: int | None, consensus: int | None, nodes: int, seconds: float
 ) -> None:
     assert room_for(token, consensus, nodes=nodes) == pytest.approx(seconds)
+
+
+# Removals
+
+
+def test_the_removals_of_the_room_before_a_departure_are_noted(node: Node) -> None:
+    node.remove(7)
+    node.work(int(ROOM) + 1)
+    node.remove(8)
+    node.remove(9)
+    assert node.departures.removals == []
+    node.meet(2)
+    assert node.notes == {3: Note(52, 64)}
+    assert node.departures.removals == [Removal(8, 63, b"x"), Removal(9, 64, b"x")]
+    assert not node.departures.is_saved
+
+
+def test_removals_are_remembered_for_as_long_as_the_room(node: Node) -> None:
+    """A node may depart soon after another one."""
+    node.remove(7)
+    node.meet(2)
+    node.departures.removals = []
+    node.meet()
+    assert node.departures.removals == [Removal(7, 51, b"x")]
+
+
+def test_the_others_have_the_removals_that_were_delivered_before_we_left(node: Node) -> None:
+    node.remove(7)
+    node.leave()
+    node.meet(2)
+    assert node.departures.removals == []
+
+
+def test_a_removal_while_a_node_is_absent_is_noted_if_the_node_may_have_the_entry(
+    node: Node,
+) -> None:
+    node.meet(2)
+    node.remove(50)
+    node.remove(51)
+    assert node.departures.removals == [Removal(50, 51, b"x")]
+
+
+def test_what_was_made_after_a_note_is_known_to_a_node_that_departs_again(node: Node) -> None:
+    """Its note is of the first departure, as it has not stayed for long enough."""
+    node.meet(2)
+    node.work(5)
+    node.meet(2, 3)
+    node.work(5)
+    node.meet(2)
+    assert node.notes[3].parted == 50
+    node.remove(60)
+    assert node.departures.removals == [Removal(60, 61, b"x")]
+
+
+def test_a_node_in_no_group_remembers_no_removals() -> None:
+    node = Node()
+    node.departures.set_nodes([])
+    node.remove(7)
+    node.meet(2)
+    node.meet()
+    assert node.departures.removals == []

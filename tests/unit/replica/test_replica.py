@@ -34,7 +34,7 @@ class FakeDatabase:
         self.saved.append([entry.path for entry in tree.unsaved().values() if entry])
         return True
 
-    def write_notes(self, notes: Mapping[int, Note]) -> None:
+    def write_notes(self, notes: Mapping[int, Note], removals: Sequence[Removal] = ()) -> None:
         self.notes = notes
 
     def sync(self) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.cli import offline
 from pmxcfs.errors import NoCopy, StoreError
-from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Write
+from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Rename, Write
 from pmxcfs.replica.departures import SETTLING
 from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.replica.tickets import Ticket
@@ -448,9 +448,27 @@ def test_a_removal_under_a_private_path_is_not_logged_by_name(
 def test_a_removal_that_the_leader_has_too_is_not_lost(node: Node) -> None:
     node.meet()
     node.do(Delete("f"))
-    theirs = file(4, "g", b"9", version=90)
-    node.become(tree_of(*COMMON[:1], theirs, root=ROOT._replace(version=90)))
+    node.become(tree_of(COMMON[0], file(4, "g", b"9", version=90), root=ROOT._replace(version=90)))
     assert node.copies() == []
+
+
+@pytest.mark.parametrize(
+    ("fate", "changes"),
+    [
+        ("removed here, and present again in", [Rename("f", "x"), Delete("x")]),
+        ("removed here, and present again in", [Create("x"), Rename("x", "f"), Delete("f")]),
+        ("replaced by", [Create("x"), Rename("x", "f")]),
+    ],
+)
+def test_an_entry_that_was_moved_or_replaced_is_logged_once_with_the_leaders_path(
+    node: Node, expect_log: ExpectLog, fate: str, changes: Sequence[Mutation]
+) -> None:
+    expect_log(r"only this node has changed \(1\);")
+    expect_log(f"{fate} another node's version: f$")
+    node.meet()
+    node.do(*changes)
+    node.become(forked(node, file(4, "g", b"9", version=90)))
+    assert len(node.copies()) == 1
 
 
 def removals(node: Node) -> list[Removal]:
@@ -462,7 +480,7 @@ def test_removals_are_remembered_only_while_a_node_may_miss_them(node: Node) -> 
     assert removals(node) == []
     node.meet(2)
     node.do(Delete("g"))
-    assert removals(node) == [Removal(4, 52, b"g")]
+    assert removals(node) == [Removal(3, 51, b"f"), Removal(4, 52, b"g")]
     node.meet(2, 3)
     node.settle()
     assert removals(node) == []
