@@ -247,7 +247,11 @@ scenarios-rewrite: build ## rewrite the expected outcomes in tests/scenarios; re
 
 .PHONY: storm
 storm: build test-deps ## twelve minutes of faults on a cluster of three nodes
-	$(REQUIRED) $(PYTEST) -m long tests/cluster
+	$(REQUIRED) $(PYTEST) -m long tests/cluster/test_consistency.py
+
+.PHONY: cuts
+cuts: build test-deps ## a hundred forks of clusters, and twenty reboots
+	$(REQUIRED) $(PYTEST) -m long tests/cluster/test_cuts.py tests/cluster/test_forks.py
 
 .PHONY: asan
 asan: deps ## unit and libqb tests under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -1,7 +1,6 @@
 """Consistency of a cluster under faults: no acknowledged change is lost, all trees are equal."""
 
 import faulthandler
-import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ from tests.cluster.together import Cluster
 from tests.fakes.programs import careless
 
 pytestmark = pytest.mark.needs_corosync
+
+Report = Callable[[object], None]
 
 MINUTES_IN_CI, MINUTES = 2, 12
 SHARE_IN_CI = 0.1  # the share of the expected work that a long run must do on a slow machine
@@ -30,12 +31,12 @@ KINDS = {
 }
 
 
-def storm(directory: Path, minutes: float) -> Summary:
+def storm(directory: Path, seed: int, minutes: float) -> Summary:
     """Run a storm on a new cluster, and return its results."""
     faulthandler.cancel_dump_traceback_later()  # it takes long, and nothing is wrong then
     with Cluster(directory) as lab:
         lab.start()
-        return Storm(lab, random.randrange(1 << 32)).run(60 * minutes)
+        return Storm(lab, seed).run(60 * minutes)
 
 
 def check(summary: Summary, *, share: float) -> None:
@@ -46,26 +47,24 @@ def check(summary: Summary, *, share: float) -> None:
         assert sum(summary.faults.get(name, 0) for name in names) >= share * FAULTS, kind
 
 
-def test_a_storm_breaks_no_promise(tmp_path: Path, report: Callable[[object], None]) -> None:
-    summary = storm(tmp_path, MINUTES_IN_CI)
+def test_a_storm_breaks_no_promise(tmp_path: Path, seed: int, report: Report) -> None:
+    summary = storm(tmp_path, seed, MINUTES_IN_CI)
     report(summary)
     check(summary, share=SHARE_IN_CI)
 
 
-def test_a_cluster_that_skips_an_update_is_found(
-    tmp_path: Path, report: Callable[[object], None]
-) -> None:
+def test_a_cluster_that_skips_an_update_is_found(tmp_path: Path, seed: int, report: Report) -> None:
     with Cluster(tmp_path) as lab:
         for node in lab.nodes:
             node.daemon.program = (careless.__file__, "skip-update")
         lab.start()
-        summary = Storm(lab, random.randrange(1 << 32), patience=PATIENCE).run(SECONDS_TO_CATCH)
+        summary = Storm(lab, seed, patience=PATIENCE).run(SECONDS_TO_CATCH)
     report(summary)
     assert any(EXPECTED.search(violation) for violation in summary.violations)
 
 
 @pytest.mark.long
-def test_a_long_storm_breaks_no_promise(tmp_path: Path, report: Callable[[object], None]) -> None:
-    summary = storm(tmp_path, MINUTES)
+def test_a_long_storm_breaks_no_promise(tmp_path: Path, seed: int, report: Report) -> None:
+    summary = storm(tmp_path, seed, MINUTES)
     report(summary)
     check(summary, share=1)

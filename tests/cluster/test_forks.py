@@ -4,9 +4,8 @@ The winner rewrites its status file again and again, as HA does: soon nothing in
 the two sides parted.
 """
 
-import itertools
+import faulthandler
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs.storage.database import inspect
-from tests.cluster.agent import Agent
+from tests.cluster import reboots
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
 from tests.fakes.programs import careless
@@ -30,8 +29,7 @@ REWRITES = 12  # of the winner's status file; the loser makes two changes
 LOSS = 20.0  # seconds until a separated node knows that it has no quorum
 STUCK = 30.0  # seconds without room for a copy
 STATUS = (sys.executable, "-m", "pmxcfs", "status")
-REBOOTS = 6
-LOAD_BEFORE, LOAD_AFTER = 1.0, 0.5  # seconds of load around each reboot
+REBOOTS, MANY_REBOOTS = 4, 10
 
 
 def kept(nodes: Sequence[Member], path: str) -> list[bytes]:
@@ -44,10 +42,6 @@ def kept(nodes: Sequence[Member], path: str) -> list[bytes]:
             entry = tree.find(path)
             found += [entry.content] if entry else []
     return found
-
-
-def copies(nodes: Sequence[Member]) -> list[Path]:
-    return [p for node in nodes for p in (node.database.parent / "conflicts").glob("*.db")]
 
 
 def force_quorum(cluster: Cluster, *side: Member) -> None:
@@ -113,7 +107,7 @@ def test_what_a_majority_has_changed_is_kept_if_a_single_node_wins(idle_cluster:
     with separated(cluster, losers, winners):
         fork(cluster, losers, winners)
     assert_kept(cluster, losers)
-    assert not copies(winners)
+    assert not reboots.copies(winners)
     cluster.finish()
 
 
@@ -124,7 +118,7 @@ def test_what_one_half_has_changed_is_kept_if_the_other_half_wins(tmp_path: Path
         with separated(cluster, losers, winners):
             fork(cluster, losers, winners)
         assert_kept(cluster, losers)
-        assert not copies(winners)
+        assert not reboots.copies(winners)
         cluster.finish()
 
 
@@ -177,82 +171,22 @@ def test_a_node_that_can_t_keep_its_changes_stays_out_until_it_can(
     cluster.finish()
 
 
-class Load:
-    """Changes on some nodes, one after the other on each: new files, rewrites, removals."""
-
-    def __init__(self, agents: Sequence[Agent]) -> None:
-        self.done = 0
-        self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=[agent]) for agent in agents]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self, agent: Agent) -> None:
-        name = agent.node.name
-        for number in itertools.count():
-            if self._is_over.is_set():
-                return
-            outcomes = agent.do(
-                ("create", f"load/{name}.{number}", b"x"),
-                ("put", f"load/{name}", b"%d" % number),
-                ("mkdir", f"load/{name}.lock"),
-                ("rmdir", f"load/{name}.lock"),
-                ("unlink", f"load/{name}.{number}"),
-                seconds=120,
-            )
-            self.done += sum(not outcome.error for outcome in outcomes)
-
-    def stop(self) -> None:
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join()
-
-
-def shut_down(node: Member) -> None:
-    assert node.daemon.stop(seconds=3) == 0, node.daemon.log_tail()
-    node.corosync.stop()
-
-
-def shut_down_corosync_first(node: Member) -> None:
-    node.corosync.stop()
-    time.sleep(0.2)  # the daemon sees corosync go
-    assert node.daemon.stop(seconds=3) == 0, node.daemon.log_tail()
-
-
-def power_off(node: Member) -> None:
-    node.corosync.kill()
-    node.daemon.kill()
-
-
 def test_reboots_under_load_keep_no_conflict(idle_cluster: Cluster, report: Report) -> None:
-    cluster = idle_cluster
-    cluster.start()
-    cluster.agents(cluster[1])[0]("mkdir", "load")
-    node, others = cluster[3], cluster.nodes[:2]
-    load = Load(cluster.agents(*others))
-    ways = itertools.cycle((shut_down, shut_down_corosync_first, power_off))
-    try:
-        for way in itertools.islice(ways, REBOOTS):
-            (agent,) = cluster.agents(node)
-            outcomes = agent.do(*(("put", f"load/{n}", b"%d" % n) for n in range(20)))
-            assert not any(outcome.error for outcome in outcomes)
-            time.sleep(LOAD_BEFORE)
-            way(node)
-            time.sleep(LOAD_AFTER)
-            node.corosync.start()
-            cluster.wait_for_members(*cluster.nodes)
-            cluster.launch(node)
-            cluster.wait_until(
-                lambda: (
-                    node.daemon.info()["mode"] == "synced"
-                    and len(node.daemon.info()["members"]) == len(cluster.nodes)
-                ),
-                60,
-                "the node to be in sync",
-            )
-    finally:
-        load.stop()
-    cluster.wait_for_agreement()
+    idle_cluster.start()
+    load = reboots.reboot_under_load(idle_cluster, REBOOTS)
     report(f"{REBOOTS} reboots, {load.done} changes meanwhile")
-    assert not copies(cluster.nodes)
-    cluster.finish()
+    reboots.check(idle_cluster, load)
+    idle_cluster.finish()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(2))
+def test_many_reboots_under_load_keep_no_conflict(
+    idle_cluster: Cluster, report: Report, part: int
+) -> None:
+    faulthandler.cancel_dump_traceback_later()  # it takes long, and nothing is wrong then
+    idle_cluster.start()
+    load = reboots.reboot_under_load(idle_cluster, MANY_REBOOTS, first=part * MANY_REBOOTS)
+    report(f"{MANY_REBOOTS} reboots, {load.done} changes meanwhile")
+    reboots.check(idle_cluster, load)
+    idle_cluster.finish()
