@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 from pmxcfs.errors import StoreError
 from pmxcfs.storage._sqlite import SqliteError
 
-CORRUPT_ADVICE = "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE"
+CORRUPT_ADVICE = (
+    "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE; "
+    "if a copy was put in its place, first remove FILE-wal and FILE-shm of the old file"
+)
 
 
 class _Meaning(NamedTuple):
