@@ -35,7 +35,7 @@ TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime
 TEST_PACKAGES += systemd man-db dash
 # Services that tests run. Their packages are unpacked below build/, not installed: that would
 # enable them on this machine (corosync would start as a cluster of its own at the next boot).
-UNPACKED := corosync rrdcached
+UNPACKED := corosync corosync-qdevice corosync-qnetd rrdcached
 
 # Only for the Debian package: building, checking, and trying it in a Debian tree of its own. The
 # first lines are the package's Build-Depends.

@@ -154,6 +154,20 @@ class Files:
             self.rmdir(path)
         return spans, attempts
 
+    def seize(self, paths: Sequence[str], seconds: float) -> Sequence[str]:
+        """Take the locks *paths* as soon as they expire; return those taken within *seconds*."""
+        deadline = time.monotonic() + seconds
+        left, taken = list(paths), []
+        while left and time.monotonic() < deadline:
+            for path in list(left):
+                with contextlib.suppress(PermissionError, FileNotFoundError):
+                    self.utime(path, 0)  # it has not expired, or the other node was faster
+                with contextlib.suppress(FileExistsError):
+                    self.mkdir(path)
+                    taken.append(path)
+                    left.remove(path)
+        return taken
+
     def _at(self, path: str) -> str:
         return f"{self._mountpoint}/{path}"
 

@@ -34,7 +34,7 @@ nodelist {{
 
 quorum {{
   provider: corosync_votequorum
-}}
+{quorum}}}
 
 totem {{
   cluster_name: lab
@@ -60,10 +60,14 @@ NODE = """\
 """
 
 
-def corosync_conf(nodes: Iterable[Node], *, version: int | str = 1) -> str:
-    """Return the configuration of a cluster of *nodes*."""
+def corosync_conf(
+    nodes: Iterable[Node], *, version: int | str = 1, quorum: Sequence[str] = ()
+) -> str:
+    """Return the configuration of a cluster of *nodes*; *quorum* are options of votequorum."""
     return COROSYNC_CONF.format(
-        nodes="".join(NODE.format(node=node) for node in nodes), version=version
+        nodes="".join(NODE.format(node=node) for node in nodes),
+        version=version,
+        quorum="".join(f"  {line}\n" for line in quorum),
     )
 
 

@@ -1,4 +1,4 @@
-"""The two services of a node: corosync, and the daemon under test."""
+"""The services of a node: corosync, the daemon under test, and a witness with its clients."""
 
 import contextlib
 import itertools
@@ -17,7 +17,8 @@ from tests.harness import PROGRAM, Control
 
 CONTROL_SOCKET = Path("run/pve-cluster/control.sock")  # below the node's root
 CONTROL_PATIENCE = 5.0  # seconds for an answer of the test control
-MEMBER = re.compile(r"^ *(\d+) +\d+ \S", re.MULTILINE)  # its id, votes, address
+# The id of a node, its votes, perhaps the state of its qdevice, its address; the qdevice is 0.
+MEMBER = re.compile(r"^ *([1-9]\d*) +\d+ +\S", re.MULTILINE)
 LOSS = re.compile(r"^(\w+ \d+ [\d:.]+) .* This node is within the non-primary", re.MULTILINE)
 LOG_TIME = "%Y %b %d %H:%M:%S.%f%z"  # corosync's, in UTC; it does not tell the year
 
@@ -136,6 +137,28 @@ class Corosync(Service):
         if self.is_frozen or not self.is_running:
             return ""
         return self.node.run("corosync-quorumtool", "-s", "-i", check=False)
+
+
+class QuorumDevice(Service):
+    """corosync-qdevice, which adds the vote of a witness to the node's votes."""
+
+    name = "corosync-qdevice"
+
+    def start(self) -> None:
+        """Start the device; corosync must run."""
+        start = "mkdir -p /run/corosync-qdevice && exec corosync-qdevice -f"
+        self.launch(["sh", "-c", start], {})
+
+
+class Witness(Service):
+    """corosync-qnetd, which gives one part of a cluster a vote; without TLS."""
+
+    name = "corosync-qnetd"
+
+    def start(self) -> None:
+        """Start the witness."""
+        start = "mkdir -p /run/corosync-qnetd && exec corosync-qnetd -f -s off"
+        self.launch(["sh", "-c", start], {})
 
 
 class Daemon(Service):
