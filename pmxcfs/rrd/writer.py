@@ -263,9 +263,7 @@ def make_file(file: Path, update: Update, *, now: Callable[[], float], scratch: 
     midnight = int(time.mktime((*today[:3], 0, 0, 0, 0, 0, -1)))
     with tempfile.TemporaryDirectory(prefix="rrd-", dir=scratch) as private:
         empty = Path(private, "empty.rrd")
-        _librrd.create(
-            os.fspath(empty), definitions(update.format), start=midnight, step=STEP
-        )
+        _librrd.create(os.fspath(empty), definitions(update.format), start=midnight, step=STEP)
         content = empty.read_bytes()
     with opened(open_directory(file.parent, make=DIRECTORY_MODE)) as directory:
         _place(file.name, content, directory=directory)

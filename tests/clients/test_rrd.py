@@ -140,7 +140,9 @@ def test_other_threads_run_while_librrd_waits(tmp_path: Path) -> None:
     """An open(2) of a file with a lease waits until the lease is given back (fcntl(2))."""
     file = tmp_path / "x"
     name = "pve2-storage/n/s"
-    make_file(file, update_of(name, metric(name)), now=lambda: time.time() - 86400)
+    make_file(
+        file, update_of(name, metric(name)), now=lambda: time.time() - 86400, scratch=tmp_path
+    )
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
     descriptor = os.open(file, os.O_RDONLY)
     try:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs._core import Tree
-from pmxcfs.storage.database import inspect
 from tests.cluster import reboots
+from tests.cluster.kept import kept
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
 from tests.fakes.programs import careless
@@ -30,18 +29,6 @@ LOSS = 20.0  # seconds until a separated node knows that it has no quorum
 STUCK = 30.0  # seconds without room for a copy
 STATUS = (sys.executable, "-m", "pmxcfs", "status")
 REBOOTS, MANY_REBOOTS = 4, 10
-
-
-def kept(nodes: Sequence[Member], path: str) -> list[bytes]:
-    """Return the content of *path* in each kept copy that has it."""
-    found = []
-    for node in nodes:
-        for copy in sorted((node.database.parent / "conflicts").glob("*.db")):
-            tree = Tree()
-            tree.load(inspect(copy).records)
-            entry = tree.find(path)
-            found += [entry.content] if entry else []
-    return found
 
 
 def force_quorum(cluster: Cluster, *side: Member) -> None:

@@ -16,7 +16,6 @@ from pmxcfs.daemon import daemon
 from pmxcfs.errors import StartError
 from pmxcfs.settings import Settings
 from tests import foreign
-from tests.places import ROOT
 
 DEFAULTS = Settings(nodename="unused")
 

@@ -1,0 +1,27 @@
+"""Copies of their databases that nodes have kept, as a synchronization replaced changes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pmxcfs._core import Tree
+from pmxcfs.storage.database import inspect
+from tests.cluster.node import Node
+
+
+def copies(nodes: Sequence[Node]) -> list[Path]:
+    """Return the copies that *nodes* have kept, by node and time."""
+    return [p for n in nodes for p in sorted((n.database.parent / "conflicts").glob("*.db"))]
+
+
+def trees(nodes: Sequence[Node]) -> Iterator[Tree]:
+    """Yield the tree of each kept copy."""
+    for copy in copies(nodes):
+        tree = Tree()
+        tree.load(inspect(copy).records)
+        yield tree
+
+
+def kept(nodes: Sequence[Node], path: str) -> list[bytes]:
+    """Return the content of *path* in each kept copy that has it."""
+    found = [tree.find(path) for tree in trees(nodes)]
+    return [entry.content for entry in found if entry]
