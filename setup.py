@@ -11,15 +11,17 @@ PMXCFS_COVERAGE=1  line tracing, so that coverage.py sees the lines of the .pyx 
 PMXCFS_NO_EXTENSIONS=1 leaves them out, for an editable install: `make build` compiles them itself.
 """
 
+import functools
 import os
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from Cython.Build import cythonize
-from Cython.Compiler import ExprNodes
+from Cython.Compiler import ExprNodes, Nodes
 from setuptools import Extension, setup
 
 WARNINGS = [
@@ -117,10 +119,22 @@ def drop_annotation(_function: Any, _scope: Any, annotation: Any) -> Any:
     return annotation and none(annotation.pos)
 
 
+def warn_unless_wrong(warn: Callable[..., None], position: Any, message: str, *level: int) -> None:
+    """Pass a warning of Cython on to *warn*, unless it is one that is always wrong."""
+    if not message.startswith("noexcept clause is ignored for function returning Python object"):
+        warn(position, message, *level)
+
+
 if version("Cython").startswith("0."):
     # It lets a module compute its annotations when it is imported, and does not know how to
     # subscript a class, so that list[int] would be an error there.
     function: Any = ExprNodes.PyCFunctionNode
     function.analyse_annotation = drop_annotation
 
-setup(ext_modules=extensions())
+if version("Cython").startswith("3.0."):
+    # It takes a function of a .py file for one with the clause noexcept, if a .pxd gives it an
+    # object as its result and thus no clause.
+    nodes: Any = Nodes
+    nodes.warning = functools.partial(warn_unless_wrong, nodes.warning)
+
+setup(license="Apache-2.0", ext_modules=extensions())

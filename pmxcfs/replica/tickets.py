@@ -4,6 +4,7 @@ Threads: callers hold the tree's lock, except to wait for a Signal.
 Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from pmxcfs.tree.apply import Change
 NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks the directory
 CONTENT_TIMEOUT = 10.0  # seconds that any other change may wait
 NAME_LIMIT = 10.25  # seconds until a change of a name is answered, sent or not
-_NEVER = float("inf")
+_NEVER = math.inf
 
 
 class Signal:
