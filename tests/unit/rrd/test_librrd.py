@@ -1,5 +1,6 @@
 """The binding of librrd: what it refuses, and what its errors say."""
 
+import contextlib
 import os
 import resource
 import threading
@@ -122,19 +123,20 @@ def test_an_error_of_a_definition_names_the_file(tmp_path: Path) -> None:
         create(str(tmp_path / "x"), ["RRA:AVERAGE:0.5:1:10"], start=START, step=60)
 
 
-@pytest.fixture
-def _small_files() -> Iterator[None]:
-    """Let every write behind the first 4096 bytes of a file fail."""
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """Let every write behind the first 4096 bytes of a file fail, also that of pytest's output."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.usefixtures("_small_files")
 def test_a_database_that_can_not_be_written_is_not_created(tmp_path: Path) -> None:
     """librrd gives no text for this failure."""
-    with pytest.raises(Failed, match=f"^{tmp_path}/x: not written; is there room"):
+    with small_files(), pytest.raises(Failed, match=f"^{tmp_path}/x: not written; is there room"):
         made(tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
