@@ -295,13 +295,14 @@ def test_the_log_is_counted_until_a_checkpoint(store: Store) -> None:
 def test_a_long_log_requests_a_checkpoint_until_one_runs(tmp_path: Path) -> None:
     asked: list[None] = []
     store = Store(tmp_path / "config.db", on_growth=lambda: asked.append(None))
-    for number in range(5):
-        store.put("a", bytes([number]) * (1 << 20))
-    assert len(asked) == 2  # at 4 MiB and again at 5
-    assert store.path.stat().st_size <= 2 * 4096
-    store.database.checkpoint()
-    store.put("a", b"x")
-    assert len(asked) == 2
+    with contextlib.closing(store.database):
+        for number in range(5):
+            store.put("a", bytes([number]) * (1 << 20))
+        assert len(asked) == 2  # at 4 MiB and again at 5
+        assert store.path.stat().st_size <= 2 * 4096
+        store.database.checkpoint()
+        store.put("a", b"x")
+        assert len(asked) == 2
 
 
 def test_the_path_can_be_a_symbolic_link(tmp_path: Path) -> None:
@@ -362,7 +363,7 @@ def test_the_checkpointer_keeps_the_log_short(
 
     monkeypatch.setattr(store.database, "checkpoint", notify)
     checkpointer.start(store.database)
-    with contextlib.closing(checkpointer):
+    with contextlib.closing(store.database), contextlib.closing(checkpointer):
         for number in range(20):
             store.put(f"f{number % 4}", bytes(1 << 20))
             while store.database.wal_size >= module.CHECKPOINT_AFTER:
