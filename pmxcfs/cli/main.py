@@ -119,6 +119,7 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--permissions",
         choices=PERMISSIONS,
+        metavar="MODE",
         default=Settings.permissions,
         help="whether root's chmod and chown, which change nothing, fail (strict) or succeed "
         "(lenient; default: %(default)s)",
@@ -244,6 +245,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def add_conflicts(parser: argparse.ArgumentParser) -> None:
     """Add what ``conflicts`` can do."""
+    add_state_directory(parser)
     actions = parser.add_subparsers(
         dest="conflict_action", title="actions", metavar="ACTION", required=True
     )

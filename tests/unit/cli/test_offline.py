@@ -398,7 +398,7 @@ def test_import_refuses_files_that_a_tree_can_t_hold(source: Path, tmp_path: Pat
     (source / "big").unlink()
     (source / "nodes/n2/lxc").mkdir(parents=True)
     write(source / "nodes/n2/lxc/100.conf", b"")
-    with refused(tmp_path, Exists, "the vmid 100 is in use elsewhere"):
+    with refused(tmp_path, Exists, "its number is in use by nodes/n1/qemu-server/100.conf"):
         offline.import_(source, target)
 
 

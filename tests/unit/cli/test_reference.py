@@ -17,7 +17,7 @@ MANUAL = (ROOT / "docs" / "man" / "pmxcfs.8").read_text()
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 CONTRACT = (ROOT / "docs" / "spec" / "operations.md").read_text()
 
-OFFLINE = ("fsck", "dump", "export", "import")
+OFFLINE = ("fsck", "dump", "export", "import", "conflicts")
 # Options that the pages tell once for a group of commands.
 HELP = frozenset(["-h", "--help"])
 CLIENT_OPTIONS = {"--json": "", "--ipc-name": "NAME"}
@@ -74,7 +74,7 @@ def usages() -> set[str]:
 def test_commands_of_a_group_have_its_options() -> None:
     """The pages may tell these options once."""
     for name, parser in commands().items():
-        common = DATABASE_OPTIONS if name in OFFLINE else CLIENT_OPTIONS
+        common = DATABASE_OPTIONS if name.startswith(OFFLINE) else CLIENT_OPTIONS
         assert common.items() <= options(parser).items(), name
         assert options(parser).keys() >= HELP, name
 
@@ -150,7 +150,8 @@ def test_the_synopsis_has_each_command_with_all_options() -> None:
     told = [" ".join([name, *map(printed, text.splitlines())]) for name, text in blocks]
     top = {name: parser for name, parser in commands().items() if " " not in name}
     lines = [usage(f"pmxcfs {name}", top[name], told_elsewhere=HELP) for name in top]
-    lines[list(top).index("ipc")] += " [argument] ..."  # those of the question
+    for name in ("ipc", "conflicts"):
+        lines[list(top).index(name)] += " [argument] ..."  # those of the question or action
     creator = usage("create_pmxcfs_db", build_creator_parser(), told_elsewhere=HELP)
     assert told == ["pmxcfs [option] ...", *lines, creator]
 
@@ -178,7 +179,9 @@ def test_the_guide_has_each_command_with_its_arguments_and_no_other() -> None:
 
 
 def test_the_contract_has_each_offline_command_with_its_arguments() -> None:
-    assert rows(CONTRACT, "pmxcfs ") == {each for each in usages() if each.startswith(OFFLINE)}
+    told = {each for each in usages() if each.startswith(OFFLINE)}
+    told -= {each for each in told if each.startswith("conflicts")}  # a chapter of their own
+    assert rows(CONTRACT, "pmxcfs ") == told
 
 
 def test_guide_and_contract_have_each_option_of_the_daemon_and_no_other() -> None:
@@ -228,8 +231,10 @@ def test_bash_completes_the_options_of_a_command(name: str, script: Path) -> Non
 
 def test_bash_completes_the_commands(script: Path) -> None:
     assert completions(script, "pmxcfs", "") == {name for name in commands() if " " not in name}
-    questions = {name.partition(" ")[2] for name in commands() if " " in name}
-    assert completions(script, "pmxcfs", "ipc", "") == questions
+    for group in ("ipc", "conflicts"):
+        names = {name.partition(" ")[2] for name in commands() if name.startswith(f"{group} ")}
+        assert completions(script, "pmxcfs", group, "") == names
+    questions = completions(script, "pmxcfs", "ipc", "")
     assert completions(script, "pmxcfs", "ipc", "--json", "") == questions
     assert completions(script, "pmxcfs", "ipc", "log", "--priority", "w") == {"warning"}
 
