@@ -29,6 +29,6 @@ def environments(directory: str) -> list[dict[str, str]]:
 
     With the last one Python does not even start, unless it is isolated.
     """
-    paths = {"PYTHONPATH": f":.:{directory}", "PYTHONSTARTUP": f"{directory}/json.py"}
+    paths = {"PYTHONPATH": f".:{directory}", "PYTHONSTARTUP": f"{directory}/json.py"}
     home = {"HOME": directory, "PYTHONUSERBASE": f"{directory}/.local", "PYTHONINSPECT": "1"}
     return [{**paths, **home}, home, {"PYTHONHOME": directory}]

@@ -54,7 +54,7 @@ def files(node: Machine) -> set[str]:
 def test_the_mount_is_visible_to_all_processes_of_the_machine(node: Machine) -> None:
     """The sandbox options of the unit do not hide the mount in a namespace of the service."""
     node.shell("echo 'keyboard: de' >/etc/pve/datacenter.cfg")
-    assert node.run("findmnt", "-no", "FSTYPE,TARGET", "/etc/pve") == "fuse   /etc/pve"
+    assert node.run("findmnt", "-rno", "FSTYPE,TARGET", "/etc/pve") == "fuse /etc/pve"
     assert node.run("stat", "-c%A:%U:%G", "/run/pve-cluster", "/var/lib/pve-cluster") == (
         "drwxr-x---:root:www-data\ndrwxr-x---:root:root"
     )
@@ -125,7 +125,7 @@ def test_no_installed_command_imports_modules_of_its_user(node: Machine) -> None
     place = "/srv/foreign"
     version = node.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
     foreign.lay_out(node.root / place[1:], version)
-    programs = node.shell("dpkg --listfiles pmxcfs | grep /s\\?bin/").splitlines()
+    programs = node.shell("dpkg --listfiles pmxcfs | grep -E '^/.*/s?bin/'").splitlines()
     assert {"/usr/bin/pmxcfs", "/usr/bin/create_pmxcfs_db"} <= set(programs)
     node.shell("echo 'keyboard: de' >/etc/pve/datacenter.cfg; mkdir /srv/files")
     uses = [[program, "--help"] for program in programs]

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.needs_packaging, pytest.mark.long]
 def node(tmp_path: Path, release: str) -> Iterator[Machine]:
     """A machine that belongs to no cluster."""
     with machine(tmp_path, release) as booted:
-        booted.shell("systemctl disable --now corosync 2>&1; rm /etc/corosync/corosync.conf")
+        # pve-cluster's unit would start it at boot.
+        booted.shell("systemctl mask --now corosync 2>&1; rm /etc/corosync/corosync.conf")
         yield booted
 
 
