@@ -23,9 +23,9 @@ from typing import NamedTuple
 from pmxcfs._core import Entry, Tree
 from pmxcfs.storage.database import inspect
 from tests.cluster.agent import MOUNTPOINT, Agent
+from tests.cluster.kept import copies
 from tests.cluster.lab import Member
 from tests.cluster.promises import DIRECTORY, Copy, Promises, Step, Value
-from tests.cluster.reboots import copies
 from tests.cluster.together import Cluster
 
 SLOTS = 6  # names of files, and half as many of directories, that a writer uses in one phase

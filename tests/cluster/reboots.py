@@ -5,9 +5,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from tests.cluster.agent import Agent
+from tests.cluster.kept import copies
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
 
@@ -129,8 +129,3 @@ def check(cluster: Cluster, load: Load) -> None:
 def copy_log(node: Member) -> list[str]:
     """Return what a node has logged of its copies, in its present life."""
     return node.daemon.log_lines("warning: ")
-
-
-def copies(nodes: Sequence[Member]) -> list[Path]:
-    """Return the copies that nodes have kept."""
-    return [file for node in nodes for file in (node.database.parent / "conflicts").glob("*.db*")]

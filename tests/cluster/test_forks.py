@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import reboots
-from tests.cluster.kept import kept
+from tests.cluster.kept import copies, kept
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
 from tests.fakes.programs import careless
@@ -94,7 +94,7 @@ def test_what_a_majority_has_changed_is_kept_if_a_single_node_wins(idle_cluster:
     with separated(cluster, losers, winners):
         fork(cluster, losers, winners)
     assert_kept(cluster, losers)
-    assert not reboots.copies(winners)
+    assert not copies(winners)
     cluster.finish()
 
 
@@ -105,7 +105,7 @@ def test_what_one_half_has_changed_is_kept_if_the_other_half_wins(tmp_path: Path
         with separated(cluster, losers, winners):
             fork(cluster, losers, winners)
         assert_kept(cluster, losers)
-        assert not reboots.copies(winners)
+        assert not copies(winners)
         cluster.finish()
 
 
