@@ -5,12 +5,13 @@ from pathlib import Path
 
 from pmxcfs._core import Tree
 from pmxcfs.storage.database import inspect
+from pmxcfs.storage.kept_copies import kept_copies
 from tests.cluster.node import Node
 
 
 def copies(nodes: Sequence[Node]) -> list[Path]:
     """Return the copies that *nodes* have kept, by node and time."""
-    return [p for n in nodes for p in sorted((n.database.parent / "conflicts").glob("*.db"))]
+    return [copy.path for node in nodes for copy in kept_copies(node.database.parent)]
 
 
 def trees(nodes: Sequence[Node]) -> Iterator[Tree]:

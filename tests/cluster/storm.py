@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from tests.cluster.agent import Agent, Outcome
 from tests.cluster.faults import Faults, Until
 from tests.cluster.history import History
+from tests.cluster.kept import copies
 from tests.cluster.node import Worker
 from tests.cluster.together import Cluster
 from tests.cluster.workload import DIRECTORIES, STATIC, STATIC_FILES, Report, Slow
@@ -213,9 +214,7 @@ class Storm:
         ]
         summary.doubtful_victories = len(self.history.doubtful_victories())
         summary.violations += [*self._compare(), *self._alarms(), *self._slow_reads()]
-        summary.forks = sum(
-            len(list(node.database.parent.glob("conflicts/*.db"))) for node in self._lab.nodes
-        )
+        summary.forks = len(copies(self._lab.nodes))
 
     def _slow_reads(self) -> list[str]:
         slow = []

@@ -10,6 +10,7 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.cli import offline
 from pmxcfs.storage.database import inspect
+from tests.cluster.kept import copies
 from tests.cluster.lab import Member, corosync_conf
 from tests.cluster.together import Cluster
 
@@ -33,10 +34,6 @@ def forget(node: Member) -> None:
         path.unlink()
 
 
-def conflicts(node: Member) -> list[Path]:
-    return sorted((node.database.parent / "conflicts").glob("*.db"))
-
-
 def test_a_node_with_an_older_database_gets_the_changes_since(
     cluster: Cluster, report: Report
 ) -> None:
@@ -54,7 +51,7 @@ def test_a_node_with_an_older_database_gets_the_changes_since(
     assert "gone" not in last("list")
     sent = cluster.bytes_sent() - before
     report(f"join of a node with an older database: {seconds:.2f} s, {sent} bytes sent")
-    assert not conflicts(cluster[3]), "it was only away"
+    assert not copies([cluster[3]]), "it was only away"
 
 
 def test_a_node_with_an_empty_database_gets_the_whole_tree(cluster: Cluster) -> None:
@@ -66,7 +63,7 @@ def test_a_node_with_an_empty_database_gets_the_whole_tree(cluster: Cluster) -> 
     cluster.wait_for_agreement()
     (last,) = cluster.agents(cluster[3])
     assert last("get", "e/file") == bytes(1 << 20)
-    assert not conflicts(cluster[3])
+    assert not copies([cluster[3]])
 
 
 def test_all_nodes_adopt_the_tree_of_a_node_with_a_newer_database(cluster: Cluster) -> None:
@@ -117,7 +114,7 @@ def test_the_losing_side_of_a_fork_is_kept_as_a_conflict_copy(
     alone.do(("create", "both/file", b"common"), ("create", "priv/key", b"common"))
     cluster.wait_for_agreement()
     loser = cluster[1]
-    kept = conflicts(loser)
+    kept = copies([loser])
     cluster.cut_off(loser)
     cluster.wait_for_agreement(cluster[2], cluster[3])
     cluster.wait_until(lambda: not loser.daemon.info()["quorate"], 15, "the loss of quorum")
@@ -135,7 +132,7 @@ def test_the_losing_side_of_a_fork_is_kept_as_a_conflict_copy(
         assert agent("get", "both/file") == b"majority 9"
         assert agent("get", "priv/key") == b"common"
         assert agent("list", "both") == ["file"]
-    (copy,) = [path for path in conflicts(loser) if path not in kept]
+    (copy,) = [path for path in copies([loser]) if path not in kept]
     assert copy.stat().st_mode & 0o777 == 0o600
     tree = Tree()
     tree.load(inspect(copy).records)
@@ -149,7 +146,7 @@ def test_the_losing_side_of_a_fork_is_kept_as_a_conflict_copy(
     for path in ("both/file", "both/alone"):
         cluster.wait_until(lambda p=path: any(p in line for line in told()), 30, path)  # type: ignore[misc]
     assert not any("priv/key" in line for line in told())
-    assert not any(conflicts(node) for node in cluster.nodes[1:])
+    assert not copies(cluster.nodes[1:])
     report(f"fork: the loser kept {copy.name} and told of {len(told())} paths")
 
 

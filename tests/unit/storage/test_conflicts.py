@@ -78,6 +78,10 @@ class Node:
             self.replica.deliver([ticket])
             ticket.result()
 
+    def change_alone(self, *mutations: Mutation) -> None:
+        self.meet()
+        self.do(*mutations)
+
     def become(self, leader: Tree, *side: int) -> None:
         raw = leader.index()
         needed = index.records_needed(raw, [self.replica.state()])
@@ -124,8 +128,7 @@ def test_what_was_changed_alone_is_kept(
 ) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's version: f$")
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     before = node.tree.index()
     node.become(a_majority())
     (copy,) = node.copies()
@@ -141,8 +144,7 @@ def test_what_was_changed_alone_is_kept(
 def test_a_copy_is_readable_only_by_root(node: Node, expect_log: ExpectLog) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     old = os.umask(0)
     try:
         node.become(a_majority())
@@ -158,8 +160,7 @@ def test_the_next_copy_does_not_replace_the_first(node: Node, expect_log: Expect
     expect_log(KEPT)
     expect_log("replaced by another node's")
     for number, leader in enumerate((a_majority(), a_majority(version=99))):
-        node.meet()
-        node.do(write("f", b"ours %d" % number))
+        node.change_alone(write("f", b"ours %d" % number))
         node.become(leader)
     first, second = node.copies()
     assert contents_of(stored(first))["f"] == b"ours 0"
@@ -171,8 +172,7 @@ def test_private_names_are_not_logged(
 ) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's version: private entry 51$")
-    node.meet()
-    node.do(Create("priv/secret.key"))
+    node.change_alone(Create("priv/secret.key"))
     node.become(a_majority())
     assert "secret" not in caplog.text
     assert contents_of(stored(node.copies()[0]))["priv/secret.key"] == b""
@@ -194,8 +194,7 @@ def test_at_most_100_paths_are_logged(
 def test_the_divergence_survives_restarts(node: Node, expect_log: ExpectLog) -> None:
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     node.restart()
     node.restart()
     assert node.database.notes == {2: Note(50, 50), 3: Note(50, 50)}
@@ -207,8 +206,7 @@ def test_the_divergence_survives_restarts(node: Node, expect_log: ExpectLog) -> 
 
 
 def test_the_divergence_survives_a_kill(node: Node) -> None:
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     assert node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
 
 
@@ -273,8 +271,7 @@ def test_a_node_that_was_only_offline_keeps_nothing(node: Node) -> None:
 
 
 def test_changes_of_a_node_that_led_the_sync_are_not_lost(node: Node) -> None:
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     node.meet(2, 3)
     node.settle()
     assert node.notes() == {}
@@ -284,8 +281,7 @@ def test_changes_of_a_node_that_led_the_sync_are_not_lost(node: Node) -> None:
 
 
 def test_changes_that_the_leader_has_too_are_not_lost(node: Node) -> None:
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     ours = records_of(node.tree, [2, 3, 4])
     leader = tree_of(*ours, file(99, "z", version=99), root=ROOT._replace(version=99))
     node.become(leader)
@@ -294,8 +290,7 @@ def test_changes_that_the_leader_has_too_are_not_lost(node: Node) -> None:
 
 def test_entries_unchanged_since_the_divergence_are_not_lost(node: Node) -> None:
     """Only x was changed alone; the leader's version of f descends from ours."""
-    node.meet()
-    node.do(Mkdir("x"))
+    node.change_alone(Mkdir("x"))
     node.do(Delete("x"))
     node.become(a_majority())
     assert node.copies() == []
@@ -421,8 +416,7 @@ def test_the_note_of_all_other_nodes_by_an_earlier_version_is_read(
 def test_a_removal_that_the_leader_undoes_is_logged(node: Node, expect_log: ExpectLog) -> None:
     expect_log(r"only this node has changed \(1\);")
     expect_log("removed here, and present again in another node's version: f$")
-    node.meet()
-    node.do(Delete("f"))
+    node.change_alone(Delete("f"))
     node.restart()
     node.meet(2, 3)
     node.become(forked(node, file(4, "g", b"9", version=90)))
@@ -438,16 +432,14 @@ def test_a_removal_under_a_private_path_is_not_logged_by_name(
     node = Node(tmp_path)
     common = (*COMMON, file(5, "secret", b"", parent=2))
     node.become(tree_of(*common))
-    node.meet()
-    node.do(Delete("priv/secret"))
+    node.change_alone(Delete("priv/secret"))
     node.become(tree_of(*common, root=ROOT._replace(version=90)))
     assert "secret" not in caplog.text
     node.database.close()
 
 
 def test_a_removal_that_the_leader_has_too_is_not_lost(node: Node) -> None:
-    node.meet()
-    node.do(Delete("f"))
+    node.change_alone(Delete("f"))
     node.become(tree_of(COMMON[0], file(4, "g", b"9", version=90), root=ROOT._replace(version=90)))
     assert node.copies() == []
 
@@ -465,8 +457,7 @@ def test_an_entry_that_was_moved_or_replaced_is_logged_once_with_the_leaders_pat
 ) -> None:
     expect_log(r"only this node has changed \(1\);")
     expect_log(f"{fate} another node's version: f$")
-    node.meet()
-    node.do(*changes)
+    node.change_alone(*changes)
     node.become(forked(node, file(4, "g", b"9", version=90)))
     assert len(node.copies()) == 1
 
@@ -543,8 +534,7 @@ def test_a_node_that_never_was_in_a_cluster_keeps_its_whole_tree(
 
 
 def test_without_a_copy_nothing_is_replaced(node: Node) -> None:
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     node.conflicts.write_bytes(b"a file where the directory should be")
     before = node.tree.index()
     with pytest.raises(NoCopy, match="conflicts"):
@@ -591,8 +581,7 @@ def test_the_divergence_ends_when_a_degraded_node_catches_up(
     expect_log("can't be written")
     expect_log(KEPT)
     expect_log("replaced by another node's")
-    node.meet()
-    node.do(write("f", b"ours"))
+    node.change_alone(write("f", b"ours"))
     node.meet(2, 3)
     node.database._connection.execute("PRAGMA query_only = ON")
     node.become(a_majority())
