@@ -28,7 +28,7 @@ REWRITES = 12  # of the winner's status file; the loser makes two changes
 LOSS = 20.0  # seconds until a separated node knows that it has no quorum
 STUCK = 30.0  # seconds without room for a copy
 STATUS = (sys.executable, "-m", "pmxcfs", "status")
-REBOOTS, MANY_REBOOTS = 4, 10
+REBOOTS = 10  # in one part
 
 
 def force_quorum(cluster: Cluster, *side: Member) -> None:
@@ -126,6 +126,7 @@ def test_a_fork_is_known_after_restarts(idle_cluster: Cluster) -> None:
     idle_cluster.finish()
 
 
+@pytest.mark.long
 def test_nodes_that_write_no_notes_are_found(idle_cluster: Cluster) -> None:
     for node in idle_cluster.nodes:
         node.daemon.program = (careless.__file__, "forget-departures")
@@ -133,6 +134,7 @@ def test_nodes_that_write_no_notes_are_found(idle_cluster: Cluster) -> None:
     assert not kept(idle_cluster.nodes, "900.conf")
 
 
+@pytest.mark.long
 def test_a_node_that_can_t_keep_its_changes_stays_out_until_it_can(
     idle_cluster: Cluster, report: Report
 ) -> None:
@@ -158,22 +160,14 @@ def test_a_node_that_can_t_keep_its_changes_stays_out_until_it_can(
     cluster.finish()
 
 
-def test_reboots_under_load_keep_no_conflict(idle_cluster: Cluster, report: Report) -> None:
-    idle_cluster.start()
-    load = reboots.reboot_under_load(idle_cluster, REBOOTS)
-    report(f"{REBOOTS} reboots, {load.done} changes meanwhile")
-    reboots.check(idle_cluster, load)
-    idle_cluster.finish()
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(2))
-def test_many_reboots_under_load_keep_no_conflict(
+def test_reboots_under_load_keep_no_conflict(
     idle_cluster: Cluster, report: Report, part: int
 ) -> None:
     faulthandler.cancel_dump_traceback_later()  # it takes long, and nothing is wrong then
     idle_cluster.start()
-    load = reboots.reboot_under_load(idle_cluster, MANY_REBOOTS, first=part * MANY_REBOOTS)
-    report(f"{MANY_REBOOTS} reboots, {load.done} changes meanwhile")
+    load = reboots.reboot_under_load(idle_cluster, REBOOTS, first=part * REBOOTS)
+    report(f"{REBOOTS} reboots, {load.done} changes meanwhile")
     reboots.check(idle_cluster, load)
     idle_cluster.finish()

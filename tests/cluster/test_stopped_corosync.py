@@ -60,6 +60,7 @@ def test_many_status_messages(cluster: Cluster, report: Report) -> None:
     assert used < CPU
 
 
+@pytest.mark.long
 def test_the_updates_of_a_leader(idle_cluster: Cluster, tmp_path: Path, report: Report) -> None:
     cluster = idle_cluster
     leader = cluster[1]

@@ -209,6 +209,7 @@ def batch(home: str, number: int) -> list[Operation]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lose", [kill, power_off])
 def test_nobody_is_refused_when_a_member_dies_under_default_timeouts(
     idle_cluster: Cluster, report: Report, lose: Callable[[Cluster], None]
