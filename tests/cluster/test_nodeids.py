@@ -203,6 +203,7 @@ def test_two_daemons_of_one_node_lose_no_change_and_say_so(cluster: Cluster) -> 
     # Both send at once, with the same counters: each gets the answer to its own changes.
     (first, third_agent) = cluster.agents(cluster[1], cluster[3])
     first("mkdir", "twins")
+    cluster.wait_until(lambda: are_one(cluster, twin), SOON, "the directory on all")
     third_agent.begin(*[("mkdir", f"twins/{number}") for number in range(50)])
     won = []
     for number in range(50):

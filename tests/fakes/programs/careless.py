@@ -85,6 +85,7 @@ def skip_update() -> None:
         for inode, record in list(planned.written.items()):
             if record.type == EntryType.FILE and tree.get(inode) is None:
                 del planned.written[inode]
+                planned.prepare()
                 break
         return planned
 
