@@ -135,6 +135,13 @@ class _Connection(NamedTuple):
     poller: Poller
 
 
+class _Loss(NamedTuple):
+    """Why there is no connection to corosync."""
+
+    error: ClusterError
+    explanation: str  # of what keeps corosync from running, and what to do; empty if not known
+
+
 class _Leaving(Exception):
     """Raised to leave the group; with *for_good*, the thread ends and does not join again."""
 
@@ -156,7 +163,9 @@ class GroupThread(BackgroundThread):
         wakeup: Wakeup,
         connect: Connect = Cpg,
         clock: Clock | None = None,
+        explain: Callable[[], str] = lambda: "",
     ) -> None:
+        """*explain* tells why corosync does not run, "" if it does not know. It must not block."""
         super().__init__(group.cpg_name)
         self.dfsm = Dfsm(group)
         self.dropped = 0  # messages of peers that could not be decoded
@@ -172,8 +181,12 @@ class GroupThread(BackgroundThread):
         self._watch: RequestWatch | None = None  # of the request thread that is the owner
         self._failure: Exception | None = None  # of another owner, for the group's thread to raise
         self._wakeup = wakeup
-        self._outage: Outage[ClusterError] = Outage(
-            log, describe=self._describe_outage, over="connected to corosync again"
+        self._explain = explain
+        self._outage: Outage[_Loss] = Outage(
+            log,
+            describe=self._describe_outage,
+            over="connected to corosync again",
+            kind=lambda loss: loss.explanation,
         )
         self._joined_at = float("-inf")  # monotonic
         self._unsynced_since: float | None = time.monotonic()  # None while in sync
@@ -213,7 +226,8 @@ class GroupThread(BackgroundThread):
     @property
     def corosync_error(self) -> str:
         """Why there is no connection to corosync; empty if there is one, or none was tried."""
-        return str(self._outage.cause or "")
+        loss = self._outage.cause
+        return str(loss.error) if loss else ""
 
     @property
     def members(self) -> Sequence[Member]:
@@ -258,7 +272,7 @@ class GroupThread(BackgroundThread):
                 if left.for_good:
                     return
             except ClusterError as error:
-                self._outage.fails(error)
+                self._outage.fails(_Loss(error, self._explain()))
             except Exception:  # noqa: BLE001, as a bug must not end the membership
                 self._log.exception("the group's thread failed, which is a bug")
             wait = self._joined_at + self.dfsm.deadlines.rejoin - time.monotonic()
@@ -307,8 +321,9 @@ class GroupThread(BackgroundThread):
             self._content.on_members((), me=self.dfsm.me)
             self._content.on_left()
 
-    def _describe_outage(self, error: ClusterError) -> str:
-        return f"{error}; connecting again every {self.dfsm.deadlines.rejoin:.0f} s"
+    def _describe_outage(self, loss: _Loss) -> str:
+        again = f"connecting again every {self.dfsm.deadlines.rejoin:.0f} s"
+        return "; ".join(filter(None, (str(loss.error), loss.explanation, again)))
 
     def _leave_group(self, handle: Handle, timeout: float) -> None:
         """Leave, and wait *timeout* seconds for the membership change that confirms it.

@@ -70,7 +70,7 @@ class Clustering:
             lock_has_expired=lock_has_expired,
         )
         source = TreeSource(self.outbox, proposals, lock=lock)
-        self.tree = TreeGroup(tree, source, wakeup=tree_wakeup)
+        self.tree = TreeGroup(tree, source, wakeup=tree_wakeup, explain=self._host_file.examine)
         self.source = StatusSource(wake=status_wakeup.set)
         self.probe = Probe(self._send_address)
         content = StatusContent(status, self.source, lock=lock, on_echo=self.probe.echoed)
@@ -139,6 +139,7 @@ class Clustering:
             "seconds_without_echo": round(self.seconds_without_echo, 1),
             "copy_error": self.tree.copy_error,
             "host_file_error": self.host_file_error,
+            "host_file_fault": self.host_file_fault,
             "status_mode": self.status.mode.value,
             "status_members": [member.nodeid for member in self.status.members],
         }
@@ -175,6 +176,11 @@ class Clustering:
     def host_file_error(self) -> str:
         """Why the host or corosync does not have the tree's corosync.conf; empty if they have."""
         return self._host_file.error
+
+    @property
+    def host_file_fault(self) -> str:
+        """Why corosync can't start with the host's corosync.conf; empty if it can, or runs."""
+        return self._host_file.fault if self.corosync_error else ""
 
     def force_quorum(self, on: bool | None) -> None:
         """Override corosync's quorum state with *on*; None ends the override. For tests.

@@ -320,6 +320,7 @@ class TreeGroup(GroupThread):
         wakeup: Wakeup,
         connect: Connect = Cpg,
         clock: Clock | None = None,
+        explain: Callable[[], str] = lambda: "",
     ) -> None:
         log = logging.getLogger("pmxcfs.dcdb")
         super().__init__(
@@ -330,6 +331,7 @@ class TreeGroup(GroupThread):
             wakeup=wakeup,
             connect=connect,
             clock=clock,
+            explain=explain,
         )
         self._tree = content
         self._copying: Outage[NoCopy] = Outage(log, describe=_describe_no_copy)

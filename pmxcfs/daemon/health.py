@@ -49,6 +49,7 @@ class Facts(NamedTuple):
 
     is_quorate: bool = True
     corosync_error: str = ""  # why there is no connection to corosync
+    host_file_fault: str = ""  # why corosync can't start with the host's corosync.conf
     mode: str = ""  # of the tree's group; empty outside a cluster
     seconds_out_of_sync: float = 0.0  # of the group that is out of sync for longer
     seconds_without_echo: float = 0.0  # of the oldest own message that has not come back
@@ -198,9 +199,8 @@ def state_of(findings: Sequence[Finding]) -> State:
 
 def _of_cluster(facts: Facts) -> Iterator[Finding]:
     if facts.corosync_error:
-        yield Finding(
-            "no-corosync", f"no connection to corosync, so it is read-only: {facts.corosync_error}"
-        )
+        why = facts.host_file_fault or facts.corosync_error
+        yield Finding("no-corosync", f"no connection to corosync, so it is read-only: {why}")
     elif not facts.is_quorate:
         yield Finding("no-quorum", "no quorum, so it is read-only")
     if facts.copy_error:

@@ -132,6 +132,7 @@ def find(parts: ReportSources) -> list[Finding]:
     return assess(
         facts._replace(
             corosync_error=clustering.corosync_error,
+            host_file_fault=clustering.host_file_fault,
             mode=clustering.mode,
             seconds_out_of_sync=clustering.seconds_out_of_sync,
             seconds_without_echo=clustering.seconds_without_echo,

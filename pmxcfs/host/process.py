@@ -384,6 +384,7 @@ class SignalWaiter:
         # are not in place yet, or not any more.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, exit statuses are lost
         self._thread: BackgroundThread | None = None
 
     def start(self, on_stop: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ umount --quiet --lazy /etc/pve || true
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
 # Overlays, because the machine may lack the mount points, and must not get them.
-for place in etc var/lib; do
+for place in etc usr/sbin var/lib; do
   mkdir -p "/run/layers/$place/upper" "/run/layers/$place/work"
   mount -t overlay -o \
     "lowerdir=/$place,upperdir=/run/layers/$place/upper,workdir=/run/layers/$place/work" \
@@ -23,6 +23,11 @@ for place in etc/corosync var/lib/pve-cluster var/lib/corosync var/lib/rrdcached
   mkdir -p "/$place"
   mount --bind "$directory/$place" "/$place"
 done
+# Where the daemon looks for it.
+corosync=$(command -v corosync || true)
+if [ -n "$corosync" ] && [ ! -e /usr/sbin/corosync ]; then
+  ln -s "$corosync" /usr/sbin/corosync
+fi
 touch /etc/hosts
 mount --bind "$directory/etc/hosts" /etc/hosts
 # While no daemon is mounted there, nobody can write to what only looks like its file system.

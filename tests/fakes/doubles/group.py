@@ -1,9 +1,11 @@
 """A real group thread on a CPG service in memory, with a content that records its calls."""
 
+import functools
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from pmxcfs.cluster.group import GroupThread
 from pmxcfs.cluster.status_group import StatusGroup
 from pmxcfs.cluster.tree_group import TreeGroup
 from pmxcfs.dfsm.effects import Commit, Deliver, SendUpdates
@@ -141,8 +143,12 @@ class Node:
         self.world = World(group)
         self.content = FakeContent(self.world)
         self.source = FakeSource()
-        kind = TreeGroup if group is Group.TREE else StatusGroup
-        self.thread = kind(self.content, self.source, wakeup=Wakeup(), connect=self.world.connect)
+        self.explanation = ""  # of what keeps corosync from running; for the tree's group
+        kind = functools.partial(TreeGroup, explain=lambda: self.explanation)
+        make = kind if group is Group.TREE else StatusGroup
+        self.thread: GroupThread = make(
+            self.content, self.source, wakeup=Wakeup(), connect=self.world.connect
+        )
         self.thread.set_deadlines(replace(Deadlines(), rejoin=REJOIN))
 
     def start(self) -> None:

@@ -1,16 +1,21 @@
 """Updates of the host's corosync.conf: which contents may replace the file, and the reload."""
 
+import errno
+import logging
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pmxcfs.cluster.corosync_conf import HostConfig, refusal, version_of
+from pmxcfs.cluster.corosync_conf import MODE, HostConfig, refusal, version_of
 from pmxcfs.errors import Disconnected
+from pmxcfs.host.files import replace_file
 
 TIMEOUT = 30.0  # seconds until a wait fails the test
+RETRY = 0.02  # seconds until what has failed is tried again; 30 in the product
 
 
 def conf(version: int | str, text: str = "") -> bytes:
@@ -71,15 +76,27 @@ def test_refusal_states_the_reason(wanted: bytes, present: bytes | None, reason:
 
 
 class Host:
-    """A HostConfig on a temporary file; *reloads* counts the reload requests to corosync."""
+    """A HostConfig on a temporary file; *reloads* counts the reload requests to corosync.
+
+    Its corosync refuses contents with the word "broken", and reloads if *can_reload*.
+    """
 
     def __init__(self, path: Path, *, reload_delay: float = 0) -> None:
         self.path = path
+        self.previous = path.with_name("corosync.conf.previous")
         self.reloads = threading.Semaphore(0)
-        self.config = HostConfig(path, reload_delay=reload_delay, reload=self.reload)
+        self.can_reload = True
+        self.config = HostConfig(
+            path, reload_delay=reload_delay, retry=RETRY, reload=self.reload, check=self.check
+        )
 
     def reload(self) -> None:
         self.reloads.release()
+        if not self.can_reload:
+            raise Disconnected("corosync_cfg_initialize", 2, "CS_ERR_LIBRARY")
+
+    def check(self, content: bytes, *, is_cancelled: Callable[[], bool]) -> str:
+        return "line 4 is broken" if b"broken" in content else ""
 
     def run(self, content: bytes, *, reload: bool) -> None:
         """Start the thread, queue *content* and wait until the thread has written it."""
@@ -96,7 +113,8 @@ class Host:
 def host(tmp_path: Path) -> Iterator[Host]:
     host = Host(tmp_path / "corosync.conf")
     yield host
-    assert [path.name for path in tmp_path.iterdir()] in ([], ["corosync.conf"])
+    host.config.close()
+    assert {path.name for path in tmp_path.iterdir()} <= {"corosync.conf", "corosync.conf.previous"}
 
 
 def test_an_existing_file_is_replaced_and_reloaded(host: Host) -> None:
@@ -127,7 +145,9 @@ def test_an_equal_file_is_left_alone(host: Host) -> None:
     host.path.write_bytes(conf(2))
     before = host.path.stat()
     host.run(conf(2), reload=True)
-    assert host.path.stat() == before
+    after = host.path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not host.previous.exists()
     assert not host.was_reloaded
 
 
@@ -165,20 +185,155 @@ def test_a_missing_directory_is_logged(tmp_path: Path) -> None:
     Host(tmp_path / "absent" / "corosync.conf").run(conf(1), reload=True)
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @pytest.mark.expect_log("pmxcfs.confdb ERROR can.t ask corosync to reload .*CS_ERR_LIBRARY")
-def test_a_failed_reload_is_logged_and_the_thread_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "corosync.conf"
-    path.write_bytes(conf(1))
-    failed = threading.Semaphore(0)
+def test_a_failed_reload_is_an_error_until_one_succeeds(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.path.write_bytes(conf(1))
+    host.can_reload = False
+    host.config.start()
+    host.config.follow(conf(2), reload=True)
+    assert host.reloads.acquire(timeout=TIMEOUT)
+    wait_until(lambda: "trying again" in host.config.error)
+    host.config.follow(conf(2), reload=False)  # as after a synchronization
+    for _ in range(3):
+        assert host.reloads.acquire(timeout=TIMEOUT)
+    assert "corosync-cfgtool -R" in host.config.error
+    host.config.follow(conf(3), reload=False)  # the thread goes on
+    wait_until(lambda: host.path.read_bytes() == conf(3))
+    host.can_reload = True
+    wait_until(lambda: not host.config.error)
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
 
-    def fail() -> None:
-        failed.release()
-        raise Disconnected("corosync_cfg_initialize", 2, "CS_ERR_LIBRARY")
 
-    config = HostConfig(path, reload_delay=0, reload=fail)
+@pytest.mark.expect_log("ERROR .*corosync.conf is not replaced: corosync refuses the cluster's")
+def test_what_corosync_refuses_is_not_written_until_a_good_version_comes(host: Host) -> None:
+    host.path.write_bytes(conf(2))
+    host.config.start()
+    host.config.follow(conf(3, "broken"), reload=True)
+    wait_until(lambda: "line 4 is broken" in host.config.error)
+    host.config.follow(conf(3, "broken"), reload=False)
+    host.config.follow(conf(3, "also broken"), reload=False)
+    assert not host.was_reloaded
+    assert host.path.read_bytes() == conf(2)
+    assert not host.previous.exists()
+    host.config.follow(conf(3), reload=False)
+    wait_until(lambda: not host.config.error)
+    assert (host.path.read_bytes(), host.previous.read_bytes()) == (conf(3), conf(2))
+    wait_until(lambda: host.was_reloaded)  # this node has asked for it with the first version
+
+
+@pytest.mark.expect_log("ERROR .*corosync.conf is not replaced: corosync refuses the cluster's")
+def test_what_this_host_could_not_run_is_tried_again(host: Host) -> None:
+    refused = threading.Event()
+    answers = iter(["the network is down"])
+
+    def check(content: bytes, *, is_cancelled: Callable[[], bool]) -> str:
+        refused.set()
+        return next(answers, "")
+
+    config = HostConfig(host.path, reload_delay=0, retry=RETRY, reload=host.reload, check=check)
     config.start()
-    for version in (2, 3):
-        config.follow(conf(version), reload=True)
-        assert failed.acquire(timeout=TIMEOUT)
+    config.follow(conf(2), reload=False)
+    assert refused.wait(TIMEOUT)
+    wait_until(host.path.exists)
+    wait_until(lambda: not config.error)
     config.close()
-    assert path.read_bytes() == conf(3)
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [(conf(1), conf(1)), (b"garbage", b"garbage"), (b"", b"older"), (b" \n", b"older")],
+    ids=["good", "garbage", "empty", "blank"],
+)
+def test_the_file_that_is_replaced_is_kept_unless_it_is_empty(
+    host: Host, before: bytes, kept: bytes
+) -> None:
+    host.previous.write_bytes(b"older")
+    host.path.write_bytes(before)
+    host.path.chmod(0o600)
+    host.run(conf(2), reload=False)
+    assert (host.path.read_bytes(), host.previous.read_bytes()) == (conf(2), kept)
+    if kept == before:
+        assert host.previous.stat().st_mode & 0o7777 == 0o600
+
+
+@pytest.mark.expect_log("ERROR can.t update .*: No space left")
+def test_a_crash_before_the_replacement_loses_neither_file(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second write fails, and the next daemon finds what the first one has left."""
+    host.path.write_bytes(conf(1))
+    host.path.chmod(MODE)
+    written = []
+
+    def crash(path: Path, content: bytes, *, mode: int) -> None:
+        written.append(path)
+        if path == host.path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace_file(path, content, mode=mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pmxcfs.cluster.corosync_conf.replace_file", crash)
+        host.run(conf(2), reload=False)
+    assert written == [host.previous, host.path]
+    assert (host.path.read_bytes(), host.previous.read_bytes()) == (conf(1), conf(1))
+    kept = host.previous.stat().st_ino
+    Host(host.path).run(conf(2), reload=False)
+    assert (host.path.read_bytes(), host.previous.read_bytes()) == (conf(2), conf(1))
+    assert host.previous.stat().st_ino == kept  # an equal one is not written again
+
+
+@pytest.mark.expect_log("ERROR can.t update .*: Is a directory")
+def test_without_a_copy_of_the_file_it_is_not_replaced(host: Host) -> None:
+    host.path.write_bytes(conf(1))
+    host.previous.mkdir()
+    host.run(conf(2), reload=False)
+    assert host.path.read_bytes() == conf(1)
+
+
+def test_the_version_of_a_file_that_corosync_refuses_does_not_count(host: Host) -> None:
+    host.path.write_bytes(conf(9, "broken"))
+    host.run(conf(2), reload=False)
+    assert (host.path.read_bytes(), host.previous.read_bytes()) == (conf(2), conf(9, "broken"))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "is missing"),
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"broken", "is refused by it: line 4 is broken"),
+        (conf(1), ""),
+    ],
+)
+def test_an_examination_says_why_corosync_can_not_start(
+    host: Host, content: bytes | None, fault: str
+) -> None:
+    host.path.write_bytes(b"broken")
+    host.config.start()
+    wait_until(lambda: host.config.examine())
+    if content is None:
+        host.path.unlink()
+    else:
+        host.path.write_bytes(content)
+    told = fault and f"corosync can't start, because {host.path} {fault}; put a good file there"
+    wait_until(
+        lambda: host.config.examine().startswith(told) and bool(host.config.fault) == bool(told)
+    )
+
+
+def test_what_an_examination_has_found_is_not_told_of_a_later_outage(host: Host) -> None:
+    host.path.write_bytes(b"broken")
+    host.config.start()
+    wait_until(lambda: host.config.examine())
+    time.sleep(2 * RETRY)
+    assert host.config.examine() == ""

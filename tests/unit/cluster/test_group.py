@@ -1,5 +1,6 @@
 """A group's thread: connecting, batching, ownership, leaving and rejoining, on a fake corosync."""
 
+import functools
 import logging
 import os
 import threading
@@ -99,6 +100,26 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
     assert caplog.messages.count("connected to corosync again") == 1
     assert len(node.world.handles) == 4
     assert all(handle.is_closed for handle in node.world.handles[:3])
+
+
+def is_logged(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return any(text in line for line in caplog.messages)
+
+
+@pytest.mark.expect_log("corosync is not there")
+def test_an_outage_is_logged_again_when_its_explanation_is_known(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.world.fail("connect", *[DOWN] * 1000)
+    node.thread.set_deadlines(replace(Deadlines(), rejoin=0.001))
+    node.thread.start()
+    for explanation in ("", "its file is empty", "its file is broken"):
+        node.explanation = explanation
+        middle = f" {explanation};" if explanation else ""
+        told = f"corosync is not there (code 2);{middle} connecting again every 0 s"
+        node.world.wait_until(functools.partial(is_logged, caplog, told))
+    assert len(caplog.messages) == 3
+    assert node.thread.corosync_error == "cpg_initialize: corosync is not there (code 2)"
 
 
 @pytest.mark.expect_log("the connection is gone")

@@ -37,6 +37,12 @@ def test_each_fact_is_one_finding(name: str, facts: Facts) -> None:
     assert state_of([finding]) is KINDS[name].state
 
 
+def test_a_host_file_that_corosync_can_not_use_is_the_reason_that_it_is_gone() -> None:
+    (finding,) = assess(Facts(corosync_error="CS_ERR_LIBRARY", host_file_fault="it is empty"))
+    assert finding.reason == "no connection to corosync, so it is read-only: it is empty"
+    assert assess(Facts(host_file_fault="it is empty")) == []  # corosync runs
+
+
 def test_every_kind_can_be_found() -> None:
     assert {name for name, _ in FACTS} == set(KINDS)
 
