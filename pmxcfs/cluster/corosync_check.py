@@ -116,7 +116,7 @@ def _reason(lines: Sequence[str], status: int | None) -> str:
     told = [_PREFIX.sub("", line) for line in lines if _is_reason(line)]
     if not told:
         return end
-    reason = escape(told[0].strip())[:MAX_REASON]
+    reason = escape(told[0].strip().rstrip("."))[:MAX_REASON]
     return reason if status is not None and status > 0 else f"{end}: {reason}"
 
 

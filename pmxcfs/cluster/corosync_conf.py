@@ -121,9 +121,10 @@ class HostConfig(BackgroundThread):
         self._reload = reload
         self._check = check
         self._log_limit = LogLimit(_log)  # every change of the tree's file can fail
-        self._changed = threading.Condition()  # guards the five attributes below
+        self._changed = threading.Condition()  # guards the six attributes below
         self._wanted: bytes | None = None
         self._may_reload = False
+        self._is_behind = False  # content was queued and is not written yet, nor has that failed
         self._is_examining = False
         self._examine_asked_at = float("-inf")  # monotonic
         self._fault = ""  # what the last examination has found
@@ -159,7 +160,13 @@ class HostConfig(BackgroundThread):
         with self._changed:
             self._wanted = content
             self._may_reload |= reload
-            self._changed.notify()
+            self._is_behind = True
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Block until what was queued is written or that has failed, *seconds* at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_behind, seconds)
 
     def examine(self) -> str:
         """Have the thread examine whether corosync can start with the host's file. Never blocks.
@@ -173,13 +180,13 @@ class HostConfig(BackgroundThread):
                 self._fault = ""  # of an earlier loss of the connection
             self._examine_asked_at = now
             self._is_examining = True
-            self._changed.notify()
+            self._changed.notify_all()
             return self._fault
 
     def wake(self) -> None:
         """Wake the thread to check ``is_stopping``; content that is queued is written first."""
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def run(self) -> None:
         """Write one file after the other, and have corosync reload those that it must."""
@@ -189,6 +196,7 @@ class HostConfig(BackgroundThread):
             if work.is_new or time.monotonic() >= retry_at:
                 error = self._install()
                 self._write_error = self._report(error, self._write_error, again=work.is_new)
+                self._end_wait()
                 self._reload_error = self._report(self._reload_if_due(), self._reload_error)
                 retry_at = time.monotonic() + self._retry if self.error else float("inf")
             if work.examine:
@@ -211,6 +219,11 @@ class HostConfig(BackgroundThread):
                 self._is_reload_asked |= self._may_reload
             self._wanted, self._may_reload, self._is_examining = None, False, False
             return work
+
+    def _end_wait(self) -> None:
+        with self._changed:
+            self._is_behind = self._wanted is not None
+            self._changed.notify_all()
 
     def _report(self, error: str, before: str, *, again: bool = False) -> str:
         """Log an *error* that is not the one of *before*, or any with *again*; return it."""

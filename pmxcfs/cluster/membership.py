@@ -32,6 +32,7 @@ from pmxcfs.status.kvstore import ADDRESS
 from pmxcfs.tree.apply import Change
 
 COROSYNC_CONF = "corosync.conf"  # its path in the tree
+HOST_FILE_PATIENCE = 2.0  # seconds that a start waits for the host's file; 0.1 are usual
 CATCH_UP_INTERVAL = 1.0  # seconds between attempts to write to the database after a failure
 
 
@@ -81,7 +82,11 @@ class Clustering:
         return self.tree, self.status
 
     def start(self) -> None:
-        """Start all threads; they connect as soon as corosync runs. Takes the tree's lock."""
+        """Start all threads; they connect as soon as corosync runs. Takes the tree's lock.
+
+        Blocks until the host's file is the tree's, as corosync is started after the daemon and
+        reads it then, but not for longer than HOST_FILE_PATIENCE seconds.
+        """
         with self._lock:
             self._follow_host_file(reload=True)
         self._host_file.start()
@@ -91,6 +96,7 @@ class Clustering:
         for group in self._groups:
             group.start()
         self.probe.start()
+        self._host_file.wait(HOST_FILE_PATIENCE)
 
     def stop(self) -> None:
         """Leave both groups and end the threads; each wait takes half a second at most."""

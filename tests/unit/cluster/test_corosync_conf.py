@@ -248,6 +248,24 @@ def test_what_this_host_could_not_run_is_tried_again(host: Host) -> None:
     config.close()
 
 
+def test_a_wait_ends_when_the_file_is_written_or_the_time_is_over(tmp_path: Path) -> None:
+    path, proceed = tmp_path / "corosync.conf", threading.Event()
+
+    def check(content: bytes, *, is_cancelled: Callable[[], bool]) -> str:
+        return "" if proceed.wait(TIMEOUT) else "nobody let it proceed"
+
+    config = HostConfig(path, check=check)
+    config.wait(TIMEOUT)  # nothing is queued
+    config.follow(conf(1), reload=False)
+    config.start()
+    config.wait(RETRY)
+    assert not path.exists()
+    proceed.set()
+    config.wait(TIMEOUT)
+    assert path.read_bytes() == conf(1)
+    config.close()
+
+
 @pytest.mark.parametrize(
     ("before", "kept"),
     [(conf(1), conf(1)), (b"garbage", b"garbage"), (b"", b"older"), (b" \n", b"older")],
