@@ -337,12 +337,12 @@ class HostConfig(BackgroundThread):
         return complaint
 
     def _unusable(self, what: str) -> str:
-        good = "the cluster's corosync.conf"
+        good = [] if self._write_error else ["the cluster's corosync.conf"]
         if os.path.lexists(self._previous):
-            good += f" or {self._previous}"
+            good.append(str(self._previous))
         return (
             f"corosync can't start, because {self._path} {what}; put a good file there, such as "
-            f"{good}, then: systemctl restart corosync"
+            f"{' or '.join(good) or 'a copy from another node'}, then: systemctl restart corosync"
         )
 
 

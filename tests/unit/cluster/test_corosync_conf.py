@@ -349,6 +349,17 @@ def test_an_examination_says_why_corosync_can_not_start(
     )
 
 
+@pytest.mark.expect_log("ERROR .*corosync.conf is not replaced: corosync refuses the cluster's")
+def test_an_examination_names_only_files_that_may_be_good(host: Host) -> None:
+    host.path.write_bytes(b"broken")
+    host.config.start()
+    wait_until(lambda: "such as the cluster's corosync.conf, then" in host.config.examine())
+    host.config.follow(conf(2, "broken"), reload=False)
+    wait_until(lambda: "such as a copy from another node, then" in host.config.examine())
+    host.previous.write_bytes(conf(1))
+    wait_until(lambda: f"such as {host.previous}, then" in host.config.examine())
+
+
 def test_what_an_examination_has_found_is_not_told_of_a_later_outage(host: Host) -> None:
     host.path.write_bytes(b"broken")
     host.config.start()
