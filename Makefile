@@ -145,7 +145,7 @@ endef
 export TOUR
 
 .PHONY: run
-run: build ## mount a local-mode file system on run/pve in the foreground, until Ctrl-C
+run: as-root build ## mount a local-mode file system on run/pve in the foreground, until Ctrl-C
 	@mkdir -p run; printf '%s\n' "$$TOUR"; trap : INT; status=0; \
 	$(BIN)/pmxcfs --foreground --local --nodename node1 --mountpoint run/pve \
 	  --statedir run/state --rundir run/sockets --rrddir run/rrd --ipc-name pmxcfs-run \
@@ -153,8 +153,12 @@ run: build ## mount a local-mode file system on run/pve in the foreground, until
 	rmdir run/pve 2> /dev/null || true; \
 	echo "pmxcfs has ended with exit status $$status"; exit $$status  # after SIGKILL the next run unmounts
 
+.PHONY: as-root
+as-root:
+	@[ "$$(id -u)" = 0 ] || { echo "only root can mount: run it as root, as with sudo" >&2; exit 1; }
+
 .PHONY: demo
-demo: build test-deps ## show a cluster of three nodes at work, in namespaces on this machine
+demo: as-root build test-deps ## show a cluster of three nodes at work, in namespaces on this machine
 	@PATH="$$PATH:$(CURDIR)/build/debian/usr/sbin:$(CURDIR)/build/debian/usr/bin" \
 	  $(BIN)/python -m tests.cluster.demo
 

@@ -53,6 +53,8 @@ def show_copy(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{copy.path}, of {_when(copy.description.time)}{', done' if copy.is_done else ''}")
     print(f"{REASONS.get(copy.description.reason, REASONS[''])}:")
+    if not rows:
+        print("  nothing differs from now")
     for row in rows:
         print(f"  {escape(row['path'])}: kept: {row['kept']}; now: {row['now']}")
     print(f"for the content: pmxcfs conflicts export {copy.name} DIR")

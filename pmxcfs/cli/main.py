@@ -6,22 +6,27 @@ docs/spec/operations.md, "Exit statuses". Contract: docs/spec/operations.md, "Co
 """
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import pmxcfs
-from pmxcfs.errors import NoAnswer, PmxcfsError, StartError
+from pmxcfs.errors import NoAnswer, PmxcfsError, StartError, StoreError
+from pmxcfs.host.os_errors import PERMISSION, in_words
 from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, PERMISSIONS, Settings
 
 FAILED = 1  # also: not found, not sound
 CANNOT_TELL = 3  # no daemon, no permission, or no answer
 WRONG_USAGE = 64
-INTERRUPTED = 130  # the exit status that a shell gives a command that SIGINT has ended
+# The exit statuses that a shell gives a command that SIGINT or SIGPIPE has ended.
+INTERRUPTED = 130
+NO_READER = 141
 MAX_SERVICE_NAME = 100  # bytes; the address of a Unix socket has at most 107
 
 # Functions of the bash completion (pmxcfs/cli/completion.py) that list values to choose from.
@@ -42,20 +47,54 @@ def main_create_database(argv: Sequence[str] | None = None) -> int:
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parse *argv*, run its action, and print a failure as one line. Return the exit status."""
-    arguments = parser.parse_args(argv)
-    action: Callable[[argparse.Namespace], int] = arguments.action
+    """Parse *argv*, run its action, and print a failure as one line. Return the exit status.
+
+    If nobody reads the output any more, as behind ``| head -1``, end without a message, with the
+    status of a command that SIGPIPE has ended. The signal itself stays ignored: the daemon writes
+    to pipes and sockets, too.
+    """
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # closed by the caller
+        from pmxcfs.host.process import open_standard_streams
+
+        open_standard_streams()
     try:
-        return action(arguments)
+        try:
+            arguments = parser.parse_args(argv)
+            action: Callable[[argparse.Namespace], int] = arguments.action
+            return action(arguments)
+        finally:
+            _flush(sys.stdout)
     except NoAnswer as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return CANNOT_TELL
-    except (PmxcfsError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return FAILED
+        return _fail(parser, str(error), CANNOT_TELL)
+    except StoreError as error:
+        return _fail(parser, str(error), CANNOT_TELL if error.errno in PERMISSION else FAILED)
+    except PmxcfsError as error:
+        return _fail(parser, str(error), FAILED)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return NO_READER
+        return _fail(parser, in_words(error), CANNOT_TELL if error.errno in PERMISSION else FAILED)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _fail(parser, "interrupted", INTERRUPTED)
+    finally:
+        with contextlib.suppress(OSError):  # nobody reads it, but the status still counts
+            _flush(sys.stderr)
+
+
+def _flush(stream: TextIO) -> None:
+    """Write what is buffered. Raises OSError; Python then does not try once more at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), stream.fileno())
+        raise
+
+
+def _fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
+    with contextlib.suppress(OSError):
+        print(f"{parser.prog}: {message}", file=sys.stderr)
+    return status
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,8 +102,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and *message* on stderr, and end the process."""
-        self.print_usage(sys.stderr)
-        self.exit(WRONG_USAGE, f"{self.prog}: error: {message}\n")
+        with contextlib.suppress(OSError):
+            self.print_usage(sys.stderr)
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(WRONG_USAGE)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Exists, NoSpace, StoreError, TooBig, Unsupported
+from pmxcfs.errors import Exists, NoSpace, NotADirectory, StoreError, TooBig, Unsupported
 from pmxcfs.host import clock
 from pmxcfs.host.directories import (
     make_new_file,
@@ -118,8 +118,13 @@ def export(path: Path, directory: Path) -> int:
 @contextlib.contextmanager
 def _new_directory(path: Path) -> Iterator[int]:
     """Make a directory, or open an empty one; yield its descriptor. Raises Exists, OSError."""
-    with opened(open_directory(path.parent)) as parent, contextlib.suppress(FileExistsError):
-        os.mkdir(path.name or ".", 0o755, dir_fd=parent)
+    with opened(open_directory(path.parent)) as parent:
+        try:
+            os.mkdir(path.name or ".", 0o755, dir_fd=parent)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
     with opened(open_directory(path)) as descriptor:
         if os.listdir(descriptor):
             raise Exists(f"{path} is not empty: name a new directory")
@@ -187,6 +192,10 @@ def import_(directory: Path, path: Path) -> int:
     for suffix in database.COMPANIONS:
         if os.path.lexists(f"{path}{suffix}"):
             raise Exists(f"{path}{suffix} already exists: move it away or name another file")
+    if not path.parent.is_dir():
+        raise NotADirectory(
+            f"{path} can't be made: {path.parent} is not a directory: make it first"
+        )
     tree = _read_directory(directory)
     with making(path, now=clock.seconds()) as new:
         new.save(tree)
@@ -251,7 +260,7 @@ def _find_in(directory: int, below: bytes, *, top: bytes) -> Iterator[_Found]:
         elif stat.S_ISREG(status.st_mode):
             yield _Found(to_text(path), mtime, _read_file(name, directory, shown=shown))
         else:
-            raise Unsupported(f"{shown} is neither a file nor a directory")
+            raise Unsupported(f"{shown} is neither a file nor a directory: move it away")
 
 
 def _is_fixed(path: bytes, mode: int) -> bool:
@@ -263,9 +272,15 @@ def _is_fixed(path: bytes, mode: int) -> bool:
 
 
 def _read_file(name: bytes, directory: int, *, shown: str) -> bytes:
-    """Return the content of a file in the directory with this descriptor; *shown* is its path."""
-    with open(open_file(name, os.O_RDONLY, directory=directory), "rb") as file:
-        content = file.read(messages.MAX_FILE_SIZE + 1)
+    """Return the content of a file in the directory with this descriptor; *shown* is its path.
+
+    Raises TooBig, and OSError with that path.
+    """
+    try:
+        with open(open_file(name, os.O_RDONLY, directory=directory), "rb") as file:
+            content = file.read(messages.MAX_FILE_SIZE + 1)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, shown) from None
     if len(content) > messages.MAX_FILE_SIZE:
         raise TooBig(f"{shown} has more than {messages.MAX_FILE_SIZE} bytes")
     return content

@@ -107,7 +107,8 @@ def properties(client: IpcClient, arguments: argparse.Namespace) -> int:
 
 def metrics(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Print the latest metrics."""
-    return _show_raw(client.metrics(), arguments)
+    content = client.metrics()
+    return _show_raw(content if content or arguments.json else b"no metrics\n", arguments)
 
 
 def config(client: IpcClient, arguments: argparse.Namespace) -> int:
@@ -122,9 +123,17 @@ def get_key(client: IpcClient, arguments: argparse.Namespace) -> int:
 
 def set_key(client: IpcClient, arguments: argparse.Namespace) -> int:
     """Set a key of this node."""
-    value = sys.stdin.buffer.read() if arguments.value == "-" else os.fsencode(arguments.value)
+    value = _read_input() if arguments.value == "-" else os.fsencode(arguments.value)
     client.set_key(arguments.key, value)
     return 0
+
+
+def _read_input() -> bytes:
+    """Return all of standard input. Raises OSError that names it."""
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard input") from None
 
 
 def log(client: IpcClient, arguments: argparse.Namespace) -> int:
@@ -197,7 +206,10 @@ def _guest_lines(content: bytes) -> Iterator[str]:
 
 
 def _log_lines(content: bytes) -> Iterator[str]:
-    for entry in reversed(json.loads(content)["data"]):
+    entries = json.loads(content)["data"]
+    if not entries:
+        yield "no entries in the cluster log"
+    for entry in reversed(entries):
         yield (
             f"{_stamp(entry['time'])} {entry['node']} {entry['tag']}[{entry['pid']}] "
             f"{_priority(entry['pri'])} {entry['user']}: {entry['msg']}"
@@ -210,7 +222,10 @@ def _priority(number: int) -> str:
 
 
 def _property_lines(content: bytes) -> Iterator[str]:
-    for vmid, found in json.loads(content).items():
+    by_guest = json.loads(content)
+    if not any(by_guest.values()):
+        yield "no such properties"
+    for vmid, found in by_guest.items():
         for name, value in found.items():
             yield f"{vmid} {name}: {value}"
 

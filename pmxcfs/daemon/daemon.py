@@ -31,7 +31,7 @@ from pmxcfs.fuse.kernel_cache import KernelCache
 from pmxcfs.fuse.node_ids import NodeIds
 from pmxcfs.fuse.notifier import Notifier
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
-from pmxcfs.host import clock, log, process
+from pmxcfs.host import clock, log, mountpoint, process
 from pmxcfs.host.address import AddressLookup
 from pmxcfs.host.log_limit import Reporter
 from pmxcfs.host.watchdog import Watchdog
@@ -87,11 +87,13 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         reporter = Reporter()
         reporter.start()
         cleanup.callback(reporter.close)
+        process.check_user()
+        mountpoint.check_places(settings)
         gid = process.find_gid(settings.group)
         process.make_directories(settings, gid=gid)
         _warn_of_missing_database(settings.database)
         cleanup.enter_context(process.StateLock(settings.lockfile, mountpoint=settings.mountpoint))
-        process.clear_mountpoint(settings.mountpoint)
+        cleanup.enter_context(mountpoint.claimed(settings.mountpoint))
         daemon = Daemon(settings, gid=gid, cleanup=cleanup)
         cleanup.enter_context(process.pid_file(settings.pidfile))
         waiter.start(daemon.stop)
@@ -277,8 +279,8 @@ class Daemon:
             workers=self._workers,
         )
         operations.is_logging_requests = self._settings.debug
-        mountpoint = self._settings.mountpoint
-        self._session = session.Mount(operations, mountpoint, workers=self._workers)
+        path = self._settings.mountpoint
+        self._session = session.Mount(operations, path, workers=self._workers)
         cleanup.callback(self._session.close)
 
     # Starting the threads

@@ -25,6 +25,12 @@ class Mounted(NamedTuple):
     device: str  # major:minor
     path: bytes  # the mountpoint
     kind: bytes  # the type of the file system
+    source: bytes
+
+    @property
+    def is_pmxcfs(self) -> bool:
+        """Tell whether type and source are those of pmxcfs, which other programs could use."""
+        return (self.kind, self.source) == (b"fuse", b"/dev/fuse")
 
     @property
     def is_fuse(self) -> bool:
@@ -40,17 +46,17 @@ def listed() -> list[Mounted]:
 def _parsed(line: bytes) -> Mounted:
     fields = line.split(b" ")
     path = fields[4].decode("unicode_escape").encode("latin-1")  # octal escapes, as of a blank
-    kind = fields[fields.index(b"-") + 1]
-    return Mounted(int(fields[0]), int(fields[1]), fields[2].decode(), path, kind)
+    kind, source = fields[fields.index(b"-") + 1 :][:2]
+    return Mounted(int(fields[0]), int(fields[1]), fields[2].decode(), path, kind, source)
 
 
 def mounts_on(path: Path) -> list[Mounted]:
     """Return the mounts whose mountpoint is *path*."""
-    wanted = os.fsencode(_resolved(path))
+    wanted = os.fsencode(resolved(path))
     return [mount for mount in listed() if mount.path == wanted]
 
 
-def _resolved(path: Path) -> Path:
+def resolved(path: Path) -> Path:
     """Return *path* without symbolic links, by calls that send no request to what is mounted there.
 
     ``os.path.realpath`` would ask for the attributes of the mountpoint.

@@ -42,7 +42,6 @@ LOCK_INTERVAL = 0.1  # seconds between attempts
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _MNT_FORCE = 1  # umount2(2): requests that still wait for an answer fail
 _MNT_DETACH = 2  # out of sight now, gone when nothing uses it any more
-_MAX_STALE_MOUNTS = 16  # stacked on one mountpoint
 _STDOUT, _STDERR = 1, 2  # descriptors
 _READY = b"\0"  # what the daemon writes to its parent; anything else is the reason of a failure
 
@@ -97,6 +96,12 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):  # glibc's, whose malloc needs it
         libc.mallopt(_M_MMAP_THRESHOLD, 2 * MAX_FILE_SIZE)
         libc.mallopt(_M_TRIM_THRESHOLD, 8 * MAX_FILE_SIZE)
+
+
+def check_user() -> None:
+    """Raise StartError if this process has not the rights of root, without which nothing mounts."""
+    if os.geteuid() != 0:
+        raise StartError("only root can mount the file system: run it as root, as with sudo")
 
 
 def find_gid(name: str) -> int:
@@ -170,7 +175,7 @@ class StateLock:
     def _take(self, descriptor: int) -> None:
         if _has_dying_holder(descriptor):
             self._free_holder()
-        if not _flock(descriptor, self._timeout):
+        if not lock_file(descriptor, self._timeout):
             holder = _holder(descriptor) or "unknown"
             raise StartError(
                 f"the state directory {self._path.parent} is in use by the daemon with pid {holder}"
@@ -203,10 +208,10 @@ def _holder(descriptor: int) -> str:
 
 def _has_dying_holder(descriptor: int) -> bool:
     """Tell whether a killed daemon that can't exit holds the lock; take the lock if it is free."""
-    if _flock(descriptor, 0) or not is_dying(_holder(descriptor)):
+    if lock_file(descriptor, 0) or not is_dying(_holder(descriptor)):
         return False
     # A daemon that stops normally releases the lock before it exits, perhaps since the check above.
-    return not _flock(descriptor, 0)
+    return not lock_file(descriptor, 0)
 
 
 def is_dying(pid: str) -> bool:
@@ -218,8 +223,10 @@ def is_dying(pid: str) -> bool:
     return pid.isdecimal() and status.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
-def _flock(descriptor: int, timeout: float) -> bool:
-    """Take the lock; return False after *timeout* seconds. The stop signals must be blocked.
+def lock_file(descriptor: int, timeout: float) -> bool:
+    """Take the flock(2) of an open file or directory; return False after *timeout* seconds.
+
+    The stop signals must be blocked.
 
     Raises StartError if a stop signal arrives meanwhile.
     """
@@ -252,29 +259,6 @@ def pid_file(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if path.read_text() == mine:
                 path.unlink()
-
-
-def clear_mountpoint(path: Path) -> None:
-    """Unmount stale mounts of dead daemons, create the directory, warn if it is not empty.
-
-    Raises StartError.
-    """
-    for _ in range(_MAX_STALE_MOUNTS):
-        try:
-            path.mkdir(mode=0o755, parents=True, exist_ok=True)
-            names = os.listdir(path)
-        except OSError as error:
-            # The kernel may answer stat from its cache although the daemon is dead, so the errnos
-            # of both calls count.
-            if errno.ENOTCONN not in (error.errno, stat_error(path)):
-                raise StartError(f"can't mount on {path}: {error.strerror}") from None
-            _log.warning("removing the stale mount of a dead daemon from %s", path)
-            detach(path)
-        else:
-            if names:
-                _log.warning("%s is not empty: mounting over %d entries", path, len(names))
-            return
-    raise StartError(f"can't remove the stale mounts on {path}: unmount them with umount")
 
 
 def stat_error(path: Path) -> int:

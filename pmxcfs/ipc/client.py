@@ -18,6 +18,28 @@ from pmxcfs.text import to_bytes
 TIMEOUT_MS = 10_000
 
 _NO_ANSWER = (errno.ETIMEDOUT, errno.EPERM, errno.EACCES, errno.ENOTCONN)
+_LOG_STEP = "see its log: journalctl -t pmxcfs"
+_STEPS = {
+    errno.EPERM: "ask as root",
+    errno.EACCES: "ask as root",
+    errno.ETIMEDOUT: f"the daemon does not answer in time: {_LOG_STEP}",
+    errno.ENOTCONN: f"the daemon has ended: {_LOG_STEP}",
+    errno.ENOENT: "see what there is with pmxcfs ipc version and below the mountpoint",
+    errno.EISDIR: "name a file",
+    errno.EIO: f"the daemon could not do it: {_LOG_STEP}",
+}
+# What a request is about, if not about a name in it.
+_NAMES = {
+    Number.GET_FS_VERSION: "the version counters",
+    Number.GET_CLUSTER_INFO: "the members",
+    Number.GET_GUEST_LIST: "the guests",
+    Number.GET_RRD_DUMP: "the metrics",
+    Number.GET_REPORT: "the report on the daemon's state",
+    Number.LOG_CLUSTER_MSG: "the new entry of the cluster log",
+    Number.GET_CLUSTER_LOG: "the cluster log",
+    Number.GET_GUEST_CONFIG_PROPERTIES: "the properties",
+    Number.VERIFY_TOKEN: "the token",
+}
 
 
 class IpcClient:
@@ -45,13 +67,12 @@ class IpcClient:
         """Disconnect."""
         self._client.close()
 
-    def _ask(self, number: Number, payload: bytes = b"") -> bytes:
+    def _ask(self, number: Number, payload: bytes = b"", *, about: str = "") -> bytes:
+        """Send a request. An IpcError that is raised names what it was *about*."""
         try:
             return self._client.ask(number, payload, timeout_ms=self._timeout_ms)
         except IpcError as error:
-            if error.errno in _NO_ANSWER:
-                raise NoAnswer(str(error), error.errno) from None
-            raise
+            raise _named(about or _NAMES[number], error) from None
 
     def version(self) -> bytes:
         """Return ``.version``."""
@@ -75,15 +96,16 @@ class IpcClient:
 
     def config(self, path: str) -> bytes:
         """Return the published content of a file."""
-        return self._ask(Number.GET_CONFIG, _text(path))
+        return self._ask(Number.GET_CONFIG, _text(path), about=f"the file {path!r}")
 
     def get_key(self, key: str, *, node: str = "") -> bytes:
         """Return the value of *key* of *node*; an empty *node* means this node."""
-        return self._ask(Number.GET_STATUS, _name(key) + _name(node))
+        about = f"the key {key!r} of {f'node {node!r}' if node else 'this node'}"
+        return self._ask(Number.GET_STATUS, _name(key) + _name(node), about=about)
 
     def set_key(self, key: str, value: bytes) -> None:
         """Set a key of this node; an empty value removes it."""
-        self._ask(Number.SET_STATUS, _name(key) + value)
+        self._ask(Number.SET_STATUS, _name(key) + value, about=f"the key {key!r}")
 
     def log(self, message: str, *, ident: str, tag: str, priority: int) -> None:
         """Append an entry to the cluster log; *priority* is a number of syslog, 0 to 7."""
@@ -104,7 +126,9 @@ class IpcClient:
     def properties(self, names: Sequence[str], *, vmid: int = 0) -> bytes:
         """Return these properties of the guest *vmid*, or of all guests if *vmid* is 0."""
         head = _packed("<IB", vmid, len(names), what="the vmid or the number of properties")
-        return self._ask(Number.GET_GUEST_CONFIG_PROPERTIES, head + b"".join(map(_text, names)))
+        payload = head + b"".join(map(_text, names))
+        about = f"the guest {vmid}" if vmid else ""
+        return self._ask(Number.GET_GUEST_CONFIG_PROPERTIES, payload, about=about)
 
     def has_token(self, token: str) -> bool:
         """Tell whether *token* is a line of the file of API tokens."""
@@ -134,6 +158,13 @@ def _name(name: str) -> bytes:
     if len(raw) >= NAME_FIELD:
         raise IpcError(f"a key or node name has at most {NAME_FIELD - 1} bytes", errno.ENAMETOOLONG)
     return raw.ljust(NAME_FIELD, b"\0")
+
+
+def _named(about: str, error: IpcError) -> IpcError:
+    """Return the error to raise for a refused or unanswered request *about* something."""
+    kind = NoAnswer if error.errno in _NO_ANSWER else IpcError
+    step = _STEPS.get(error.errno)
+    return kind(f"{about}: {error}{f': {step}' if step else ''}", error.errno)
 
 
 def _explained(name: str, error: IpcError) -> IpcError:

@@ -4,18 +4,31 @@ Contract: docs/spec/storage.md, "The database".
 """
 
 import contextlib
+import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from pmxcfs.errors import StoreError
+from pmxcfs.settings import DATABASE_NAME
 from pmxcfs.storage._sqlite import memory_used
 from pmxcfs.storage._wal import VFS
 from pmxcfs.storage.schema import check_format
-from pmxcfs.storage.sqlite_errors import translated
+from pmxcfs.storage.sqlite_errors import OTHER_ADVICE, translated
 
+_KINDS: Mapping[int, str] = MappingProxyType(
+    {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+)
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
 # URI options of a connection that commits. The VFS exists only in the library that _sqlite is
 # linked with, see check_library.
@@ -69,12 +82,25 @@ def reader(path: Path) -> Iterator[sqlite3.Connection]:
     has_log = any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
     options = "mode=ro" if has_log else "mode=ro&immutable=1"
     with translated(path, "read"):
-        if not path.stat().st_size:
-            raise StoreError(f"{path} is empty: restore a backup or remove it")
+        _check_readable(path)
         connection = connect(path, timeout=BUSY_TIMEOUT, options=options)
         with contextlib.closing(connection):
             check_format(connection.execute, path)
             yield connection
+
+
+def _check_readable(path: Path) -> None:
+    """Raise StoreError or OSError if *path* can't be a database that this process may read.
+
+    The file is not opened: closing it would release the locks of this process's connections.
+    """
+    status = path.stat()
+    if kind := _KINDS.get(stat.S_IFMT(status.st_mode)):
+        raise StoreError(f"{path} is {kind}, not a database: name a file, such as {DATABASE_NAME}")
+    if not status.st_size:
+        raise StoreError(f"{path} is empty: {OTHER_ADVICE}")
+    if not os.access(path, os.R_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def check_library(path: Path) -> None:

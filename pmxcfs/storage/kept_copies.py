@@ -7,6 +7,7 @@ describes it. Somebody who has dealt with a copy marks it as *done*: both files 
 Threads: no lock is needed. All functions block. Contract: docs/spec/operations.md, "Conflicts".
 """
 
+import contextlib
 import json
 import os
 import re
@@ -46,12 +47,21 @@ class Copy(NamedTuple):
 
 
 def names_to_do(state_directory: Path) -> list[str]:
-    """Return the names of the copies that nobody has dealt with, the oldest first."""
-    return [path.name for path in _copies_in(state_directory / HOME)]
+    """Return the names of the copies that nobody has dealt with, the oldest first.
+
+    An empty list if the directory can't be read.
+    """
+    with contextlib.suppress(OSError):
+        return [path.name for path in _copies_in(state_directory / HOME)]
+    return []
 
 
 def kept_copies(state_directory: Path) -> list[Copy]:
-    """Return all copies, those that are done first, the oldest first."""
+    """Return all copies, those that are done first, the oldest first.
+
+    Raises OSError if *state_directory* is not there, or if it or the copies can't be listed.
+    """
+    os.listdir(state_directory)  # no copies are not the same as no state directory
     home = state_directory / HOME
     return [
         Copy(path, is_done, _described(path))
@@ -61,7 +71,7 @@ def kept_copies(state_directory: Path) -> list[Copy]:
 
 
 def find_copy(state_directory: Path, name: str) -> Copy:
-    """Return the copy *name*. Raises NotFound."""
+    """Return the copy *name*. Raises NotFound, OSError."""
     for copy in kept_copies(state_directory):
         if copy.name == name:
             return copy
@@ -93,9 +103,10 @@ def _beside(copy: Path) -> Path:
 
 
 def _copies_in(directory: Path) -> list[Path]:
+    """Return the paths of the copies in *directory*, the oldest first. Raises OSError."""
     try:
         names = os.listdir(directory)
-    except OSError:  # there is none, or it can't be read
+    except FileNotFoundError:
         return []
     return sorted(directory / name for name in names if _NAME.fullmatch(name))
 

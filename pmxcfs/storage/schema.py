@@ -13,6 +13,7 @@ from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.storage.divergence import Execute
 from pmxcfs.storage.repair import VERSION_NAME, Row
+from pmxcfs.storage.sqlite_errors import OTHER_ADVICE
 from pmxcfs.text import to_bytes
 
 # Exactly the text by which the existing implementation creates the table. inode is the rowid.
@@ -126,7 +127,7 @@ def check_format(execute: Execute, path: Path) -> None:
         reason = "its names are not stored byte by byte"
     else:
         return
-    raise StoreError(f"{path} is not a pmxcfs database ({reason}): restore a backup or remove it")
+    raise StoreError(f"{path} is the database of another program ({reason}): {OTHER_ADVICE}")
 
 
 def check_written(execute: Execute, path: Path, *, rows: Sequence[Row], count: int) -> None:

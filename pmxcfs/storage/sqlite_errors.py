@@ -12,11 +12,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pmxcfs.errors import StoreError
+from pmxcfs.host.os_errors import reason_of
 from pmxcfs.storage._sqlite import SqliteError
 
 CORRUPT_ADVICE = (
     "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE; "
     "if a copy was put in its place, first remove FILE-wal and FILE-shm of the old file"
+)
+# For a file that may be somebody's data.
+OTHER_ADVICE = (
+    "name another file; if the daemon's database belongs here, move this file away and restore a "
+    "backup"
 )
 
 
@@ -45,7 +51,7 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
             errno.EIO, "check that it is a file in a directory that exists"
         ),
         sqlite3.SQLITE_CORRUPT: _Meaning(errno.EIO, CORRUPT_ADVICE),
-        sqlite3.SQLITE_NOTADB: _Meaning(errno.EIO, "restore a backup in its place"),
+        sqlite3.SQLITE_NOTADB: _Meaning(errno.EIO, OTHER_ADVICE),
     }
 )
 # All exceptions that reading or writing a database file can raise.
@@ -79,7 +85,7 @@ def translate(path: Path, attempt: str, exc: Exception) -> StoreError:
     if isinstance(exc, StoreError):
         return exc
     if isinstance(exc, OSError):
-        return StoreError(f"{path} can't be {attempt}: {exc.strerror}", exc.errno or errno.EIO)
+        return StoreError(f"{path} can't be {attempt}: {reason_of(exc)}", exc.errno or errno.EIO)
     if isinstance(exc, UnicodeDecodeError):  # a damaged name in SQLite's error message
         exc = sqlite3.DatabaseError("database disk image is malformed")
         exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT

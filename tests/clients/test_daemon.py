@@ -395,7 +395,11 @@ def test_the_questions(tmp_path: Path) -> None:
         assert output(tmp_path, "ipc", "get", "key") == "value"
         assert output(tmp_path, "ipc", "get", "key", "--json") == '"value"\n'
         assert "node1: key" in output(tmp_path, "ipc", "version")
-        assert output(tmp_path, "ipc", "rrd") == ""
+        assert output(tmp_path, "ipc", "rrd") == "no metrics\n"
+        assert output(tmp_path, "ipc", "property", "nonesuch") == "no such properties\n"
+        assert output(tmp_path, "ipc", "clusterlog", "--user", "x") == (
+            "no entries in the cluster log\n"
+        )
 
 
 def test_writing_and_reading_the_cluster_log(tmp_path: Path) -> None:
@@ -413,7 +417,8 @@ def test_a_refused_question_is_one_line(tmp_path: Path) -> None:
         result = command(tmp_path, "ipc", "config", "missing")
         assert (result.returncode, result.stdout) == (1, "")
         assert (
-            result.stderr == "pmxcfs: the daemon refused the request: No such file or directory\n"
+            "the file 'missing': the daemon refused the request: No such file or directory: "
+            in result.stderr
         )
         for question, what in (
             (["property", "name", "--vmid", "5000000000"], "the vmid"),

@@ -1,6 +1,7 @@
 """The command line: the settings that arguments become, and the messages for wrong ones."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pmxcfs
 from pmxcfs.cli import main as cli
 from pmxcfs.cli import offline
 from pmxcfs.daemon import daemon
-from pmxcfs.errors import StartError
+from pmxcfs.errors import StartError, StoreError
 from pmxcfs.settings import Settings
 from tests import foreign
 
@@ -197,7 +198,10 @@ def test_create_pmxcfs_db_needs_both_arguments(capsys: pytest.CaptureFixture[str
     ("error", "status", "text"),
     [
         (StartError("there is no group 'x'"), 1, "pmxcfs: there is no group 'x'\n"),
-        (FileNotFoundError(2, "gone", "/f"), 1, "pmxcfs: [Errno 2] gone: '/f'\n"),
+        (FileNotFoundError(2, "gone", "/f"), 1, "pmxcfs: /f: gone: check the path\n"),
+        (PermissionError(13, "no", "/f"), 3, "pmxcfs: /f: no\n"),
+        (StoreError("db: no", errno.EACCES), 3, "pmxcfs: db: no\n"),
+        (OSError(28, "full"), 1, "pmxcfs: can't write the output: full: free some space\n"),
         (KeyboardInterrupt(), 130, "pmxcfs: interrupted\n"),
     ],
 )
@@ -214,6 +218,32 @@ def test_a_failure_is_one_line(
     monkeypatch.setattr(daemon, "run", fail)
     assert cli.main([]) == status
     assert capsys.readouterr() == ("", text)
+
+
+@pytest.mark.parametrize("argv", [["dump", "{}"], ["fsck", "{}"], ["--help"]])
+@pytest.mark.parametrize("is_full", [False, True], ids=["no reader", "full device"])
+def test_output_that_can_not_be_written(argv: list[str], is_full: bool, tmp_path: Path) -> None:
+    source, database = tmp_path / "source", tmp_path / "config.db"
+    source.mkdir()
+    for number in range(500):
+        (source / f"{number:0200}").touch()
+    assert offline.import_(source, database) == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full" if is_full else writer, "wb") as output:
+        result = subprocess.run(
+            [sys.executable, "-m", "pmxcfs", *(word.format(database) for word in argv)],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    if is_full:
+        os.close(writer)
+        assert result.stderr.startswith("pmxcfs: can't write the output: No space left on device")
+        assert result.returncode == cli.FAILED
+    else:
+        assert (result.returncode, result.stderr) == (cli.NO_READER, "")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -421,7 +421,7 @@ def test_import_replaces_no_file(source: Path, tmp_path: Path, suffix: str) -> N
 
 
 def test_a_failed_import_leaves_no_file(source: Path, tmp_path: Path) -> None:
-    with refused(tmp_path, PmxcfsError, r"can't be opened: No such file or directory"):
+    with refused(tmp_path, PmxcfsError, r"can't be made: .* make it first"):
         offline.import_(source, tmp_path / "missing/config.db")
 
 
@@ -456,8 +456,8 @@ def test_import_reports_a_missing_directory(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (None, "can't be read: No such file or directory"),
-        (b"", "is empty: restore a backup or remove it"),
-        (b"text" * 5000, "can't be read: file is not a database: restore a backup in its place"),
+        (b"", "is empty: name another file"),
+        (b"text" * 5000, "can't be read: file is not a database: name another file"),
     ],
     ids=["missing", "empty", "text"],
 )
@@ -470,6 +470,15 @@ def test_unusable_files_are_named(
     with refused(tmp_path, StoreError, reason):
         run(command, path, tmp_path / "target")
     assert (path.read_bytes() if content is not None else None) == content
+
+
+@pytest.mark.parametrize("command", ["fsck", "repair", "dump", "export"])
+@pytest.mark.parametrize(("kind", "reason"), [("dir", "a directory"), ("pipe", "a named pipe")])
+def test_what_is_no_file_is_named(tmp_path: Path, command: str, kind: str, reason: str) -> None:
+    path = tmp_path / "config.db"
+    path.mkdir() if kind == "dir" else os.mkfifo(path)
+    with refused(tmp_path, StoreError, f"is {reason}, not a database: name a file"):
+        run(command, path, tmp_path / "target")
 
 
 def run(command: str, path: Path, target: Path) -> int:

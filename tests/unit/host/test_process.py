@@ -1,6 +1,5 @@
 """``host.process``, as far as that needs no mount: directories, lock, pid file, fork, signals."""
 
-import errno
 import grp
 import os
 import re
@@ -194,38 +193,9 @@ def test_a_pid_file_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_missing_mountpoint_is_created(tmp_path: Path) -> None:
-    process.clear_mountpoint(tmp_path / "deep" / "pve")
-    assert (tmp_path / "deep" / "pve").is_dir()
-
-
-@pytest.mark.expect_log(r"pve is not empty: mounting over 2 entries")
-def test_files_below_the_mountpoint_cause_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "pve" / "a").mkdir(parents=True)
-    (tmp_path / "pve" / "b").touch()
-    process.clear_mountpoint(tmp_path / "pve")
-
-
-def test_a_mountpoint_that_is_a_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "pve").touch()
-    with pytest.raises(StartError, match=r"can't mount on .*/pve: "):
-        process.clear_mountpoint(tmp_path / "pve")
-
-
 def test_a_plain_directory_can_not_be_unmounted(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=f"can't unmount {tmp_path}"):
         process.detach(tmp_path)
-
-
-@pytest.mark.expect_log("removing the stale mount")
-def test_a_stale_mount_that_can_not_be_removed_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "stat_error", lambda path: errno.ENOTCONN)
-    monkeypatch.setattr(process, "detach", lambda path: None)
-    (tmp_path / "file").touch()  # it can't be listed, which is what shows that a mount is stale
-    with pytest.raises(StartError, match="unmount them with umount"):
-        process.clear_mountpoint(tmp_path / "file")
 
 
 def test_only_a_fuse_mount_counts_as_mounted(tmp_path: Path) -> None:

@@ -347,7 +347,8 @@ def test_a_foreign_database_is_refused_and_left_alone(
         start(path)
     assert str(path) in str(caught.value)
     assert reason in str(caught.value)
-    assert "restore a backup or remove it" in str(caught.value)
+    assert "is the database of another program" in str(caught.value)
+    assert "remove" not in str(caught.value)
     assert path.read_bytes() == before
     assert [found.name for found in path.parent.iterdir()] == ["config.db"]
 
@@ -370,8 +371,8 @@ def test_names_in_another_encoding_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\x7fELF" + bytes(5000), "file is not a database: restore a backup"),
-        (b"SQLite format 3\0" + bytes(84) + bytes(4000), "not a database: restore a backup"),
+        (b"\x7fELF" + bytes(5000), "file is not a database: name another file"),
+        (b"SQLite format 3\0" + bytes(84) + bytes(4000), "not a database: name another file"),
     ],
     ids=["another file", "only the first bytes"],
 )
