@@ -9,6 +9,7 @@ from pmxcfs.fuse.node_ids cimport NodeIds
 cdef class Handlers:
     cdef public bint is_logging_requests
     cdef readonly NodeIds node_ids
+    cdef readonly object requests
     cdef FileSystem _files
     cdef Writeback _writeback
     cdef object _ownership

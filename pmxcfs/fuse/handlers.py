@@ -33,7 +33,7 @@ from pmxcfs.errors import (
     Unsupported,
 )
 from pmxcfs.fuse.node_ids import ROOT, Node, NodeIds
-from pmxcfs.fuse.request_log import subject_of
+from pmxcfs.fuse.request_log import RequestLog
 from pmxcfs.fuse.workers import Workers
 from pmxcfs.host.outage import Repetitions
 from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
@@ -100,10 +100,12 @@ def _logged(
 ) -> _Answer:
     """Call a handler and log the request, its outcome and its duration in microseconds."""
     outcome, start_ns = "EIO", time.perf_counter_ns()
-    subject = handlers.subject(function.__name__, arguments)
+    name, requests = function.__name__, handlers.requests
+    subject, caller = requests.describe(name, arguments)
     try:
         answer = function(handlers, *arguments)
-        outcome = "ok"
+        outcome = "ENOENT" if handlers.is_absent(answer) else "ok"
+        requests.note(name, answer, caller)
         return answer
     except PmxcfsError as error:
         outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
@@ -112,7 +114,7 @@ def _logged(
         elapsed = (time.perf_counter_ns() - start_ns) // 1000
         if subject == PRIVATE:
             outcome = outcome.partition(":")[0]
-        _log.debug("%s %s -> %s (%d us)", function.__name__, subject, outcome, elapsed)
+        _log.debug("%s %s [%s] -> %s (%d us)", name, subject, caller, outcome, elapsed)
 
 
 class Handlers:
@@ -147,6 +149,7 @@ class Handlers:
         self._taken = Repetitions(TAKEN_AGAIN_NS)
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, OpenDirectory] = {}  # by handle
+        self.requests = RequestLog(node_ids.objects, self._handles, self._directories)
         self._recent_listings: dict[int, tuple[int, Listing]] = {}  # by node; (version, listing)
         self._last_handle = 0
         self._absent = llfuse.EntryAttributes()  # st_ino 0: a negative entry
@@ -162,6 +165,7 @@ class Handlers:
     def turn_debug(self, on: bool) -> None:
         """Log requests from now on, or no longer."""
         self.is_logging_requests = on
+        self.requests.clear()
         self._on_debug(on)
 
     def _special(self, parent: int, name: str) -> Link | Switch | Snapshot | None:
@@ -516,9 +520,9 @@ class Handlers:
         if isinstance(opened, OpenFile):
             self._files.release(opened)
 
-    def subject(self, name: str, arguments: tuple[object, ...]) -> str:
-        """Return a description of the request's objects for a debug message."""
-        return subject_of(name, arguments, nodes=self.node_ids.objects, handles=self._handles)
+    def is_absent(self, answer: object) -> bool:
+        """Tell whether *answer* is that of a look-up of nothing, which the kernel may cache."""
+        return answer is self._absent
 
 
 class Operations(Handlers, llfuse.Operations):

@@ -1,9 +1,10 @@
-"""Descriptions of kernel requests for debug messages: paths, names, numbers and sizes.
+"""Descriptions of kernel requests for debug messages: caller, paths, flags, modes, numbers, sizes.
 
 They contain no content of files and nothing about private entries. Needs the tree's lock.
 Contract: docs/spec/operations.md, "Logging".
 """
 
+import os
 from collections.abc import Mapping
 
 from pmxcfs._core import Entry
@@ -11,44 +12,122 @@ from pmxcfs.fuse.node_ids import ROOT
 from pmxcfs.status.files import Link, Snapshot, Switch
 from pmxcfs.text import to_text
 from pmxcfs.tree.modes import PRIVATE
-from pmxcfs.vfs.writeback import OpenFile
 
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
-_BY_LISTING = frozenset({"readdir", "releasedir"})
+_BY_LISTING = frozenset({"readdir", "releasedir", "fsyncdir"})
+_ENDS = frozenset({"release", "releasedir"})
 _SECOND_NODE = {"rename": 2, "link": 1}  # index of the argument that is a second node id
+_FLAGS = {"open": 1, "create": 3}  # index of the argument that has the flags of open(2)
+_MODE = {"create": 2, "mkdir": 2, "mknod": 2}  # index of the argument that is a mode
+_ATTRIBUTES = {
+    "mode": "st_mode",
+    "uid": "st_uid",
+    "gid": "st_gid",
+    "size": "st_size",
+    "mtime": "st_mtime_ns",
+}
+_ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
+_NAMED_FLAGS = {
+    getattr(os, name): name
+    for name in ("O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_NONBLOCK", "O_DIRECT", "O_SYNC")
+}
+
+_NAMED_FLAGS[0o100000] = "O_LARGEFILE"  # the kernel's number on x86; Python has 0
 
 
-def subject_of(
-    name: str,
-    arguments: tuple[object, ...],
-    *,
-    nodes: Mapping[int, object],
-    handles: Mapping[int, object],
-) -> str:
-    """Return a description of the request *name*: paths, names, and the range of bytes."""
-    if name in _BY_LISTING:
-        return f"#{arguments[0]}"
-    number = arguments[0] if isinstance(arguments[0], int) else ROOT
-    by_handle = name in _BY_HANDLE
-    words = [_described((handles if by_handle else nodes).get(number))]
-    for index, argument in enumerate(arguments[1:], start=1):
-        if isinstance(argument, int):
-            is_node = index == _SECOND_NODE.get(name)
-            words.append(_described(nodes.get(argument)) if is_node else str(argument))
-        elif isinstance(argument, bytes):
-            words.append(f"{len(argument)} bytes" if by_handle else to_text(argument))
-    return PRIVATE if PRIVATE in words else " ".join(words)
+class RequestLog:
+    """Describes requests, and remembers who opened what: a request by handle does not tell."""
+
+    def __init__(
+        self,
+        nodes: Mapping[int, object],
+        handles: Mapping[int, object],
+        directories: Mapping[int, object],
+    ) -> None:
+        self._nodes = nodes
+        self._handles = handles
+        self._directories = directories
+        self._callers: dict[int, str] = {}  # by handle
+
+    def describe(self, name: str, arguments: tuple[object, ...]) -> tuple[str, str]:
+        """Return a description of the request *name*, and of the process that makes it."""
+        caller = _caller(arguments[-1]) if arguments else ""
+        if not caller and arguments and isinstance(arguments[0], int):
+            known = self._callers.get(arguments[0])
+            caller = f"opened by {known}" if known else "opened before debug mode"
+            if name in _ENDS:
+                self._callers.pop(arguments[0], None)
+        return self._subject(name, arguments), caller
+
+    def note(self, name: str, answer: object, caller: str) -> None:
+        """Remember whose handle the *answer* of an open is."""
+        handle = answer[0] if name == "create" and isinstance(answer, tuple) else answer
+        if name in ("open", "opendir", "create") and isinstance(handle, int):
+            self._callers[handle] = caller
+
+    def clear(self) -> None:
+        """Forget the callers, as what ends while debug mode is off is not seen."""
+        self._callers.clear()
+
+    def _subject(self, name: str, arguments: tuple[object, ...]) -> str:
+        number = arguments[0] if arguments and isinstance(arguments[0], int) else ROOT
+        by_handle = name in _BY_HANDLE
+        table = self._nodes
+        if by_handle or name in _BY_LISTING:
+            table = self._handles if by_handle else self._directories
+        words = [_described(table.get(number))]
+        if name == "setattr":
+            words += _changes(*arguments[1:3])
+            arguments = ()
+        for index, argument in enumerate(arguments[1:], start=1):
+            if isinstance(argument, int):
+                words.append(self._number(name, index, argument))
+            elif isinstance(argument, bytes):
+                words.append(f"{len(argument)} bytes" if by_handle else to_text(argument))
+        return PRIVATE if PRIVATE in words else " ".join(words)
+
+    def _number(self, name: str, index: int, number: int) -> str:
+        if index == _SECOND_NODE.get(name):
+            return _described(self._nodes.get(number))
+        if index == _FLAGS.get(name):
+            return _flags(number)
+        return f"0{number:o}" if index == _MODE.get(name) else str(number)
+
+
+def _changes(wanted: object, fields: object) -> list[str]:
+    """Return the attributes that a setattr request changes."""
+    found = []
+    for field, attribute in _ATTRIBUTES.items():
+        if getattr(fields, f"update_{field}", False):
+            value = getattr(wanted, attribute)
+            found.append(f"{field} 0{value & 0o7777:o}" if field == "mode" else f"{field} {value}")
+    return found
+
+
+def _caller(context: object) -> str:
+    """Return the process of a request's context; empty if the argument is none."""
+    pid, uid = getattr(context, "pid", None), getattr(context, "uid", None)
+    return "" if pid is None else f"pid {pid} uid {uid}"
+
+
+def _flags(number: int) -> str:
+    names = [_ACCESS.get(number & os.O_ACCMODE, "O_ACCMODE")]
+    left = number & ~os.O_ACCMODE
+    for flag, name in _NAMED_FLAGS.items():
+        if left & flag == flag:
+            names.append(name)
+            left &= ~flag
+    return "|".join([*names, f"0{left:o}"] if left else names)
 
 
 def _described(found: object) -> str:
     if found is None:
         return PRIVATE  # an unknown object may be a private one
-    if isinstance(found, OpenFile):
-        return _described(found.entry)
     if isinstance(found, Entry):
         return PRIVATE if found.private else f"/{found.path}"
     if isinstance(found, Snapshot):
         return f"/{found.file.name}"
     if isinstance(found, Link | Switch):
         return f"/{found.name}"
-    return "/"
+    entry = getattr(found, "entry", None)  # an open file or directory
+    return "/" if entry is None else _described(entry)

@@ -310,11 +310,27 @@ def test_debug_logs_each_request_and_no_content(tmp_path: Path) -> None:
         (daemon.path / "priv").mkdir()
         (daemon.path / "priv" / "hidden-name").write_text("hidden-content\n")
         (daemon.path / "shown-name").write_text("shown-content\n")
+        assert (daemon.path / "shown-name").read_text()
+        assert not (daemon.path / "absent").exists()
+        os.listdir(daemon.path)
+        (daemon.path / "shown-name").chmod(0o640)
+        os.truncate(daemon.path / "shown-name", 3)
         daemon.stop()
         text = daemon.log_text()
     requests = [line for line in text.splitlines() if "[fuse] debug: " in line]
     assert all(map(LOG_LINE.match, requests))
-    assert [line for line in requests if re.search(r"create / shown-name .*-> ok \(\d+ us\)", line)]
+    me = rf"\[pid {os.getpid()} uid 0\]"
+    for pattern in (
+        rf"create / shown-name 01006\d\d O_WRONLY\|\S*O_TRUNC\S* {me} -> ok \(\d+ us\)",
+        rf"write /shown-name 0 14 bytes \[opened by {me[2:]} -> ok",
+        rf"open /shown-name O_RDONLY\S* {me} -> ok",
+        rf"lookup / absent {me} -> ENOENT \(\d+ us\)",
+        rf"setattr /shown-name mode 0640 {me} -> ",
+        rf"setattr /shown-name size 3 {me} -> ok",
+        rf"readdir / 0 \[opened by {me[2:]} -> ok",
+        rf"release \(private\) \[opened by {me[2:]} -> ok",
+    ):
+        assert any(re.search(pattern, line) for line in requests), (pattern, requests)
     assert [line for line in requests if " mkdir " in line]
     for hidden in ("hidden-name", "hidden-content", "shown-content"):
         assert hidden not in text
