@@ -369,7 +369,7 @@ def test_the_checkpointer_keeps_the_log_short(
             while store.database.wal_size >= module.CHECKPOINT_AFTER:
                 assert done.wait(60)
                 done.clear()
-    assert store.log_size < 2 * module.CHECKPOINT_AFTER
+        assert store.log_size < 2 * module.CHECKPOINT_AFTER
 
 
 def test_a_checkpointer_that_never_started_can_be_closed() -> None:
