@@ -352,7 +352,7 @@ def test_changes_made_in_local_mode_are_kept_as_conflict_copies(tmp_path: Path) 
         (mount.path / "f").write_bytes(b"repaired by hand")
         become(mount, *ours)
         wait_for(lambda: (mount.path / "f").read_bytes() == b"abcdef", mount)
-        (copy,) = (mount.state / "conflicts").iterdir()
+        (copy,) = (mount.state / "conflicts").glob("*.db")
         assert {record.data for record in inspect(copy).records} > {b"repaired by hand"}
 
 

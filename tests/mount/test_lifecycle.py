@@ -287,7 +287,7 @@ def test_the_service_manager_gets_heartbeats_until_the_daemon_hangs(
     with mounted(tmp_path) as daemon:
         (daemon.path / "file").touch()
         beats = [hear(service_manager, "WATCHDOG=1\nSTATUS=") for _ in range(10)]
-        assert "STATUS=quorate; 1 entries, version" in beats[-1]
+        assert "STATUS=healthy; 1 entries, version" in beats[-1]
         daemon.process.send_signal(signal.SIGSTOP)
         service_manager.settimeout(1)
         with pytest.raises(TimeoutError):  # no message, after those in flight

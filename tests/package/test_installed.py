@@ -58,7 +58,7 @@ def test_the_mount_is_visible_to_all_processes_of_the_machine(node: Machine) -> 
     assert node.run("stat", "-c%A:%U:%G", "/run/pve-cluster", "/var/lib/pve-cluster") == (
         "drwxr-x---:root:www-data\ndrwxr-x---:root:root"
     )
-    status = "quorate; 1 entries, version"
+    status = "healthy; 1 entries, version"
     node.wait_for(lambda: node.property("pmxcfs", "StatusText").startswith(status))
     assert node.property("pmxcfs", "WatchdogUSec") == "1min"
 

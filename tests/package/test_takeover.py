@@ -162,7 +162,7 @@ def test_the_unit_of_the_original_gets_status_watchdog_and_hardening(
     confined = node.run("grep", "-E", "^(NoNewPrivs|Seccomp|CapBnd):", f"/proc/{main}/status")
     assert [line.split()[1] for line in confined.splitlines()] == ["000000000020000b", "1", "2"]
     assert node.run("cat", "/run/pve-cluster.pid") == str(main)
-    node.wait_for(lambda: node.property("pve-cluster", "StatusText").startswith("quorate; "))
+    node.wait_for(lambda: node.property("pve-cluster", "StatusText").startswith("healthy; "))
     said = node.run("systemd-analyze", "verify", "--man=no", "pve-cluster.service")
     assert "pmxcfs" not in said
     node.run("dpkg", "--remove", "pmxcfs")
