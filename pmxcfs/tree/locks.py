@@ -12,6 +12,7 @@ Contract: docs/spec/filesystem.md, "Locks".
 from pmxcfs._core import Entry, Tree
 
 LIFETIME = 120.0  # seconds after which a lock has expired that was not renewed
+PRESENT = 10  # seconds between a clock and a time that a program has just read from it
 LOCK_DIRECTORY = "priv/lock/"
 
 
@@ -23,13 +24,14 @@ def is_below_locks(entry: Entry) -> bool:
 def renewal_time(entry: Entry, wanted: int, *, now: int) -> int:
     """Return the mtime by which *entry* is renewed if a user asks for the time *wanted*.
 
-    A lock can't be renewed backwards. If its mtime is later than *now*, its owner's clock was set
-    back since it was taken or renewed: it keeps that mtime, or its owner would lose it. All times
-    are in seconds since 1970.
+    A lock can't be renewed backwards. If its mtime is later than *now*, and *wanted* is the present
+    (within PRESENT seconds), its owner's clock was set back since it was taken or renewed: it keeps
+    that mtime, or its owner would lose it. All times are in seconds since 1970.
     """
     holder = entry.parent
     is_lock = entry.is_directory and holder is not None and f"{holder.path}/" == LOCK_DIRECTORY
-    return max(wanted, entry.mtime) if is_lock and entry.mtime > now else wanted
+    is_set_back = is_lock and abs(wanted - now) <= PRESENT and entry.mtime > now
+    return max(wanted, entry.mtime) if is_set_back else wanted
 
 
 class LockTable:

@@ -4,6 +4,7 @@ import pytest
 
 from pmxcfs.errors import Denied
 from pmxcfs.messages import Mkdir, Mtime, Unlock
+from pmxcfs.tree.locks import PRESENT
 from tests.fakes.doubles.filesystem import World
 
 
@@ -71,6 +72,8 @@ def test_a_lock_can_be_renewed_after_its_owner_s_clock_was_set_back(world: World
     renewed = Mtime("priv/lock/ha", world.wall + 3600)
     assert world.issuer.issued[1:] == [renewed, renewed]
     assert lock.mtime == world.wall + 3600
+    with pytest.raises(Denied, match="not backwards"):  # not the present: as any older time
+        world.files.utime(lock, world.wall - PRESENT - 1)
 
 
 def test_a_time_in_the_future_is_no_reason_to_keep_what_is_no_lock(world: World) -> None:
