@@ -121,8 +121,10 @@ class HostConfig(BackgroundThread):
         self._reload = reload
         self._check = check
         self._log_limit = LogLimit(_log)  # every change of the tree's file can fail
-        self._changed = threading.Condition()  # guards the six attributes below
+        self._changed = threading.Condition()  # guards the eight attributes below
         self._wanted: bytes | None = None
+        self._latest: bytes | None = None  # the content that was queued last
+        self._queued_at = 0.0  # monotonic second when that was queued first
         self._may_reload = False
         self._is_behind = False  # content was queued and is not written yet, nor has that failed
         self._is_examining = False
@@ -158,6 +160,8 @@ class HostConfig(BackgroundThread):
         corosync reloads it if any of the calls asked for that.
         """
         with self._changed:
+            if content != self._latest:
+                self._latest, self._queued_at = content, time.monotonic()
             self._wanted = content
             self._may_reload |= reload
             self._is_behind = True
@@ -243,7 +247,9 @@ class HostConfig(BackgroundThread):
             return f"{self._path} is not replaced: {refused}"
         except OSError as error:
             return f"can't update {self._path}: {error.strerror}"
-        self._is_reload_due |= is_replaced and self._is_reload_asked
+        # The node that asks for a reload of all nodes waits RELOAD_DELAY for their files.
+        is_late = time.monotonic() - self._queued_at > RELOAD_DELAY / 2
+        self._is_reload_due |= is_replaced and (self._is_reload_asked or is_late)
         self._is_reload_asked = False
         return ""
 

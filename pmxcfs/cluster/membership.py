@@ -176,7 +176,8 @@ class Clustering:
     @property
     def refusal(self) -> str:
         """Why changes are refused since one was not sent or not delivered; empty if they aren't."""
-        return str(self.outbox.progress.cause or "")
+        progress = self.outbox.progress
+        return str(progress.cause or "") if progress.refuses(now=time.monotonic()) else ""
 
     @property
     def host_file_error(self) -> str:

@@ -224,10 +224,10 @@ def _of_sync(facts: Facts) -> Iterator[Finding]:
     out, silent = facts.seconds_out_of_sync, facts.seconds_without_echo
     if facts.corosync_error:
         return
-    if silent > PATIENCE:
-        yield Finding("no-echo", f"a message of this node has not come back for {silent:.0f} s")
-    elif out > PATIENCE:
+    if out > PATIENCE:  # then messages wait unsent, so none can come back
         yield Finding("out-of-sync", f"not in sync for {out:.0f} s: {facts.mode}")
+    elif silent > PATIENCE:
+        yield Finding("no-echo", f"a message of this node has not come back for {silent:.0f} s")
     elif out > 0:
         yield Finding("synchronizing", "synchronizing with the other nodes")
     elif facts.refusal:

@@ -79,7 +79,11 @@ def _walk(path: bytes, *, start: int | None, make: int | None, follow: bool) -> 
             if name in (b"", b"."):
                 continue
             found = _step(here, name, make)
-            target = _target_of(found, name) if follow else None
+            try:
+                target = _target_of(found, name) if follow else None
+            except BaseException:
+                os.close(found)
+                raise
             if target is None:
                 os.close(here)
                 here = found

@@ -142,7 +142,10 @@ def owner_of(mount: Mounted, path: Path) -> int | None:
 
 def _serves(process: Path, connection: str, path: str) -> bool:
     # The first thread of a process that is ending has no descriptors any more.
-    places = process.glob("task/*") if is_dying(process.name) else [process]
+    places = [process]
+    if is_dying(process.name):
+        with contextlib.suppress(OSError):  # it has ended
+            places = list((process / "task").iterdir())
     for place in places:
         found, has_directory = False, False
         with contextlib.suppress(OSError):  # the process or a descriptor is gone

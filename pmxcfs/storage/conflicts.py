@@ -133,7 +133,11 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
     with translated(home, "written"):
         make_private_directory(home)
         copy = database.copy_to(home / f"{now}.db")
-        describe_copy(copy, _description(lost, now))
+        try:
+            describe_copy(copy, _description(lost, now))
+        except OSError:
+            copy.unlink()  # or each attempt would leave one
+            raise
         sync_directory(home)
     if lost.is_fork:
         _log.warning(

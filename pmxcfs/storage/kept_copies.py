@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmxcfs.errors import NotFound
-from pmxcfs.host.files import make_file, make_private_directory, sync_directory
+from pmxcfs.host.files import (
+    make_file,
+    make_numbered_file,
+    make_private_directory,
+    sync_directory,
+)
 
 HOME = "conflicts"  # in the state directory
 DONE = "done"  # in HOME
@@ -71,8 +76,8 @@ def kept_copies(state_directory: Path) -> list[Copy]:
 
 
 def find_copy(state_directory: Path, name: str) -> Copy:
-    """Return the copy *name*. Raises NotFound, OSError."""
-    for copy in kept_copies(state_directory):
+    """Return the copy *name*, rather one that is not done. Raises NotFound, OSError."""
+    for copy in reversed(kept_copies(state_directory)):
         if copy.name == name:
             return copy
     raise NotFound(f"no copy {name} in {state_directory / HOME}: see pmxcfs conflicts list")
@@ -82,7 +87,11 @@ def describe_copy(copy: Path, description: Description) -> None:
     """Write the description of the file *copy*. Raises OSError."""
     path = _beside(copy)
     make_file(path)
-    path.write_text(json.dumps(description._asdict()))
+    try:
+        path.write_text(json.dumps(description._asdict()))
+    except OSError:
+        path.unlink()
+        raise
 
 
 def mark_done(copy: Copy) -> None:
@@ -91,9 +100,10 @@ def mark_done(copy: Copy) -> None:
         return
     done = copy.path.parent / DONE
     make_private_directory(done)
-    for path in (_beside(copy.path), copy.path):  # the copy last: without it, it is still to do
-        if path.exists():
-            path.rename(done / path.name)
+    target = make_numbered_file(done / copy.path.name)  # the clock may have shown that time before
+    if (description := _beside(copy.path)).exists():
+        description.rename(_beside(target))
+    copy.path.rename(target)  # the copy last: without it, it is still to do
     sync_directory(done)
     sync_directory(copy.path.parent)
 

@@ -14,7 +14,7 @@ FACTS = [
     ("out-of-sync", Facts(mode="update", seconds_out_of_sync=2.1)),
     ("synchronizing", Facts(mode="update", seconds_out_of_sync=1.9)),
     ("no-echo", Facts(mode="synced", seconds_without_echo=2.1)),
-    ("no-echo", Facts(mode="start_sync", seconds_without_echo=9.0, seconds_out_of_sync=9.0)),
+    ("out-of-sync", Facts(mode="start_sync", seconds_without_echo=9.0, seconds_out_of_sync=9.0)),
     ("refused", Facts(mode="synced", refusal="no delivery in time")),
     ("not-saved", Facts(store_error="disk full")),
     ("offline", Facts(offline=["node2", "node3"])),

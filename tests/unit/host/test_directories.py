@@ -45,9 +45,11 @@ def test_own_links_are_followed(tmp_path: Path, target: str) -> None:
 
 
 def test_links_of_other_users_are_not_followed(foreign_link: Path) -> None:
+    before = os.listdir("/proc/self/fd")
     for path in (foreign_link, foreign_link / "below"):
         with pytest.raises(PermissionError, match=r"a symbolic link of the user .*link"):
             open_directory(path, make=0o700)
+    assert len(os.listdir("/proc/self/fd")) == len(before)  # no descriptor is left
     with pytest.raises(PermissionError):
         make_private_directory(foreign_link)
     with pytest.raises(PermissionError):

@@ -58,6 +58,16 @@ def test_a_copy_that_is_done_is_kept_and_no_longer_to_do(tmp_path: Path, copy: P
     assert find_copy(tmp_path, copy.name) == done
 
 
+def test_two_copies_of_one_second_are_both_kept(tmp_path: Path, copy: Path) -> None:
+    """The clock was set back after the first was marked as done."""
+    mark_done(find_copy(tmp_path, copy.name))
+    copy.write_bytes(b"later")
+    assert find_copy(tmp_path, copy.name).path == copy
+    mark_done(find_copy(tmp_path, copy.name))
+    assert names_to_do(tmp_path) == []
+    assert sorted(each.path.read_bytes() for each in kept_copies(tmp_path)) == [b"copy", b"later"]
+
+
 @pytest.mark.parametrize("name", ["", "1.db", "../1700000000.db", "1700000000.db.json", "done"])
 def test_an_unknown_name_is_refused(tmp_path: Path, copy: Path, name: str) -> None:
     with pytest.raises(NotFound, match="pmxcfs conflicts list"):
