@@ -78,6 +78,7 @@ class Space:
         for found, size in self._reserved.values():
             if found is not entry and found.is_attached:
                 sizes[found] = max(size, sizes.get(found, 0))
-        return sum(
-            max(0, size - max(found.size, found.visible_size)) for found, size in sizes.items()
-        )
+        total = 0  # in a loop, as Cython 0.29 can't compile a generator here
+        for found, size in sizes.items():
+            total += max(0, size - max(found.size, found.visible_size))
+        return total
