@@ -70,7 +70,8 @@ class Space:
 
     def _reserved_for(self, entry: Entry) -> int:
         """Return the size up to which *entry* may grow in any case."""
-        return max((size for found, size in self._reserved.values() if found is entry), default=0)
+        sizes = [size for found, size in self._reserved.values() if found is entry]
+        return max(sizes, default=0)
 
     def _reserved_beside(self, entry: Entry | None) -> int:
         """Return the bytes that are reserved and not used, for all files but *entry*."""
@@ -78,7 +79,5 @@ class Space:
         for found, size in self._reserved.values():
             if found is not entry and found.is_attached:
                 sizes[found] = max(size, sizes.get(found, 0))
-        total = 0  # in a loop, as Cython 0.29 can't compile a generator here
-        for found, size in sizes.items():
-            total += max(0, size - max(found.size, found.visible_size))
-        return total
+        free = [max(0, size - max(f.size, f.visible_size)) for f, size in sizes.items()]
+        return sum(free)
