@@ -86,22 +86,12 @@ def _rows(copy: Copy, kept: Tree, now: Tree) -> Iterator[dict[str, str]]:
     """Yield a row for each path of the description, else for each that differs."""
     paths = sorted({*copy.description.replaced, *copy.description.removed})
     if not paths:
-        both = _paths(kept) | _paths(now)
+        both = {entry.path for tree in (kept, now) for entry in offline.walk(tree.root)}
         paths = sorted(p for p in both if not _is_same(kept.find(p), now.find(p)))
     for path in paths:
         before, after = kept.find(path), now.find(path)
         is_same = _is_same(before, after)
         yield {"path": path, "kept": _text(before), "now": "the same" if is_same else _text(after)}
-
-
-def _paths(tree: Tree) -> set[str]:
-    found, waiting = set(), [tree.root]
-    while waiting:
-        for entry in waiting.pop().children():
-            found.add(entry.path)
-            if entry.is_directory:
-                waiting.append(entry)
-    return found
 
 
 def _is_same(one: Entry | None, other: Entry | None) -> bool:

@@ -95,7 +95,7 @@ def dump(path: Path) -> int:
     print(f"{tree.entry_count} entries, {tree.content_bytes} bytes of content")
     print(f"checksum {tree.checksum().hex()}")
     print("     inode    version     writer      mtime    size  path")
-    for entry in _walk(tree.root):
+    for entry in walk(tree.root):
         mark = "/" if entry.is_directory else ""
         print(
             f"{entry.inode:10d} {entry.version:10d} {entry.writer:10d} {entry.mtime:10d} "
@@ -142,7 +142,7 @@ class _Export:
     def run(self, root: Entry) -> set[Entry]:
         """Write all entries below *root*; return those that were skipped and reported."""
         directories = []
-        for entry in _walk(root):
+        for entry in walk(root):
             problem = "" if entry.parent in self._skipped else self._export(entry)
             if problem:
                 print(f"not exported: {escape(entry.path)}: {problem}", file=sys.stderr)
@@ -297,7 +297,7 @@ def _load(path: Path) -> Tree:
     return tree
 
 
-def _walk(top: Entry) -> Iterator[Entry]:
+def walk(top: Entry) -> Iterator[Entry]:
     """Yield the entries below *top*, in the order of names, parents first."""
     waiting = [top]
     while waiting:
