@@ -22,6 +22,7 @@ cdef class Entry:
     cdef Py_ssize_t _size
     cdef Draft _draft
     cdef str _last_path  # None while attached
+    cdef uint64_t _segment  # of the journal, that has a row of this entry; 0: none
     cdef bytes _index_line  # cached; None if not computed since the last change
 
     cpdef Entry child(self, str name)
@@ -40,12 +41,13 @@ cdef class Tree:
     cdef bint _keep_undo
     cdef dict _table  # inode -> Entry, the root included
     cdef dict _path_cache  # path as given to find() -> attached Entry
-    cdef dict _touched  # unsaved Entry -> its state at the last mark_saved (None without undo)
+    cdef dict _touched  # changed Entry -> its state at the last mark_written (None without undo)
     cdef dict _dirty  # Entry -> None, in the order in which they became dirty
 
     cpdef Entry find(self, str path)
     cpdef tuple find_parent(self, str path)
-    cpdef object mark_saved(self)
+    cpdef object mark_written(self)
+    cpdef list rows_before(self, uint64_t segment)
     cpdef object take_unpublished(self, Entry entry)
     cpdef object redirty_unpublished(self, Entry entry, int64_t now_ns)
     cpdef object finish_unpublished(self, Entry entry)
@@ -56,7 +58,7 @@ cdef class Tree:
     cdef Entry walk(self, list names)
     cdef int begin_mutation(self, Entry entry, uint32_t writer, uint32_t mtime) except -1
     cdef int raise_version(self, uint32_t writer, uint32_t mtime) except -1
-    cdef int note_unsaved(self, Entry entry) except -1
+    cdef int note_touched(self, Entry entry) except -1
     cdef int attach(self, Entry entry, Entry parent, str name) except -1
     cdef int link(self, Entry entry, Entry parent, str name) except -1
     cdef int detach(self, Entry entry) except -1

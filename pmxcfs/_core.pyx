@@ -30,6 +30,7 @@ cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
 cdef Py_ssize_t PATH_CACHE_LIMIT = 4096  # entries of the cache of path lookups
+cdef Py_ssize_t LARGE = 65536  # bytes of a file whose earlier content is recorded in ranges
 
 # Layouts of docs/spec/storage.md, "Checksums and index".
 _INODE = struct.Struct("<Q")
@@ -119,16 +120,15 @@ cdef class Entry:
         return self._size > 0 and len(self._data) == 0
 
     cdef tuple state(self):
-        """Return the undo state of this entry, for ``Tree.rollback``."""
+        """Return the undo state of this entry, for ``Tree.rollback`` and ``Tree.rows_before``."""
         stamp = self.version, self.writer, self.mtime
-        return self.parent, self.name, stamp, self._data, self._size
+        return self.parent, self.name, stamp, self._data, self._size, self.private
 
     cdef int restore(self, tuple state) except -1:
         """Restore everything in *state* but the parent and the name."""
-        _, _, stamp, self._data, self._size = state
-        self.version, self.writer, self.mtime = stamp
-        self._index_line = None
-        return 0
+        _, _, stamp, self._data, self._size, self.private = state
+        self._segment = 0
+        return self.stamp(*stamp)
 
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1:
         self.version = version
@@ -351,7 +351,7 @@ cdef class Tree:
     cdef int begin_mutation(self, Entry entry, uint32_t writer, uint32_t mtime) except -1:
         """Begin a mutation of *entry*: raise the version, stamp entry and root."""
         self.raise_version(writer, mtime)
-        self.note_unsaved(entry)
+        self.note_touched(entry)
         entry.stamp(self.root.version, writer, mtime)
         return 0
 
@@ -359,12 +359,12 @@ cdef class Tree:
         """Raise the version and stamp the root."""
         if self.root.version == LAST_VERSION:
             raise Failed("the tree has reached the highest possible version")
-        self.note_unsaved(self.root)
+        self.note_touched(self.root)
         self.root.stamp(self.root.version + 1, writer, mtime)
         return 0
 
-    cdef int note_unsaved(self, Entry entry) except -1:
-        """Record *entry* as unsaved, with its undo state. Call before changing it."""
+    cdef int note_touched(self, Entry entry) except -1:
+        """Record *entry* as changed, with its undo state. Call before changing it."""
         if entry not in self._touched:
             self._touched[entry] = entry.state() if self._keep_undo else None
         return 0
@@ -390,7 +390,7 @@ cdef class Tree:
         return 0
 
     cdef int detach(self, Entry entry) except -1:
-        self.note_unsaved(entry)
+        self.note_touched(entry)
         entry._last_path = entry.path
         self._path_cache.clear()
         del entry.parent._children[entry.name]
@@ -423,48 +423,52 @@ cdef class Tree:
             raise ValueError(f"{entry!r} is not a file")
         return 0
 
-    # Saving.
+    # Writing to the journal.
 
-    def unsaved(self):
-        """Return {inode: entry to write, or None to delete} since the last mark_saved.
+    def changed(self):
+        """Return {inode: entry, or None if it was removed} since the last mark_written.
 
-        The root is left out. An entry created and removed since is a deletion without a row.
+        The root is left out. An entry that was made and removed since counts as removed.
         """
         return {entry.inode: None if entry.parent is None else entry
                 for entry in self._touched if entry is not self.root}
 
-    @property
-    def has_unsaved(self):
-        return len(self._touched) > (self.root in self._touched)
-
-    @property
-    def unsaved_bytes(self):
-        return sum([(<Entry>entry)._size for entry in self._touched])
-
-    cpdef object mark_saved(self):
-        """Mark everything as saved and drop the undo log."""
+    cpdef object mark_written(self):
+        """Note that the journal has all changes so far: drop the undo log."""
         self._touched = {}
 
+    cpdef list rows_before(self, uint64_t segment):
+        """Return (entry, its state before) of the entries in ``changed`` that existed before.
+
+        Small ones that were returned for *segment* already are left out.
+        """
+        cdef Entry entry
+        cdef list found = []
+        for entry, state in self._touched.items():
+            if state[0] is not None and (entry._segment != segment or len(state[3]) > LARGE):
+                found.append((entry, state))
+            entry._segment = segment
+        return found
+
     def rollback(self):
-        """Undo everything since the last mark_saved; return {changed entry: path until now}.
+        """Undo everything since the last mark_written; return {changed entry: path until now}.
 
         Drafts keep their dirty bytes on top of the restored content.
         """
         cdef Entry entry
-        cdef tuple state
         if not self._keep_undo:
             raise ValueError("this tree keeps no undo log")
-        cdef dict touched = self._touched
-        cdef dict undone = {entry: entry.path for entry in touched if entry is not self.root}
-        for entry in touched:
+        cdef dict undone = {entry: entry.path for entry in self._touched if entry is not self.root}
+        for entry in self._touched:
             if entry.parent is not None:
                 self.detach(entry)
-        for entry, state in touched.items():
+        for entry, state in self._touched.items():
             entry.restore(state)
             if state[0] is not None:
-                self.attach(entry, state[0], state[1])
+                self.link(entry, state[0], state[1])
+                self._table[entry.inode] = entry
             self.rebase_draft(entry)
-        self.mark_saved()
+        self.mark_written()
         return undone
 
     # Unpublished content.
@@ -480,8 +484,7 @@ cdef class Tree:
 
     def truncate_unpublished(self, Entry entry not None, size, *, int64_t now_ns):
         """Cut or extend the draft to *size* bytes; unless it grows, all of it becomes dirty."""
-        cdef Py_ssize_t end = as_size(size)
-        self.draft_of(entry).truncate(end)
+        self.draft_of(entry).truncate(as_size(size))
         self.note_dirty(entry, now_ns)
 
     cpdef object take_unpublished(self, Entry entry):
@@ -575,14 +578,11 @@ cdef class Tree:
     def index(self):
         """Return the index, which nodes compare in a round. Hashes changed entries only."""
         cdef list inodes = sorted(self._table)
-        cdef Entry entry = self.root
+        cdef Entry root = self.root
         total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
-        cdef list lines = [_INDEX_HEADER.pack(
-            entry.version, inodes[-1], entry.writer, entry.mtime, len(inodes), total)]
-        for inode in inodes:
-            entry = self._table[inode]
-            lines.append(entry.index_line())
-        return b"".join(lines)
+        header = _INDEX_HEADER.pack(
+            root.version, inodes[-1], root.writer, root.mtime, len(inodes), total)
+        return header + b"".join([(<Entry>self._table[inode]).index_line() for inode in inodes])
 
 
 cdef bytes digest_of(Entry entry, bint with_inode):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DATABASE_NAME = "config.db"  # in the state directory
+JOURNAL_NAME = "journal"  # a directory in the state directory
 LOCKFILE_NAME = ".pmxcfs.lockfile"  # in the state directory
 PERMISSIONS = ("strict", "lenient")  # whether a chmod or chown without effect is refused
 
@@ -38,6 +39,11 @@ class Settings:
     def database(self) -> Path:
         """The path of the SQLite database."""
         return self.statedir / DATABASE_NAME
+
+    @property
+    def journal(self) -> Path:
+        """The path of the directory that has the journal."""
+        return self.statedir / JOURNAL_NAME
 
     @property
     def lockfile(self) -> Path:

@@ -21,7 +21,7 @@ from pmxcfs.cluster.probe import Probe
 from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup, TreeSource
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
-from pmxcfs.host.threads import BackgroundThread, Wakeup
+from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import ClusterConfig, SetKey
 from pmxcfs.replica.departures import room_for
 from pmxcfs.replica.outbox import Outbox
@@ -33,7 +33,6 @@ from pmxcfs.tree.apply import Change
 
 COROSYNC_CONF = "corosync.conf"  # its path in the tree
 HOST_FILE_PATIENCE = 2.0  # seconds that a start waits for the host's file; 0.1 are usual
-CATCH_UP_INTERVAL = 1.0  # seconds between attempts to write to the database after a failure
 
 
 class Clustering:
@@ -58,7 +57,6 @@ class Clustering:
         self._quorum = QuorumWatch(self._take_quorum)
         self._config = ConfigWatch(self._take_config)
         self._host_file = HostConfig(host_file)
-        self._catching_up = _CatchUp(replica, lock)
         tree_wakeup, status_wakeup = Wakeup(), Wakeup()
         self.outbox = Outbox(quorum, wake=tree_wakeup.set)
         proposals = Proposals()
@@ -90,7 +88,6 @@ class Clustering:
         with self._lock:
             self._follow_host_file(reload=True)
         self._host_file.start()
-        self._catching_up.start()
         self._quorum.start()
         self._config.start()
         for group in self._groups:
@@ -107,7 +104,6 @@ class Clustering:
         self.probe.stop()
         self._quorum.close()
         self._config.close()
-        self._catching_up.stop()
         self._host_file.close()
 
     def refresh(self) -> bool:
@@ -244,19 +240,3 @@ class Clustering:
         entry = self._replica.tree.find(COROSYNC_CONF)
         if entry is not None and not entry.is_directory:
             self._host_file.follow(entry.content, reload=reload)
-
-
-class _CatchUp(BackgroundThread):
-    """A thread that brings the database up to date with the tree after failed writes."""
-
-    def __init__(self, replica: Replica, lock: AbstractContextManager[object]) -> None:
-        super().__init__("catch-up")
-        self._replica = replica
-        self._lock = lock
-
-    def run(self) -> None:
-        """Try to write the database as long as the node is degraded."""
-        while not self.pause(CATCH_UP_INTERVAL):
-            if self._replica.is_degraded:
-                with self._lock:
-                    self._replica.catch_up()

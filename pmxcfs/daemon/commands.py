@@ -111,7 +111,7 @@ class TestCommands:
             "version": tree.version,
             "checksum": tree.checksum().hex(),
             "entries": tree.entry_count,
-            "transactions": parts.replica.transactions,
+            "writes": parts.replica.writes,
             "degraded": parts.replica.is_degraded,
             "waiting": parts.workers.waiting_count,
             "handed": parts.notifier.handed == parts.notifier.sequence,

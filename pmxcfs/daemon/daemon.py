@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pmxcfs._core import Tree
 from pmxcfs.cluster.membership import COROSYNC_CONF, Clustering
 from pmxcfs.daemon.change_counter import ChangeCounter
 from pmxcfs.daemon.commands import TestCommands, TestedParts
@@ -25,6 +24,7 @@ from pmxcfs.daemon.local_clients import LocalClients
 from pmxcfs.daemon.quorum import QuorumSwitch
 from pmxcfs.daemon.report import RecentWarnings, ReportSources, describe, summary
 from pmxcfs.daemon.state_directory import StateDirectory
+from pmxcfs.daemon.storage import Storage
 from pmxcfs.fuse import session
 from pmxcfs.fuse.handlers import Operations
 from pmxcfs.fuse.kernel_cache import KernelCache
@@ -35,19 +35,20 @@ from pmxcfs.host import clock, log, mountpoint, process
 from pmxcfs.host.address import AddressLookup
 from pmxcfs.host.log_limit import Reporter
 from pmxcfs.host.watchdog import Watchdog
+from pmxcfs.errors import StoreError
 from pmxcfs.replica.cluster_issuer import ClusterIssuer
+from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.issuer import StoppableIssuer
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.quorum import QuorumFlag
+from pmxcfs.replica.record_writer import RecordWriter
 from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.rrd.writer import Recorder
 from pmxcfs.settings import Settings
 from pmxcfs.status.counters import Status
 from pmxcfs.status.files import links, status_files
-from pmxcfs.storage.checkpointer import Checkpointer
-from pmxcfs.storage.create import making, traces_of_use
-from pmxcfs.storage.database import Database
-from pmxcfs.tree.guests import Guests
+from pmxcfs.storage.create import making, traces_of_use, tree_with
+from pmxcfs.storage.database import whole_batch
 from pmxcfs.tree.locks import LockTable
 from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.ownership import Ownership
@@ -55,8 +56,8 @@ from pmxcfs.vfs.publisher import Publisher
 
 _log = logging.getLogger("pmxcfs.main")
 
-LOCAL_WORKERS = 3  # one that reads, and more for while it waits for the disk
-CLUSTER_WORKERS = 16  # most of them may wait for other nodes
+WORKERS = 16  # one that reads; most of them may wait for the device or for other nodes
+STOP_SAVE_TIMEOUT = 2.0  # seconds that a stop waits for the database
 MIN_ENTRY_THREADS = 2
 SWITCH_INTERVAL = 0.0005  # seconds until a waiting thread requests the GIL (default: 0.005)
 COLLECT_AFTER = 50_000  # gc threshold of generation 0; exceptions can form reference cycles
@@ -103,7 +104,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         ready()
         status = daemon.serve()
         process.notify_service_manager("STOPPING=1")
-    return status
+    return status if daemon.could_save else status or 1
 
 
 class Daemon:
@@ -113,6 +114,7 @@ class Daemon:
         self._settings = settings
         self._gid = gid
         self._is_stopping = False
+        self.could_save = True  # False if the database could not be brought up to date at the stop
         self._finished = threading.Event()  # llfuse.main has returned
         self._main_thread = threading.get_ident()
         self._troubles = RecentWarnings()
@@ -141,31 +143,37 @@ class Daemon:
         path, now = self._settings.database, clock.seconds()
         if not self._settings.local and not os.path.lexists(path):
             _make_by_host_file(path, self._settings.corosync_conf, now=now)
-        self._checkpointer = Checkpointer()
-        self._database = Database.open(path, now=now, on_growth=self._checkpointer.request)
-        cleanup.callback(self._database.close)
-        loaded = self._database.load(now=now)
-        self._repairs = len(loaded.repairs)
-        self._tree = Tree()
-        self._tree.load(loaded.records)
-        self._guests = Guests()
-        self._guests.rebuild(self._tree)
+        self._storage = Storage.open(path, self._settings.journal, now=now)
+        cleanup.callback(self._storage.close)
+        self._tree, self._guests = self._storage.recovered.tree, self._storage.recovered.guests
+        self._repairs = len(self._storage.recovered.repairs)
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
 
     def _make_replica(self, *, is_clustered: bool, has_peers: bool) -> None:
-        count = workers_for(self._settings, is_clustered=is_clustered)
+        count = workers_for(self._settings)
         self._workers = Workers(count, lock_released=session.LOCK_RELEASED)
         self._quorum = QuorumFlag(is_quorate=not is_clustered)  # until corosync says otherwise
+        self._record_writer = RecordWriter()
+        recovered = self._storage.recovered
         self._replica = Replica(
             self._tree,
             self._guests,
-            self._database,
+            self._storage.database,
+            self._storage.journal,
+            departures=Departures(recovered.notes, removals=recovered.removals),
             policy=Policy.KEEP if is_clustered else Policy.ROLL_BACK,
-            yielding=None if is_clustered else self._workers,
+            yielding=self._workers,
+            lock=session.LOCK,
+            on_pending=self._record_writer.notice,
+            unsaved=recovered.unsaved,
+            must_save_all=recovered.must_save,
         )
         if not has_peers:
             self._replica.departures.set_nodes(())  # no other node misses a change
+        if recovered.must_save:
+            with contextlib.suppress(StoreError):  # which the saver has logged
+                self._replica.saver.save(whole=True)
 
     def _make_status(self) -> None:
         self._start_time, self._running_since = clock.seconds(), time.monotonic()
@@ -286,8 +294,12 @@ class Daemon:
     # Starting the threads
 
     def _start_threads(self, cleanup: contextlib.ExitStack) -> None:
-        self._checkpointer.start(self._database)
-        cleanup.callback(self._checkpointer.close)
+        self._replica.saver.start()
+        cleanup.callback(self._save_at_stop)
+        self._record_writer.start(self._replica)
+        cleanup.callback(self._record_writer.close)
+        self._workers.stalls.start()
+        cleanup.callback(self._workers.stalls.close)
         self._notifier.start(self._session.notification_channel())
         cleanup.callback(self._notifier.close)
         self._publisher.start(self._files.writeback.publish_due)
@@ -411,6 +423,21 @@ class Daemon:
         with session.LOCK:
             self._files.writeback.publish_all()
 
+    def _save_at_stop(self) -> None:
+        """Bring the database up to date, so that the original could start with it."""
+        self._replica.write_out()
+        try:
+            self._replica.saver.save_now(timeout=STOP_SAVE_TIMEOUT)
+        except StoreError as error:
+            self.could_save = False
+            _log.error(
+                "%s: the last changes are in %s only; pmxcfs checkpoint brings them into the "
+                "database, and so does the next start",
+                error,
+                self._settings.journal,
+            )
+        self._replica.saver.close()
+
 
 def _turn_debug(on: bool) -> None:
     log.set_verbose(on)
@@ -429,14 +456,12 @@ def _warn_of_missing_database(path: Path) -> None:
         )
 
 
-def workers_for(settings: Settings, *, is_clustered: bool) -> int:
+def workers_for(settings: Settings) -> int:
     """Return how many threads answer the kernel."""
-    if not is_clustered:
-        return settings.workers or LOCAL_WORKERS
-    workers = settings.workers or CLUSTER_WORKERS
+    workers = settings.workers or WORKERS
     least = RESERVED_WORKERS + 1  # with fewer no change could wait, so all would be refused
     if workers < least:
-        _log.warning("--workers %d is too few for a cluster: using %d", workers, least)
+        _log.warning("--workers %d is too few: using %d", workers, least)
     return max(workers, least)
 
 
@@ -449,7 +474,7 @@ def _make_by_host_file(path: Path, host_file: Path, *, now: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         content = host_file.read_bytes()
         with making(path, now=now) as database:
-            Replica(Tree(), Guests(), database).import_configuration(content, now=now)
+            database.save(whole_batch(tree_with(COROSYNC_CONF, content, now=now)), None)
 
 
 def _keep_collector_off_the_tree() -> None:

@@ -12,22 +12,17 @@ Contract: docs/spec/fuse.md, "Waiting"; docs/spec/performance.md, "What costs ti
 """
 
 import contextlib
-import os
 import select
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import TypeVar
 
 from pmxcfs.errors import Busy
-from pmxcfs.host.process import lower_priority
+from pmxcfs.fuse.stalls import StallWatch
 from pmxcfs.replica.waiting import RequestWatch
 
 RESERVED_WORKERS = 4  # workers that never wait for other nodes, so that reads go on
 SESSION_CHECK_INTERVAL = 1.0  # seconds between checks of a parked worker for the session's end
-
-T = TypeVar("T")
 
 
 class Workers:
@@ -43,9 +38,7 @@ class Workers:
         self._released_count = 0
         self._parked: list[threading.Event] = []
         self._is_closed = False
-        self._aside = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix="saver", initializer=lower_priority
-        )
+        self.stalls = StallWatch()  # its thread is started and closed by the daemon
 
     def attach(self, descriptor: int) -> None:
         """Note *descriptor*, the session's, from which the workers read requests."""
@@ -63,18 +56,15 @@ class Workers:
     def _readers(self) -> int:
         return self.count - self._released_count - len(self._parked)
 
-    def give_way(self) -> None:
-        """Release the lock once (sched_yield), so that waiting handlers queue their mutations."""
-        if self._readers > 1:
-            with self._lock_released:
-                os.sched_yield()
-
     @contextlib.contextmanager
-    def released(self) -> Iterator[None]:
-        """Release the lock until the block ends, to wait for a device or for another worker."""
-        with self._released_with_watch() as watch:
-            watch.stop()
+    def writing(self) -> Iterator[None]:
+        """Release the lock for a write; another worker is unparked only if that takes long."""
+        with self._released_with_watch() as watch, self.during_write(watch):
             yield
+
+    def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
+        """Stop *watch*, so that another worker is unparked, if the block takes long."""
+        return self.stalls.watching(watch) if watch.is_active else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _released_with_watch(self) -> Iterator[RequestWatch]:
@@ -87,20 +77,23 @@ class Workers:
             self._released_count -= 1
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Release the lock to wait for other nodes. Raises Busy if too many workers do that."""
-        with self.waiting_with_watch() as watch:
+    def waiting(self, *, must: bool = False) -> Iterator[None]:
+        """Release the lock to wait for a device, other workers or nodes.
+
+        Raises Busy if too many workers wait already, unless this one *must*.
+        """
+        with self.waiting_with_watch(must=must) as watch:
             watch.stop()
             yield
 
     @contextlib.contextmanager
-    def waiting_with_watch(self) -> Iterator[RequestWatch]:
-        """Release the lock to wait for other nodes, and watch for requests meanwhile.
+    def waiting_with_watch(self, *, must: bool = False) -> Iterator[RequestWatch]:
+        """Release the lock to wait, and watch for requests meanwhile.
 
         The block must stop the watch before it waits for anything that does not poll the watch.
-        Raises Busy if too many workers wait for other nodes.
+        Raises Busy if too many workers wait already, unless this one *must*.
         """
-        if self.waiting_count >= self._max_waiting:
+        if self.waiting_count >= self._max_waiting and not must:
             raise Busy(f"{self.waiting_count} changes are waiting already")
         self.waiting_count += 1
         try:
@@ -108,11 +101,6 @@ class Workers:
                 yield watch
         finally:
             self.waiting_count -= 1
-
-    def aside(self, work: Callable[[], T]) -> T:
-        """Run *work* in a low-priority thread with the lock released; block for its result."""
-        with self.released():
-            return self._aside.submit(work).result()
 
     def park(self) -> None:
         """Block until this worker is unparked, unless it is the only one that reads requests."""

@@ -70,11 +70,18 @@ class ClusterIssuer:
         """Apply *mutation* on all members; return the change. Blocks. Raises PmxcfsError."""
         return self.carry_out(Ticket(mutation))
 
-    def refusal(self) -> PmxcfsError | None:
-        """Return the error by which every mutation is refused now, or None."""
-        if not self._progress.refuses(now=time.monotonic()):
-            return None
-        return Busy("the cluster delivers no changes of this node, nothing was changed")
+    def refusal(self, size: int = 0) -> PmxcfsError | None:
+        """Return the error by which a mutation with *size* bytes is refused now, or None. Blocks.
+
+        Tries to make room for it first.
+        """
+        if self._progress.refuses(now=time.monotonic()):
+            return Busy("the cluster delivers no changes of this node, nothing was changed")
+        try:
+            self._replica.check_writable(size)
+        except PmxcfsError as error:
+            return error
+        return None
 
     def create(self, mutation: Create) -> Change:
         """Create a file on all members at once; other nodes see it while it is empty. Blocks."""
@@ -106,11 +113,11 @@ class ClusterIssuer:
         return ticket.result()
 
     def save(self) -> None:
-        """Do nothing: each delivery saves what it applied."""
+        """Do nothing: a creation is a change like any other."""
 
     def sync(self) -> None:
-        """Write all saved changes to this node's device. Blocks. Raises StoreError."""
-        with self._yielding.released():
+        """Bring all changes to this node's device. Blocks. Raises StoreError, and Busy if many wait."""
+        with self._yielding.waiting():
             self._replica.sync()
 
     def hold(self) -> None:
@@ -131,7 +138,7 @@ class ClusterIssuer:
         """Wait for sent changes until STOP_TIMEOUT is over, then finish them as failed. Blocks."""
         for proposal in list(self._waiting):
             done = proposal.ticket.done()
-            with self._yielding.released():
+            with self._yielding.waiting(must=True):
                 done.wait(max(0.0, self._stops_at - time.monotonic()))
             if not proposal.ticket.is_done:
                 proposal.ticket.finish(self._give_up(proposal, "the daemon stopped"))
@@ -142,11 +149,12 @@ class ClusterIssuer:
         ticket.done()  # creates the signal while the lock is held
         self._waiting[proposal] = None
         try:
-            self._replica.check_writable()
             if (refusal := self.refusal()) is not None:
                 raise refusal
             with self._yielding.waiting_with_watch() as watch:
                 failure = self._await(proposal, watch)
+                with self._yielding.during_write(watch):
+                    self._replica.write_out()
             if failure is not None and not ticket.is_done:
                 self._note_failure(failure)
         except PmxcfsError as error:

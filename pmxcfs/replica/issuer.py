@@ -30,17 +30,20 @@ class Issuer(Protocol):
         Raises the ticket's error, or Busy after *seconds*.
         """
 
-    def refusal(self) -> PmxcfsError | None:
-        """Return the error by which every mutation is refused now, or None. Does not block."""
+    def refusal(self, size: int = 0) -> PmxcfsError | None:
+        """Return the error by which a mutation with *size* bytes is refused now, or None. Blocks.
+
+        Tries first to make room for it.
+        """
 
     def create(self, mutation: Create) -> Change:
-        """Carry out *mutation*; the file may be saved later, together with its first content."""
+        """Carry out *mutation*; it may be written later, together with the file's first content."""
 
     def save(self) -> None:
-        """Save the files that ``create`` has not saved yet. Blocks. Raises StoreError."""
+        """Write what ``create`` has not written yet. Blocks. Raises StoreError and Busy."""
 
     def sync(self) -> None:
-        """Write all saved changes to the device. Blocks. Raises StoreError."""
+        """Bring all changes to the device. Blocks. Raises StoreError and Busy."""
 
 
 class StoppableIssuer(Issuer, Protocol):

@@ -16,11 +16,13 @@ cdef class LocalIssuer:
     cpdef Change carry_out(self, Ticket ticket)
     cpdef Change wait(self, Ticket ticket, double seconds)
     cpdef Change create(self, mutation)
-    cpdef object refusal(self)
+    cpdef object refusal(self, size=*)
     cpdef object save(self)
     cdef object _wait_at_gate(self, Ticket ticket)
     cdef object _check(self, Ticket ticket)
-    cdef object _deliver_queue(self, Ticket ticket)
+    cdef object _deliver_queue(self, Ticket ticket, double seconds)
+    cdef object _deliver(self)
+    cdef object _await(self, Ticket ticket)
 
 
 cdef class _Hold:

@@ -1,10 +1,12 @@
-"""The issuer of local mode: applies and saves mutations on this node, in groups.
+"""The issuer of local mode: applies and records mutations on this node, in groups.
 
 Threads: callers hold the tree's lock. It is released while a mutation waits.
 Contract: docs/spec/storage.md, "Writing"; fuse.md, "Waiting".
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable
 
 from pmxcfs.errors import Busy, PmxcfsError
@@ -18,8 +20,9 @@ from pmxcfs.tree.apply import Change
 class LocalIssuer:
     """Carries out mutations on this node. Mutations queued at the same time are one group.
 
-    The first thread that gets the tree's lock commits the tickets of all queued threads; the other
-    threads then find their tickets done. So no thread has to be elected or woken.
+    While the records of one group are written, with the tree's lock released, other threads queue
+    their tickets. The first of them that gets the lock after that delivers all queued tickets; the
+    other threads then find their tickets done.
 
     All methods need the tree's lock and release it while they wait.
     """
@@ -32,18 +35,18 @@ class LocalIssuer:
         self._hold = _Hold()
 
     def submit(self, mutation: Mutation) -> Change:
-        """Apply and save *mutation*; return the change. Blocks. Raises PmxcfsError."""
+        """Apply and record *mutation*; return the change. Blocks. Raises PmxcfsError."""
         return self.carry_out(Ticket(mutation))
 
     def carry_out(self, ticket: Ticket) -> Change:
-        """Apply and save the mutation of *ticket*; other threads can wait for it. Blocks."""
+        """Apply and record the mutation of *ticket*; other threads can wait for it. Blocks."""
         if self._hold.is_closed:
             self._wait_at_gate(ticket)
             self._check(ticket)
         ticket.mtime = self._clock()
+        ticket.is_queued = True
         self._queue.append(ticket)
-        self._yielding.give_way()
-        self._deliver_queue(ticket)
+        self._deliver_queue(ticket, timeout_for(ticket))
         return ticket.result()
 
     def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
@@ -55,7 +58,6 @@ class LocalIssuer:
 
         Raises Busy after *seconds*.
         """
-        self._deliver_queue(ticket)
         if not ticket.is_done:
             done = ticket.done()
             with self._yielding.waiting():
@@ -64,8 +66,15 @@ class LocalIssuer:
             raise Busy("an earlier change of the same file is still in progress")
         return ticket.result()
 
-    def refusal(self) -> PmxcfsError | None:
-        """Return None: a mutation that can't be saved is refused by its save."""
+    def refusal(self, size: int = 0) -> PmxcfsError | None:
+        """Return the error by which a change with *size* bytes can't be stored, or None. Blocks.
+
+        Tries to make room for it first.
+        """
+        try:
+            self._replica.check_writable(size)
+        except PmxcfsError as error:
+            return error
         return None
 
     def _wait_at_gate(self, ticket: Ticket) -> None:
@@ -83,29 +92,53 @@ class LocalIssuer:
             ticket.finish(objection)
             raise objection
 
-    def _deliver_queue(self, ticket: Ticket) -> None:
-        """Deliver all queued tickets, unless another thread has finished *ticket* meanwhile."""
-        if not ticket.is_done:
-            self._replica.await_save()
-        if not ticket.is_done:
-            group, self._queue = self._queue, []
-            self._replica.deliver(group)
+    def _deliver_queue(self, ticket: Ticket, seconds: float) -> None:
+        """Deliver all queued tickets, or wait until another thread has finished *ticket*. Blocks.
+
+        A ticket that still waits after *seconds* is taken back. Raises Busy then.
+        """
+        until = time.monotonic() + seconds
+        try:
+            while not ticket.is_done:
+                if not ticket.is_queued:  # another thread carries it out
+                    self._await(ticket)
+                elif not self._replica.is_writing:
+                    self._deliver()
+                elif not self._replica.await_idle(until - time.monotonic()) and ticket.is_queued:
+                    raise Busy("the device takes no changes now, nothing was changed")
+        except Busy as error:
+            if ticket.is_queued:
+                self._queue.remove(ticket)
+                ticket.is_queued = False
+                ticket.finish(error)
+            raise
+
+    def _deliver(self) -> None:
+        group, self._queue = self._queue, []
+        for ticket in group:
+            ticket.is_queued = False
+        self._replica.deliver(group)
+
+    def _await(self, ticket: Ticket) -> None:
+        done = ticket.done()
+        with self._yielding.waiting(must=True):
+            done.wait(math.inf)
 
     def create(self, mutation: Create) -> Change:
-        """Apply *mutation*; it is saved together with the file's first content, or within 1 s."""
-        if self._hold.is_closed or self._replica.is_degraded:
-            return self.submit(mutation)
+        """Apply *mutation*; it is written together with the file's first content, or within 1 s."""
         ticket = Ticket(mutation, mtime=int(self._clock()))
+        if self._hold.is_closed or not self._replica.can_defer(ticket):
+            return self.carry_out(ticket)
         self._replica.defer(ticket)
         return ticket.result()
 
     def save(self) -> None:
-        """Save creations that are not saved yet. Blocks. Raises StoreError."""
-        self._replica.save()
+        """Write creations that are not written yet. Blocks. Raises StoreError and Busy."""
+        self._replica.flush()
 
     def sync(self) -> None:
-        """Write all saved changes to the device. Blocks. Raises StoreError."""
-        with self._yielding.released():
+        """Bring all changes to the device. Blocks. Raises StoreError, and Busy if many wait."""
+        with self._yielding.waiting():
             self._replica.sync()
 
     def hold(self) -> None:

@@ -1,11 +1,19 @@
 # cython: language_level=3
 # The types of replica.py, which runs for every change.
 cimport cython
+from libc.stdint cimport uint64_t
 
 from pmxcfs._core cimport Tree
+from pmxcfs.replica.tickets cimport Ticket
 from pmxcfs.tree.apply cimport Change
 from pmxcfs.tree.guests cimport Guests
-from pmxcfs.replica.tickets cimport Ticket
+
+
+cdef class Applied:
+    cdef readonly Ticket ticket
+    cdef readonly object mutation
+    cdef readonly Change change
+    cdef readonly uint64_t version
 
 
 cdef class Replica:
@@ -13,28 +21,41 @@ cdef class Replica:
     cdef readonly Guests guests
     cdef public object policy
     cdef readonly object departures
+    cdef readonly object saver
+    cdef readonly uint64_t writes
+    cdef object _log
+    cdef object _batches
+    cdef object _database
+    cdef object _yielding
+    cdef object _on_pending
+    cdef object _wall_clock_ns
+    cdef bint _is_writing
+    cdef list _idle
     cdef list _on_change
     cdef list _on_undone
     cdef list _on_reload
-    cdef readonly unsigned long long transactions
-    cdef object _yielding
-    cdef object _saving
-    cdef object _database
 
     cpdef object deliver(self, tickets)
     cpdef object defer(self, Ticket ticket)
-    cpdef object await_save(self)
-    cpdef object save(self)
+    cpdef object flush(self)
+    cpdef object check_writable(self, size=*)
+    cdef list _deliver_locally(self, tickets)
+    cdef object _make_ready(self, tickets)
+    cdef object _write(self)
+    cdef object _finish(self, tickets, error)
+    cdef object _await_idle_for(self, double seconds)
+    cdef object _deliver_deferred(self)
 
     @cython.locals(ticket=Ticket, done=list)
     cdef list _apply(self, tickets)
 
-    @cython.locals(ticket=Ticket)
-    cdef bint _save(self, tickets) except -1
-    cdef object _write(self)
-    cdef object _save_all(self)
-    cdef object _save_long(self, list removals)
-    cdef object _write_notes(self)
-    cdef object _apply_policy(self, error)
+    @cython.locals(applied=Applied, change=Change)
+    cdef object _note_removals(self, list done)
+    cdef object _record(self, list done)
+
+    @cython.locals(applied=Applied)
+    cdef object _mark_written(self, done)
     cdef object _roll_back(self, error)
+
+    @cython.locals(applied=Applied)
     cdef object _announce(self, list done)

@@ -1,44 +1,44 @@
-"""The replica of one node: tree, guest registry and database, changed together.
+"""The replica of one node: tree, guest registry and journal, changed together.
 
-Only this module changes them. It applies a group of mutations in order, saves the group in one
-transaction, and then calls the listeners. If saving fails, the *policy* decides. In local mode the
-whole group is rolled back and each caller gets the errno, so tree and file stay equal. In a cluster
-other nodes have applied the group, so it stays in RAM: the node is degraded, sends no changes of
-its own, and brings the file up to date later.
+Only this module changes them. It applies a group of mutations in order, adds their records to the
+change log, and then calls the listeners. If the records can't be written, the *policy* decides. In
+local mode the whole group is rolled back and each caller gets the errno, so tree and journal stay
+equal. In a cluster other nodes have applied the group, so it stays in RAM: the node is degraded,
+sends no changes of its own, and writes later what it owes.
+
+The database follows behind the journal: ``batches`` has what it lacks.
 
 ``adopt`` replaces the tree by that of another node in one step.
 
-Threads: callers hold the tree's lock, unless a method says otherwise. It is released during a long
-save. Other threads can read the tree then, but a thread that wants to change it first waits in
-``Replica.await_save``.
+Threads: callers hold the tree's lock, unless a method says otherwise. In local mode it is released
+while records are written. Other threads can read the tree then; one that wants to change it first
+waits in ``Replica.await_idle``.
 Contract: docs/spec/storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree" and
 "Forks".
 """
 
 import contextlib
-import functools
 import logging
-import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol, TypeAlias
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Failed, NoCopy, PmxcfsError, StoreError
-from pmxcfs.messages import (
-    Create,
-    Kind,
-    Mutation,
-    Record,
-    Write,
-)
+from pmxcfs.errors import Busy, Failed, NoCopy, PmxcfsError, StoreError
+from pmxcfs.messages import Kind, Mutation, Record
+from pmxcfs.replica.batches import Batches
+from pmxcfs.replica.change_log import ChangeLog
 from pmxcfs.replica.departures import Departures
-from pmxcfs.replica.tickets import Ticket
+from pmxcfs.replica.recording import is_heartbeat, record_notes, records_of, size_of
+from pmxcfs.replica.tickets import NAME_TIMEOUT, Signal, Ticket
 from pmxcfs.replica.waiting import Yielding
 from pmxcfs.storage import conflicts
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Removal
+from pmxcfs.storage.journal import Journal
+from pmxcfs.storage.saver import Saver
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Adoption, Reload, plan, record_of
 from pmxcfs.tree.apply import Change, HalfRenamed, apply
@@ -46,18 +46,19 @@ from pmxcfs.tree.guests import Guests
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-LARGE_SAVE = 64 << 10  # unsaved bytes (about 0.3 ms); a larger save releases the tree's lock
+
+SAVE_TIMEOUT = 5.0  # seconds that a change waits for a save on which it depends
 
 
 class Policy(Enum):
-    """What happens to changes that can't be saved."""
+    """What happens to changes whose records can't be written."""
 
-    ROLL_BACK = "roll back to the saved tree; the caller gets the errno"
+    ROLL_BACK = "undo them; the caller gets the errno"
     KEEP = "keep them in RAM, as other nodes have them; the caller gets success"
 
 
 class Listener(Protocol):
-    """A function that is called for each change after it was saved."""
+    """A function that is called for each change after it was applied, and in local mode written."""
 
     def __call__(self, change: Change, *, foreign: bool) -> None:
         """Handle *change*; *foreign* means that it was not made through this node's mount."""
@@ -70,9 +71,21 @@ UndoListener: TypeAlias = "Callable[[Mapping[Entry, str], StoreError], None]"
 ReloadListener: TypeAlias = "Callable[[Reload], None]"
 
 
-class Replica:
-    """The tree of this node with its guests and its database.
+class Applied:
+    """A mutation that was applied."""
 
+    def __init__(self, ticket: Ticket, mutation: Mutation, change: Change, *, version: int) -> None:
+        self.ticket = ticket
+        self.mutation = mutation  # with the path that it was applied to
+        self.change = change
+        self.version = version  # of the tree afterwards
+
+
+class Replica:
+    """The tree of this node with its guests and its records.
+
+    *unsaved* are inodes that *database* lacks at the start; with *must_save_all*, *journal* does
+    not lead to *tree*, which has to be saved before anything is recorded.
     All methods need the tree's lock unless they say otherwise.
     """
 
@@ -81,23 +94,49 @@ class Replica:
         tree: Tree,
         guests: Guests,
         database: Database,
+        journal: Journal,
         *,
-        policy: Policy = Policy.ROLL_BACK,
-        yielding: Yielding | None = None,
+        departures: Departures,
+        policy: Policy,
+        yielding: Yielding,
+        lock: AbstractContextManager[object],
+        on_pending: Callable[[], None],
+        unsaved: Iterable[int] = (),
+        must_save_all: bool = False,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.tree = tree
         self.guests = guests
         self.policy = policy
-        self.departures = Departures(database.notes)  # which changes other nodes miss
+        self.departures = departures  # which changes other nodes miss
+        is_kept = policy is Policy.KEEP
+        self._log = ChangeLog(
+            journal,
+            save=self._save_soon,
+            consequence="this node sends no changes" if is_kept else "changes are refused",
+            has_gap=must_save_all,
+        )
+        self._batches = Batches(
+            tree,
+            departures,
+            self._log,
+            lock=lock,
+            settle=self._settle,
+            write_out=self.write_out,
+            unsaved=unsaved,
+            must_save_all=must_save_all,
+        )
+        self.saver = Saver(database, journal, self._batches)
+        self._database = database
+        self.writes = 0  # groups of records written since the start, in local mode
+        self._yielding = yielding
+        self._on_pending = on_pending  # called when a record waits for ``write_out``
+        self._wall_clock_ns = wall_clock_ns
+        self._is_writing = False  # whether a thread writes records with the lock released
+        self._idle: list[Signal] = []  # of threads that wait until none does
         self._on_change: list[Listener] = []
         self._on_undone: list[UndoListener] = []
         self._on_reload: list[ReloadListener] = []
-        self.transactions = 0  # transactions saved since the start
-        # Releases the lock during a long save; other threads may then read changes that are rolled
-        # back later. None in a cluster: the lock is kept during a save.
-        self._yielding = yielding
-        self._saving: threading.Event | None = None  # set when the running save has ended
-        self._database = database
 
     def subscribe(
         self,
@@ -108,8 +147,8 @@ class Replica:
     ) -> None:
         """Add listeners, which are called in the order of subscription with the tree's lock held.
 
-        *on_change* gets every change after it was saved. *on_undone* is called after a rollback, as
-        saving failed; it gets each affected entry with the path that it had until then, and the
+        *on_change* gets every change that was made. *on_undone* is called after a rollback, as
+        writing failed; it gets each affected entry with the path that it had until then, and the
         error. *on_reload* gets the differences after another node's tree was adopted.
         """
         if on_change is not None:
@@ -120,29 +159,116 @@ class Replica:
             self._on_reload.append(on_reload)
 
     @property
-    def has_unsaved(self) -> bool:
-        """Tell whether an applied mutation is not saved yet."""
-        return self.tree.has_unsaved
-
-    @property
     def store_error(self) -> StoreError | None:
-        """Why the last attempt to write the database failed; None if it did not."""
-        return self._database.degraded
+        """Why changes can't be stored now; None if they can."""
+        return self._log.failure
 
     @property
     def is_degraded(self) -> bool:
-        """Tell whether the last attempt to write the database failed."""
-        return self._database.degraded is not None
+        """Tell whether changes can't be stored now."""
+        return not self._log.is_writable
+
+    @property
+    def save_error(self) -> StoreError | None:
+        """Why the database can't follow the journal now; None if it can."""
+        return self.saver.error
+
+    # Changes
 
     def deliver(self, tickets: Sequence[Ticket]) -> None:
-        """Apply *tickets* in order, save them in one transaction, and finish them. Blocks."""
-        self.await_save()
-        done = self._apply(tickets)
-        if done and not self._save(tickets):
-            done = []
-        for ticket in tickets:
-            ticket.finish()
+        """Apply *tickets* in order, record them, finish them, and announce the changes.
+
+        In local mode this blocks until the records are written, with the lock released meanwhile.
+        In a cluster it does not block: ``write_out`` writes them.
+        """
+        if self.policy is Policy.KEEP:
+            done = self._apply(tickets)
+            self._record(done)
+            self._mark_written(done)
+            self._finish(tickets, None)
+        else:
+            done = self._deliver_locally(tickets)
         self._announce(done)
+
+    def _deliver_locally(self, tickets: Sequence[Ticket]) -> list[Applied]:
+        """Apply *tickets*, and undo all of them if they can't be written. Blocks."""
+        error: PmxcfsError | None = None
+        done: list[Applied] = []
+        try:
+            self._make_ready(tickets)
+        except Busy as busy:
+            self._finish(tickets, busy)
+            return done
+        except StoreError as cause:
+            self._roll_back(cause)  # deferred changes, which can't be written either
+            self._finish(tickets, cause)
+            return done
+        try:
+            error = Failed("the change could not be stored, by a bug")  # unless the next lines end
+            done = self._apply(tickets)
+            self._record(done)
+            self._write()
+            self._mark_written(done)
+            error = None
+        except StoreError as cause:
+            error = cause
+        finally:
+            if error is not None:
+                done = []
+                self._roll_back(StoreError(str(error), error.errno))
+            self._finish(tickets, error)
+        return done
+
+    def _make_ready(self, tickets: Sequence[Ticket]) -> None:
+        """Wait until records of *tickets* can be written. Blocks. Raises StoreError and Busy."""
+        size = sum([size_of(ticket.mutation, self.tree) for ticket in tickets])
+        self._await_idle_for(NAME_TIMEOUT)
+        while not self._log.is_ready(size):
+            with self._yielding.waiting():
+                self._log.make_ready(size, version=self.tree.version)
+            self._await_idle_for(NAME_TIMEOUT)
+
+    def _write(self) -> None:
+        """Write the records that wait, with the lock released. Raises StoreError."""
+        if self._log.is_waiting:
+            self._is_writing = True
+            try:
+                with self._yielding.writing():
+                    self._log.write()
+            finally:
+                self._is_writing = False
+                waiting, self._idle = self._idle, []
+                for signal in waiting:
+                    signal.give()
+            self.writes += 1
+
+    def _finish(self, tickets: Sequence[Ticket], error: PmxcfsError | None) -> None:
+        for ticket in tickets:
+            ticket.finish(error)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a group is being written, in local mode; the tree must not be changed then."""
+        return self._is_writing
+
+    def await_idle(self, seconds: float) -> bool:
+        """Wait until no group is being written, *seconds* at most; tell whether none is. Blocks.
+
+        Releases the lock meanwhile, so other threads may have changed the tree. Raises Busy if too
+        many threads wait.
+        """
+        until = time.monotonic() + seconds
+        while self._is_writing:
+            signal = Signal()
+            self._idle.append(signal)
+            with self._yielding.waiting():
+                if not signal.wait(max(0.0, until - time.monotonic())):
+                    break
+        return not self._is_writing
+
+    def _await_idle_for(self, seconds: float) -> None:
+        if self._is_writing and not self.await_idle(seconds):
+            raise Busy("the device takes no changes now, nothing was changed")
 
     def inject(self, mutation: Mutation, *, writer: int, mtime: int) -> Change:
         """Apply *mutation* as if the node *writer* had sent it; return the change. Blocks.
@@ -153,33 +279,70 @@ class Replica:
         self.deliver([ticket])
         return ticket.result()
 
+    def can_defer(self, ticket: Ticket) -> bool:
+        """Tell whether *ticket* could be applied now and written with a later change."""
+        return not self._is_writing and self._log.is_ready(size_of(ticket.mutation, self.tree))
+
     def defer(self, ticket: Ticket) -> None:
-        """Apply *ticket* now and leave saving to the next save. A crash before loses the change."""
-        self.await_save()
-        self._announce(self._apply([ticket]))
+        """Apply *ticket*, if ``can_defer``; it is written with the next change, or by ``flush``.
 
-    def save(self) -> None:
-        """Save deferred changes. Blocks. Raises StoreError after rolling them back."""
-        self.await_save()
-        if self.has_unsaved:
-            self._write()
-
-    def await_save(self) -> None:
-        """Wait until no save is running; the tree must not be changed before. Blocks.
-
-        Releases the tree's lock while it waits, so other threads may have changed the tree.
+        A crash before loses the change.
         """
-        while self._saving is not None:
-            assert self._yielding is not None, "the lock is kept during a save"
-            saving = self._saving
-            with self._yielding.released():
-                saving.wait()
+        done = self._apply([ticket])
+        self._record(done)
+        self._announce(done)
+
+    def flush(self) -> None:
+        """Write deferred changes. Blocks. Raises StoreError after undoing them, and Busy."""
+        if self.policy is Policy.ROLL_BACK:
+            self._await_idle_for(NAME_TIMEOUT)
+            if self._log.is_waiting:
+                self._deliver_deferred()
+
+    def _deliver_deferred(self) -> None:
+        try:
+            self._write()
+        except StoreError as error:
+            self._roll_back(error)
+            raise
+        self._mark_written(())
+
+    def _settle(self) -> None:
+        """Write deferred changes, if need be for the saver. Blocks; Busy counts as a failure."""
+        try:
+            self.flush()
+        except Busy as error:
+            raise StoreError(str(error), error.errno) from error
+
+    def write_out(self) -> None:
+        """Write what waits; in a cluster a failure degrades this node. Blocks. Needs no lock."""
+        if self.policy is Policy.KEEP:
+            with contextlib.suppress(StoreError):
+                self._log.write()
 
     def sync(self) -> None:
-        """Write the database's log to the device. Blocks. Needs no lock. Raises StoreError."""
+        """Bring all changes to the device. Blocks. Needs no lock. Raises StoreError."""
         if self.policy is Policy.KEEP:
-            self.check_writable()  # a degraded node has changes in RAM only
-        self._database.sync()
+            self._log.write()
+        self._log.sync(version=self.tree.version)
+
+    def check_writable(self, size: int = 0) -> None:
+        """Raise StoreError if a change with *size* bytes can't be stored now. Blocks.
+
+        Makes room, or tries again after a failure, with the lock released. A node that is degraded
+        in a cluster must not send changes of its own.
+        """
+        if not self._is_writing and not self._log.is_ready(size):
+            with self._yielding.waiting():
+                self._log.make_ready(size, version=self.tree.version)
+
+    def try_again(self) -> bool:
+        """Try to write what is owed; tell whether that succeeded. Blocks. Needs no lock."""
+        try:
+            self._log.make_ready(0, version=self.tree.version)
+        except StoreError:
+            return False
+        return True
 
     # Between nodes.
 
@@ -223,125 +386,102 @@ class Replica:
         is taken only to replace the tree, so requests are answered while the adoption is planned
         and saved.
         """
+        is_current = self._save_ours()
         with lock:
-            is_current = self.catch_up()
             note = self.departures.begin_adoption(self.tree.version, side=side)
         adoption = plan(self.tree, leader, records)
-        removals = self._saved_removals() if note is not None else ()
+        removals = self._removals() if note is not None else ()
         lost = conflicts.lost_by(adoption, self.tree, note=note, removals=removals)
         if lost.is_fork or lost.older:
-            self._keep_copy(lost, now=now)
+            self._keep_copy(lost, now=now, is_current=is_current)
         with lock:
             self.departures.adopted(side=side, fork=lost.fork if lost.is_fork else None)
-        is_saved = self._save_adoption(adoption, is_current=is_current)
+        is_saved = is_current and self._save_adoption(adoption)
         with lock:
             self._swap(adoption, is_saved=is_saved)
+        if is_saved:
+            self._log.begin_segment(self.tree.version)
 
     def can_keep_copy(self) -> bool:
         """Try whether an adoption could copy the database first. Blocks. Needs no lock."""
-        return not self.is_degraded and conflicts.can_keep_copy(self._database)
+        return self.try_again() and conflicts.can_keep_copy(self._database)
 
-    def _keep_copy(self, lost: conflicts.Lost, *, now: int) -> None:
+    def _save_soon(self) -> None:
+        """Have the tree saved, and wait for that. Blocks. Needs no lock. Raises StoreError."""
+        self.saver.save_now(timeout=SAVE_TIMEOUT)
+
+    def _save_ours(self) -> bool:
+        """Save our tree, so that the database has it; return whether that succeeded. Blocks."""
         try:
-            self.check_writable()  # or the copy would lack changes that are in RAM only
+            self.saver.save()
+        except StoreError:
+            if self.policy is Policy.ROLL_BACK:
+                raise
+            return False
+        return True
+
+    def _keep_copy(self, lost: conflicts.Lost, *, now: int, is_current: bool) -> None:
+        if not is_current:  # the copy would lack changes that are in RAM or in the journal only
+            reason = self.save_error or self.store_error
+            raise NoCopy(str(reason or "the database lacks changes of this node"))
+        try:
             conflicts.keep_copy(self._database, lost, now=now)
         except StoreError as error:
             raise NoCopy(str(error), error.errno) from error
 
-    def _saved_removals(self) -> Sequence[Removal]:
-        """Return the removals in the database; none if it can't be read. Blocks."""
+    def _removals(self) -> Sequence[Removal]:
+        """Return the removals that other nodes may miss, saved or not. Blocks."""
+        saved: Sequence[Removal] = ()
         with contextlib.suppress(StoreError):
-            return self._database.read_removals()
-        return ()
+            saved = self._database.read_removals()
+        return [*saved, *self.departures.removals]
 
-    def _swap(self, adoption: Adoption, *, is_saved: bool) -> None:
-        reload = adoption.apply()
-        self.guests.rebuild(self.tree)
-        if is_saved:
-            self.tree.mark_saved()
-        elif not self.is_degraded:  # a timer has saved the old tree meanwhile
-            self.catch_up()
-        for listener in self._on_reload:
-            listener(reload)
-
-    def _save_adoption(self, adoption: Adoption, *, is_current: bool) -> bool:
+    def _save_adoption(self, adoption: Adoption) -> bool:
         """Save *adoption* before the tree is replaced; return whether that succeeded.
 
         Raises StoreError if the policy is ROLL_BACK. Blocks. Needs no lock.
         """
         try:
-            if not is_current:
-                self.check_writable()
-            notes = self.departures.notes
-            self._database.adopt(adoption, notes=notes)
+            self.saver.save_adoption(adoption, notes=self.departures.notes)
         except StoreError:
             if self.policy is Policy.ROLL_BACK:
                 raise
             return False
-        self.departures.is_saved = notes is self.departures.notes
-        self.transactions += 1
         return True
+
+    def _swap(self, adoption: Adoption, *, is_saved: bool) -> None:
+        reload = adoption.apply()
+        self.guests.rebuild(self.tree)
+        self.tree.mark_written()
+        self._batches.adopted(is_saved=is_saved)
+        if not is_saved:
+            self._log.has_gap = True
+        for listener in self._on_reload:
+            listener(reload)
 
     def save_notes(self) -> None:
-        """Save what is noted of other nodes, if that has changed. Blocks.
+        """Record what is noted of other nodes, if that has changed, ahead of later changes."""
+        if not self.departures.is_saved:
+            self.departures.is_saved = True
+            self._log.add([record_notes(self.departures)])
+            self._on_pending()
 
-        After a failure, the next save of a change writes it, or fails as well.
-        """
-        if not self.departures.is_saved and not self.is_degraded:
-            with contextlib.suppress(StoreError):
-                self._write_notes()
-
-    def import_configuration(self, content: bytes, *, now: int) -> None:
-        """Import the host's ``corosync.conf`` into a fresh tree, to join a cluster. Blocks.
-
-        A sync with a real cluster must replace this tree, so the import adds only two mutations, a
-        create and a write with writer 0. Other nodes miss nothing of them.
-        Raises TooBig and StoreError.
-        """
-        path = "corosync.conf"
-        mutations = Create(path), Write(path, 0, content, truncate=True)
-        tickets = [Ticket(mutation, mtime=now) for mutation in mutations]
-        self.departures.is_due = False
-        self.deliver(tickets)
-        self.departures.is_due = True
-        for ticket in tickets:
-            ticket.result()
-
-    def check_writable(self) -> None:
-        """Raise StoreError if this node is degraded; it must not send changes of its own then."""
-        if self._database.degraded is not None:
-            # Without the frames of earlier requests, which hold the data of their changes.
-            raise self._database.degraded.with_traceback(None)
-
-    def catch_up(self) -> bool:
-        """Save the tree if the database does not hold it; return whether it does now. Blocks.
-
-        Cheap if nothing is unsaved. A timer calls it while the node is degraded.
-        """
-        self.await_save()
-        if not self.has_unsaved and self._database.is_sound:
-            return True
-        try:
-            self._save_all()
-        except StoreError as error:
-            self._apply_policy(error)
-            return False
-        return True
-
-    def _apply(self, tickets: Sequence[Ticket]) -> list[tuple[Change, bool]]:
+    def _apply(self, tickets: Sequence[Ticket]) -> list[Applied]:
         if self.departures.is_due:
             self.departures.note_absent(self.tree.version)
-        done = []
+        self.save_notes()
+        done: list[Applied] = []
         for ticket in tickets:
+            mutation = ticket.mutation
             try:
                 mutation = ticket.with_current_path(self.tree)
                 ticket.change = apply(
                     self.tree, self.guests, mutation, writer=ticket.writer, mtime=ticket.mtime
                 )
-                done.append((ticket.change, ticket.foreign))
+                done.append(Applied(ticket, mutation, ticket.change, version=self.tree.version))
             except HalfRenamed as error:
                 ticket.error = error
-                done.append((error.change, True))  # the reply reports only the failure
+                done.append(Applied(ticket, mutation, error.change, version=self.tree.version))
             except PmxcfsError as error:
                 ticket.error = error
             except Exception:  # noqa: BLE001, as one bad mutation must not fail the whole group
@@ -350,79 +490,49 @@ class Replica:
         self._note_removals(done)
         return done
 
-    def _note_removals(self, done: Sequence[tuple[Change, bool]]) -> None:
+    def _note_removals(self, done: Sequence[Applied]) -> None:
         """Note which entries are gone, also by a RENAME onto them."""
-        for change, _ in done:
+        for applied in done:
+            change = applied.change
             is_removal = change.kind in (Kind.DELETE, Kind.UNLOCK)
             gone = change.entry if is_removal else change.replaced
             if gone is not None:
                 path = to_bytes(change.path)
-                self.departures.remove(gone.inode, path, version=self.tree.version)
+                self.departures.remove(gone.inode, path, version=applied.version)
 
-    def _save(self, tickets: Sequence[Ticket]) -> bool:
-        try:
-            self._write()
-        except StoreError as error:
-            for ticket in tickets:
-                ticket.error = ticket.error or error
-            return False
-        return True
+    def _record(self, done: Sequence[Applied]) -> None:
+        """Add the records of *done* to the change log, and the rows before them."""
+        if done:
+            self._log.begin_segment_if_full(self.tree.version)
+            before = self.tree.rows_before(self._log.segment)
+            self._log.add(records_of(done, before, now_ns=self._wall_clock_ns()))
+            if self.policy is Policy.KEEP:
+                self._on_pending()
 
-    def _write(self) -> None:
-        """Save all unsaved changes. Raises StoreError after rolling them back."""
-        if self.policy is Policy.KEEP and self.is_degraded:
-            return  # a timer calls catch_up, which is slow: it compares every row
-        try:
-            self._save_all()
-        except StoreError as error:
-            self._apply_policy(error)
-            if self.policy is Policy.ROLL_BACK:
-                raise
-
-    def _save_all(self) -> None:
-        if not self.departures.is_saved:
-            self._write_notes()
-        removals = self.departures.removals
-        is_large = self.tree.unsaved_bytes > LARGE_SAVE
-        if is_large or not self._database.save(self.tree, removals, patient=False):
-            self._save_long(removals)
-        self.tree.mark_saved()
-        self.guests.mark_saved()
-        if removals:
-            self.departures.removals = []
-        self.transactions += 1
-
-    def _save_long(self, removals: Sequence[Removal]) -> None:
-        """Save with the tree's lock released; ``await_save`` stops changes meanwhile."""
-        if self._yielding is None:
-            self._database.save(self.tree, removals)
-            return
-        self._saving = saving = threading.Event()
-        try:
-            self._yielding.aside(functools.partial(self._database.save, self.tree, removals))
-        finally:  # the lock is held again until the save is marked or rolled back
-            self._saving = None
-            saving.set()
-
-    def _write_notes(self) -> None:
-        notes = self.departures.notes
-        self._database.write_notes(notes, self.departures.removals)
-        self.departures.removals = []
-        self.departures.is_saved = notes is self.departures.notes
-
-    def _apply_policy(self, error: StoreError) -> None:
-        """Roll back unsaved changes if the policy is ROLL_BACK."""
-        if self.policy is Policy.ROLL_BACK:
-            self._roll_back(error)
+    def _mark_written(self, done: Sequence[Applied]) -> None:
+        """Note that what was applied so far stays; the database is to follow."""
+        self._batches.note_changed()
+        self.tree.mark_written()
+        self.guests.mark_written()
+        is_heartbeat_only = True
+        for applied in done:
+            if not is_heartbeat(applied.change.path):
+                is_heartbeat_only = False
+        self.saver.note_change(is_configuration=not is_heartbeat_only)
 
     def _roll_back(self, error: StoreError) -> None:
+        """Undo all changes that were not written."""
+        self._log.discard()
         undone = self.tree.rollback()
         self.guests.rollback()
-        self.departures.removals = []
+        kept = [gone for gone in self.departures.removals if gone.version <= self.tree.version]
+        self.departures.removals = kept
+        self.departures.is_saved = False  # their record may be among those discarded
         for listener in self._on_undone:
             listener(undone, error)
 
-    def _announce(self, done: Sequence[tuple[Change, bool]]) -> None:
-        for change, foreign in done:
+    def _announce(self, done: Sequence[Applied]) -> None:
+        for applied in done:
+            is_foreign = applied.ticket.foreign or applied.ticket.error is not None
             for listener in self._on_change:
-                listener(change, foreign=foreign)
+                listener(applied.change, foreign=is_foreign)

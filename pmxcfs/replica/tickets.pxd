@@ -19,9 +19,12 @@ cdef class Ticket:
     cdef public uint32_t writer
     cdef public uint32_t mtime
     cdef public bint foreign
+    cdef public uint32_t pid
+    cdef public uint32_t uid
     cdef readonly double timeout
     cdef readonly double limit
     cdef readonly bint for_another
+    cdef public bint is_queued
     cdef public bint is_done
     cdef public Change change
     cdef public object error

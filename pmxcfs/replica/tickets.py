@@ -35,7 +35,7 @@ class Signal:
 
     def wait(self, seconds: float) -> bool:
         """Wait until ``give`` was called, *seconds* at most; tell whether it was. Blocks."""
-        if not self._lock.acquire(timeout=seconds):
+        if not self._lock.acquire(timeout=-1 if seconds == _NEVER else seconds):
             return False
         self._lock.release()
         return True
@@ -72,7 +72,10 @@ class Ticket:
         self.timeout = timeout
         self.limit = limit
         self.for_another = for_another
+        self.pid = 0  # of the process that asked for it on this node; 0: unknown
+        self.uid = 0
         self._objection = objection
+        self.is_queued = False  # local mode: waits to be delivered
         self.is_done = False
         self.change: Change | None = None
         self.error: PmxcfsError | None = None

@@ -40,17 +40,17 @@ class RequestWatch:
 class Yielding(Protocol):
     """Ways in which a thread that holds the tree's lock releases it for a while."""
 
-    def give_way(self) -> None:
-        """Release the lock once, so that ready requests run first and can join this group."""
+    def writing(self) -> AbstractContextManager[None]:
+        """Release the lock until the block ends: a write, usually over in microseconds.
 
-    def released(self) -> AbstractContextManager[None]:
-        """Release the lock until the block ends, to wait for a device."""
+        Requests are answered meanwhile only if it takes longer.
+        """
 
-    def aside(self, work: Callable[[], object]) -> object:
-        """Run the slow function *work* with the lock released; return its result. Blocks."""
+    def waiting(self, *, must: bool = False) -> AbstractContextManager[None]:
+        """Release the lock until the block ends. Raises Busy if too many threads wait already.
 
-    def waiting(self) -> AbstractContextManager[None]:
-        """Release the lock until the block ends. Raises Busy if too many threads wait already."""
+        If the thread *must* wait, it does so in any case.
+        """
 
 
 class WatchfulYielding(Yielding, Protocol):
@@ -62,3 +62,6 @@ class WatchfulYielding(Yielding, Protocol):
         Raises Busy if too many threads wait already. The block must stop the watch before it waits
         without polling it.
         """
+
+    def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
+        """Stop *watch* if the block, a write, takes longer than usual."""

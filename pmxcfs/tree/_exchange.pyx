@@ -58,7 +58,7 @@ def new_entries(list records not None, set sparse not None):
 
 def exchange(Tree tree not None, list leaving not None, list arriving not None,
              list staying not None, set sparse not None):
-    """Detach, attach and update entries in one step, and record each as unsaved.
+    """Detach, attach and update entries in one step, and record each as changed.
 
     *leaving*: entries to detach; they keep content and draft. *arriving*: pairs (new entry, inode
     of its directory), each directory before its children. *staying*: pairs (entry, new record);
@@ -69,9 +69,9 @@ def exchange(Tree tree not None, list leaving not None, list arriving not None,
         tree.detach(entry)
     for entry, inode in arriving:
         tree.attach(entry, tree._table[inode], entry.name)
-        tree.note_unsaved(entry)
+        tree.note_touched(entry)
     for entry, record in staying:
-        tree.note_unsaved(entry)
+        tree.note_touched(entry)
         tree.content_bytes -= entry._size
         set_record(entry, record, sparse)
         tree.content_bytes += entry._size

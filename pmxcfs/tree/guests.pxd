@@ -14,6 +14,6 @@ cdef class Guests:
     cpdef object get(self, vmid)
     cpdef object register(self, guest)
     cpdef object unregister(self, vmid)
-    cpdef object mark_saved(self)
+    cpdef object mark_written(self)
     cpdef object rollback(self)
     cdef object _keep_undo(self, vmid)

@@ -63,11 +63,11 @@ def _is_node_name(name: str) -> bool:
 
 
 class Guests:
-    """The registry: the place of each vmid, with undo back to the last ``mark_saved``."""
+    """The registry: the place of each vmid, with undo back to the last ``mark_written``."""
 
     def __init__(self) -> None:
         self._places: dict[int, GuestPath] = {}
-        self._undo: dict[int, GuestPath | None] = {}  # changed vmid -> place at the last mark_saved
+        self._undo: dict[int, GuestPath | None] = {}  # changed vmid -> place at the last mark_written
 
     def __len__(self) -> int:
         return len(self._places)
@@ -113,13 +113,13 @@ class Guests:
                 versions[guest.vmid] = version
                 self._places[guest.vmid] = guest
 
-    def mark_saved(self) -> None:
-        """Mark everything as saved and drop the undo log."""
+    def mark_written(self) -> None:
+        """Note that the journal has all changes so far: drop the undo log."""
         if self._undo:
             self._undo = {}
 
     def rollback(self) -> None:
-        """Undo everything since the last mark_saved."""
+        """Undo everything since the last mark_written."""
         for vmid, place in self._undo.items():
             if place is None:
                 self._places.pop(vmid, None)

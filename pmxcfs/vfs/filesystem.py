@@ -180,16 +180,20 @@ class FileSystem:
         if not self.quorum.is_quorate:
             raise NoQuorum("no quorum: the file system is read-only")
 
-    def _need_cluster(self, entry: Entry) -> None:
-        """Raise the error by which the issuer refuses changes, unless *entry* is removed anyway."""
-        refusal = self._issuer.refusal()
-        if refusal is not None and not entry.is_orphan:
-            raise refusal
+    def _need_issuer(self, entry: Entry, size: int = 0) -> None:
+        """Raise the error by which a change of *entry* with *size* more bytes would be refused.
 
-    def _need_cluster_to_write(self, handle: OpenFile) -> None:
-        """As ``_need_cluster``; a refusal also drops what *handle* has written."""
+        A removed file changes nothing that has to be stored.
+        """
+        if not entry.is_orphan:
+            refusal = self._issuer.refusal(entry.size + entry.visible_size + size)
+            if refusal is not None:
+                raise refusal
+
+    def _need_issuer_to_write(self, handle: OpenFile, size: int = 0) -> None:
+        """As ``_need_issuer``; a refusal also drops what *handle* has written."""
         try:
-            self._need_cluster(handle.entry)
+            self._need_issuer(handle.entry, size)
         except PmxcfsError as refusal:
             self.writeback.refuse(handle, refusal)
             raise
@@ -245,7 +249,7 @@ class FileSystem:
             self._need_quorum()
             _check_current(entry)
         if truncate:
-            self._need_cluster(entry)
+            self._need_issuer(entry)
         handle = OpenFile(entry, append=append, has_created=has_created)
         if truncate:
             self.space.reserve(handle, entry)
@@ -268,7 +272,7 @@ class FileSystem:
         """
         self._need_quorum()
         self.writeback.raise_lost_writes(handle)
-        self._need_cluster_to_write(handle)
+        self._need_issuer_to_write(handle, len(data))
         entry, end = handle.entry, offset + len(data)
         is_append = handle.append and not _is_of_mapping(handle, offset)
         start = entry.visible_size if is_append else offset
@@ -298,10 +302,10 @@ class FileSystem:
             self.writeback.raise_lost_writes(handle)
         self._need_quorum()
         if handle is None:
-            self._need_cluster(entry)
+            self._need_issuer(entry)
             self.space.check_size(entry, size)
         else:
-            self._need_cluster_to_write(handle)
+            self._need_issuer_to_write(handle)
             self._check_size(handle, size)
             self.space.reserve(handle, entry)
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())

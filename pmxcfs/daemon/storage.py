@@ -1,0 +1,57 @@
+"""The database and the journal of a daemon: opened, joined into one tree, and closed.
+
+Contract: docs/spec/storage.md, "Start".
+"""
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from pmxcfs.errors import StoreError
+from pmxcfs.storage.database import Database
+from pmxcfs.storage.journal import Journal
+from pmxcfs.storage.recovery import Found, Recovered, recover, settle
+
+_log = logging.getLogger("pmxcfs.database")
+
+
+class Storage(NamedTuple):
+    """What is on disk, and the tree that it gave at the start."""
+
+    database: Database
+    journal: Journal
+    recovered: Recovered
+
+    @classmethod
+    def open(cls, path: Path, directory: Path, *, now: int) -> "Storage":
+        """Open the database *path* and the journal in *directory*, and replay the journal. Blocks.
+
+        A missing database is created. *now* is in seconds since 1970. Raises StoreError if either
+        can't be read. If nothing can be written, the journal's ``failure`` says so.
+        """
+        with contextlib.ExitStack() as undo:
+            database = Database.open(path, now=now)
+            undo.callback(database.close)
+            loaded = database.load(now=now)
+            found = Found(
+                database.version_row, database.mark, loaded.records, loaded.repairs, database.notes
+            )
+            recovered = recover(found, directory)
+            try:
+                settle(recovered, directory, now=now)
+            except StoreError as error:
+                _log.error("%s: the journal in %s is left as it is", error, directory)
+            journal = Journal.start(
+                directory,
+                lineage=recovered.lineage,
+                sequence=recovered.sequence,
+                version=recovered.tree.version,
+            )
+            undo.pop_all()
+        return cls(database, journal, recovered)
+
+    def close(self) -> None:
+        """Close both. Blocks."""
+        self.journal.close()
+        self.database.close()

@@ -1,0 +1,54 @@
+"""Noticing that a write takes long, so that another worker answers requests meanwhile.
+
+A worker writes the records of a change while no other worker reads requests: that is over before
+another one could begin. If the device stalls, this thread wakes another worker soon.
+Contract: docs/spec/fuse.md, "Waiting".
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from pmxcfs.host.threads import BackgroundThread
+from pmxcfs.replica.waiting import RequestWatch
+
+CHECK_INTERVAL = 0.01  # seconds; a write that lasts longer is a stall
+IDLE_AFTER = 1.0  # seconds without a write after which the thread sleeps
+
+
+class StallWatch(BackgroundThread):
+    """The thread that looks after writes."""
+
+    def __init__(self) -> None:
+        super().__init__("stalls")
+        self._is_needed = threading.Event()
+        self._running: dict[RequestWatch, float] = {}  # watch -> monotonic begin of the write
+        self._last = 0.0  # monotonic begin of the last write
+
+    @contextlib.contextmanager
+    def watching(self, watch: RequestWatch) -> Iterator[None]:
+        """Stop *watch* if the block takes long. For any thread."""
+        self._running[watch] = self._last = time.monotonic()
+        if not self._is_needed.is_set():
+            self._is_needed.set()
+        try:
+            yield
+        finally:
+            del self._running[watch]
+
+    def wake(self) -> None:
+        """Let the thread end."""
+        self._is_needed.set()
+
+    def run(self) -> None:
+        """Look at the writes that run, as long as there are any now and then."""
+        while not self.is_stopping:
+            self._is_needed.wait()
+            self.pause(CHECK_INTERVAL)
+            now = time.monotonic()
+            for watch, since in list(self._running.items()):
+                if now - since >= CHECK_INTERVAL:
+                    watch.stop()
+            if now - self._last > IDLE_AFTER and not self._running and not self.is_stopping:
+                self._is_needed.clear()  # a write that begins now is found by the next one

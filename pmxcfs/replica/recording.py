@@ -1,0 +1,129 @@
+"""Making records of applied changes: what they were, and what the entries held before.
+
+Contract: docs/spec/storage.md, "Writing".
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from pmxcfs._core import Entry, StateBefore, Tree
+from pmxcfs._cpg import encode as encode_message
+from pmxcfs.messages import Group, Kind, Mutation, Normal, Rename, Write
+from pmxcfs.replica.departures import Departures
+from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage.records import UNSET, Before, Notes, encode, encode_change
+from pmxcfs.text import to_bytes
+from pmxcfs.tree.apply import Change
+
+LARGE = 64 << 10  # bytes of a file of which only the changed range is recorded
+_AROUND = 256  # bytes of a record beside paths and content, rounded up
+_HEARTBEATS = ("lrm_status", "manager_status")  # files that HA rewrites every few seconds
+
+
+class Recorded(Protocol):
+    """A mutation that was applied, and its change."""
+
+    ticket: Ticket
+    mutation: Mutation
+    change: Change
+    version: int
+
+
+def size_of(mutation: Mutation, tree: Tree) -> int:
+    """Return the bytes that the records of *mutation* can have: itself and the rows before it."""
+    size = _AROUND + 8 * len(mutation.path)
+    if isinstance(mutation, Write):
+        size += len(mutation.data)
+    elif isinstance(mutation, Rename):
+        size += 8 * len(mutation.to) + _size_at(mutation.to, tree)
+    return size + _size_at(mutation.path, tree)
+
+
+def _size_at(path: str, tree: Tree) -> int:
+    entry = tree.find(path)
+    return 0 if entry is None else entry.size + _AROUND
+
+
+def records_of(
+    done: Sequence[Recorded], before: Sequence[tuple[Entry, StateBefore]], *, now_ns: int
+) -> list[bytes]:
+    """Return the records of one group: of the entries in *before* as they were, then of *done*.
+
+    *now_ns* is this node's time, in ns since 1970.
+    """
+    bodies = [_row(entry, state, done) for entry, state in before]
+    for applied in done:
+        ticket, entry = applied.ticket, applied.change.entry
+        message = encode_message(Normal(ticket.mtime, 0, applied.mutation), group=Group.TREE)
+        bodies.append(
+            encode_change(
+                applied.version,
+                ticket.writer,
+                ticket.mtime,
+                now_ns,
+                entry.inode,
+                ticket.pid,
+                ticket.uid,
+                UNSET,
+                b"",
+                message,
+            )
+        )
+    return bodies
+
+
+def record_notes(departures: Departures) -> bytes:
+    """Return the record of what other nodes miss."""
+    return encode(Notes(departures.notes, tuple(departures.removals)))
+
+
+def is_heartbeat(path: str) -> bool:
+    """Tell whether *path* is a file that is rewritten every few seconds, or a step of a rewrite.
+
+    A change of such files can wait longer for being saved.
+    """
+    name = path.rpartition("/")[2]
+    return name in _HEARTBEATS or ".tmp." in name or path.startswith("priv/lock/")
+
+
+def _row(entry: Entry, state: StateBefore, done: Sequence[Recorded]) -> bytes:
+    """Return the record of the row of *entry* before *done*."""
+    parent, name, (version, writer, mtime), content, size, is_private = state
+    start, stop = 0, len(content)
+    if stop > LARGE:
+        start, stop = _changed_range(entry, done, size=stop)
+    path = f"{parent.path}/{name}" if parent.inode else name
+    return encode(
+        Before(
+            is_private=is_private,
+            inode=entry.inode,
+            parent=parent.inode,
+            version=version,
+            writer=writer,
+            mtime=mtime,
+            type=entry.type,
+            size=size,
+            offset=start,
+            name=to_bytes(name),
+            path=to_bytes(path),
+            data=content[start:stop],
+        )
+    )
+
+
+def _changed_range(entry: Entry, done: Sequence[Recorded], *, size: int) -> tuple[int, int]:
+    """Return the first byte and the end of what *done* overwrote or cut of a file of *size*."""
+    ranges = list(_ranges(entry, done, size=size))
+    return min([start for start, _ in ranges], default=0), max([end for _, end in ranges], default=0)
+
+
+def _ranges(entry: Entry, done: Sequence[Recorded], *, size: int) -> Iterator[tuple[int, int]]:
+    for applied in done:
+        change, mutation = applied.change, applied.mutation
+        if change.replaced is entry or (
+            change.entry is entry and change.kind in (Kind.DELETE, Kind.UNLOCK)
+        ):
+            yield 0, size
+        elif change.entry is entry and isinstance(mutation, Write):
+            end = size if mutation.truncate else mutation.offset + len(mutation.data)
+            yield min(mutation.offset, size), min(end, size)
