@@ -21,8 +21,6 @@ PACKAGES := python3-venv python3-dev
 PACKAGES += gcc libc6-dev pkgconf libfuse-dev
 # The cluster: corosync's client libraries.
 PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
-# The database.
-PACKAGES += libsqlite3-dev
 # Local clients, and metrics.
 PACKAGES += libqb-dev librrd-dev
 # Mounting.
@@ -40,7 +38,7 @@ UNPACKED := corosync corosync-qdevice corosync-qnetd rrdcached
 # Only for the Debian package: building, checking, and trying it in a Debian tree of its own. The
 # first lines are the package's Build-Depends.
 DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev librrd-dev
-DEB_PACKAGES += libsqlite3-dev pkgconf procps python3-dev python3-hypothesis python3-llfuse python3-pytest
+DEB_PACKAGES += pkgconf procps python3-dev python3-hypothesis python3-llfuse python3-pytest
 DEB_PACKAGES += python3-pytest-benchmark python3-setuptools python3-shtab
 DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
 

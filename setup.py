@@ -39,8 +39,6 @@ LIBRARIES = {
     "_cserror": ["libcorosync_common"],
     "_cpg": ["libcpg"],
     "_corosync": ["libquorum", "libcmap", "libcfg"],
-    "_sqlite": ["sqlite3"],
-    "_wal": ["sqlite3"],
     "_librrd": ["librrd"],
     "_qb": ["libqb"],
     "_qbclient": ["libqb"],

@@ -1,4 +1,4 @@
-"""Opening SQLite connections to a database file: to write, to read only, and to check the library.
+"""Opening SQLite connections to a database file: to write, or to read only.
 
 Contract: docs/spec/storage.md, "The database".
 """
@@ -15,8 +15,6 @@ from urllib.parse import quote
 
 from pmxcfs.errors import StoreError
 from pmxcfs.settings import DATABASE_NAME
-from pmxcfs.storage._sqlite import memory_used
-from pmxcfs.storage._wal import VFS
 from pmxcfs.storage.schema import check_format
 from pmxcfs.storage.sqlite_errors import OTHER_ADVICE, translated
 
@@ -30,9 +28,15 @@ _KINDS: Mapping[int, str] = MappingProxyType(
     }
 )
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
-# URI options of a connection that commits. The VFS exists only in the library that _sqlite is
-# linked with, see check_library.
-WRITING = f"mode=rw&vfs={VFS}"
+# To execute on a new connection that writes.
+SETTINGS = (
+    "PRAGMA synchronous = FULL",  # a commit is on the device before it returns
+    "PRAGMA wal_autocheckpoint = 0",  # Database.checkpoint does it
+    "PRAGMA secure_delete = FAST",  # zero deleted content only in pages that are written anyway
+    "PRAGMA ignore_check_constraints = ON",  # rows that this program writes satisfy them
+    # KiB: the pages of a save of 8 MiB of journal fit, so that each goes to the log once.
+    "PRAGMA cache_size = -12288",
+)
 
 
 def real(path: Path) -> Path:
@@ -54,20 +58,6 @@ def connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.
     )
     connection.text_factory = bytes
     return connection
-
-
-def settings(*, log_limit: int) -> tuple[str, ...]:
-    """Return the statements to execute on a new connection that writes.
-
-    A restarted log is cut to *log_limit* bytes.
-    """
-    return (
-        "PRAGMA synchronous = NORMAL",  # a commit survives a crash of the daemon, not of the host
-        "PRAGMA wal_autocheckpoint = 0",
-        f"PRAGMA journal_size_limit = {log_limit}",  # a shorter log would have to grow again
-        "PRAGMA secure_delete = FAST",  # zero deleted content only in pages that are written anyway
-        "PRAGMA ignore_check_constraints = ON",  # rows that this program writes satisfy them
-    )
 
 
 @contextlib.contextmanager
@@ -101,17 +91,3 @@ def _check_readable(path: Path) -> None:
         raise StoreError(f"{path} is empty: {OTHER_ADVICE}")
     if not os.access(path, os.R_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def check_library(path: Path) -> None:
-    """Raise StoreError if Python's sqlite3 module uses another copy of SQLite than ``_sqlite``.
-
-    POSIX locks belong to the process, so each copy would drop the locks of the other.
-    """
-    before = memory_used()
-    with contextlib.closing(sqlite3.connect(":memory:")):
-        if memory_used() == before:
-            raise StoreError(
-                f"{path} can't be opened: Python's sqlite3 module does not use the SQLite library "
-                "that pmxcfs was linked with: use the system's Python"
-            )

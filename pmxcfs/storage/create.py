@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pmxcfs.errors import StoreError
 from pmxcfs.host.files import sync_directory
 from pmxcfs.settings import LOCKFILE_NAME
 from pmxcfs.storage.database import COMPANIONS, Database
@@ -28,8 +29,8 @@ def making(path: Path, *, now: int) -> Iterator[Database]:
     try:
         with contextlib.closing(Database.open(unfinished, now=now)) as database:
             yield database
-        if database.incomplete:  # the rest is in the log, which is not renamed
-            raise database.incomplete
+            if not database.checkpoint():  # or the rest would be in the log, which is not renamed
+                raise StoreError(f"{path} can't be written: another program reads {unfinished}")
         with translated(path, "written"):
             _remove(path, COMPANIONS[1:])  # SQLite would take an old log for this file's
             os.rename(unfinished, path)

@@ -1,7 +1,6 @@
 """The table of the database: its SQL, the conversion of entries to rows, and checks of a file.
 
-``_sqlite`` binds the same fields without building a row first. ``repair`` handles rows that break
-the rules for content. Nothing in this module changes a file.
+``repair`` handles rows that break the rules for content. Nothing in this module changes a file.
 Contract: docs/spec/storage.md, "The database".
 """
 
@@ -31,11 +30,11 @@ TABLE = (
     "  name TEXT NOT NULL,  data BLOB)"
 )
 _SELECT = (
-    "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), {data} "
-    "FROM tree ORDER BY inode"
+    "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), CAST(data AS BLOB) "
+    "FROM tree "
 )
-SELECT_ROWS = _SELECT.format(data="CAST(data AS BLOB)")
-SELECT_STATE = _SELECT.format(data="ifnull(length(data), 0)")
+SELECT_ROWS = _SELECT + "ORDER BY inode"
+SELECT_ROW = _SELECT + "WHERE inode = ?"
 # An UPDATE in place: SQLite does not rewrite pages whose bytes stay the same.
 WRITE = (
     "INSERT INTO tree (inode, parent, version, writer, mtime, type, name, data) "
@@ -45,10 +44,6 @@ WRITE = (
     "name = excluded.name, data = excluded.data"
 )
 DELETE = "DELETE FROM tree WHERE inode = ?"
-_SELECT_ROW = (
-    "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), CAST(data AS BLOB) "
-    "FROM tree WHERE inode = ?"
-)
 _COLUMNS = frozenset(b"inode parent version writer mtime type name data".split())
 
 _FILE = int(EntryType.FILE)
@@ -136,7 +131,7 @@ def check_written(execute: Execute, path: Path, *, rows: Sequence[Row], count: i
     Raises StoreError if a row differs, or if the table does not have *count* rows.
     """
     for row in rows:
-        if execute(_SELECT_ROW, (row[0],)).fetchone() != row:
+        if execute(SELECT_ROW, (row[0],)).fetchone() != row:
             raise StoreError(f"{path}: entry {row[0]} reads back different from what was written")
     found = execute("SELECT count(*) FROM tree").fetchone()[0]
     if found != count:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from pmxcfs.errors import StoreError
 from pmxcfs.host.os_errors import reason_of
-from pmxcfs.storage._sqlite import SqliteError
 
 CORRUPT_ADVICE = (
     "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE; "
@@ -55,7 +54,7 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
     }
 )
 # All exceptions that reading or writing a database file can raise.
-FAILURES = (sqlite3.Error, SqliteError, UnicodeDecodeError, OSError, StoreError)
+FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
@@ -66,14 +65,9 @@ def _code(exc: Exception) -> int:
     return int(code)
 
 
-def is_busy(exc: Exception) -> bool:
-    """Tell whether *exc* means that another process holds the write lock."""
-    return _code(exc) & 0xFF == sqlite3.SQLITE_BUSY
-
-
 def is_harmless(exc: Exception) -> bool:
     """Tell whether *exc* left the file unchanged and the connection usable."""
-    return isinstance(exc, sqlite3.Error | SqliteError) and _code(exc) & 0xFF in _HARMLESS
+    return isinstance(exc, sqlite3.Error) and _code(exc) & 0xFF in _HARMLESS
 
 
 def translate(path: Path, attempt: str, exc: Exception) -> StoreError:

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import pytest
 
 from pmxcfs._core import Tree
-from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
-from pmxcfs.storage import database
-from pmxcfs.storage._sqlite import Statement, Writer
-from pmxcfs.storage.database import Database, inspect
+from pmxcfs.storage.database import Batch, Database, inspect, whole_batch
+from pmxcfs.storage.mark import Mark, Position
+from pmxcfs.storage.repair import Row
 
+LINEAGE = b"l" * 16
 BY = {"writer": 3, "mtime": 1234}
 T = TypeVar("T")
 Contents = dict[str, bytes | None]  # by path; None for a directory
@@ -24,11 +24,16 @@ Contents = dict[str, bytes | None]  # by path; None for a directory
 class Store:
     """A database with the tree that it stores, as a replica has them."""
 
-    def __init__(self, path: Path, *, on_growth: Callable[[], None] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.database = Database.open(path, now=7, on_growth=on_growth)
+        self.database = Database.open(path, now=7)
         self.tree = Tree()
         self.tree.load(self.database.load(now=7).records)
+        self._saved = self._rows()
+        self.saves = 0
+
+    def _rows(self) -> dict[int, Row]:
+        return {row[0]: row for row in whole_batch(self.tree).rows}
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file in the root, without saving."""
@@ -37,14 +42,23 @@ class Store:
             entry = self.tree.create(self.tree.root, name, EntryType.FILE, **BY)
         self.tree.write(entry, 0, data, truncate=True, **BY)
 
-    def save(self) -> None:
-        """Save; if that fails, roll the tree back as local mode does."""
-        try:
-            self.database.save(self.tree)
-        except StoreError:
-            self.tree.rollback()
-            raise
-        self.tree.mark_saved()
+    def batch(self) -> Batch:
+        """Return what the database lacks; the whole tree if it needs that."""
+        whole, now = whole_batch(self.tree), self._rows()
+        if self.database.needs_whole:
+            return whole
+        changed = [row for inode, row in now.items() if self._saved.get(inode) != row]
+        return whole._replace(rows=changed, gone=[*self._saved.keys() - now.keys()], is_whole=False)
+
+    def mark(self) -> Mark:
+        """Return a mark that is new each time."""
+        self.saves += 1
+        return Mark(b"%16d" % self.saves, LINEAGE, Position(1, 64, self.saves))
+
+    def save(self, **changes: Any) -> None:
+        """Save what has changed since the last save. *changes* are other fields of the batch."""
+        self.database.save(self.batch()._replace(**changes), self.mark())
+        self._saved = self._rows()
 
     def put(self, name: str, data: bytes) -> None:
         """Create or replace a file in the root, and save."""
@@ -140,14 +154,9 @@ def faulty_connections() -> Iterator[Faults]:
         def backup(self, target: sqlite3.Connection) -> None:  # type: ignore[override]
             faults.run("BACKUP", lambda: sqlite3.Connection.backup(self, target))
 
-    class FaultyWriter(Writer):
-        def run(self, statement: Statement) -> int:
-            return faults.run(statement.sql, lambda: Writer.run(self, statement))
-
     connect = sqlite3.connect
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Faulty, **k))
-        patch.setattr(database, "Writer", FaultyWriter)
         yield faults
 
 

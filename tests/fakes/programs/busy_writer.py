@@ -7,22 +7,21 @@ The number is printed after the commit.
 import sys
 from pathlib import Path
 
-from pmxcfs.storage import database
-from pmxcfs.storage.checkpointer import Checkpointer
 from tests.fakes.doubles.store import Store
+
+CHECKPOINT_EVERY = 10  # transactions
 
 
 def main(path: Path) -> None:
-    """Commit without end, with a checkpoint every few transactions."""
-    database.CHECKPOINT_AFTER = 1 << 16
-    checkpointer = Checkpointer()
-    store = Store(path, on_growth=checkpointer.request)
-    checkpointer.start(store.database)
+    """Commit without end."""
+    store = Store(path)
     for number in range(1 << 30):
         content = b"%d" % number
         store.write(f"f{number % 50}", content * 100)
         store.put("last", content)
         print(number, flush=True)
+        if number % CHECKPOINT_EVERY == 0:
+            store.database.checkpoint()
 
 
 main(Path(sys.argv[1]))

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,11 @@ import pytest
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import EntryType
-from pmxcfs.storage import database as module
-from pmxcfs.storage.checkpointer import Checkpointer
 from pmxcfs.storage.create import making
-from pmxcfs.storage.database import Database
+from pmxcfs.storage.database import Database, NeedsWhole, whole_batch
+from pmxcfs.storage.divergence import Note, Removal
+from pmxcfs.storage.mark import read_mark
+from tests.conftest import ExpectLog
 from tests.fakes.doubles.store import BY, Store, faulty_connections, query, stored
 from tests.places import ROOT
 
@@ -111,7 +111,8 @@ def test_recorded_databases_stay_in_the_original_s_format(tmp_path: Path, name: 
         (31, 0, 32, 3, 1234, 8, b"wei\xe4rd", b"\0\xff"),
     }
     assert set(after) == {row[0] for row in before} - {26} | {31}
-    assert query(path, SCHEMA) == schema
+    tables = [row for row in query(path, SCHEMA) if row[1] != b"pmxcfs_journal"]
+    assert tables == schema
     assert query(path, "PRAGMA integrity_check") == [(b"ok",)]
     kinds = "SELECT DISTINCT typeof(name), typeof(data) FROM tree ORDER BY 2"
     assert query(path, kinds) == [(b"text", b"blob"), (b"text", b"null")]
@@ -164,46 +165,104 @@ def test_a_size_without_bytes_is_stored_as_null(store: Store) -> None:
 # Saving.
 
 
-@pytest.mark.parametrize(
-    ("names", "statements"),
-    [
-        ("a", ["BEGIN", "INSERT", "INSERT", "COMMIT"]),
-        ("abc", ["BEGIN", *["INSERT"] * 4, "COMMIT"]),
-        ("", []),
-    ],
-    ids=["one", "three", "none"],
-)
-def test_a_save_is_one_transaction_with_the_version_row(
-    tmp_path: Path, names: str, statements: list[str]
-) -> None:
+@pytest.mark.parametrize("names", ["a", "abc", ""], ids=["one", "three", "none"])
+def test_a_save_is_one_transaction_with_version_row_and_mark(tmp_path: Path, names: str) -> None:
     with faulty_connections() as faults:
         store = Store(tmp_path / "config.db")
     with contextlib.closing(store.database):
+        store.save()  # makes the table of the mark
         faults.seen.clear()
         for name in names:
             store.write(name, b"x")
         store.save()
-        assert [statement.split()[0] for statement in faults.seen] == statements
+        changes = [s.split()[0] for s in faults.seen if not s.startswith(("PRAGMA", "CREATE"))]
+        assert changes == ["BEGIN", *["INSERT"] * len(names), "INSERT", "INSERT", "COMMIT"]
         assert stored(store.path).version == store.tree.version == 1 + 2 * len(names)
 
 
-def test_a_save_waits_for_another_process_only_if_it_is_patient(store: Store) -> None:
-    store.write("f", b"content")
-    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        assert not store.database.save(store.tree, patient=False)
-        assert store.database.degraded is None
-        assert not query(store.path, "SELECT 1 FROM tree WHERE name = 'f'")
-        with ThreadPoolExecutor() as pool:
-            save = pool.submit(store.database.save, store.tree)
-            with pytest.raises(TimeoutError):
-                save.result(0.05)
-            other.execute("UPDATE tree SET mtime = 99 WHERE inode = 0")
-            other.execute("COMMIT")
-            assert save.result()
-    store.tree.mark_saved()
-    assert query(store.path, "SELECT data FROM tree WHERE name = 'f'") == [(b"content",)]
-    assert store.database.save(store.tree, patient=False)
+def test_the_mark_is_that_of_the_last_save(store: Store) -> None:
+    assert store.database.mark is None
+    for data in (b"x", b"y"):
+        store.put("a", data)
+    store.database.close()
+    reopened = Database.open(store.path, now=1)
+    with contextlib.closing(reopened):
+        assert store.saves == 2
+        assert reopened.mark == store.mark()._replace(save_id=b"%16d" % 2, position=(1, 64, 2))
+        assert reopened.version_row == (0, 0, 4, 3, 1234, 8, b"__version__", None)
+        assert query(store.path, "SELECT count(*) FROM pmxcfs_journal") == [(1,)]
+
+
+def test_a_save_without_a_mark_removes_it(store: Store) -> None:
+    store.put("a", b"x")
+    store.database.save(store.batch(), None)
+    assert "pmxcfs_journal" not in str(query(store.path, SCHEMA))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE pmxcfs_journal SET save_id = 16",
+        "UPDATE pmxcfs_journal SET lineage = x'00'",
+        "UPDATE pmxcfs_journal SET offset = -1",
+        "UPDATE pmxcfs_journal SET sequence = 1.5",
+        "INSERT INTO pmxcfs_journal SELECT 7, save_id, lineage, 1, 1, 1 FROM pmxcfs_journal",
+        "DELETE FROM pmxcfs_journal",
+        "ALTER TABLE pmxcfs_journal RENAME COLUMN sequence TO number",
+        "DROP TABLE pmxcfs_journal",
+    ],
+)
+def test_what_can_t_be_a_mark_is_none(store: Store, damage: str) -> None:
+    store.put("a", b"x")
+    store.database.close()
+    with contextlib.closing(sqlite3.connect(store.path)) as connection:
+        connection.text_factory = bytes
+        assert read_mark(connection.execute) is not None
+        connection.execute(damage)
+        assert read_mark(connection.execute) is None
+
+
+def test_a_commit_is_on_the_device_when_a_save_returns(store: Store) -> None:
+    [row] = store.database._connection.execute("PRAGMA synchronous")
+    assert row == (2,)
+
+
+def test_notes_and_removals_are_in_the_transaction_of_a_save(store: Store) -> None:
+    store.put("a", b"x")
+    notes = {2: Note(3, 3)}
+    store.save(notes=notes, removals=[Removal(2, 4, b"a")])
+    store.save(removals=[Removal(3, 5, b"b")])
+    store.database.close()
+    with contextlib.closing(Database.open(store.path, now=1)) as database:
+        assert database.notes == notes
+        assert database.read_removals() == [Removal(2, 4, b"a"), Removal(3, 5, b"b")]
+        database.save(store.batch()._replace(notes={}), None)
+        assert database.read_removals() == []
+
+
+def test_a_batch_of_the_whole_tree_writes_the_difference_only(
+    tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    expect_log("another program has changed the tree")
+    with faulty_connections() as faults:
+        store = Store(tmp_path / "config.db")
+    with contextlib.closing(store.database):
+        for name in "abcd":
+            store.put(name, b"x")
+        with contextlib.closing(sqlite3.connect(store.path)) as other, other:
+            other.execute("UPDATE tree SET data = 'y' WHERE name = 'a'")  # of the same length
+            other.execute("DELETE FROM tree WHERE name = 'b'")
+            other.execute("UPDATE tree SET mtime = 5 WHERE name = 'c'")
+            other.execute("INSERT INTO tree VALUES (99, 0, 1, 1, 1, 8, 'x', NULL)")
+            other.execute("UPDATE tree SET version = 70 WHERE inode = 0")
+        store.tree.create(store.tree.root, "e", EntryType.FILE, **BY)
+        faults.seen.clear()
+        store.database.save(whole_batch(store.tree), store.mark())
+        assert [s.split()[0] for s in faults.seen if "INTO tree" in s] == ["INSERT"] * 5
+        assert [s.split()[0] for s in faults.seen if "FROM tree WHERE inode = ?" in s][1:] == [
+            "DELETE"
+        ]
+        assert stored(store.path).checksum() == store.tree.checksum()
 
 
 def test_removed_rows_are_deleted(store: Store) -> None:
@@ -231,7 +290,7 @@ def test_a_commit_survives_a_kill(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as writer:
         assert writer.stdout is not None
-        lines = [writer.stdout.readline() for _ in range(2000)]
+        lines = [writer.stdout.readline() for _ in range(300)]
         writer.send_signal(signal.SIGKILL)
         said = int([*lines, *writer.stdout][-1])
     store = Store(path)
@@ -242,21 +301,7 @@ def test_a_commit_survives_a_kill(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["config.db"]
 
 
-# fsync, checkpoints, closing.
-
-
-def test_sync_writes_the_log_file_to_the_device(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[str] = []
-
-    def note(fd: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
-
-    monkeypatch.setattr(os, "fdatasync", note)
-    store.put("a", b"x")
-    store.database.sync()
-    assert synced == [f"{store.path}-wal"]
+# The log, closing.
 
 
 def test_the_directory_is_synced_when_the_file_is_opened(
@@ -268,41 +313,81 @@ def test_the_directory_is_synced_when_the_file_is_opened(
     assert listed == [["config.db", "config.db-shm", "config.db-wal"]]
 
 
-def test_commits_do_not_wait_for_the_device(store: Store) -> None:
-    [row] = store.database._connection.execute("PRAGMA synchronous")
-    assert row == (1,)
-
-
 def test_a_database_with_a_rollback_journal_gets_a_log(tmp_path: Path) -> None:
     path = copied(tmp_path, "config_node1.db")
     assert query(path, "PRAGMA journal_mode = DELETE") == [(b"delete",)]
     store = Store(path)
     with contextlib.closing(store.database):
-        store.put("a", b"x")
-        store.database.sync()
+        store.put("a", bytes(4096))
         assert store.log_size > 4096
     assert query(path, "PRAGMA journal_mode") == [(b"wal",)]
 
 
-def test_the_log_is_counted_until_a_checkpoint(store: Store) -> None:
-    before = store.database.wal_size
+def copied_alone(path: Path) -> Path:
+    """Copy a database without its log, in a process of its own; return the copy's path.
+
+    This process would drop SQLite's locks if it closed the file.
+    """
+    copy = path.with_name("copy.db")
+    subprocess.run(["cp", path, copy], check=True)
+    return copy
+
+
+def test_a_checkpoint_leaves_the_file_alone_current(store: Store) -> None:
     store.put("a", bytes(100000))
-    assert before + 100000 < store.database.wal_size < before + 120000
-    store.database.checkpoint()
-    assert store.database.wal_size == 0
+    assert store.log_size > 100000
+    assert store.database.checkpoint()
+    assert store.log_size == 0
+    assert stored(copied_alone(store.path)).checksum() == store.tree.checksum()
+    store.put("b", b"x")
+    assert store.log_size > 0
 
 
-def test_a_long_log_requests_a_checkpoint_until_one_runs(tmp_path: Path) -> None:
-    asked: list[None] = []
-    store = Store(tmp_path / "config.db", on_growth=lambda: asked.append(None))
-    with contextlib.closing(store.database):
-        for number in range(5):
-            store.put("a", bytes([number]) * (1 << 20))
-        assert len(asked) == 2  # at 4 MiB and again at 5
-        assert store.path.stat().st_size <= 2 * 4096
-        store.database.checkpoint()
-        store.put("a", b"x")
-        assert len(asked) == 2
+def test_a_new_file_alone_is_a_database(store: Store) -> None:
+    assert stored(copied_alone(store.path)).checksum() == store.tree.checksum()
+
+
+def test_a_reader_keeps_the_log_from_being_cut_and_is_found(store: Store) -> None:
+    """A copy that is made meanwhile is of the last complete checkpoint, and sound."""
+    store.put("a", bytes(5000))
+    assert store.database.checkpoint()
+    before = store.tree.checksum()
+    store.put("b", b"x")
+    with reading(store.path) as reader:
+        store.put("a", bytes(6000))
+        assert not store.database.checkpoint()
+        assert store.log_size > 0
+        assert store.database.blocking_pid() == reader.pid
+        assert stored(copied_alone(store.path)).checksum() == before
+    assert store.database.blocking_pid() is None
+    assert store.database.checkpoint()
+    assert store.log_size == 0
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a process that keeps a read transaction of the database *path* open."""
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('BEGIN'); c.execute('SELECT * FROM tree').fetchall(); print(flush=True);"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        yield process
+        process.communicate("")
+
+
+def test_a_writer_keeps_the_log_from_being_cut_without_a_wait(store: Store) -> None:
+    store.put("a", b"x")
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert not store.database.checkpoint()
+    assert store.database.checkpoint()
+    assert store.database._connection.execute("PRAGMA busy_timeout").fetchall() == [(5000,)]
 
 
 def test_the_path_can_be_a_symbolic_link(tmp_path: Path) -> None:
@@ -328,98 +413,15 @@ def test_a_new_file_is_not_mixed_with_the_log_of_one_that_is_gone(tmp_path: Path
         tree = Tree()
         tree.load(new.load(now=7).records)
         tree.create(tree.root, "new", EntryType.FILE, **BY)
-        new.save(tree)
+        new.save(whole_batch(tree), None)
     assert stored(path).checksum() == tree.checksum()
 
 
-def test_the_log_size_of_a_file_with_large_pages_is_estimated_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CHECKPOINT_AFTER", 1 << 20)
-    path = tmp_path / "config.db"
-    Database.open(path, now=1).close()
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.executescript("PRAGMA journal_mode = DELETE; PRAGMA page_size = 65536; VACUUM")
-    asked: list[int] = []
-    store = Store(path, on_growth=lambda: asked.append(os.stat(f"{path}-wal").st_size))
-    with contextlib.closing(store.database):
-        while not asked:
-            store.put("a", b"small")
-        assert query(path, "PRAGMA page_size") == [(65536,)]
-    assert asked[0] < 2 << 20
-
-
-def test_the_checkpointer_keeps_the_log_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = threading.Event()
-    checkpointer = Checkpointer()
-    store = Store(tmp_path / "config.db", on_growth=checkpointer.request)
-    checkpoint = store.database.checkpoint
-
-    def notify() -> None:
-        checkpoint()
-        done.set()
-
-    monkeypatch.setattr(store.database, "checkpoint", notify)
-    checkpointer.start(store.database)
-    with contextlib.closing(store.database), contextlib.closing(checkpointer):
-        for number in range(20):
-            store.put(f"f{number % 4}", bytes(1 << 20))
-            while store.database.wal_size >= module.CHECKPOINT_AFTER:
-                assert done.wait(60)
-                done.clear()
-        assert store.log_size < 2 * module.CHECKPOINT_AFTER
-
-
-def test_a_checkpointer_that_never_started_can_be_closed() -> None:
-    Checkpointer().close()
-
-
-def test_writers_wait_only_for_a_checkpoint_of_a_log_that_is_too_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CHECKPOINT_AFTER", 1 << 16)
-    monkeypatch.setattr(module, "LOG_LIMIT", 1 << 18)
-    store = Store(tmp_path / "config.db")
-    with (
-        contextlib.closing(store.database),
-        faulty_connections() as faults,
-        contextlib.closing(sqlite3.connect(store.path)) as reader,
-    ):
-        reader.execute("BEGIN")
-        reader.execute("SELECT * FROM tree").fetchall()  # the log can't be restarted meanwhile
-        for number in range(8):
-            faults.seen.clear()
-            store.put("a", bytes([number]) * (1 << 16))
-            is_short = store.database.wal_size <= module.LOG_LIMIT
-            store.database.checkpoint()
-            passes = [sql for sql in faults.seen if "wal_checkpoint(PASSIVE)" in sql]
-            assert len(passes) == (1 if is_short else 3)
-        assert not is_short
-        reader.execute("COMMIT")
-        store.database.checkpoint()
-        assert store.database.wal_size == 0
-        store.put("b", b"x")
-        assert store.log_size == module.LOG_LIMIT
-
-
-def test_the_last_part_of_a_long_log_is_copied_with_writers_blocked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LOG_LIMIT", 0)
-    store = Store(tmp_path / "config.db")
-    passes: list[bool] = []
-
-    def checkpoint(connection: sqlite3.Connection) -> bool:
-        passes.append(store.database._write_lock.locked())
-        return False
-
-    monkeypatch.setattr(module, "_checkpoint", checkpoint)
-    with contextlib.closing(store.database):
-        store.put("a", b"x")
-        store.database.checkpoint()
-    assert passes == [False, False, True]
+def test_an_unfinished_file_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "checkpoint", lambda database: False)
+    with pytest.raises(StoreError, match="can't be written"), making(tmp_path / "a.db", now=7):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_checkpoints_leak_no_descriptors(store: Store) -> None:
@@ -444,9 +446,7 @@ def test_a_closed_database_stays_closed(store: Store) -> None:
     store.database.close()
     with pytest.raises(ValueError, match="is closed"):
         store.put("a", b"x")
-    with pytest.raises(StoreError, match="is not open"):
-        store.database.sync()
-    store.database.checkpoint()
+    assert not store.database.checkpoint()
     assert os.listdir(store.path.parent) == ["config.db"]
 
 
@@ -458,3 +458,62 @@ def test_a_database_in_use_can_t_be_opened_alone(store: Store) -> None:
     store.database.close()
     with contextlib.closing(Database.open(store.path, now=1, alone=True)) as alone:
         assert len(alone.load(now=1).records) == 2
+
+
+# Other programs.
+
+
+def test_rows_that_another_program_wrote_stay_until_their_entries_change(
+    store: Store, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put("a", b"x")
+    store.put("b", b"x")
+    for _ in range(2):
+        with contextlib.closing(sqlite3.connect(store.path)) as other, other:
+            other.execute("UPDATE tree SET data = 'tampered' WHERE name = 'a'")
+            other.execute("UPDATE tree SET data = 'tampered' WHERE name = 'b'")
+        expect_log("another program writes to .*config.db")
+        store.put("b", b"z")
+    assert len(caplog.records) == 1
+    assert query(store.path, "SELECT name, data FROM tree WHERE inode > 0") == [
+        (b"a", b"tampered"),
+        (b"b", b"z"),
+    ]
+
+
+def test_another_version_in_the_file_is_written_over(store: Store, expect_log: ExpectLog) -> None:
+    store.put("a", b"x")
+    store.put("b", b"x")
+    with contextlib.closing(sqlite3.connect(store.path)) as other, other:
+        other.execute("UPDATE tree SET data = 'tampered', version = 9 WHERE name = 'a'")
+        other.execute("UPDATE tree SET version = 9 WHERE inode = 0")
+    expect_log("another program has changed the tree in .*config.db")
+    store.write("b", b"y")
+    for _ in range(2):
+        with pytest.raises(NeedsWhole):
+            store.database.save(whole_batch(store.tree)._replace(is_whole=False), store.mark())
+        assert store.database.needs_whole
+    store.save()
+    assert not store.database.needs_whole
+    assert stored(store.path).checksum() == store.tree.checksum()
+    store.put("b", b"z")
+    assert stored(store.path).checksum() == store.tree.checksum()
+
+
+def test_readers_and_checkpoints_of_other_programs_are_not_writers(store: Store) -> None:
+    store.put("a", b"x")
+    with contextlib.closing(sqlite3.connect(store.path)) as other:
+        other.execute("SELECT * FROM tree").fetchall()
+        other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    store.put("a", b"y")
+    assert store.database.checkpoint()
+    store.put("a", b"z")
+    assert stored(store.path).checksum() == store.tree.checksum()
+
+
+def test_a_copy_has_no_mark(store: Store, tmp_path: Path) -> None:
+    store.put("a", b"x")
+    copy = store.database.copy_to(tmp_path / "copy.db")
+    assert stored(copy).checksum() == store.tree.checksum()
+    assert [row[1] for row in query(copy, SCHEMA)] == [b"tree"]
+    assert query(store.path, "SELECT count(*) FROM pmxcfs_journal") == [(1,)]
