@@ -11,10 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pmxcfs.errors import StoreError
+from pmxcfs._core import Tree
 from pmxcfs.host.files import sync_directory
+from pmxcfs.messages import Create, Write
 from pmxcfs.settings import LOCKFILE_NAME
 from pmxcfs.storage.database import COMPANIONS, Database
 from pmxcfs.storage.sqlite_errors import translated
+from pmxcfs.tree.apply import apply
+from pmxcfs.tree.guests import Guests
 
 
 @contextlib.contextmanager
@@ -56,6 +60,17 @@ def traces_of_use(path: Path) -> list[str]:
         for name in names
         if name in ("conflicts", LOCKFILE_NAME) or name.startswith(f"{path.name}.bak")
     )
+
+
+def tree_with(path: str, content: bytes, *, now: int) -> Tree:
+    """Return a fresh tree with one file in its root, made by a create and a write of no node.
+
+    *now* is the time of both, in seconds. Raises TooBig.
+    """
+    tree, guests = Tree(), Guests()
+    apply(tree, guests, Create(path), writer=0, mtime=now)
+    apply(tree, guests, Write(path, 0, content, truncate=True), writer=0, mtime=now)
+    return tree
 
 
 def _remove(path: Path, suffixes: Iterable[str]) -> None:
