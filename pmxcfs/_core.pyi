@@ -1,11 +1,8 @@
 from collections.abc import Iterable
-from typing import TypeAlias, final
+from typing import final
 
 from pmxcfs._content import Unpublished
 from pmxcfs.messages import Record
-
-# parent, name, (version, writer, mtime), content (empty if sparse), size, private
-StateBefore: TypeAlias = tuple[Entry, str, tuple[int, int, int], bytes, int, bool]
 
 __pyx_capi__: dict[str, object]  # the C interface, for cimport
 
@@ -95,7 +92,7 @@ class Tree:
     # Writing to the journal. changed() and rollback() leave out the root.
     def changed(self) -> dict[int, Entry | None]: ...
     def mark_written(self) -> None: ...
-    def rows_before(self, segment: int) -> list[tuple[Entry, StateBefore]]: ...
+    def rows_before(self, segment: int) -> list[tuple[Entry, tuple[Entry, str, tuple[int, int, int], bytes, int, bool]]]: ...
     def rollback(self) -> dict[Entry, str]: ...
     # Unpublished content. Each writeback (take) ends with finish, put_back or discard. Call finish
     # after the WRITE is applied, or (cheaper) just before while holding the lock throughout.

@@ -128,7 +128,7 @@ cdef class Entry:
         """Restore everything in *state* but the parent and the name."""
         _, _, stamp, self._data, self._size, self.private = state
         self._segment = 0
-        return self.stamp(*stamp)
+        return self.stamp(stamp[0], stamp[1], stamp[2])
 
     cdef int stamp(self, uint64_t version, uint32_t writer, uint32_t mtime) except -1:
         self.version = version

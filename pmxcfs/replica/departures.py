@@ -49,10 +49,10 @@ def room_for(token: int | None, consensus: int | None, *, nodes: int) -> float:
 class Departures:
     """The notes of this node, and what is needed to make them."""
 
-    def __init__(self, notes: Mapping[int, Note]) -> None:
+    def __init__(self, notes: Mapping[int, Note], removals: Iterable[Removal] = ()) -> None:
         self.notes = {n: note for n, note in notes.items() if note.parted != ENDING}
-        self.removals: list[Removal] = []  # those that an absent node may miss; not saved yet
-        self.is_saved = len(self.notes) == len(notes)  # whether the database has these notes
+        self.removals = list(removals)  # those that an absent node may miss; not saved yet
+        self.is_saved = len(self.notes) == len(notes)  # whether the journal or database has them
         self.is_due = True  # whether ``note_absent`` may have something to do
         self._me = OTHERS
         self._nodes: frozenset[int] | None = None  # the cluster's other nodes; None: not known yet

@@ -4,9 +4,9 @@ Contract: docs/spec/storage.md, "Writing".
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from pmxcfs._core import Entry, StateBefore, Tree
+from pmxcfs._core import Entry, Tree
 from pmxcfs._cpg import encode as encode_message
 from pmxcfs.messages import Group, Kind, Mutation, Normal, Rename, Write
 from pmxcfs.replica.departures import Departures
@@ -16,6 +16,8 @@ from pmxcfs.text import to_bytes
 from pmxcfs.tree.apply import Change
 
 LARGE = 64 << 10  # bytes of a file of which only the changed range is recorded
+# Parent, name, (version, writer, mtime), content (empty if only its size is known), size, private.
+StateBefore: TypeAlias = tuple[Entry, str, tuple[int, int, int], bytes, int, bool]
 _AROUND = 256  # bytes of a record beside paths and content, rounded up
 _HEARTBEATS = ("lrm_status", "manager_status")  # files that HA rewrites every few seconds
 
