@@ -23,6 +23,7 @@ _STEPS: Mapping[int, str] = MappingProxyType(
         errno.EPERM: "run the command as root",
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some space",
+        errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
         errno.EROFS: "name a place that can be written",
         errno.EIO: "look for the device's errors with dmesg",
         errno.ENAMETOOLONG: "name a shorter path",

@@ -1,0 +1,340 @@
+"""The journal: every change is appended here before it counts; the database follows later.
+
+A journal is a directory of segments. Records go to the end of the newest one; it is for the owner
+to say when the next one begins and what they mean. After a failed write or sync nothing that was
+written since can be trusted: the journal is broken until ``begin_segment``, and the owner must have
+the tree saved, or write what the database lacks again, before it tells anybody of success.
+
+Threads: any. ``has_room``, ``is_full``, ``is_broken``, ``failure``, ``position`` and ``size_since``
+wait for no lock and make no system call, so that a device that stands still stops only those who
+write. All else blocks. Errors are StoreError, with the errno of the device.
+Contract: docs/spec/storage.md, "Journal".
+"""
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from pmxcfs.errors import StoreError
+from pmxcfs.host.directories import open_directory
+from pmxcfs.host.files import make_private_directory, sync_directory
+from pmxcfs.storage._journal import FRAME_SIZE, frame
+from pmxcfs.storage.segment_file import SegmentFile
+from pmxcfs.storage.segments import HEADER_SIZE, Header, Verdict, name_of, read, scan
+from pmxcfs.storage.sqlite_errors import translate
+
+SEGMENT_LIMIT = 4 << 20  # bytes; a segment that has as many is full
+SPARE = 1 << 20  # bytes that stay reserved beyond what is asked for
+ATTEMPT_INTERVAL = 0.5  # seconds between attempts to have room after one has failed
+_NO_ROOM = -1
+
+
+class Position(NamedTuple):
+    """The place of the next record."""
+
+    segment: int  # sequence number of the segment's first record
+    offset: int  # bytes
+    sequence: int  # of the record
+
+
+def size_of(bodies: list[bytes]) -> int:
+    """Return the bytes that *bodies* take in a segment, for ``has_room`` and ``make_room``."""
+    return sum(map(len, bodies)) + FRAME_SIZE * len(bodies)
+
+
+class Journal:
+    """The journal in one directory. Made by ``start``."""
+
+    def __init__(self, directory: Path, *, lineage: bytes, sequence: int) -> None:
+        self.lineage = lineage
+        self.position = Position(sequence, HEADER_SIZE, sequence)
+        self.failure: StoreError | None = None  # of the last attempt; None if it succeeded
+        self.is_broken = False
+        self._directory = directory
+        self._descriptor = -1  # of the directory, owned; -1 if it could not be opened
+        self._current: SegmentFile | None = None
+        self._room = _NO_ROOM  # bytes for which there is room in the current segment
+        self._starts: dict[int, int] = {}  # bytes before each segment, by its first number
+        self._total = 0  # bytes of all segments so far
+        self._sealed: list[SegmentFile] = []  # ended, but not on the device yet; the oldest first
+        self._untrusted: list[SegmentFile] = []  # of which a write or sync has failed
+        self._is_listed = True  # the directory's entries are on the device
+        self._attempts = 0  # to have room, so far
+        self._retry_at = 0.0  # monotonic seconds before which no attempt is made again
+        self._is_closed = False
+        self._sync_lock = threading.Lock()  # one sync at a time; taken before _lock
+        self._lock = threading.Lock()  # held while the current segment is written
+        self._tried = threading.Condition(self._lock)
+
+    @classmethod
+    def start(cls, directory: Path, *, lineage: bytes, sequence: int, version: int) -> "Journal":
+        """Begin a segment in *directory*, which is made if it is missing. Blocks.
+
+        *sequence* is that of the first record, above those of all records that the directory has;
+        *version* is the tree's. If nothing can be written, ``failure`` is set, and ``make_room``
+        tries again.
+        """
+        journal = cls(directory, lineage=lineage, sequence=sequence)
+        with contextlib.suppress(StoreError):
+            journal.make_room(0, version=version)
+        return journal
+
+    # What waits for nothing.
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether *size* bytes, frames included, and 1 MiB more are reserved."""
+        return size <= self._room
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the owner should begin a new segment ahead of the next group."""
+        current = self._current
+        return current is not None and current.end >= SEGMENT_LIMIT
+
+    def size_since(self, position: Position) -> int:
+        """Return the bytes from *position* to the end. All, if its segment is not known."""
+        start = self._starts.get(position.segment)
+        if start is None:
+            return self._total - min(self._starts.values(), default=0)
+        return max(self._total - start - position.offset, 0)
+
+    # What blocks.
+
+    def make_room(self, size: int, *, version: int, wait: bool = True) -> None:
+        """Reserve *size* bytes, frames included, and 1 MiB more; begin a segment if there is none.
+
+        Blocks. *version* is the tree's ahead of what will be appended. After a failure it is tried
+        at most twice a second: a thread that comes in between waits for the next attempt and gets
+        its result, or with *wait* false the last error. Raises StoreError.
+        """
+        with self._tried:
+            seen = self._attempts
+            while size > self._room:
+                self._check_usable()
+                delay = self._retry_at - time.monotonic() if self.failure else 0.0
+                if delay <= 0:
+                    self._attempt(size, version)
+                elif not wait or self._attempts > seen:
+                    raise self._same_failure()
+                else:
+                    self._tried.wait(delay)
+
+    def append(self, bodies: list[bytes]) -> None:
+        """Append the records with these bodies, with one system call. Blocks.
+
+        Raises StoreError; then none of them counts, and the journal is broken.
+        """
+        with self._lock:
+            self._check_usable()
+            current = self._current
+            if current is None:
+                raise self._same_failure()
+            data = frame(bodies, self.position.sequence)
+            try:
+                current.append(data)
+            except OSError as error:
+                raise self._broken(error, current.path) from error
+            self._room -= len(data)
+            self._total += len(data)
+            sequence = self.position.sequence + len(bodies)
+            self.position = Position(current.first, current.end, sequence)
+
+    def begin_segment(self, *, version: int, sync: bool = True) -> None:
+        """End the current segment and begin a new one; *version* is the tree's. Blocks.
+
+        The end is cut off behind the last record and synced; with *sync* false the next ``sync``
+        does that. A broken journal can be used again afterwards: the owner has had the tree saved,
+        or writes again what the database lacks. Raises StoreError.
+        """
+        with self._lock:
+            self._check_open()
+            try:
+                self._begin(version)
+            except (OSError, StoreError) as error:
+                raise self._failed(error) from None
+        if sync:
+            self.sync()
+
+    def sync(self) -> None:
+        """Have all that was appended so far on the device when this returns. Blocks.
+
+        Raises StoreError; then the journal is broken. Appending goes on meanwhile.
+        """
+        with self._sync_lock:
+            with self._lock:
+                self._check_usable()
+                sealed, current = self._sealed.copy(), self._current
+                was_listed, self._is_listed = self._is_listed, True
+            path = self._directory
+            try:
+                for segment in [*sealed, current] if current else sealed:
+                    path = segment.path
+                    segment.sync()
+                path = self._directory
+                if not was_listed:
+                    os.fsync(self._descriptor)
+            except OSError as error:
+                with self._lock:
+                    self._is_listed = False
+                    raise self._broken(error, path, "synced") from error
+            with self._lock:
+                self._sealed = [segment for segment in self._sealed if segment not in sealed]
+            for segment in sealed:
+                segment.close()
+            self._close_untrusted()
+
+    def release(self, position: Position) -> None:
+        """Drop the segments before that of *position*. Blocks; raises StoreError.
+
+        Called when the database has been saved with *position*, and is on the device.
+        """
+        with self._lock:
+            self._check_open()
+            firsts = sorted(first for first in self._starts if first < position.segment)
+        for first in firsts:
+            path = self._directory / name_of(first)
+            try:
+                os.unlink(path.name, dir_fd=self._descriptor)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise translate(path, "removed", error) from error
+            with self._lock:
+                self._starts.pop(first, None)
+
+    def close(self) -> None:
+        """End the current segment and have all on the device. Blocks; can be called twice.
+
+        Raises StoreError if a sync fails. Nothing can be appended afterwards.
+        """
+        try:
+            with self._lock:
+                is_usable = not (self._is_closed or self.is_broken)
+                if self._current is not None and is_usable:
+                    self._current.cut()
+            if is_usable:
+                self.sync()
+        finally:
+            with self._sync_lock, self._lock:
+                self._is_closed, self._room = True, _NO_ROOM
+                ended = [*self._sealed, *self._untrusted, self._current]
+                self._sealed, self._untrusted, self._current = [], [], None
+                for segment in filter(None, ended):
+                    segment.close()
+                if self._descriptor >= 0:
+                    os.close(self._descriptor)
+                    self._descriptor = -1
+
+    # Below, _lock is held, except where it says otherwise.
+
+    def _attempt(self, size: int, version: int) -> None:
+        """Try to have room. Raises StoreError, and sets the time of the next attempt."""
+        self._attempts += 1
+        try:
+            if self._current is None:
+                self._begin(version)
+            assert self._current is not None
+            self._current.reserve(size + SPARE)
+            self._room = self._current.room - SPARE
+        except (OSError, StoreError) as error:
+            self._retry_at = time.monotonic() + ATTEMPT_INTERVAL
+            raise self._failed(error) from None
+        finally:
+            self._tried.notify_all()
+        self.failure = None
+
+    def _begin(self, version: int) -> None:
+        """End the current segment without a sync, and begin one. Raises OSError, StoreError."""
+        if self._descriptor < 0:
+            self._open()
+        old, sequence = self._current, self.position.sequence
+        if old is not None and old.is_empty:
+            self._drop_current(old)  # the new one gets the same name
+            old = None
+        self._make_way(sequence)
+        path = self._directory / name_of(sequence)
+        header = Header(self.lineage, sequence, version)
+        current = SegmentFile.make(path, header, directory=self._descriptor)
+        self._is_listed = False
+        if old is not None:
+            old.cut()
+            self._sealed.append(old)
+        if self.is_broken:
+            self._untrusted += self._sealed
+            self._sealed = []
+        self._starts[sequence] = self._total
+        self._total += HEADER_SIZE
+        self.position = Position(sequence, HEADER_SIZE, sequence)
+        self._current, self._room = current, current.room - SPARE
+        self.is_broken, self.failure = False, None
+
+    def _open(self) -> None:
+        """Open the directory, and note the segments that it has. Raises OSError, StoreError."""
+        make_private_directory(self._directory)
+        sync_directory(self._directory.parent)
+        total = 0
+        for place in scan(self._directory).segments:
+            self._starts[place.first] = total
+            total += place.size
+        self._total = total
+        self._descriptor = open_directory(self._directory)
+
+    def _drop_current(self, old: SegmentFile) -> None:
+        """Remove the current segment, which has no records."""
+        os.unlink(old.path.name, dir_fd=self._descriptor)
+        self._untrusted.append(old)  # a sync may still use the descriptor
+        self._current, self._room = None, _NO_ROOM
+        self._total = self._starts.pop(old.first)
+
+    def _make_way(self, sequence: int) -> None:
+        """Remove a segment that a start has left without a record. Raises OSError, StoreError."""
+        path = self._directory / name_of(sequence)
+        if not path.exists():
+            return
+        found = read(path)
+        is_torn = found.verdict is Verdict.FOREIGN and not found.content.strip(b"\0")
+        if found.records or found.later() or not (found.header or is_torn):
+            raise StoreError(
+                f"{path} is where the next record belongs, and {found.verdict.value}: "
+                "move it to another directory"
+            )
+        os.unlink(path.name, dir_fd=self._descriptor)
+        self._starts.pop(sequence, None)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the journal is closed")
+
+    def _check_usable(self) -> None:
+        """Raise the failure if the journal is broken."""
+        self._check_open()
+        if self.is_broken:
+            raise self._same_failure()
+
+    def _same_failure(self) -> StoreError:
+        """Return a copy of the failure: what several threads raise would collect their frames."""
+        failure = self.failure or StoreError(f"{self._directory} has no segment to write to")
+        return StoreError(str(failure), failure.errno)
+
+    def _failed(self, error: OSError | StoreError) -> StoreError:
+        """Note a failure after which what was written still counts, and return what to raise."""
+        failure = translate(self._directory, "written", error)
+        if not self.is_broken:
+            self.failure = failure
+        return StoreError(str(failure), failure.errno)
+
+    def _broken(self, error: OSError, path: Path, attempt: str = "written") -> StoreError:
+        """Note a failure after which nothing can be trusted, and return what to raise."""
+        self.failure = translate(path, attempt, error)
+        self.is_broken, self._room = True, _NO_ROOM
+        return self._same_failure()
+
+    def _close_untrusted(self) -> None:
+        """Close the segments that are of no use. Needs _sync_lock, takes _lock."""
+        with self._lock:
+            untrusted, self._untrusted = self._untrusted, []
+        for segment in untrusted:
+            segment.close()

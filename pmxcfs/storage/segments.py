@@ -1,0 +1,242 @@
+"""Reading the journal's segments: headers, records, and where the sound records end.
+
+All bytes are untrusted, since a crash, a damaged device or another program may have written them:
+whatever a file holds, the answer is a verdict and never an exception. Nothing here writes.
+Contract: docs/spec/storage.md, "Journal". Layouts: docs/formats.md, "The journal".
+"""
+
+import os
+import re
+import stat
+import struct
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from pmxcfs.host.directories import opened
+from pmxcfs.host.os_errors import reason_of
+from pmxcfs.storage._journal import FRAME_SIZE, crc32c, is_zero, search, split
+from pmxcfs.storage.records import BadRecord, Record, decode
+from pmxcfs.storage.sqlite_errors import translated
+
+DIRECTORY_NAME = "journal"  # in the state directory
+HEADER_SIZE = 64  # bytes
+MAX_SEGMENT = 128 << 20  # bytes; a file that is larger is read up to here
+HISTORY = 1  # flag: rewritten, behind the database's position; never replayed
+COMPRESSED = 2  # flag: what follows the header is one zstd frame of the records
+_MAGIC = b"pmxcfs\0J"
+_FORMAT = 1
+_KNOWN_FLAGS = HISTORY | COMPRESSED
+_HEADER = struct.Struct("<8sII16sQQ12sI")
+_RESERVED = bytes(12)
+_NAME = re.compile(r"([0-9a-f]{16})\.log")
+_FAR = 1 << 32  # records that a damaged place can hide at most
+_MAX_SEQUENCE = (1 << 64) - 1
+
+
+class Verdict(Enum):
+    """What is behind the last sound record of a segment, or why it has none."""
+
+    WHOLE = "nothing follows the last record"
+    RESERVED = "only reserved space follows the last record"
+    DAMAGED = "bytes that are no record follow"
+    FOREIGN = "it is not a segment"
+    NEWER = "a later version of pmxcfs has written it"
+    UNREADABLE = "it can't be read"
+
+
+class Header(NamedTuple):
+    """What the first 64 bytes of a segment say."""
+
+    lineage: bytes  # 16 bytes
+    first: int  # sequence number of its first record
+    version: int  # of the tree before that record
+    flags: int = 0
+
+    @property
+    def is_history(self) -> bool:
+        """Whether private content was left out; such a segment is not replayed."""
+        return bool(self.flags & HISTORY)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the records are compressed."""
+        return bool(self.flags & COMPRESSED)
+
+
+class Located(NamedTuple):
+    """A record and its place; in a compressed segment *offset* is that before compression."""
+
+    offset: int  # of its frame in the segment
+    sequence: int
+    record: Record
+
+
+class Segment(NamedTuple):
+    """A segment that was read."""
+
+    path: Path
+    header: Header | None  # None if the verdict is FOREIGN, NEWER or UNREADABLE
+    records: list[Located]
+    end: int  # offset of the first byte that belongs to no sound record
+    verdict: Verdict
+    reason: str  # more about the verdict; may be empty
+    content: bytes  # header and records, not compressed
+
+    @property
+    def next_sequence(self) -> int:
+        """The number of the record that would follow; 0 without a header."""
+        return self.header.first + len(self.records) if self.header else 0
+
+    def later(self) -> tuple[int, int] | None:
+        """Return offset and sequence number of the first sound record behind the end, if any."""
+        if self.header is None:
+            return None
+        lowest = self.next_sequence
+        return search(self.content, self.end, lowest, min(lowest + _FAR, _MAX_SEQUENCE))
+
+    def raw(self, first: int = 0) -> bytes:
+        """Return the frames of the sound records that have number *first* or a higher one."""
+        offsets = [located.offset for located in self.records if located.sequence >= first]
+        return self.content[offsets[0] : self.end] if offsets else b""
+
+
+class Place(NamedTuple):
+    """A segment whose header was read, but not its records."""
+
+    path: Path
+    first: int  # sequence number, from the file's name
+    size: int  # bytes
+    header: Header | None
+    verdict: Verdict  # WHOLE if the header is sound, whatever follows
+    reason: str
+
+    def read(self) -> Segment:
+        """Read the whole segment. Blocks."""
+        return read(self.path)
+
+
+class Scan(NamedTuple):
+    """The content of a journal's directory."""
+
+    segments: tuple[Place, ...]  # by rising sequence number
+    foreign: tuple[Path, ...]  # files with other names
+
+    def next_sequence(self) -> int:
+        """Return a number above those of all segments and records. Blocks: reads the last ones.
+
+        A new journal that begins there never has a file in its way.
+        """
+        highest = 1
+        for place in reversed(self.segments):
+            highest = max(highest, min(place.first + 1, _MAX_SEQUENCE))
+            if place.header is not None:
+                segment = place.read()
+                later = segment.later()
+                return max(highest, segment.next_sequence, later[1] + 1 if later else 0)
+        return highest
+
+
+def name_of(first: int) -> str:
+    """Return the name of the segment whose first record has number *first*."""
+    return f"{first:016x}.log"
+
+
+def encode_header(header: Header) -> bytes:
+    """Return the first bytes of a segment."""
+    lineage, first, version, flags = header
+    data = _HEADER.pack(_MAGIC, _FORMAT, flags, lineage, first, version, _RESERVED, 0)[:-4]
+    return data + crc32c(data).to_bytes(4, "little")
+
+
+def scan(directory: Path) -> Scan:
+    """List the segments in *directory* and read their headers. Blocks.
+
+    A missing directory has no segments. Raises StoreError if the directory can't be read.
+    """
+    with translated(directory, "read"):
+        try:
+            names = sorted(os.listdir(directory))
+        except FileNotFoundError:
+            names = []
+    segments, foreign = [], []
+    for name in names:
+        path, match = directory / name, _NAME.fullmatch(name)
+        if match:
+            segments.append(_place(path, int(match[1], 16)))
+        else:
+            foreign.append(path)
+    return Scan(tuple(segments), tuple(foreign))
+
+
+def read(path: Path) -> Segment:
+    """Read a segment. Blocks; at most MAX_SEGMENT bytes are read. Raises nothing of the file."""
+    try:
+        content, size = _content_of(path, MAX_SEGMENT)
+    except OSError as error:
+        return Segment(path, None, [], 0, Verdict.UNREADABLE, reason_of(error), b"")
+    header, verdict, reason = _check_header(path, content)
+    if header is None:
+        return Segment(path, None, [], 0, verdict, reason, content)
+    bounds, end = split(content, HEADER_SIZE, header.first)
+    records, reason = _decoded(content, bounds, header.first)
+    if len(records) < len(bounds):
+        end = bounds[len(records)][0] - FRAME_SIZE
+        verdict = Verdict.DAMAGED
+    elif size > len(content):
+        verdict, reason = Verdict.DAMAGED, f"it has more than {MAX_SEGMENT} bytes"
+    elif end < len(content):
+        verdict = Verdict.RESERVED if is_zero(content, end) else Verdict.DAMAGED
+    return Segment(path, header, records, end, verdict, reason, content)
+
+
+def _decoded(
+    content: bytes, bounds: list[tuple[int, int]], sequence: int
+) -> tuple[list[Located], str]:
+    """Decode records up to the first that can't be decoded; return also the reason why not."""
+    records: list[Located] = []
+    for start, end in bounds:
+        try:
+            record = decode(content[start:end])
+        except BadRecord as error:
+            return records, f"record {sequence} can't be decoded: {error}"
+        records.append(Located(start - FRAME_SIZE, sequence, record))
+        sequence += 1
+    return records, ""
+
+
+def _place(path: Path, first: int) -> Place:
+    try:
+        content, size = _content_of(path, HEADER_SIZE)
+    except OSError as error:
+        return Place(path, first, 0, None, Verdict.UNREADABLE, reason_of(error))
+    return Place(path, first, size, *_check_header(path, content))
+
+
+def _content_of(path: Path, limit: int) -> tuple[bytes, int]:
+    """Return the first *limit* bytes of a regular file, and its size. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would block
+    with opened(os.open(path, flags)) as descriptor:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")
+        wanted, chunks = min(limit, status.st_size), []
+        while wanted > 0 and (chunk := os.read(descriptor, wanted)):
+            chunks.append(chunk)
+            wanted -= len(chunk)
+    return b"".join(chunks), status.st_size
+
+
+def _check_header(path: Path, content: bytes) -> tuple[Header | None, Verdict, str]:
+    """Return the header at the start of *content*, or None and the reason."""
+    if len(content) < HEADER_SIZE or not content.startswith(_MAGIC):
+        return None, Verdict.FOREIGN, "it has no header"
+    fields = _HEADER.unpack_from(content)
+    if fields[-1] != crc32c(content[: HEADER_SIZE - 4]):
+        return None, Verdict.FOREIGN, "its header is damaged"
+    _, version, flags, lineage, first, tree_version, reserved, _ = fields
+    if version != _FORMAT or flags & ~_KNOWN_FLAGS or reserved != _RESERVED:
+        return None, Verdict.NEWER, f"its format is {version}, with flags {flags}"
+    if path.name != name_of(first):
+        return None, Verdict.FOREIGN, f"it was {name_of(first)}"
+    return Header(lineage, first, tree_version, flags), Verdict.WHOLE, ""
