@@ -3,6 +3,8 @@
 import contextlib
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,13 +44,18 @@ class Store:
             entry = self.tree.create(self.tree.root, name, EntryType.FILE, **BY)
         self.tree.write(entry, 0, data, truncate=True, **BY)
 
-    def batch(self) -> Batch:
-        """Return what the database lacks; the whole tree if it needs that."""
-        whole, now = whole_batch(self.tree), self._rows()
-        if self.database.needs_whole:
-            return whole
+    def batch(self, *, whole: bool = False) -> Batch:
+        """Return what the database lacks; the *whole* tree if that is wanted or needed."""
+        batch, now = whole_batch(self.tree), self._rows()
+        if whole or self.database.needs_whole:
+            return batch
         changed = [row for inode, row in now.items() if self._saved.get(inode) != row]
-        return whole._replace(rows=changed, gone=[*self._saved.keys() - now.keys()], is_whole=False)
+        gone = [*self._saved.keys() - now.keys()]
+        return batch._replace(rows=changed, gone=gone, is_whole=False)
+
+    def mark_saved(self) -> None:
+        """Note that the database has the tree."""
+        self._saved = self._rows()
 
     def mark(self) -> Mark:
         """Return a mark that is new each time."""
@@ -58,7 +65,7 @@ class Store:
     def save(self, **changes: Any) -> None:
         """Save what has changed since the last save. *changes* are other fields of the batch."""
         self.database.save(self.batch()._replace(**changes), self.mark())
-        self._saved = self._rows()
+        self.mark_saved()
 
     def put(self, name: str, data: bytes) -> None:
         """Create or replace a file in the root, and save."""
@@ -166,3 +173,20 @@ def contents_of(tree: Tree) -> Contents:
     for entry in entries:
         entries += entry.children()
     return {entry.path: None if entry.is_directory else entry.content for entry in entries}
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a process that keeps a read transaction of the database *path* open."""
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('BEGIN'); c.execute('SELECT * FROM tree').fetchall(); print(flush=True);"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        yield process
+        process.communicate("")

@@ -25,9 +25,9 @@ from pmxcfs.messages import EntryType
 from pmxcfs.storage.create import making
 from pmxcfs.storage.database import Database, NeedsWhole, whole_batch
 from pmxcfs.storage.divergence import Note, Removal
-from pmxcfs.storage.mark import read_mark
+from pmxcfs.storage.mark import Position, read_mark
 from tests.conftest import ExpectLog
-from tests.fakes.doubles.store import BY, Store, faulty_connections, query, stored
+from tests.fakes.doubles.store import BY, Store, faulty_connections, query, reading, stored
 from tests.places import ROOT
 
 VECTORS = ROOT / "tests/vectors"
@@ -188,7 +188,7 @@ def test_the_mark_is_that_of_the_last_save(store: Store) -> None:
     reopened = Database.open(store.path, now=1)
     with contextlib.closing(reopened):
         assert store.saves == 2
-        assert reopened.mark == store.mark()._replace(save_id=b"%16d" % 2, position=(1, 64, 2))
+        assert reopened.mark == store.mark()._replace(save_id=b"%16d" % 2, position=Position(1, 64, 2))
         assert reopened.version_row == (0, 0, 4, 3, 1234, 8, b"__version__", None)
         assert query(store.path, "SELECT count(*) FROM pmxcfs_journal") == [(1,)]
 
@@ -362,23 +362,6 @@ def test_a_reader_keeps_the_log_from_being_cut_and_is_found(store: Store) -> Non
     assert store.database.blocking_pid() is None
     assert store.database.checkpoint()
     assert store.log_size == 0
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Run a process that keeps a read transaction of the database *path* open."""
-    program = (
-        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
-        "c.execute('BEGIN'); c.execute('SELECT * FROM tree').fetchall(); print(flush=True);"
-        "sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, str(path)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "\n"
-        yield process
-        process.communicate("")
 
 
 def test_a_writer_keeps_the_log_from_being_cut_without_a_wait(store: Store) -> None:
