@@ -34,7 +34,14 @@ from pmxcfs.errors import StoreError
 from pmxcfs.host.files import make_private_directory, sync_directory
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Note, Removal
-from pmxcfs.storage.kept_copies import FORK, HOME, OLDER, Description, describe_copy
+from pmxcfs.storage.kept_copies import (
+    FORK,
+    HOME,
+    OLDER,
+    Description,
+    describe_copy,
+    log_paths,
+)
 from pmxcfs.storage.sqlite_errors import translated
 from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree.adoption import Adoption
@@ -42,7 +49,6 @@ from pmxcfs.tree.index import ROOT
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-MAX_LOGGED_PATHS = 100  # paths that are logged for one copy
 IMPORTED = 3  # the version of a fresh tree after the import of the host's corosync.conf
 _PRIVATE = re.compile(r"(nodes/[^/]+/)?priv(/|$)")
 
@@ -146,8 +152,9 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
             len(lost.entries) + len(lost.removals),
             copy,
         )
-        _log_paths("replaced by another node's version", map(_loggable, lost.entries))
-        _log_paths(
+        log_paths(_log, "replaced by another node's version", map(_loggable, lost.entries))
+        log_paths(
+            _log,
             "removed here, and present again in another node's version",
             (_loggable_removal(removal) for removal in lost.removals),
         )
@@ -158,7 +165,7 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
             len(lost.older),
             copy,
         )
-        _log_paths("replaced by an older version", map(_loggable, lost.older))
+        log_paths(_log, "replaced by an older version", map(_loggable, lost.older))
 
 
 def _description(lost: Lost, now: int) -> Description:
@@ -181,15 +188,6 @@ def can_keep_copy(database: Database) -> bool:
     except StoreError:
         return False
     return True
-
-
-def _log_paths(fate: str, names: Iterable[str]) -> None:
-    """Log what has become of each path in *names*, for the first paths."""
-    paths = sorted(names)
-    for path in paths[:MAX_LOGGED_PATHS]:
-        _log.warning("%s: %s", fate, path)
-    if len(paths) > MAX_LOGGED_PATHS:
-        _log.warning("%s: %d more paths", fate, len(paths) - MAX_LOGGED_PATHS)
 
 
 def _loggable(entry: Entry) -> str:

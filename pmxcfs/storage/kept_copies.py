@@ -1,6 +1,7 @@
-"""The copies kept of changes that a synchronization replaced: what each holds, and which are done.
+"""The copies kept of changes that the tree does not have: what each holds, and which are done.
 
-A copy is the database ``conflicts/TIME.db`` in the state directory; ``TIME.db.json`` beside it
+A copy is the database ``conflicts/TIME.db`` in the state directory, from before a synchronization,
+or a part of the journal, ``conflicts/TIME.journal``; a file with ``.json`` behind its name
 describes it. Somebody who has dealt with a copy marks it as *done*: both files then move to
 ``conflicts/done``. Nothing is ever removed.
 
@@ -9,9 +10,10 @@ Threads: no lock is needed. All functions block. Contract: docs/spec/operations.
 
 import contextlib
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +27,17 @@ from pmxcfs.host.files import (
 
 HOME = "conflicts"  # in the state directory
 DONE = "done"  # in HOME
-FORK, OLDER = "fork", "older"  # reasons for a copy
-_NAME = re.compile(r"[0-9]+\.db(\.[0-9]+)?")
+FORK, OLDER = "fork", "older"  # reasons for a copy of the database
+OTHER_DATABASE, DAMAGE = "other database", "damage"  # reasons for a copy of the journal
+MAX_LOGGED_PATHS = 100  # paths that are logged for one copy
+_NAME = re.compile(r"[0-9]+\.(db|journal)(\.[0-9]+)?")
 
 
 class Description(NamedTuple):
     """Why a copy was made, and of which changes. The paths may be private ones."""
 
     time: int  # seconds since 1970
-    reason: str  # FORK: only this node had the changes; OLDER: the other tree was older; or empty
+    reason: str  # one of the constants above, or empty
     replaced: Sequence[str]  # paths of entries that were replaced or removed
     removed: Sequence[str]  # paths of entries that this node had removed, and that are back
 
@@ -49,6 +53,11 @@ class Copy(NamedTuple):
     def name(self) -> str:
         """The name that the commands use."""
         return self.path.name
+
+    @property
+    def is_journal(self) -> bool:
+        """Whether it is a part of a journal; else it is a database."""
+        return ".journal" in self.name
 
 
 def names_to_do(state_directory: Path) -> list[str]:
@@ -92,6 +101,15 @@ def describe_copy(copy: Path, description: Description) -> None:
     except OSError:
         path.unlink()
         raise
+
+
+def log_paths(logger: logging.Logger, fate: str, names: Iterable[str]) -> None:
+    """Log what has become of each path in *names*, for the first paths."""
+    paths = sorted(names)
+    for path in paths[:MAX_LOGGED_PATHS]:
+        logger.warning("%s: %s", fate, path)
+    if len(paths) > MAX_LOGGED_PATHS:
+        logger.warning("%s: %d more paths", fate, len(paths) - MAX_LOGGED_PATHS)
 
 
 def mark_done(copy: Copy) -> None:
