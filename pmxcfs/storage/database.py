@@ -367,7 +367,7 @@ class Database:
 
     def _read(self) -> Loaded:
         with translated(self._path, "read"):
-            return _read(self._connection, self._path)
+            return read_tree(self._connection, self._path)
 
     # Writing.
 
@@ -489,7 +489,7 @@ def inspect(path: Path) -> Loaded:
     The file is not changed, and its other users are not blocked.
     """
     with reader(path) as connection:
-        return _read(connection, path)
+        return read_tree(connection, path)
 
 
 def find_damage(path: Path) -> list[str]:
@@ -502,7 +502,11 @@ def find_damage(path: Path) -> list[str]:
     return [line.decode("utf-8", "replace") for line in lines if line != b"ok"]
 
 
-def _read(connection: sqlite3.Connection, path: Path) -> Loaded:
+def read_tree(connection: sqlite3.Connection, path: Path) -> Loaded:
+    """Return the tree of an open file, repaired in RAM only. Blocks.
+
+    Raises StoreError, and what SQLite raises if the file can't be read.
+    """
     rows = connection.execute(SELECT_ROWS).fetchall()
     inodes = [row[0] for row in rows]
     if any(one >= other for one, other in pairwise(inodes)):
