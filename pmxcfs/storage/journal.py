@@ -16,12 +16,12 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from pmxcfs.errors import StoreError
 from pmxcfs.host.directories import open_directory
 from pmxcfs.host.files import make_private_directory, sync_directory
 from pmxcfs.storage._journal import FRAME_SIZE, frame
+from pmxcfs.storage.mark import Position
 from pmxcfs.storage.segment_file import SegmentFile
 from pmxcfs.storage.segments import HEADER_SIZE, Header, Verdict, name_of, read, scan
 from pmxcfs.storage.sqlite_errors import translate
@@ -30,14 +30,6 @@ SEGMENT_LIMIT = 4 << 20  # bytes; a segment that has as many is full
 SPARE = 1 << 20  # bytes that stay reserved beyond what is asked for
 ATTEMPT_INTERVAL = 0.5  # seconds between attempts to have room after one has failed
 _NO_ROOM = -1
-
-
-class Position(NamedTuple):
-    """The place of the next record."""
-
-    segment: int  # sequence number of the segment's first record
-    offset: int  # bytes
-    sequence: int  # of the record
 
 
 def size_of(bodies: list[bytes]) -> int:
