@@ -15,7 +15,7 @@ from pmxcfs.replica.change_log import ChangeLog
 from pmxcfs.replica.departures import Departures
 from pmxcfs.storage.database import Batch
 from pmxcfs.storage.divergence import Removal
-from pmxcfs.storage.journal import Position
+from pmxcfs.storage.mark import Position
 from pmxcfs.storage.repair import Row
 from pmxcfs.storage.schema import entries, entry_row, signed, version_row
 

@@ -24,7 +24,8 @@ from typing import cast
 
 from pmxcfs.errors import StoreError
 from pmxcfs.host.outage import Outage
-from pmxcfs.storage.journal import Journal, Position
+from pmxcfs.storage.journal import Journal
+from pmxcfs.storage.mark import Position
 
 _log = logging.getLogger("pmxcfs.database")
 

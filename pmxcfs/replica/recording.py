@@ -116,7 +116,9 @@ def _row(entry: Entry, state: StateBefore, done: Sequence[Recorded]) -> bytes:
 def _changed_range(entry: Entry, done: Sequence[Recorded], *, size: int) -> tuple[int, int]:
     """Return the first byte and the end of what *done* overwrote or cut of a file of *size*."""
     ranges = list(_ranges(entry, done, size=size))
-    return min([start for start, _ in ranges], default=0), max([end for _, end in ranges], default=0)
+    return min([start for start, _ in ranges], default=0), max(
+        [end for _, end in ranges], default=0
+    )
 
 
 def _ranges(entry: Entry, done: Sequence[Recorded], *, size: int) -> Iterator[tuple[int, int]]:

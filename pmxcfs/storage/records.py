@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pmxcfs._cpg import decode as decode_message
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import Group, Mutation, Normal, UnlockRequest
-from pmxcfs.storage.divergence import Note
+from pmxcfs.storage.divergence import Note, Removal
 
 ID_SIZE = 16  # bytes of a save's id and of a lineage
 CHECKSUM_SIZE = 32  # bytes of a state checksum
@@ -123,9 +123,10 @@ class Gap(NamedTuple):
 
 
 class Notes(NamedTuple):
-    """What other nodes miss from now on, by node id."""
+    """What other nodes miss from now on, by node id, and removals that they may miss."""
 
     notes: Mapping[int, Note]
+    removals: tuple[Removal, ...] = ()
 
 
 Record = Change | Before | Check | Saving | Saved | Adopted | Gap | Notes
@@ -140,6 +141,8 @@ _ADOPTED = struct.Struct("<BQQBI")
 _GAP = struct.Struct("<BQ")
 _NOTES = struct.Struct("<BI")
 _NOTE = struct.Struct("<IQQ")
+_REMOVALS = struct.Struct("<I")
+_REMOVAL = struct.Struct("<QQ")
 _U16 = struct.Struct("<H")
 _PRIVATE, _DATA_LEFT_OUT = 1, 2  # flags of BEFORE
 _SHORT = 1  # flag of ADOPTED
@@ -253,7 +256,12 @@ def _encode_gap(record: Gap) -> bytes:
 
 def _encode_notes(record: Notes) -> bytes:
     notes = [_NOTE.pack(node, *note) for node, note in record.notes.items()]
-    return b"".join([_NOTES.pack(Kind.NOTES, len(notes)), *notes])
+    removals = [
+        _REMOVAL.pack(removal.inode, removal.version) + _string(removal.path)
+        for removal in record.removals
+    ]
+    head = _NOTES.pack(Kind.NOTES, len(notes))
+    return b"".join([head, *notes, _REMOVALS.pack(len(removals)), *removals])
 
 
 def _string(text: bytes) -> bytes:
@@ -404,7 +412,7 @@ def _decode_gap(body: bytes) -> Gap:
 def _decode_notes(body: bytes) -> Notes:
     reader = _Reader(body)
     _, count = reader.unpack(_NOTES, "notes")
-    if count * _NOTE.size != reader.left:
+    if count > reader.left // _NOTE.size:
         raise BadRecord(f"notes: {count} of them do not fit into {reader.left} bytes")
     notes = {}
     for _ in range(count):
@@ -412,7 +420,17 @@ def _decode_notes(body: bytes) -> Notes:
         notes[node] = Note(common, parted)
     if len(notes) != count:
         raise BadRecord("notes: a node is there twice")
-    return Notes(notes)
+    (count,) = reader.unpack(_REMOVALS, "removals")
+    if count > reader.left // _REMOVAL.size:
+        raise BadRecord(f"removals: {count} of them do not fit into {reader.left} bytes")
+    removals = tuple([_removal(reader) for _ in range(count)])
+    reader.end()
+    return Notes(notes, removals)
+
+
+def _removal(reader: _Reader) -> Removal:
+    inode, version = reader.unpack(_REMOVAL, "removal")
+    return Removal(inode, version, reader.string("path"))
 
 
 def _unpack_all(layout: struct.Struct, body: bytes) -> Sequence:  # type: ignore[type-arg]
