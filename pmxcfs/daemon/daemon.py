@@ -25,6 +25,7 @@ from pmxcfs.daemon.quorum import QuorumSwitch
 from pmxcfs.daemon.report import RecentWarnings, ReportSources, describe, summary
 from pmxcfs.daemon.state_directory import StateDirectory
 from pmxcfs.daemon.storage import Storage
+from pmxcfs.errors import StoreError
 from pmxcfs.fuse import session
 from pmxcfs.fuse.handlers import Operations
 from pmxcfs.fuse.kernel_cache import KernelCache
@@ -35,7 +36,6 @@ from pmxcfs.host import clock, log, mountpoint, process
 from pmxcfs.host.address import AddressLookup
 from pmxcfs.host.log_limit import Reporter
 from pmxcfs.host.watchdog import Watchdog
-from pmxcfs.errors import StoreError
 from pmxcfs.replica.cluster_issuer import ClusterIssuer
 from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.issuer import StoppableIssuer

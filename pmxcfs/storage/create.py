@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pmxcfs.errors import StoreError
 from pmxcfs._core import Tree
+from pmxcfs.errors import StoreError
 from pmxcfs.host.files import sync_directory
 from pmxcfs.messages import Create, Write
 from pmxcfs.settings import LOCKFILE_NAME

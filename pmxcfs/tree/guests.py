@@ -67,9 +67,7 @@ class Guests:
 
     def __init__(self) -> None:
         self._places: dict[int, GuestPath] = {}
-        self._undo: dict[
-            int, GuestPath | None
-        ] = {}  # changed vmid -> place at the last mark_written
+        self._undo: dict[int, GuestPath | None] = {}  # changed vmid -> place before
 
     def __len__(self) -> int:
         return len(self._places)
