@@ -1,16 +1,16 @@
 """The change log: the records of applied changes, from the tree to the journal.
 
-A change is applied to the tree first, because only that tells whether it is refused. Its record then
-waits here, in order, until a thread writes it: one ``Journal.append`` for all that wait. The caller
-of the change is answered after that.
+A change is applied to the tree first, because only that tells whether it is refused. Its record
+then waits here, in order, until a thread writes it: one ``Journal.append`` for all that wait. The
+caller of the change is answered after that.
 
 If the journal can't be written, ``failure`` says why. ``make_ready`` tries again, at most twice a
 second. When records were lost on the way (the journal broke, or too many wait), those behind them
-would lead nowhere. So nothing is written until the database has the whole tree; a new segment with a
-GAP record goes on from that.
+would lead nowhere. So nothing is written until the database has the whole tree; a new segment with
+a GAP record goes on from that.
 
-Threads: ``is_ready``, ``add``, ``discard`` and ``forget`` need the tree's lock. ``write``,
-``make_ready`` and ``sync`` are called without it, because they block for as long as the device does.
+Threads: the methods of the first part need the tree's lock. Those of the second part are called
+without it, because they block for as long as the device does.
 Contract: docs/spec/storage.md, "Writing".
 """
 

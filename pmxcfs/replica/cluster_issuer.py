@@ -116,7 +116,7 @@ class ClusterIssuer:
         """Do nothing: a creation is a change like any other."""
 
     def sync(self) -> None:
-        """Bring all changes to this node's device. Blocks. Raises StoreError, and Busy if many wait."""
+        """Bring all changes to this node's device. Blocks. Raises StoreError and Busy."""
         with self._yielding.waiting():
             self._replica.sync()
 

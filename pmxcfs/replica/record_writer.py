@@ -37,7 +37,7 @@ class RecordWriter:
         self._thread: BackgroundThread | None = None
 
     def notice(self) -> None:
-        """Have the waiting records written soon. Never blocks; for any thread, before ``start`` too."""
+        """Have the waiting records written soon. Never blocks; for any thread."""
         if not self._wanted.is_set():
             self._wanted.set()
 
