@@ -55,7 +55,8 @@ class Facts(NamedTuple):
     seconds_without_echo: float = 0.0  # of the oldest own message that has not come back
     refusal: str = ""  # why changes are refused since one was not delivered
     copy_error: str = ""  # why changes that only this node has can't be copied
-    store_error: str = ""  # why the database can't be written
+    store_error: str = ""  # why changes can't be stored
+    save_error: str = ""  # why the database can't follow the journal
     offline: Sequence[str] = ()  # names of nodes
     twins: Sequence[int] = ()  # process ids of other members with this node's id
     is_unlisted: bool = False  # whether the cluster's configuration lacks this node's name
@@ -113,11 +114,19 @@ KINDS: Mapping[str, Kind] = {
         "corosync",
         "Without quorum",
     ),
-    "not-saved": Kind(
+    "not-stored": Kind(
         State.FAILED,
-        "The database can't be written, so changes of this node are refused. Files can be read. "
+        "The journal can't be written, so changes of this node are refused. Files can be read. "
         "In a cluster, what other nodes change is seen here, but only in memory.",
         "make room on the device of the state directory, or mend it; no restart is needed",
+        "What survives which failure",
+    ),
+    "not-saved": Kind(
+        State.DEGRADED,
+        "Changes are in the journal, so none is lost. But the database does not get them: a copy "
+        "of the file config.db is older, and the journal grows until the database can be written.",
+        "see the reason, and end what keeps the database from being written; the daemon tries "
+        "again by itself, and at once by: pmxcfs checkpoint",
         "What survives which failure",
     ),
     "synchronizing": Kind(
@@ -236,7 +245,9 @@ def _of_sync(facts: Facts) -> Iterator[Finding]:
 
 def _of_disk(facts: Facts) -> Iterator[Finding]:
     if facts.store_error:
-        yield Finding("not-saved", f"changes are refused: {facts.store_error}")
+        yield Finding("not-stored", f"changes are refused: {facts.store_error}")
+    if facts.save_error:
+        yield Finding("not-saved", f"the database is not up to date: {facts.save_error}")
     if facts.conflicts:
         yield Finding("conflict", f"copies of replaced changes: {', '.join(facts.conflicts)}")
     if facts.repairs:

@@ -93,6 +93,11 @@ def describe(parts: ReportSources) -> Mapping[str, object]:
             "bytes": parts.state.database_bytes,
             "version": parts.tree.version,
         },
+        "journal": {
+            "path": str(parts.settings.journal),
+            "bytes": parts.state.journal_bytes,
+            "unsaved_bytes": parts.replica.saver.waiting_bytes,
+        },
         "content": {
             "bytes": parts.tree.content_bytes,
             "most_bytes": MAX_TOTAL_SIZE,
@@ -120,6 +125,7 @@ def find(parts: ReportSources) -> list[Finding]:
     facts = Facts(
         is_quorate=parts.quorum.is_quorate,
         store_error=str(parts.replica.store_error or ""),
+        save_error=str(parts.replica.save_error or ""),
         conflicts=parts.state.copies,
         repairs=parts.repairs,
         metrics_error=parts.clients.recorder.trouble,

@@ -6,6 +6,7 @@ thread of its own looks at the directory, and the report gets what it saw last.
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.settings import Settings
@@ -22,6 +23,7 @@ class StateDirectory(BackgroundThread):
         self._settings = settings
         self.copies: Sequence[str] = ()  # names of those that nobody has dealt with
         self.database_bytes = 0  # of the database file and its write-ahead log
+        self.journal_bytes = 0
 
     def run(self) -> None:
         """Look again and again until the thread is to stop."""
@@ -32,12 +34,16 @@ class StateDirectory(BackgroundThread):
     def look(self) -> None:
         """Look once. Blocks."""
         self.copies = names_to_do(self._settings.statedir)
-        self.database_bytes = self._size()
-
-    def _size(self) -> int:
         path = self._settings.database
-        total = 0
-        for file in (path, path.with_name(f"{path.name}-wal")):
-            with contextlib.suppress(OSError):
-                total += file.stat().st_size
-        return total
+        self.database_bytes = _size_of(path, path.with_name(f"{path.name}-wal"))
+        with contextlib.suppress(OSError):
+            self.journal_bytes = _size_of(*self._settings.journal.iterdir())
+
+
+def _size_of(*paths: Path) -> int:
+    """Return the bytes that the files at *paths* have together; a missing one has none."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

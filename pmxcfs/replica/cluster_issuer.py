@@ -151,6 +151,7 @@ class ClusterIssuer:
         try:
             if (refusal := self.refusal()) is not None:
                 raise refusal
+            self._replica.await_saver()
             with self._yielding.waiting_with_watch() as watch:
                 failure = self._await(proposal, watch)
                 with self._yielding.during_write(watch):

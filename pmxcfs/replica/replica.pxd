@@ -41,6 +41,7 @@ cdef class Replica:
     cpdef object check_writable(self, size=*)
     cdef list _deliver_locally(self, tickets)
     cdef object _make_ready(self, tickets)
+    cpdef object await_saver(self)
     cdef object _write(self)
     cdef object _finish(self, tickets, error)
     cdef object _await_idle_for(self, double seconds)

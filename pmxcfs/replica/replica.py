@@ -223,9 +223,19 @@ class Replica:
         """Wait until records of *tickets* can be written. Blocks. Raises StoreError and Busy."""
         size = sum([size_of(ticket.mutation, self.tree) for ticket in tickets])
         self._await_idle_for(NAME_TIMEOUT)
+        self.await_saver()
         while not self._log.is_ready(size):
             with self._yielding.waiting():
                 self._log.make_ready(size, version=self.tree.version)
+            self._await_idle_for(NAME_TIMEOUT)
+
+    def await_saver(self) -> None:
+        """Let the database catch up if too much waits to be saved. Blocks. Raises Busy."""
+        if self.saver.is_overdue:
+            with self._yielding.waiting():
+                self.saver.await_save(timeout=NAME_TIMEOUT)
+            if self.saver.is_overdue:
+                raise Busy("too many changes wait to be saved, nothing was changed")
             self._await_idle_for(NAME_TIMEOUT)
 
     def _write(self) -> None:

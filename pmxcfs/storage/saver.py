@@ -118,6 +118,11 @@ class Saver:
         """Whether so much waits that changes are to wait for the save that runs. Never blocks."""
         return self._is_saving and self._waiting_size() > OVERDUE_SIZE
 
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes of journal that the database does not have yet. Never blocks."""
+        return self._waiting_size()
+
     def note_change(self, *, is_configuration: bool) -> None:
         """Note that a change was written to the journal. For any thread; never blocks long.
 
