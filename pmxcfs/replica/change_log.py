@@ -121,10 +121,17 @@ class ChangeLog:
 
         *version* is the tree's now.
         """
-        if self._journal.is_full and not self._has_marker:
-            self._has_marker = True
-            self._pending.append(version)
-            self.segment += 1
+        if self._journal.is_full:
+            self.begin_segment_with((), version=version)
+
+    def begin_segment_with(self, bodies: Iterable[bytes], *, version: int) -> None:
+        """Have a new segment begin with the records *bodies*; *version* is the tree's now."""
+        if not self.has_gap:  # else the segment begins when the tree has been saved
+            if not self._has_marker:
+                self._has_marker = True
+                self._pending.append(version)
+                self.segment += 1
+            self.add(bodies)
 
     def discard(self) -> None:
         """Forget the records that wait: their changes are undone."""
@@ -204,13 +211,8 @@ class ChangeLog:
             if self._outage.cause is not None:
                 self._write()
 
-    def begin_segment(self, version: int) -> None:
-        """Begin a new segment, after an adoption. Blocks. A failure shows at the next change."""
-        with self._mutex, contextlib.suppress(StoreError):
-            self._begin_segment(version)
-
     def _begin_segment(self, version: int) -> None:
-        self._journal.begin_segment(version=version)
+        self._journal.begin_segment(version=version, sync=False)
         self.segment += 1
 
     def _write(self) -> None:
@@ -218,9 +220,10 @@ class ChangeLog:
         while self._pending:
             if self.has_gap or self._journal.is_broken:
                 raise self._why_not()
-            bodies = self._take()
-            size = sum(map(len, bodies)) + _AROUND_RECORD * len(bodies)
+            bodies: list[bytes] = []
             try:
+                bodies = self._take()
+                size = sum(map(len, bodies)) + _AROUND_RECORD * len(bodies)
                 if not self._journal.has_room(size):
                     self._journal.make_room(size, version=self._version)
                 self._journal.append(bodies)
@@ -235,7 +238,7 @@ class ChangeLog:
         first = self._pending[0]
         if isinstance(first, int):
             self._version = first
-            self._journal.begin_segment(version=first)
+            self._journal.begin_segment(version=first, sync=False)
             self._pending.popleft()
             self._has_marker = False
         bodies: list[bytes] = []

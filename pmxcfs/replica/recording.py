@@ -11,13 +11,15 @@ from pmxcfs._cpg import encode as encode_message
 from pmxcfs.messages import Group, Kind, Mutation, Normal, Rename, Write
 from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage.records import UNSET, Before, Notes, encode, encode_change
+from pmxcfs.storage.records import UNSET, Adopted, Before, Notes, encode, encode_change
 from pmxcfs.text import to_bytes
+from pmxcfs.tree.adoption import ROOT, Adoption
 from pmxcfs.tree.apply import Change
 
 LARGE = 64 << 10  # bytes of a file of which only the changed range is recorded
 # Parent, name, (version, writer, mtime), content (empty if only its size is known), size, private.
 StateBefore: TypeAlias = tuple[Entry, str, tuple[int, int, int], bytes, int, bool]
+MAX_REPLACED = 16 << 20  # bytes of what an adoption replaces, to be recorded
 _AROUND = 256  # bytes of a record beside paths and content, rounded up
 _HEARTBEATS = ("lrm_status", "manager_status")  # files that HA rewrites every few seconds
 
@@ -74,6 +76,21 @@ def records_of(
     return bodies
 
 
+def records_of_adoption(adoption: Adoption, tree: Tree) -> list[bytes]:
+    """Return the records of *adoption*, which has not changed *tree* yet: what it replaces, and it.
+
+    What is replaced is left out if it is too much.
+    """
+    replaced = [*adoption.deleted, *adoption.overwritten()]
+    paths = {to_bytes(entry.path) for entry in replaced}
+    paths |= {to_bytes(adoption.path_of(inode)) for inode in adoption.written if inode != ROOT}
+    bodies: list[bytes] = []
+    if sum([entry.size + _AROUND for entry in replaced]) <= MAX_REPLACED:
+        bodies += [_row_of(entry) for entry in replaced]
+    bodies.append(encode(Adopted(tree.version, adoption.root.version, tuple(sorted(paths)))))
+    return bodies
+
+
 def record_notes(departures: Departures) -> bytes:
     """Return the record of what other nodes miss."""
     return encode(Notes(departures.notes, tuple(departures.removals)))
@@ -86,6 +103,28 @@ def is_heartbeat(path: str) -> bool:
     """
     name = path.rpartition("/")[2]
     return name in _HEARTBEATS or ".tmp." in name or path.startswith("priv/lock/")
+
+
+def _row_of(entry: Entry) -> bytes:
+    """Return the record of the row of an attached *entry* as it is."""
+    parent = entry.parent
+    assert parent is not None, "the root is never replaced"
+    return encode(
+        Before(
+            is_private=entry.private,
+            inode=entry.inode,
+            parent=parent.inode,
+            version=entry.version,
+            writer=entry.writer,
+            mtime=entry.mtime,
+            type=entry.type,
+            size=entry.size,
+            offset=0,
+            name=to_bytes(entry.name),
+            path=to_bytes(entry.path),
+            data=entry.stored or b"",
+        )
+    )
 
 
 def _row(entry: Entry, state: StateBefore, done: Sequence[Recorded]) -> bytes:

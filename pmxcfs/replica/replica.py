@@ -31,7 +31,13 @@ from pmxcfs.messages import Kind, Mutation, Record
 from pmxcfs.replica.batches import Batches
 from pmxcfs.replica.change_log import ChangeLog
 from pmxcfs.replica.departures import Departures
-from pmxcfs.replica.recording import is_heartbeat, record_notes, records_of, size_of
+from pmxcfs.replica.recording import (
+    is_heartbeat,
+    record_notes,
+    records_of,
+    records_of_adoption,
+    size_of,
+)
 from pmxcfs.replica.tickets import NAME_TIMEOUT, Signal, Ticket
 from pmxcfs.replica.waiting import Yielding
 from pmxcfs.storage import conflicts
@@ -406,11 +412,12 @@ class Replica:
             self._keep_copy(lost, now=now, is_current=is_current)
         with lock:
             self.departures.adopted(side=side, fork=lost.fork if lost.is_fork else None)
+        bodies = records_of_adoption(adoption, self.tree)
         is_saved = is_current and self._save_adoption(adoption)
         with lock:
             self._swap(adoption, is_saved=is_saved)
-        if is_saved:
-            self._log.begin_segment(self.tree.version)
+            self._log.begin_segment_with(bodies, version=self.tree.version)
+        self._on_pending()
 
     def can_keep_copy(self) -> bool:
         """Try whether an adoption could copy the database first. Blocks. Needs no lock."""
