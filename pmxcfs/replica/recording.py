@@ -13,8 +13,9 @@ from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.records import UNSET, Adopted, Before, Notes, encode, encode_change
 from pmxcfs.text import to_bytes
-from pmxcfs.tree.adoption import ROOT, Adoption
+from pmxcfs.tree.adoption import Adoption
 from pmxcfs.tree.apply import Change
+from pmxcfs.tree.index import ROOT
 
 LARGE = 64 << 10  # bytes of a file of which only the changed range is recorded
 # Parent, name, (version, writer, mtime), content (empty if only its size is known), size, private.
