@@ -188,7 +188,9 @@ def test_the_mark_is_that_of_the_last_save(store: Store) -> None:
     reopened = Database.open(store.path, now=1)
     with contextlib.closing(reopened):
         assert store.saves == 2
-        assert reopened.mark == store.mark()._replace(save_id=b"%16d" % 2, position=Position(1, 64, 2))
+        assert reopened.mark == store.mark()._replace(
+            save_id=b"%16d" % 2, position=Position(1, 64, 2)
+        )
         assert reopened.version_row == (0, 0, 4, 3, 1234, 8, b"__version__", None)
         assert query(store.path, "SELECT count(*) FROM pmxcfs_journal") == [(1,)]
 

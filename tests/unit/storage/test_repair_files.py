@@ -19,7 +19,8 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.errors import PmxcfsError, StoreError
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
-from pmxcfs.storage.database import PAGE_SIZE, Database
+from pmxcfs.storage.database import PAGE_SIZE, Database, whole_batch
+from pmxcfs.storage.mark import Mark, Position, write_mark
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.store import Contents, contents_of
 from tests.places import VECTORS
@@ -232,12 +233,12 @@ def editing(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def start(path: Path) -> Tree:
-    """Open, load and close the file as a daemon does; return its tree."""
-    with contextlib.closing(Database.open(path, now=NOW)) as database:
-        loaded = database.load(now=NOW)
-        assert database.degraded is None
+    """Open, load, save if that is needed, and close the file as a daemon does; return its tree."""
     tree = Tree()
-    tree.load(loaded.records)
+    with contextlib.closing(Database.open(path, now=NOW)) as database:
+        tree.load(database.load(now=NOW).records)
+        if database.needs_whole:
+            database.save(whole_batch(tree), None)
     return tree
 
 
@@ -282,6 +283,36 @@ def test_a_damaged_tree_starts_repaired(
     assert copies_of(path) == [copy]
 
 
+def test_a_repair_is_not_written_before_the_next_save(path: Path, expect_log: ExpectLog) -> None:
+    """The file must stay the one that the journal goes on from."""
+    with editing(path) as connection:
+        connection.execute("UPDATE tree SET parent = 99 WHERE inode = 13")
+    damaged = rows_of(path)
+    expect_log("repaired")
+    expect_log("kept")
+    with contextlib.closing(Database.open(path, now=NOW)) as database:
+        assert database.read().repairs
+        assert not database.needs_whole
+        assert database.load(now=NOW).repairs
+        assert database.needs_whole
+    assert rows_of(path) == damaged
+
+
+def test_mending_writes_the_repair_and_removes_the_mark(path: Path) -> None:
+    mark = Mark(b"s" * 16, b"l" * 16, Position(1, 64, 2))
+    with editing(path) as connection:
+        connection.execute("UPDATE tree SET parent = 99 WHERE inode = 13")
+        write_mark(connection.execute, mark)
+    with contextlib.closing(Database.open(path, now=NOW)) as database:
+        loaded, copy = database.mend(now=NOW)
+        assert len(loaded.repairs) == 2
+        assert copy == copies_of(path)[0]
+        assert database.mend(now=NOW) == (loaded._replace(repairs=[]), None)
+    for file, expected in ((path, None), (copy, mark)):
+        with contextlib.closing(Database.open(file, now=NOW)) as database:
+            assert database.mark == expected
+
+
 def test_a_repaired_tree_can_be_changed_at_once(path: Path, expect_log: ExpectLog) -> None:
     with editing(path) as connection:
         connection.execute("UPDATE tree SET parent = 99 WHERE inode = 13")
@@ -291,7 +322,7 @@ def test_a_repaired_tree_can_be_changed_at_once(path: Path, expect_log: ExpectLo
         tree = Tree()
         tree.load(database.load(now=NOW).records)
         tree.create(tree.root, "new", EntryType.FILE, writer=0, mtime=5)
-        database.save(tree)
+        database.save(whole_batch(tree), None)
     assert contents_of(start(path)) == {**without("b.cfg"), f"{LOST}/13-b.cfg": b"b", "new": b""}
 
 
@@ -452,11 +483,10 @@ def make_large(path: Path) -> None:
             entry = tree.create(tree.root, f"f{number}", EntryType.FILE, writer=0, mtime=1)
             size = 9000 if number % 40 == 0 else 100
             tree.write(entry, 0, bytes(size), truncate=True, writer=0, mtime=1)
-        database.save(tree)
-        tree.mark_saved()
+        database.save(whole_batch(tree), None)
         for entry in tree.root.children()[::7]:
             tree.remove(entry, writer=0, mtime=1)
-        database.save(tree)
+        database.save(whole_batch(tree), None)
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
@@ -496,7 +526,7 @@ def use(path: Path) -> str:
             tree.load(database.load(now=NOW).records)
             with contextlib.suppress(PmxcfsError):
                 tree.create(tree.root, "a new file", EntryType.FILE, writer=0, mtime=1)
-                database.save(tree)
+                database.save(whole_batch(tree), None)
     except StoreError as error:
         return str(error)
     return ""
