@@ -20,6 +20,7 @@ SECTIONS = {
     "tree": "the plain-Python oracle",
     "sync": "hashing every entry; loading every entry",
     "codec": "the plain-Python codec",
+    "journal": "a bare pwrite of as many bytes; encoding the message; the table of the CRC",
     "database": "bare sqlite3",
     "ipc": "a libqb server that answers with zeros",
     "guests": "the first request for properties",

@@ -29,7 +29,7 @@ class Benchmark(Protocol):
 
 
 class Pair(NamedTuple):
-    """The median time of an operation on each side, in microseconds."""
+    """A time of an operation on each side, in microseconds."""
 
     ours: float
     base: float
@@ -77,11 +77,23 @@ class Turns:
         ours, base = (statistics.median(times) for times in self._times)
         return Pair(ours, base)
 
+    def tails(self) -> Pair:
+        """Return the 99th percentile of each side."""
+        ours, base = (statistics.quantiles(times, n=100)[-1] for times in self._times)
+        return Pair(ours, base)
+
 
 def by_turns(
     benchmark: Benchmark, ours: Operation, base: Operation, *, rounds: int, batch: int
 ) -> Pair:
     """Time both sides alternately; the numbers run from 0 to (rounds + 1) x batch - 1."""
+    return played(benchmark, ours, base, rounds=rounds, batch=batch).medians()
+
+
+def played(
+    benchmark: Benchmark, ours: Operation, base: Operation, *, rounds: int, batch: int
+) -> Turns:
+    """Time both sides as ``by_turns`` does, and return all times."""
     turns = Turns(ours, base, batch=batch)
     gc.collect()
     gc.disable()
@@ -89,4 +101,4 @@ def by_turns(
         benchmark.pedantic(turns.play_ours, setup=turns.play_base, rounds=rounds, warmup_rounds=1)
     finally:
         gc.enable()
-    return turns.medians()
+    return turns
