@@ -18,7 +18,7 @@ from bench.turns import Benchmark, by_turns, played
 from pmxcfs._cpg import encode
 from pmxcfs.messages import Group, Normal, Write
 from pmxcfs.storage._journal import crc32c, crc32c_by_table, reserve
-from pmxcfs.storage.journal import Journal, size_of
+from pmxcfs.storage.journal import SEGMENT_LIMIT, Journal, size_of
 from pmxcfs.storage.records import UNSET, encode_change
 
 APPEND = Goal(2)  # times the system call; framing a megabyte costs a copy and a checksum
@@ -54,7 +54,7 @@ def bench_append(
     benchmark: Benchmark,
     report: Report,
 ) -> None:
-    """Our side makes room and begins segments as the daemon does; the base begins anew, too."""
+    """Our side makes room and begins segments as the daemon does; the base empties its file."""
     home = workdir()
     home.mkdir()
     bodies = [[record_of(message_of(data))] for data in content]
@@ -66,8 +66,7 @@ def bench_append(
         ) as journal,
         (home / "bare").open("wb", buffering=0) as bare,
     ):
-        limit = (8 << 20) // size * size
-        reserve(bare.fileno(), 0, limit)
+        limit = max(SEGMENT_LIMIT // size, 1)  # writes before the file begins anew
 
         def ours(number: int) -> None:
             if journal.is_full:
@@ -77,7 +76,10 @@ def bench_append(
             journal.append(variant_of(bodies, number))
 
         def base(number: int) -> None:
-            os.pwrite(bare.fileno(), raw[number % len(raw)], number * size % limit)
+            if number % limit == 0:
+                os.ftruncate(bare.fileno(), 0)
+                reserve(bare.fileno(), 0, limit * size)
+            os.pwrite(bare.fileno(), raw[number % len(raw)], number % limit * size)
 
         turns = played(benchmark, ours, base, rounds=rounds, batch=batch)
     for label, pair in (("median", turns.medians()), ("p99", turns.tails())):
