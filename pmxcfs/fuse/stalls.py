@@ -29,13 +29,21 @@ class StallWatch(BackgroundThread):
     @contextlib.contextmanager
     def watching(self, watch: RequestWatch) -> Iterator[None]:
         """Stop *watch* if the block takes long. For any thread."""
-        self._running[watch] = self._last = time.monotonic()
-        if not self._is_needed.is_set():
-            self._is_needed.set()
+        self.begin(watch)
         try:
             yield
         finally:
-            del self._running[watch]
+            self.end(watch)
+
+    def begin(self, watch: RequestWatch) -> None:
+        """Stop *watch* unless ``end`` is called soon. For any thread."""
+        self._running[watch] = self._last = time.monotonic()
+        if not self._is_needed.is_set():
+            self._is_needed.set()
+
+    def end(self, watch: RequestWatch) -> None:
+        """Forget *watch*, if ``begin`` was called with it."""
+        self._running.pop(watch, None)
 
     def wake(self) -> None:
         """Let the thread end."""

@@ -56,15 +56,28 @@ class Workers:
     def _readers(self) -> int:
         return self.count - self._released_count - len(self._parked)
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Release the lock for a write; another worker is unparked only if that takes long."""
-        with self._released_with_watch() as watch, self.during_write(watch):
-            yield
+        return _Writing(self)
 
     def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
         """Stop *watch*, so that another worker is unparked, if the block takes long."""
         return self.stalls.watching(watch) if watch.is_active else contextlib.nullcontext()
+
+    def begin_write(self) -> RequestWatch:
+        """Release the lock; the watch is for ``end_write``."""
+        self._released_count += 1
+        watch = RequestWatch(self._descriptor, self._unpark_one, is_active=self._readers < 1)
+        if watch.is_active:
+            self.stalls.begin(watch)
+        self._lock_released.__enter__()
+        return watch
+
+    def end_write(self, watch: RequestWatch) -> None:
+        """Take the lock again."""
+        self._lock_released.__exit__(None, None, None)
+        self.stalls.end(watch)
+        self._released_count -= 1
 
     @contextlib.contextmanager
     def _released_with_watch(self) -> Iterator[RequestWatch]:
@@ -126,3 +139,18 @@ class Workers:
         """Unpark one worker, if any is parked. For any thread; does not need the lock."""
         with contextlib.suppress(IndexError):
             self._parked.pop().set()
+
+
+class _Writing(AbstractContextManager[None]):
+    """The block of ``Workers.writing``: a class, as a generator costs each change some us more."""
+
+    __slots__ = ("_watch", "_workers")
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def __enter__(self) -> None:
+        self._watch = self._workers.begin_write()
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.end_write(self._watch)

@@ -50,7 +50,7 @@ def _size_at(path: str, tree: Tree) -> int:
 
 
 def records_of(
-    done: Sequence[Recorded], before: Sequence[tuple[Entry, StateBefore]], *, now_ns: int
+    done: Sequence[Recorded], before: Sequence[tuple[Entry, StateBefore]], now_ns: int
 ) -> list[bytes]:
     """Return the records of one group: of the entries in *before* as they were, then of *done*.
 

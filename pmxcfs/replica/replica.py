@@ -522,7 +522,7 @@ class Replica:
         if done:
             self._log.begin_segment_if_full(self.tree.version)
             before = self.tree.rows_before(self._log.segment)
-            self._log.add(records_of(done, before, now_ns=self._wall_clock_ns()))
+            self._log.add(records_of(done, before, self._wall_clock_ns()))
             if self.policy is Policy.KEEP:
                 self._on_pending()
 

@@ -36,7 +36,7 @@ from pmxcfs.storage.divergence import Note
 from pmxcfs.storage.journal import Journal, size_of
 from pmxcfs.storage.mark import ID_SIZE, Mark, Position
 from pmxcfs.storage.records import Check, Gap, Saved, Saving, encode
-from pmxcfs.storage.schedule import NEVER, NOW, Schedule
+from pmxcfs.storage.schedule import NEVER, NOW, SAVE_SIZE, Schedule
 from pmxcfs.tree.adoption import Adoption
 
 _log = logging.getLogger("pmxcfs.database")
@@ -128,8 +128,13 @@ class Saver:
 
         *is_configuration*: its file is none of those that change all the time.
         """
+        now = self._clock()
+        if self._waiting_size() < SAVE_SIZE and self._schedule.touch(
+            now, is_configuration=is_configuration
+        ):
+            return
         with self._condition:
-            self._schedule.note_change(self._clock(), is_configuration=is_configuration)
+            self._schedule.note_change(now, is_configuration=is_configuration)
             if self._due_at() < self._wakes_at:
                 self._condition.notify_all()
 

@@ -23,6 +23,18 @@ class Schedule:
         self._first_configuration = self._last_configuration = NEVER
         self._taken = NEVER, NEVER, NEVER  # the same of the changes that are being saved
 
+    def touch(self, now: float, *, is_configuration: bool) -> bool:
+        """Note a change if it can only put the next save off; return whether it was noted.
+
+        Needs no lock: it sets one number.
+        """
+        if not is_configuration:
+            return self._first != NEVER
+        if self._first_configuration == NEVER:
+            return False
+        self._last_configuration = now
+        return True
+
     def note_change(self, now: float, *, is_configuration: bool) -> None:
         """Note an unsaved change."""
         self._first = min(self._first, now)

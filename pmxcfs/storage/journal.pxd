@@ -1,0 +1,31 @@
+# cython: language_level=3
+# The types of journal.py, which runs for every change.
+from libc.stdint cimport int64_t
+
+from pmxcfs.storage.segment_file cimport SegmentFile
+
+
+cdef class Journal:
+    cdef readonly bytes lineage
+    cdef readonly object position
+    cdef readonly object failure
+    cdef readonly bint is_broken
+    cdef object _directory
+    cdef int _descriptor
+    cdef SegmentFile _current
+    cdef int64_t _room
+    cdef dict _starts
+    cdef int64_t _total
+    cdef list _sealed
+    cdef list _untrusted
+    cdef bint _is_listed
+    cdef int64_t _attempts
+    cdef double _retry_at
+    cdef bint _is_closed
+    cdef object _sync_lock
+    cdef object _lock
+    cdef object _tried
+
+    cpdef bint has_room(self, int64_t size) except -1
+    cpdef object append(self, list bodies)
+    cdef object _check_usable(self)

@@ -1,0 +1,16 @@
+# cython: language_level=3
+# The types of segment_file.py, which runs for every change.
+from libc.stdint cimport int64_t, uint64_t
+
+
+cdef class SegmentFile:
+    cdef readonly object path
+    cdef readonly uint64_t first
+    cdef readonly int64_t end
+    cdef readonly int64_t synced
+    cdef int _descriptor
+    cdef int64_t _reserved
+
+    cpdef object append(self, bytes data)
+    cdef object _reserve_to(self, int64_t end)
+    cdef object _write(self, bytes data, int64_t offset)
