@@ -12,5 +12,5 @@ cdef class SegmentFile:
     cdef int64_t _reserved
 
     cpdef object append(self, bytes data)
-    cdef object _reserve_to(self, int64_t end)
-    cdef object _write(self, bytes data, int64_t offset)
+    cpdef object _reserve_to(self, int64_t end)
+    cpdef object _write(self, bytes data, int64_t offset)
