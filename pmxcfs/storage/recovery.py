@@ -295,8 +295,7 @@ class _Replay:
         if isinstance(record, records.Change):
             return self._apply(record)
         if isinstance(record, records.Adopted):
-            # The rows of an adoption are only in the database of its own save.
-            return record.before != record.after == self._tree.version
+            return record.after == self._tree.version  # its rows are only in its own save
         if isinstance(record, records.Gap):
             return record.version == self._tree.version
         if isinstance(record, records.Notes):
