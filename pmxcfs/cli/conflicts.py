@@ -1,4 +1,4 @@
-"""``pmxcfs conflicts``: the copies kept of changes that a synchronization replaced.
+"""``pmxcfs conflicts``: the copies kept of changes that the tree does not have.
 
 The commands read the state directory and need no daemon. They print paths below ``priv``, too, as
 only root can read the copies.
@@ -15,13 +15,25 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.cli import offline
 from pmxcfs.errors import StoreError
 from pmxcfs.settings import DATABASE_NAME
-from pmxcfs.storage import database
-from pmxcfs.storage.kept_copies import FORK, OLDER, Copy, find_copy, kept_copies, mark_done
+from pmxcfs.storage.kept_copies import (
+    DAMAGE,
+    FORK,
+    OLDER,
+    OTHER_DATABASE,
+    Copy,
+    find_copy,
+    kept_copies,
+    mark_done,
+)
+from pmxcfs.storage.kept_journals import read_kept_tree
+from pmxcfs.storage.recovery import inspect
 from pmxcfs.text import escape
 
 REASONS = {
     FORK: "only this node had these changes when another node's tree replaced them",
     OLDER: "another node's tree, although older, replaced these changes",
+    OTHER_DATABASE: "the journal had these changes, but the database was another one",
+    DAMAGE: "the journal had these changes behind a damaged place, or they did not fit the tree",
     "": "not described",
 }
 
@@ -45,8 +57,8 @@ def list_copies(arguments: argparse.Namespace) -> int:
 def show_copy(arguments: argparse.Namespace) -> int:
     """Print when and why a copy was kept, and how each path differs from now; return 0."""
     copy = find_copy(arguments.statedir, arguments.name)
-    kept = _tree_of(copy.path)
-    now = _tree_of(arguments.statedir / DATABASE_NAME)
+    kept = _tree_of(copy)
+    now = _tree_of_now(arguments.statedir / DATABASE_NAME)
     rows = list(_rows(copy, kept, now))
     if arguments.json:
         print(json.dumps({**_as_data(copy), "entries": rows}, indent=2))
@@ -64,7 +76,7 @@ def show_copy(arguments: argparse.Namespace) -> int:
 def export_copy(arguments: argparse.Namespace) -> int:
     """Write all files of a copy into a new or empty directory; return the exit status."""
     copy = find_copy(arguments.statedir, arguments.name)
-    return offline.export(copy.path, arguments.directory)
+    return offline.export_tree(_tree_of(copy), arguments.directory)
 
 
 def finish_copy(arguments: argparse.Namespace) -> int:
@@ -108,13 +120,16 @@ def _text(entry: Entry | None) -> str:
     return f"{entry.size} bytes of {_when(entry.mtime)}"
 
 
-def _tree_of(path: Path) -> Tree:
-    """Return the tree of a database. Raises StoreError, which names the file."""
+def _tree_of(copy: Copy) -> Tree:
+    """Return the tree of a copy; that of a journal has only what the changes were about."""
+    return read_kept_tree(copy.path) if copy.is_journal else offline.load(copy.path)
+
+
+def _tree_of_now(path: Path) -> Tree:
+    """Return the tree of a database and its journal. Raises StoreError, which names the file."""
     if not path.exists():
         raise StoreError(f"{path} is not there: name the state directory with --statedir")
-    tree = Tree(keep_undo=False)
-    tree.load(database.inspect(path).records)
-    return tree
+    return inspect(path).tree
 
 
 def _when(seconds: int) -> str:

@@ -29,7 +29,10 @@ from pmxcfs.host.directories import (
 )
 from pmxcfs.storage import database
 from pmxcfs.storage.create import making
-from pmxcfs.storage.database import Database, Loaded
+from pmxcfs.storage.database import Database, whole_batch
+from pmxcfs.storage.fold import fold
+from pmxcfs.storage.recovery import Recovered, inspect, journal_of
+from pmxcfs.storage.segments import DIRECTORY_NAME
 from pmxcfs.text import escape, to_bytes, to_text
 from pmxcfs.tree.apply import apply
 from pmxcfs.tree.guests import Guests
@@ -43,53 +46,71 @@ _NAME_ERRORS = frozenset([errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL])
 
 
 def fsck(path: Path, *, repair: bool) -> int:
-    """Check a database and print its faults; return 0 if it is sound, else 1.
+    """Check a database and its journal, and print their faults; return 0 if they are sound, else 1.
 
-    With *repair*, write the repairs first; a copy of the unrepaired file stays beside it.
+    With *repair*, write the repairs first, and what only the journal has; a copy of the unrepaired
+    file stays beside it.
     """
-    loaded = _inspect(path, repair=repair)
+    found = _inspect(path, repair=repair)
     damage = database.find_damage(path)
-    if repair and loaded.repairs:
-        _repair(path)
+    if repair:
+        _repair(path, found)
         damage = database.find_damage(path)
     done = "repaired" if repair else "to repair"
-    for line in loaded.repairs:
+    for line in found.repairs:
         print(f"{path}: {done}: {line}")
+    for line in _journal_lines(path, found, done=done):
+        print(line)
     for line in damage:
         print(f"{path}: damaged: {escape(line)}")
-    if damage and (repair or not loaded.repairs):
+    if damage and (repair or not found.repairs):
         print(f"{path}: the sqlite3 command .recover can save the readable rows into a new file")
-    if damage or (loaded.repairs and not repair):
+    if damage or ((found.repairs or found.left_over) and not repair):
         return 1
-    root, *entries = loaded.records
-    print(f"{path}: sound, version {root.version}, {len(entries)} entries")
+    print(f"{path}: sound, version {found.tree.version}, {found.tree.entry_count} entries")
     return 0
 
 
-def _inspect(path: Path, *, repair: bool) -> Loaded:
+def _inspect(path: Path, *, repair: bool) -> Recovered:
     """Read the tree. With *repair*, roll back an interrupted transaction first."""
     try:
-        return database.inspect(path)
+        return inspect(path)
     except StoreError as error:
         if not repair or error.errno != errno.EROFS:
             raise
     Database.open(path, now=clock.seconds(), alone=True).close()
     print(f"{path}: repaired: rolled back an interrupted transaction")
-    return database.inspect(path)
+    return inspect(path)
 
 
-def _repair(path: Path) -> None:
-    opened = Database.open(path, now=clock.seconds(), alone=True)
-    with contextlib.closing(opened):
-        _, copy = opened.mend(now=clock.seconds())
-        if opened.degraded:
-            raise opened.degraded
-    print(f"{path}: a copy of the unrepaired file is {copy}")
+def _repair(path: Path, found: Recovered) -> None:
+    """Write what *found* differs in from the file."""
+    now = clock.seconds()
+    journal = journal_of(path)
+    if journal is not None and journal.is_dir():
+        fold(path, now=now, alone=True, mend=True)
+    elif found.repairs:
+        with contextlib.closing(Database.open(path, now=now, alone=True)) as opened:
+            _, copy = opened.mend(now=now)
+        print(f"{path}: a copy of the unrepaired file is {copy}")
+
+
+def _journal_lines(path: Path, found: Recovered, *, done: str) -> Iterator[str]:
+    """Yield what the journal of the database *path* has; *done* tells what becomes of faults."""
+    journal = path.with_name(DIRECTORY_NAME)
+    if found.replayed and done == "repaired":
+        yield f"{path}: {found.replayed} changes of the journal were written to it"
+    elif found.replayed:
+        yield f"{journal}: {found.replayed} changes since the last save of {path.name}"
+    if found.left_over is not None:
+        count = len(found.left_over.changes)
+        reason = "it is damaged" if found.left_over.is_damage else "they follow another database"
+        yield f"{journal}: {done}: {count} changes can't be applied, as {reason}: kept in conflicts"
 
 
 def dump(path: Path) -> int:
     """Print a line for each entry, in the order of paths, without content; return 0."""
-    tree = _load(path)
+    tree = load(path)
     root = tree.root
     print(f"version {root.version}, writer {root.writer}, mtime {root.mtime}")
     print(f"{tree.entry_count} entries, {tree.content_bytes} bytes of content")
@@ -105,12 +126,16 @@ def dump(path: Path) -> int:
 
 
 def export(path: Path, directory: Path) -> int:
+    """Write the files of a database into a new or empty directory, as ``export_tree`` does."""
+    return export_tree(load(path), directory)
+
+
+def export_tree(tree: Tree, directory: Path) -> int:
     """Write the tree's files into a new or empty directory, with their modes and times.
 
     Entries with names that are not valid in a directory are skipped and reported; return 1 if
     there are any, else 0.
     """
-    tree = _load(path)
     with _new_directory(directory) as top:
         return 1 if _Export(directory, top).run(tree.root) else 0
 
@@ -198,7 +223,7 @@ def import_(directory: Path, path: Path) -> int:
         )
     tree = _read_directory(directory)
     with making(path, now=clock.seconds()) as new:
-        new.save(tree)
+        new.save(whole_batch(tree), None)
     print(f"{path}: version {tree.version}, {tree.entry_count} entries")
     return 0
 
@@ -286,15 +311,13 @@ def _read_file(name: bytes, directory: int, *, shown: str) -> bytes:
     return content
 
 
-def _load(path: Path) -> Tree:
-    """Return the tree of a database, with the repairs that a daemon would make."""
-    loaded = database.inspect(path)
-    if loaded.repairs:
-        count = len(loaded.repairs)
-        print(f"{path} needs {count} repairs: see pmxcfs fsck {path}", file=sys.stderr)
-    tree = Tree(keep_undo=False)
-    tree.load(loaded.records)
-    return tree
+def load(path: Path) -> Tree:
+    """Return the tree of a database and its journal, with the repairs that a daemon would make."""
+    found = inspect(path)
+    if found.repairs or found.left_over:
+        faults = len(found.repairs) + (found.left_over is not None)
+        print(f"{path} needs {faults} repairs: see pmxcfs fsck {path}", file=sys.stderr)
+    return found.tree
 
 
 def walk(top: Entry) -> Iterator[Entry]:

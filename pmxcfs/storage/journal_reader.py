@@ -20,7 +20,7 @@ from pmxcfs.messages import Mutation
 from pmxcfs.storage import records, segments
 from pmxcfs.storage._journal import FRAME_SIZE, search, split
 from pmxcfs.storage.mark import Position
-from pmxcfs.storage.segments import Place, Verdict
+from pmxcfs.storage.segments import Place, Scan, Verdict
 from pmxcfs.storage.sqlite_errors import translated
 
 START = segments.HEADER_SIZE  # the offset of a segment's first record
@@ -112,11 +112,12 @@ class _Segment(NamedTuple):
 class JournalFiles:
     """The segments of the journal in *directory*; each is read once. Blocks.
 
-    A missing directory has none. Raises StoreError, also from the methods, if a file can't be read.
+    None or a missing directory has none. Raises StoreError, also from the methods, if a file can't
+    be read.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._scan = segments.scan(directory)
+    def __init__(self, directory: Path | None) -> None:
+        self._scan = Scan((), ()) if directory is None else segments.scan(directory)
         self._places = self._scan.segments
         firsts = [place.first for place in self._places]
         self._limits = [*(later for _, later in pairwise(firsts)), _BEYOND]

@@ -24,6 +24,7 @@ from pmxcfs._core import Tree
 from pmxcfs.errors import PmxcfsError, StoreError
 from pmxcfs.host.files import sync_directory
 from pmxcfs.messages import Kind, Mutation, Record, Rename
+from pmxcfs.settings import DATABASE_NAME
 from pmxcfs.storage import records
 from pmxcfs.storage.connect import reader
 from pmxcfs.storage.database import Database, Loaded, read_tree
@@ -85,13 +86,21 @@ def find(database: Database, loaded: Loaded) -> Found:
     return Found(database.version_row, database.mark, *loaded, database.notes)
 
 
-def inspect(path: Path) -> Recovered:
-    """Return the tree of the database *path* and the journal beside it; write nothing. Blocks.
+def journal_of(path: Path) -> Path | None:
+    """Return the directory of the journal of the database *path*.
 
-    Neither file's other users are blocked. If a daemon saves meanwhile, both are read again. Raises
-    StoreError.
+    Only a daemon's own database has one: a copy beside it is not the one that the journal follows.
     """
-    journal = path.parent / DIRECTORY_NAME
+    return path.with_name(DIRECTORY_NAME) if path.name == DATABASE_NAME else None
+
+
+def inspect(path: Path) -> Recovered:
+    """Return the tree of the database *path* and of its journal; write nothing. Blocks.
+
+    Other users of the files are not blocked. If a daemon saves meanwhile, both are read again.
+    Raises StoreError.
+    """
+    journal = journal_of(path)
     for _ in range(MAX_READINGS - 1):
         found = _read(path)
         with contextlib.suppress(StoreError):  # a segment that is gone meanwhile
@@ -115,10 +124,10 @@ def _read_mark(path: Path) -> Mark | None:
         return read_mark(connection.execute)
 
 
-def recover(found: Found, directory: Path) -> Recovered:
+def recover(found: Found, directory: Path | None) -> Recovered:
     """Return the tree of a database and of the journal in *directory*. Blocks.
 
-    Raises StoreError if the journal can't be read. A missing journal is an empty one.
+    A missing directory is an empty journal. Raises StoreError if the journal can't be read.
     """
     tree, guests = Tree(), Guests()
     tree.load(found.records)

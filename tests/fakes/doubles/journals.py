@@ -1,5 +1,6 @@
 """A node that writes a journal and saves its tree, reduced to what a recovery reads."""
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pmxcfs.errors import PmxcfsError
 from pmxcfs.messages import Group, Mutation, Normal, Record, Write
 from pmxcfs.storage import records, segments
 from pmxcfs.storage._journal import frame
+from pmxcfs.storage.database import Database, whole_batch
 from pmxcfs.storage.divergence import Note
 from pmxcfs.storage.mark import Mark, Position
 from pmxcfs.storage.recovery import Found, Recovered, settle
@@ -117,6 +119,15 @@ class JournalingNode:
         assert found.mark is not None
         self.append(records.Saved(found.mark.save_id))
         return found
+
+    def save_into(self, path: Path) -> None:
+        """Save into a database file, which no program has open then."""
+        mark = self.begin_save().mark
+        assert mark is not None
+        with contextlib.closing(Database.open(path, now=1)) as database:
+            database.load(now=1)
+            database.save(whole_batch(self.tree), mark)
+        self.append(records.Saved(mark.save_id))
 
 
 def restart(recovered: Recovered, directory: Path, *, now: int = 1_795_000_000) -> JournalingNode:

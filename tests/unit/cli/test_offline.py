@@ -19,7 +19,7 @@ from pmxcfs._core import Tree
 from pmxcfs.cli import offline
 from pmxcfs.errors import Exists, NoSpace, PmxcfsError, StoreError, TooBig, Unsupported
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType
-from pmxcfs.storage.database import Database, inspect
+from pmxcfs.storage.database import Database, inspect, whole_batch
 from tests.fakes.doubles.store import Contents, Store, contents_of, faulty_connections, query
 from tests.places import VECTORS
 
@@ -80,7 +80,7 @@ def put(path: Path, name: str) -> None:
         tree.load(database.load(now=1).records)
         entry = tree.create(tree.root, name, EntryType.FILE, writer=0, mtime=1)
         tree.write(entry, 0, b"x", truncate=True, writer=0, mtime=1)
-        database.save(tree)
+        database.save(whole_batch(tree), None)
 
 
 # fsck
@@ -425,11 +425,10 @@ def test_a_failed_import_leaves_no_file(source: Path, tmp_path: Path) -> None:
         offline.import_(source, tmp_path / "missing/config.db")
 
 
-@pytest.mark.expect_log("can't be checkpointed")
 def test_an_import_that_fills_the_disk_leaves_no_file(source: Path, tmp_path: Path) -> None:
     with faulty_connections() as faults:
-        faults.arm(sqlite3.SQLITE_FULL, matching="wal_checkpoint")
-        with refused(tmp_path, StoreError, "can't be checkpointed: .* free some space"):
+        faults.arm(sqlite3.SQLITE_FULL, at=2, matching="BEGIN IMMEDIATE")
+        with refused(tmp_path, StoreError, "can't be written: .* free some space"):
             offline.import_(source, tmp_path / "config.db")
     assert os.listdir(tmp_path) == ["source"]
 
