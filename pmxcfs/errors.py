@@ -137,6 +137,10 @@ class StartError(PmxcfsError):
     """The daemon can't start; the message gives the reason and the next step."""
 
 
+class InUse(StartError):
+    """Another daemon uses the state directory."""
+
+
 class BadMessage(PmxcfsError):
     """A message from another node can't be decoded; the text names the field."""
 

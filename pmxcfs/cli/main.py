@@ -279,6 +279,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     importer = add("import", import_directory, "make a new database of the files in a directory")
     add_directory(importer, "the files and directories to copy")
     add_database(importer)
+    fold = add("checkpoint", write_checkpoint, "write what only the journal has into the database")
+    add_state_directory(fold)
+    add_ipc_name(fold)
     add_conflicts(
         add("conflicts", handle_conflicts, "see and settle copies of changes that were replaced")
     )
@@ -320,6 +323,11 @@ def add_client_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
     )
+    add_ipc_name(command)
+
+
+def add_ipc_name(command: argparse.ArgumentParser) -> None:
+    """Add the option that names the daemon."""
     command.add_argument(
         "--ipc-name",
         type=service_name,
@@ -471,6 +479,13 @@ def ask_daemon(arguments: argparse.Namespace) -> int:
     from pmxcfs.cli import query
 
     return query.ask(arguments.question, arguments)
+
+
+def write_checkpoint(arguments: argparse.Namespace) -> int:
+    """Run ``checkpoint``."""
+    from pmxcfs.cli import checkpoint
+
+    return checkpoint.checkpoint(arguments)
 
 
 def handle_conflicts(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.host import clock
 from pmxcfs.ipc.guest_properties import Properties
-from pmxcfs.ipc.requests import Requests
+from pmxcfs.ipc.requests import Requests, Saves
 from pmxcfs.ipc.server import RESTART_FLAG, IpcServer
 from pmxcfs.messages import LogEntry, SetKey
 from pmxcfs.rrd.writer import Recorder
@@ -45,6 +45,7 @@ class LocalClients:
         lock: AbstractContextManager[object],
         recorder: Recorder,
         publish: Callable[[SetKey | LogEntry], None] | None,
+        saves: Saves,
     ) -> None:
         self.recorder = recorder
         self.ipc = IpcServer(settings.ipc_name, gid=gid, flag=settings.rundir / RESTART_FLAG)
@@ -61,6 +62,7 @@ class LocalClients:
             monotonic=time.monotonic,
             give_way=lambda: time.sleep(GIVE_WAY_TIME),
             publish=publish,
+            saves=saves,
         )
 
     def start(self, report: Callable[[], Mapping[str, object]]) -> None:

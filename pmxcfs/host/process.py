@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from pmxcfs.errors import PmxcfsError, StartError
+from pmxcfs.errors import InUse, PmxcfsError, StartError
 from pmxcfs.host.directories import open_below, open_directory, opened
 from pmxcfs.host.files import replace_file
 from pmxcfs.host.mounts import topmost_on
@@ -159,7 +159,7 @@ class StateLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        """Take the lock. Blocks up to *timeout* seconds (LOCK_TIMEOUT); raises StartError."""
+        """Take the lock. Blocks up to *timeout* seconds. Raises InUse, and StartError."""
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -177,7 +177,7 @@ class StateLock:
             self._free_holder()
         if not lock_file(descriptor, self._timeout):
             holder = _holder(descriptor) or "unknown"
-            raise StartError(
+            raise InUse(
                 f"the state directory {self._path.parent} is in use by the daemon with pid {holder}"
             )
         os.ftruncate(descriptor, 0)

@@ -13,7 +13,7 @@ from typing import Self
 from pmxcfs.errors import IpcError, NoAnswer, NotFound, NotRunning
 from pmxcfs.ipc._qbclient import Client
 from pmxcfs.ipc.requests import NAME_FIELD, Number
-from pmxcfs.text import to_bytes
+from pmxcfs.text import to_bytes, to_text
 
 TIMEOUT_MS = 10_000
 
@@ -39,6 +39,7 @@ _NAMES = {
     Number.GET_CLUSTER_LOG: "the cluster log",
     Number.GET_GUEST_CONFIG_PROPERTIES: "the properties",
     Number.VERIFY_TOKEN: "the token",
+    Number.SAVE: "the save of the database",
 }
 
 
@@ -93,6 +94,15 @@ class IpcClient:
     def report(self) -> bytes:
         """Return the report on the daemon's state, the JSON of ``pmxcfs.daemon.report``."""
         return self._ask(Number.GET_REPORT)
+
+    def begin_save(self) -> int:
+        """Have the daemon save its tree into the database; return the number of the save."""
+        return int.from_bytes(self._ask(Number.SAVE), "little")
+
+    def save_outcome(self, number: int) -> str | None:
+        """Return why a save failed, "" if it succeeded, None while it runs."""
+        answer = self._ask(Number.SAVE, struct.pack("<I", number))
+        return to_text(answer[1:]) if answer else None
 
     def config(self, path: str) -> bytes:
         """Return the published content of a file."""

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Invalid, NotFound, NotPermitted, UnknownRequest
@@ -23,7 +23,7 @@ from pmxcfs.messages import LogEntry, SetKey
 from pmxcfs.status.cluster_log import DEFAULT_COUNT, render
 from pmxcfs.status.counters import Status
 from pmxcfs.status.files import StatusFile
-from pmxcfs.text import to_text
+from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.modes import is_private_path
 
@@ -56,6 +56,17 @@ class Number(IntEnum):
     VERIFY_TOKEN = 12
     GET_GUEST_CONFIG_PROPERTIES = 13
     GET_REPORT = 0x706D7801  # only pmxcfs has it: the report of ``pmxcfs status``
+    SAVE = 0x706D7802  # only pmxcfs has it: ``pmxcfs checkpoint``
+
+
+class Saves(Protocol):
+    """Saves of the tree that local clients ask for. No method blocks."""
+
+    def begin(self) -> int:
+        """Begin a save of all that is unsaved, or have one follow that runs; return its number."""
+
+    def outcome(self, number: int) -> str | None:
+        """Return why a save failed, "" if it succeeded, None while it runs. Raises NotFound."""
 
 
 class Caller(NamedTuple):
@@ -125,9 +136,11 @@ class Requests:
         give_way: Callable[[], None],
         publish: Callable[[SetKey | LogEntry], None] | None,
         report: Callable[[], Mapping[str, object]],
+        saves: Saves,
     ) -> None:
         self._publish = publish  # called with each change that other nodes must get; None: alone
         self._report = report  # returns the report of ``pmxcfs status``; needs the lock
+        self._saves = saves
         self._tree = tree
         self._guests = guests
         self._status = status
@@ -189,6 +202,19 @@ class Requests:
         if not caller.may_write:
             report["locks"] = {}
         return json.dumps(report).encode("ascii")
+
+    def save(self, _caller: Caller, payload: bytes) -> bytes:
+        """Begin a save and return its number; or return the outcome of the save with a number.
+
+        The outcome is nothing while the save runs, else a byte, 0 for success, and the reason of a
+        failure. So the thread that answers never waits for the device.
+        """
+        if not payload:
+            return _U32.pack(self._saves.begin())
+        if len(payload) != _U32.size:
+            raise Invalid("the payload is neither empty nor the number of a save")
+        outcome = self._saves.outcome(*_U32.unpack(payload))
+        return b"" if outcome is None else bytes([bool(outcome)]) + to_bytes(outcome)
 
     def set_key(self, _caller: Caller, payload: bytes) -> bytes:
         """Set a key of this node; an empty value removes it."""
@@ -304,4 +330,5 @@ TABLE: Mapping[int, _Entry] = {
     Number.VERIFY_TOKEN: _Entry(Requests.verify_token),
     Number.GET_GUEST_CONFIG_PROPERTIES: _Entry(Requests.get_properties, needs_lock=False),
     Number.GET_REPORT: _Entry(Requests.get_report),
+    Number.SAVE: _Entry(Requests.save, is_privileged=True, needs_lock=False),
 }
