@@ -39,7 +39,7 @@ UNPACKED := corosync corosync-qdevice corosync-qnetd rrdcached
 # first lines are the package's Build-Depends.
 DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev librrd-dev
 DEB_PACKAGES += pkgconf procps python3-dev python3-hypothesis python3-llfuse python3-pytest
-DEB_PACKAGES += python3-pytest-benchmark python3-setuptools python3-shtab
+DEB_PACKAGES += python3-pytest-benchmark python3-setuptools python3-shtab python3-zstandard
 DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
 
 .PHONY: help

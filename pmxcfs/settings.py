@@ -11,6 +11,8 @@ from pathlib import Path
 DATABASE_NAME = "config.db"  # in the state directory
 JOURNAL_NAME = "journal"  # a directory in the state directory
 LOCKFILE_NAME = ".pmxcfs.lockfile"  # in the state directory
+HISTORY_SIZE = 64 << 20  # bytes that the history of changes takes at most
+HISTORY_SHARE = 3  # of what is free on the file system, it takes at most one part of so many
 PERMISSIONS = ("strict", "lenient")  # whether a chmod or chown without effect is refused
 
 

@@ -12,15 +12,20 @@ Contract: docs/spec/storage.md, "Journal".
 """
 
 import contextlib
+import errno
 import os
+import re
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pmxcfs.errors import StoreError
 from pmxcfs.host.directories import open_directory
 from pmxcfs.host.files import make_private_directory, sync_directory
 from pmxcfs.storage._journal import FRAME_SIZE, frame
+from pmxcfs.storage.history import History
 from pmxcfs.storage.mark import Position
 from pmxcfs.storage.segment_file import SegmentFile
 from pmxcfs.storage.segments import HEADER_SIZE, Header, Verdict, name_of, read, scan
@@ -29,7 +34,9 @@ from pmxcfs.storage.sqlite_errors import translate
 SEGMENT_LIMIT = 4 << 20  # bytes; a segment that has as many is full
 SPARE = 1 << 20  # bytes that stay reserved beyond what is asked for
 ATTEMPT_INTERVAL = 0.5  # seconds between attempts to have room after one has failed
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.log\.new")
 _NO_ROOM = -1
+_FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 
 
 def size_of(bodies: list[bytes]) -> int:
@@ -40,12 +47,15 @@ def size_of(bodies: list[bytes]) -> int:
 class Journal:
     """The journal in one directory. Made by ``start``."""
 
-    def __init__(self, directory: Path, *, lineage: bytes, sequence: int) -> None:
+    def __init__(
+        self, directory: Path, *, lineage: bytes, sequence: int, history: History | None
+    ) -> None:
         self.lineage = lineage
         self.position = Position(sequence, HEADER_SIZE, sequence)
         self.failure: StoreError | None = None  # of the last attempt; None if it succeeded
         self.is_broken = False
         self._directory = directory
+        self._history = history
         self._descriptor = -1  # of the directory, owned; -1 if it could not be opened
         self._current: SegmentFile | None = None
         self._room = _NO_ROOM  # bytes for which there is room in the current segment
@@ -62,14 +72,23 @@ class Journal:
         self._tried = threading.Condition(self._lock)
 
     @classmethod
-    def start(cls, directory: Path, *, lineage: bytes, sequence: int, version: int) -> "Journal":
+    def start(
+        cls,
+        directory: Path,
+        *,
+        lineage: bytes,
+        sequence: int,
+        version: int,
+        history: History | None = None,
+    ) -> "Journal":
         """Begin a segment in *directory*, which is made if it is missing. Blocks.
 
         *sequence* is that of the first record, above those of all records that the directory has;
-        *version* is the tree's. If nothing can be written, ``failure`` is set, and ``make_room``
-        tries again.
+        *version* is the tree's. Without a *history* segments are dropped when the database does not
+        need them any more. If nothing can be written, ``failure`` is set, and ``make_room`` tries
+        again.
         """
-        journal = cls(directory, lineage=lineage, sequence=sequence)
+        journal = cls(directory, lineage=lineage, sequence=sequence, history=history)
         with contextlib.suppress(StoreError):
             journal.make_room(0, version=version)
         return journal
@@ -120,7 +139,8 @@ class Journal:
         Raises StoreError; then none of them counts, and the journal is broken.
         """
         with self._lock:
-            self._check_usable()
+            if self.is_broken or self._is_closed:
+                self._check_usable()
             current = self._current
             if current is None:
                 raise self._same_failure()
@@ -144,7 +164,7 @@ class Journal:
         with self._lock:
             self._check_open()
             try:
-                self._begin(version)
+                self._with_room(partial(self._begin, version))
             except (OSError, StoreError) as error:
                 raise self._failed(error) from None
         if sync:
@@ -179,23 +199,42 @@ class Journal:
             self._close_untrusted()
 
     def release(self, position: Position) -> None:
-        """Drop the segments before that of *position*. Blocks; raises StoreError.
+        """Give the segments before that of *position* to the history, or drop them. Blocks.
 
-        Called when the database has been saved with *position*, and is on the device.
+        Called when the database has been saved with *position*, and is on the device. Raises
+        StoreError; what could not be rewritten is tried again at the next call.
         """
         with self._lock:
             self._check_open()
-            firsts = sorted(first for first in self._starts if first < position.segment)
-        for first in firsts:
-            path = self._directory / name_of(first)
+            known = sorted(self._starts)
+        failure: StoreError | None = None
+        for first, following in zip(known, [*known[1:], position.segment], strict=True):
+            if first >= position.segment:
+                break
             try:
-                os.unlink(path.name, dir_fd=self._descriptor)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise translate(path, "removed", error) from error
-            with self._lock:
-                self._starts.pop(first, None)
+                self._retire(first, before=following)
+            except StoreError as error:
+                failure = error  # what it concerns must not keep the others
+        if self._history is not None:
+            self._history.trim()
+        if failure is not None:
+            raise failure
+
+    def _retire(self, first: int, *, before: int) -> None:
+        """Give a segment to the history, or drop it. Needs no lock. Raises StoreError."""
+        if self._history is not None:
+            self._history.take(first, before=before)
+        else:
+            self._drop(first)
+        with self._lock:
+            self._starts.pop(first, None)
+
+    def _drop(self, first: int) -> None:
+        path = self._directory / name_of(first)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise translate(path, "removed", error) from error
 
     def close(self) -> None:
         """End the current segment and have all on the device. Blocks; can be called twice.
@@ -226,17 +265,31 @@ class Journal:
         """Try to have room. Raises StoreError, and sets the time of the next attempt."""
         self._attempts += 1
         try:
-            if self._current is None:
-                self._begin(version)
-            assert self._current is not None
-            self._current.reserve(size + SPARE)
-            self._room = self._current.room - SPARE
+            self._with_room(partial(self._reserve, size, version))
         except (OSError, StoreError) as error:
             self._retry_at = time.monotonic() + ATTEMPT_INTERVAL
             raise self._failed(error) from None
         finally:
             self._tried.notify_all()
         self.failure = None
+
+    def _with_room(self, action: Callable[[], None]) -> None:
+        """Call *action*, again and again as long as it fails for room and history can give way."""
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                history = self._history
+                if error.errno not in _FULL or history is None or not history.drop_oldest():
+                    raise
+
+    def _reserve(self, size: int, version: int) -> None:
+        """Reserve *size* bytes and the spare space. Raises OSError, StoreError."""
+        if self._current is None:
+            self._begin(version)
+        assert self._current is not None
+        self._current.reserve(size + SPARE)
+        self._room = self._current.room - SPARE
 
     def _begin(self, version: int) -> None:
         """End the current segment without a sync, and begin one. Raises OSError, StoreError."""
@@ -267,11 +320,17 @@ class Journal:
         """Open the directory, and note the segments that it has. Raises OSError, StoreError."""
         make_private_directory(self._directory)
         sync_directory(self._directory.parent)
-        total = 0
-        for place in scan(self._directory).segments:
-            self._starts[place.first] = total
-            total += place.size
-        self._total = total
+        found = scan(self._directory)
+        for path in found.foreign:
+            if _TEMPORARY.fullmatch(path.name):  # a crash while a segment was rewritten
+                path.unlink()
+        self._starts, self._total = {}, 0
+        for place in found.segments:
+            if self._history is not None and place.header and place.header.is_history:
+                self._history.note(place)
+            else:
+                self._starts[place.first] = self._total
+                self._total += place.size
         self._descriptor = open_directory(self._directory)
 
     def _drop_current(self, old: SegmentFile) -> None:

@@ -13,6 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from zstandard import ZstdDecompressor, ZstdError
+
 from pmxcfs.host.directories import opened
 from pmxcfs.host.os_errors import reason_of
 from pmxcfs.storage._journal import FRAME_SIZE, crc32c, is_zero, search, split
@@ -32,6 +34,8 @@ _RESERVED = bytes(12)
 _NAME = re.compile(r"([0-9a-f]{16})\.log")
 _FAR = 1 << 32  # records that a damaged place can hide at most
 _MAX_SEQUENCE = (1 << 64) - 1
+_MAX_WINDOW = 1 << 27  # bytes that a decompressor may keep, however large a frame says
+_PART = 1 << 20  # bytes that are decompressed at once
 
 
 class Verdict(Enum):
@@ -178,13 +182,23 @@ def read(path: Path) -> Segment:
     header, verdict, reason = _check_header(path, content)
     if header is None:
         return Segment(path, None, [], 0, verdict, reason, content)
+    return _read_records(path, header, content, size)
+
+
+def _read_records(path: Path, header: Header, content: bytes, size: int) -> Segment:
+    """Read the records behind a sound header; the file has *size* bytes."""
+    verdict, failure = Verdict.WHOLE, ""
+    if header.is_compressed:
+        content, failure = _decompressed(content)
+    elif size > len(content):
+        failure = f"it has more than {MAX_SEGMENT} bytes"
     bounds, end = split(content, HEADER_SIZE, header.first)
     records, reason = _decoded(content, bounds, header.first)
     if len(records) < len(bounds):
         end = bounds[len(records)][0] - FRAME_SIZE
         verdict = Verdict.DAMAGED
-    elif size > len(content):
-        verdict, reason = Verdict.DAMAGED, f"it has more than {MAX_SEGMENT} bytes"
+    elif failure:
+        verdict, reason = Verdict.DAMAGED, failure
     elif end < len(content):
         verdict = Verdict.RESERVED if is_zero(content, end) else Verdict.DAMAGED
     return Segment(path, header, records, end, verdict, reason, content)
@@ -203,6 +217,22 @@ def _decoded(
         records.append(Located(start - FRAME_SIZE, sequence, record))
         sequence += 1
     return records, ""
+
+
+def _decompressed(content: bytes) -> tuple[bytes, str]:
+    """Return header and decompressed records; if that ends early, also the reason why."""
+    parts = [content[:HEADER_SIZE]]
+    left = MAX_SEGMENT
+    try:
+        with ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
+            content[HEADER_SIZE:]
+        ) as reader:
+            while left and (part := reader.read(min(left, _PART))):
+                parts.append(part)
+                left -= len(part)
+    except ZstdError as error:
+        return b"".join(parts), f"it can't be decompressed: {error}"
+    return b"".join(parts), "" if left else f"it has more than {MAX_SEGMENT} bytes"
 
 
 def _place(path: Path, first: int) -> Place:
