@@ -135,9 +135,12 @@ class History:
         records = [found.record for found in segment.records if found.sequence < before]
         if segment.header is None or not records:
             return b""
-        private = _private_inodes(records)
-        private.update(self._private_now({inode for inode, _ in _paths_in(records)}))
-        bodies = [encode(_public(record, private)) for record in records]
+        mutations = [_mutation_of(record) for record in records]
+        pairs = list(zip(records, mutations, strict=True))
+        paths = list(_paths_in(pairs))
+        private = {inode for inode, path in paths if is_private_path(path)}
+        private.update(self._private_now({inode for inode, _ in paths}))
+        bodies = [encode(_public(record, mutation, private)) for record, mutation in pairs]
         header = Header(
             segment.header.lineage,
             segment.header.first,
@@ -158,42 +161,34 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _private_inodes(records: list[Record]) -> set[int]:
-    """Return the entries that have had a private path in *records*."""
-    private = {inode for inode, path in _paths_in(records) if is_private_path(path)}
-    rows = {record.inode for record in records if isinstance(record, Before) and record.is_private}
-    return private | rows
-
-
-def _paths_in(records: list[Record]) -> Iterator[tuple[int, bytes]]:
-    """Yield inode and path for each path that an entry has had in *records*."""
-    for record in records:
-        if isinstance(record, Before):
-            yield record.inode, record.path
-        elif isinstance(record, Change):
-            yield record.inode, b""
-            if (mutation := _mutation_of(record)) is not None:
-                yield record.inode, to_bytes(mutation.path)
-                if isinstance(mutation, Rename):
-                    yield record.inode, to_bytes(mutation.to)
-
-
-def _mutation_of(change: Change) -> Mutation | None:
-    """Return the mutation of a change, None if it can't be decoded."""
+def _mutation_of(record: Record) -> Mutation | None:
+    """Return the mutation of a change; None for another record, or if it can't be decoded."""
+    if not isinstance(record, Change):
+        return None
     try:
-        return mutation_of(change)
+        return mutation_of(record)
     except BadRecord:
         return None
 
 
-def _public(record: Record, private: set[int]) -> Record:
+def _paths_in(pairs: list[tuple[Record, Mutation | None]]) -> Iterator[tuple[int, bytes]]:
+    """Yield inode and path for each path that an entry has had in records and their mutations."""
+    for record, mutation in pairs:
+        if isinstance(record, Before):
+            yield record.inode, b"priv" if record.is_private else record.path
+        elif isinstance(record, Change):
+            yield record.inode, to_bytes(mutation.path) if mutation else b""
+            if isinstance(mutation, Rename):
+                yield record.inode, to_bytes(mutation.to)
+
+
+def _public(record: Record, mutation: Mutation | None, private: set[int]) -> Record:
     """Return *record* without content of the entries in *private*."""
     if isinstance(record, Before) and record.inode in private:
         is_left_out = bool(record.data) or record.is_left_out
         return record._replace(data=b"", is_private=True, is_left_out=is_left_out)
     if not isinstance(record, Change):
         return record
-    mutation = _mutation_of(record)
     if mutation is None:  # nobody can tell which part of it is content
         size = len(record.message)
         return record._replace(message=b"", left_out=record.left_out + size)

@@ -28,7 +28,7 @@ from pmxcfs.storage._journal import FRAME_SIZE, frame
 from pmxcfs.storage.history import History
 from pmxcfs.storage.mark import Position
 from pmxcfs.storage.segment_file import SegmentFile
-from pmxcfs.storage.segments import HEADER_SIZE, Header, Verdict, name_of, read, scan
+from pmxcfs.storage.segments import HEADER_SIZE, Header, name_of, read, scan
 from pmxcfs.storage.sqlite_errors import translate
 
 SEGMENT_LIMIT = 4 << 20  # bytes; a segment that has as many is full
@@ -346,8 +346,7 @@ class Journal:
         if not path.exists():
             return
         found = read(path)
-        is_torn = found.verdict is Verdict.FOREIGN and not found.content.strip(b"\0")
-        if found.records or found.later() or not (found.header or is_torn):
+        if not found.is_unused:
             raise StoreError(
                 f"{path} is where the next record belongs, and {found.verdict.value}: "
                 "move it to another directory"

@@ -92,6 +92,13 @@ class Segment(NamedTuple):
         """The number of the record that would follow; 0 without a header."""
         return self.header.first + len(self.records) if self.header else 0
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether a start or a power cut has left it without any record."""
+        if self.header is None:
+            return self.verdict is Verdict.FOREIGN and is_zero(self.content, 0)
+        return not self.records and self.later() is None
+
     def later(self) -> tuple[int, int] | None:
         """Return offset and sequence number of the first sound record behind the end, if any."""
         if self.header is None:
@@ -127,18 +134,21 @@ class Scan(NamedTuple):
     foreign: tuple[Path, ...]  # files with other names
 
     def next_sequence(self) -> int:
-        """Return a number above those of all segments and records. Blocks: reads the last ones.
+        """Return the lowest number that is above those of all records. Blocks: reads the last one.
 
         A new journal that begins there never has a file in its way.
         """
-        highest = 1
+        sequence = 1
         for place in reversed(self.segments):
-            highest = max(highest, min(place.first + 1, _MAX_SEQUENCE))
             if place.header is not None:
                 segment = place.read()
                 later = segment.later()
-                return max(highest, segment.next_sequence, later[1] + 1 if later else 0)
-        return highest
+                sequence = max(sequence, segment.next_sequence, later[1] + 1 if later else 0)
+                break
+        taken = {place.first: place for place in self.segments}
+        while sequence in taken and not taken[sequence].read().is_unused:
+            sequence += 1
+        return sequence
 
 
 def name_of(first: int) -> str:

@@ -233,10 +233,12 @@ def test_the_next_number_is_above_all_that_is_there(home: Path) -> None:
     content[HEADER_SIZE + 3] = 0xFF  # the length of the first record; the second one is sound
     second.write_bytes(content)
     assert scan(home).next_sequence() == last + 2
-    (home / name_of(100)).write_bytes(b"")
-    assert scan(home).next_sequence() == 101
-    (home / f"{'f' * 16}.log").write_bytes(b"")
-    assert scan(home).next_sequence() == (1 << 64) - 1
+    (home / f"{'f' * 16}.log").write_bytes(b"not a segment")
+    assert scan(home).next_sequence() == last + 2
+    (home / name_of(last + 2)).write_bytes(b"")  # a start takes its place
+    assert scan(home).next_sequence() == last + 2
+    (home / name_of(last + 2)).write_bytes(b"not a segment")
+    assert scan(home).next_sequence() == last + 3
 
 
 # Random damage.
