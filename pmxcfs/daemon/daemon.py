@@ -23,6 +23,7 @@ from pmxcfs.daemon.control import Control
 from pmxcfs.daemon.local_clients import LocalClients
 from pmxcfs.daemon.quorum import QuorumSwitch
 from pmxcfs.daemon.report import RecentWarnings, ReportSources, describe, summary
+from pmxcfs.daemon.save_requests import SaveRequests
 from pmxcfs.daemon.state_directory import StateDirectory
 from pmxcfs.daemon.storage import Storage
 from pmxcfs.errors import StoreError
@@ -143,7 +144,7 @@ class Daemon:
         path, now = self._settings.database, clock.seconds()
         if not self._settings.local and not os.path.lexists(path):
             _make_by_host_file(path, self._settings.corosync_conf, now=now)
-        self._storage = Storage.open(path, self._settings.journal, now=now)
+        self._storage = Storage.open(path, self._settings.journal, now=now, lock=session.LOCK)
         cleanup.callback(self._storage.close)
         self._tree, self._guests = self._storage.recovered.tree, self._storage.recovered.guests
         self._repairs = len(self._storage.recovered.repairs)
@@ -253,6 +254,7 @@ class Daemon:
             lock=session.LOCK,
             recorder=self._recorder,
             publish=self._clustering.source.put if self._clustering is not None else None,
+            saves=SaveRequests(self._replica.saver.save),
         )
 
     def _subscribe(self) -> None:

@@ -5,11 +5,15 @@ Contract: docs/spec/storage.md, "Start".
 
 import contextlib
 import logging
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.storage.database import Database
+from pmxcfs.storage.history import History, PrivateNow
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.recovery import Found, Recovered, recover, settle
 
@@ -24,11 +28,14 @@ class Storage(NamedTuple):
     recovered: Recovered
 
     @classmethod
-    def open(cls, path: Path, directory: Path, *, now: int) -> "Storage":
+    def open(
+        cls, path: Path, directory: Path, *, now: int, lock: AbstractContextManager[object]
+    ) -> "Storage":
         """Open the database *path* and the journal in *directory*, and replay the journal. Blocks.
 
-        A missing database is created. *now* is in seconds since 1970. Raises StoreError if either
-        can't be read. If nothing can be written, the journal's ``failure`` says so.
+        A missing database is created. *now* is in seconds since 1970, *lock* is the lock of the
+        tree to come. Raises StoreError if either can't be read. If nothing can be written, the
+        journal's ``failure`` says so.
         """
         with contextlib.ExitStack() as undo:
             database = Database.open(path, now=now)
@@ -47,6 +54,7 @@ class Storage(NamedTuple):
                 lineage=recovered.lineage,
                 sequence=recovered.sequence,
                 version=recovered.tree.version,
+                history=History(directory, private_now=_private_in(recovered.tree, lock)),
             )
             undo.pop_all()
         return cls(database, journal, recovered)
@@ -55,3 +63,14 @@ class Storage(NamedTuple):
         """Close both. Blocks."""
         self.journal.close()
         self.database.close()
+
+
+def _private_in(tree: Tree, lock: AbstractContextManager[object]) -> PrivateNow:
+    """Return a function that tells which of some inodes are private in *tree*; it takes *lock*."""
+
+    def private_now(inodes: Collection[int]) -> Collection[int]:
+        with lock:
+            found = [tree.get(inode) for inode in inodes]
+        return {entry.inode for entry in found if entry is not None and entry.private}
+
+    return private_now

@@ -11,6 +11,7 @@ cdef class Journal:
     cdef readonly object failure
     cdef readonly bint is_broken
     cdef object _directory
+    cdef object _history
     cdef int _descriptor
     cdef SegmentFile _current
     cdef int64_t _room
