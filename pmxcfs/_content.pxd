@@ -23,7 +23,7 @@ cdef class Draft:
     cdef int write(self, Py_ssize_t offset, bytes data) except -1
     cdef int truncate(self, Py_ssize_t size) except -1
     cdef object take(self)
-    cdef int redirty(self) except -1
+    cdef int redirty(self, bint sparse) except -1
     cdef int rebase(self, bytes content, bint sparse) except -1
     cdef bint is_replacing(self) except? True
     cdef int overlay(self, bytearray written, Py_ssize_t low, Py_ssize_t high) except -1

@@ -126,10 +126,13 @@ cdef class Draft:
         self.since_ns = 0
         return taken
 
-    cdef int redirty(self) except -1:
-        """End the last writeback: its bytes are dirty again, as far as the file still has them."""
+    cdef int redirty(self, bint sparse) except -1:
+        """End the last writeback: its bytes are dirty again, as far as the file still has them.
+
+        Over *sparse* published content the whole file becomes dirty, as in ``rebase``.
+        """
         low, high, whole = self.in_flight.pop()
-        self.whole = self.whole or whole
+        self.whole = self.whole or whole or sparse
         high = min(high, len(self.buffer))
         if high > low:
             self.mark_dirty(low, high)

@@ -500,7 +500,7 @@ cdef class Tree:
     cpdef object redirty_unpublished(self, Entry entry, int64_t now_ns):
         """Redirty the bytes of the last writeback, whose WRITE was not sent, unless discarded."""
         if entry._draft is not None and entry._draft.in_flight:
-            entry._draft.redirty()
+            entry._draft.redirty(entry.is_sparse())
             self.note_dirty(entry, now_ns)
 
     cpdef object finish_unpublished(self, Entry entry):

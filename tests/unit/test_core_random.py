@@ -1,7 +1,8 @@
 """Random histories of the tree, compared with the oracle after every step.
 
-A history has valid and invalid messages, local writes that are published later, discarded, or
-overtaken by messages of other nodes, and groups of changes that are saved or rolled back.
+A history has valid and invalid messages, local writes that are published later, discarded,
+redirtied, or overtaken by messages of other nodes, and groups of changes that are saved or rolled
+back.
 """
 
 from hypothesis import settings
@@ -190,6 +191,14 @@ class Histories(RuleBasedStateMachine):
         self.tree.finish_unpublished(file[0])
         self.oracle.finish_unpublished(file[1])
 
+    @rule()
+    @precondition(lambda self: self.under_way)
+    def redirty(self) -> None:
+        self.now_ns += 1
+        (entry, node), _ = self.under_way.pop()
+        self.tree.redirty_unpublished(entry, self.now_ns)
+        self.oracle.redirty_unpublished(node)
+
     @rule(file=files)
     def discard(self, file: File) -> None:
         self.tree.discard_unpublished(file[0])
@@ -292,3 +301,19 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=50)
+
+
+def test_a_rollback_does_not_touch_the_writes_to_a_file_without_unsaved_changes() -> None:
+    """More is written to saved, sparse content while a writeback runs, before the rollback."""
+    history = Histories()
+    history.build()
+    file = next(each for each in history.opened if each[0].path == VMS[0])
+    history.write_and_take(file, 0, b"\0")
+    history.deliver_write(file, 1, b"", truncate=False)
+    assert file[1].is_sparse
+    history.save()
+    history.write(file, 0, b"\0")
+    history.rollback()
+    history.open_files_read_the_same()
+    history.take(file)
+    assert history.under_way[-1][1] == Layer(0, b"\0", whole=False)

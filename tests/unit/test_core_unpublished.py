@@ -281,3 +281,13 @@ def test_sparse_content_of_another_node_makes_the_whole_file_dirty(tree: Tree) -
     tree.write(entry, 4, b"", truncate=False, **LATER)
     assert entry.read(0, 9) == b"\0x\0\0"
     assert tree.take_unpublished(entry) == Unpublished(0, b"\0x\0\0", True)
+
+
+def test_redirtied_bytes_over_sparse_content_make_the_whole_file_dirty(tree: Tree) -> None:
+    entry = make_file(tree, "f")
+    write(tree, entry, 1, b"x")
+    tree.take_unpublished(entry)
+    tree.write(entry, 4, b"", truncate=False, **LATER)
+    tree.redirty_unpublished(entry, 1)
+    assert entry.read(0, 9) == b"\0x\0\0"
+    assert tree.take_unpublished(entry) == Unpublished(0, b"\0x\0\0", True)

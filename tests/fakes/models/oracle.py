@@ -297,11 +297,17 @@ class Oracle:
         self._born: list[Node] = []
 
     def rollback(self) -> None:
-        """Return to the state of the last ``mark_saved``; unpublished layers stay."""
+        """Return to the state of the last ``mark_saved``; unpublished layers stay.
+
+        Nothing happens to a node that has not changed since then.
+        """
         for node in self._born:
             node.published = Stamped(0, 0, 0, b"", 0)
+        present = self.nodes
         self.nodes = {path: node for path, node, _ in self._saved}
-        for _, node, published in self._saved:
+        for path, node, published in self._saved:
+            if present.get(path) is node and node.published is published:
+                continue
             node.published = published
             if node.is_sparse and node.dirty:
                 node.dirty = Layer(0, node.visible, whole=True)
@@ -349,6 +355,17 @@ class Oracle:
         del node.in_flight[:1]
         if node.dirty and node.is_sparse:
             node.dirty = Layer(0, node.visible, whole=True)
+
+    def redirty_unpublished(self, node: Node) -> None:
+        """Merge the last layer in flight, which was not sent, with the dirty one."""
+        seen = node.visible
+        layers = [node.in_flight.pop(), *([node.dirty] if node.dirty else [])]
+        low = min(layer.offset for layer in layers)
+        high = max(layer.offset + len(layer.data) for layer in layers)
+        if node.is_sparse or any(layer.whole for layer in layers):
+            node.dirty = Layer(0, seen, whole=True)
+        else:
+            node.dirty = Layer(low, seen[low:high], whole=False)
 
     def discard_unpublished(self, node: Node) -> None:
         """Drop all unpublished bytes."""
