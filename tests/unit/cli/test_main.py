@@ -216,8 +216,21 @@ def test_a_failure_is_one_line(
         raise error
 
     monkeypatch.setattr(daemon, "run", fail)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert cli.main([]) == status
     assert capsys.readouterr() == ("", text)
+
+
+def test_an_ordinary_user_is_told_to_be_root(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(settings: Settings) -> int:
+        raise PermissionError(errno.EACCES, "no", "/f")
+
+    monkeypatch.setattr(daemon, "run", fail)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert cli.main([]) == 3
+    assert capsys.readouterr() == ("", "pmxcfs: /f: no: run the command as root\n")
 
 
 @pytest.mark.parametrize("argv", [["dump", "{}"], ["fsck", "{}"], ["--help"]])

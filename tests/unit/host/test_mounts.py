@@ -49,8 +49,8 @@ def test_the_order_of_the_list_does_not_matter(mountinfo: Path) -> None:
 
 
 def test_a_mount_that_stays_is_awaited_for_a_limited_time() -> None:
-    (root, *_) = mounts_on(Path("/"))
-    assert not await_unmount(root.id, 0.01)
+    present, *_ = listed()  # in a chroot, "/" need not be one of them
+    assert not await_unmount(present.id, 0.01)
     assert await_unmount(-1, 0.0)
 
 
