@@ -27,6 +27,7 @@ from tests.harness import detach, fuse_mounts
 TIERS = ("unit", "mount", "cluster", "clients", "package")
 # Where `make test-deps` unpacks the services that tests run.
 UNPACKED = Path(__file__).parents[1] / "build" / "debian" / "usr"
+SERVICES = ("corosync", "corosync-qdevice", "corosync-qnetd")  # of the nodes of a cluster
 # Variables that would reach the daemon from the shell or the service that runs the tests.
 SCRUBBED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "PMXCFS_REQUIRE")
 REQUIRED = pytest.StashKey[frozenset[str]]()
@@ -50,7 +51,7 @@ def missing_for_corosync() -> str:
     """Return the reason why this process can't run nodes in namespaces; empty if it can."""
     if missing := missing_for_fuse():
         return missing
-    programs = ("corosync", "unshare", "nsenter", "ip", "nft")
+    programs = (*SERVICES, "unshare", "nsenter", "ip", "nft")
     absent = [name for name in programs if not shutil.which(name)]
     return f"not installed: {', '.join(absent)}; `make test-deps` does it" if absent else ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import missing_for_corosync
 from tests.places import ROOT
 
 OFFENDERS = """
@@ -85,3 +86,14 @@ def test_undeclared_logs_missing_logs_and_leaks_fail_a_test(offenders: Path) -> 
 def test_a_skip_fails_where_capabilities_are_required(offenders: Path) -> None:
     assert "test_skipped" not in outcomes(offenders)  # pytest reports a skip by file and line
     assert outcomes(offenders, PMXCFS_REQUIRE="fuse")["test_skipped"] == {"FAILED"}
+
+
+def test_each_service_that_is_unpacked_for_the_nodes_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(missing_for_corosync.__globals__, "missing_for_fuse", str)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    (line,) = re.findall(r"^UNPACKED := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for_nodes = [package for package in line.split() if package.startswith("corosync")]
+    assert for_nodes
+    assert missing_for_corosync().startswith(f"not installed: {', '.join(for_nodes)}, ")
