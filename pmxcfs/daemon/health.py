@@ -78,8 +78,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "no-quorum": Kind(
         State.FAILED,
-        "Less than half of the votes of the cluster are present. Files can be read; changes are "
-        "refused, so that two halves of a cluster can't change the same file.",
+        "No more than half of the votes of the cluster are present, or not yet all nodes since "
+        "corosync was started (wait_for_all). Files can be read; changes are refused, so that two "
+        "halves of a cluster can't change the same file.",
         "see which nodes are missing: corosync-quorumtool -s; start them or mend the network",
         "Without quorum",
     ),

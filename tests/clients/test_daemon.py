@@ -448,7 +448,7 @@ def test_status(tmp_path: Path) -> None:
             "state     failed: no quorum, so it is read-only\nto do     "
         )
         explained = command(tmp_path, "status", "--explain").stdout
-        assert "\nmeans     Less than half of the votes" in explained
+        assert "\nmeans     No more than half of the votes" in explained
         told: dict[str, Any] = json.loads(command(tmp_path, "status", "--json").stdout)
         assert told["running"]
         assert not told["quorate"]
