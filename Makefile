@@ -136,6 +136,7 @@ From a second shell:
   echo 'memory: 512' > nodes/node1/qemu-server/100.conf && cat .vmlist
   echo 'memory: 512' > nodes/node2/qemu-server/100.conf   # refused: 100 is in use
   mv nodes/node1/qemu-server/100.conf nodes/node2/qemu-server/ && cat .vmlist .version
+  mv nodes/node2/qemu-server/100.conf nodes/node1/qemu-server/   # and back, for another tour
   echo 1 > .debug && ls && echo 0 > .debug                # look at the first shell
   $(CURDIR)/.venv/bin/pmxcfs status --ipc-name pmxcfs-run
 

@@ -1,7 +1,8 @@
-"""``make run`` and ``make clean`` in a directory of the test, with the daemon of this checkout."""
+"""``make run``, its tour and ``make clean`` in a directory of the test, with this checkout."""
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,8 +39,12 @@ def make(directory: Path, target: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def run(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """``make run`` as a shell's foreground job; enters the block when the daemon serves."""
+def run(directory: Path, said: list[str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """``make run`` as a shell's foreground job; enters the block when the daemon serves.
+
+    *said* gets the lines that it has printed until then.
+    """
+    said = [] if said is None else said
     process = subprocess.Popen(
         make(directory, "run"),
         stdout=subprocess.PIPE,
@@ -49,7 +54,6 @@ def run(directory: Path) -> Iterator[subprocess.Popen[str]]:
     )
     with process:
         assert process.stdout
-        said = []
         for line in process.stdout:
             said.append(line)
             if ": [main] info: serving " in line:
@@ -88,6 +92,48 @@ def test_after_sigkill_the_next_run_has_all_files(directory: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
         assert "pmxcfs has ended with exit status 0" in process.communicate(timeout=GRACE)[0]
     assert sorted(path.name for path in (directory / "run").iterdir()) == ["sockets", "state"]
+
+
+def printed_tour(text: str) -> str:
+    """Return the commands of the tour that ``make run`` prints."""
+    (commands,) = re.findall(r"(?s)From a second shell:\n\n(.*?)\n\n", text)
+    return str(commands)
+
+
+def readme_tour(text: str) -> str:
+    """Return the commands of README's tour."""
+    (block,) = re.findall(r"(?ms)^## A tour.*?^```\n(.*?)^```", text)
+    return "\n".join(["cd run/pve", *re.findall(r"(?m)^\$ (.*)", block)])
+
+
+def second_shell(directory: Path, commands: str) -> subprocess.CompletedProcess[str]:
+    """Run commands as a user would in a second shell, in the network namespace of the daemon."""
+    pid = (directory / "run" / "sockets" / "pmxcfs.pid").read_text().strip()
+    return subprocess.run(
+        ["nsenter", f"--net=/proc/{pid}/ns/net", "bash", "-c", commands],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=GRACE,
+    )
+
+
+def test_the_tours_of_make_run_and_readme_can_be_repeated(directory: Path) -> None:
+    (directory / ".venv").symlink_to(Path(sys.executable).parents[1])
+    said: list[str] = []
+    with run(directory, said) as process:
+        printed, readme = printed_tour("".join(said)), readme_tour((ROOT / "README.md").read_text())
+        for commands in (printed, readme, readme, printed):
+            result = second_shell(directory, commands)
+            (refusal,) = result.stderr.splitlines()
+            assert refusal.endswith("nodes/node2/qemu-server/100.conf: File exists")
+            first, second = re.findall('"100": { "node": "(node.)"', result.stdout)
+            assert (first, second) == ("node1", "node2")
+            assert result.returncode == 0
+        assert "\nstate     healthy\n" in result.stdout
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+        assert "debug: opendir / " in process.communicate(timeout=GRACE)[0]
 
 
 def test_clean_refuses_while_the_daemon_serves(directory: Path) -> None:
