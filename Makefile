@@ -1,5 +1,5 @@
-# `make help` lists the targets. Only `deps` uses the network and installs Debian packages;
-# all else stays inside the checkout.
+# `make help` lists the targets. Only those that install Debian packages, Python packages (with pip's
+# cache) or Debian trees use the network; all else stays inside the checkout.
 
 PYTHON ?= /usr/bin/python3
 SHELL := /bin/bash
