@@ -35,6 +35,10 @@ _QUIET = ("debug", "info", "notice", "warning")  # levels that are not the reaso
 _END = "Corosync Cluster Engine exiting"  # begins the last line, which has no reason
 
 
+class Cancelled(Exception):
+    """Raised if a test was cancelled before its end. It says nothing about the content."""
+
+
 def complaint(
     content: bytes,
     *,
@@ -45,7 +49,8 @@ def complaint(
     """Return why corosync can't start with *content* on this host, in corosync's own words.
 
     Returns "" if it can, or if no corosync is installed. A corosync that crashes, or has not ended
-    after *timeout* seconds, can't start. Blocks that long at most; *is_cancelled* ends it earlier.
+    after *timeout* seconds, can't start. Blocks that long at most; *is_cancelled* ends it earlier,
+    and then Cancelled is raised.
     """
     program = shutil.which("corosync", path=search_path)
     if program is None:
@@ -73,6 +78,11 @@ def _test(program: str, file: BinaryIO, *, deadline: float, cancelled: Callable[
     ) as process:
         try:
             status = _wait(process, deadline=deadline, cancelled=cancelled)
+        except Cancelled:
+            process.kill()
+            process.wait()
+            _remove_shared_memory(process.pid)
+            raise
         finally:
             process.kill()  # no effect on one that has ended
         assert process.stdout is not None, "it is a pipe"
@@ -89,12 +99,15 @@ def _test(program: str, file: BinaryIO, *, deadline: float, cancelled: Callable[
 def _wait(
     process: "subprocess.Popen[bytes]", *, deadline: float, cancelled: Callable[[], bool]
 ) -> int | None:
-    """Return the exit status, negative after a signal; None if it had not ended in time."""
+    """Return the exit status, negative after a signal; None if it had not ended in time.
+
+    Raises Cancelled.
+    """
     while (left := deadline - time.monotonic()) > 0:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(min(left, CANCEL_INTERVAL))
         if cancelled():
-            break
+            raise Cancelled
     return process.poll()
 
 

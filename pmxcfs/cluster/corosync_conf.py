@@ -1,13 +1,14 @@
 """Updates of the host's corosync.conf from the corosync.conf in the tree.
 
 ``refusal`` and corosync's own test decide whether the host's file may be replaced. ``HostConfig``
-writes the file, keeps the one before it, and has corosync reload it. If there is no connection to
-corosync, it also tells whether the host's file is the reason. All of this can block, so a separate
-thread does it, and message delivery goes on.
+writes the file, keeps the one before it, and has corosync reload it (``corosync_reload``). If there
+is no connection to corosync, it also tells whether the host's file is the reason. All of this can
+block, so a separate thread does it, and message delivery goes on.
 
 Contract: docs/spec/operations.md, "corosync.conf".
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pmxcfs.cluster import corosync_check
-from pmxcfs.cluster._corosync import reload_configuration
-from pmxcfs.errors import ClusterError
+from pmxcfs.cluster.corosync_check import Cancelled
+from pmxcfs.cluster.corosync_reload import Reload
+from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.files import replace_file
 from pmxcfs.host.log_limit import LogLimit
 from pmxcfs.host.process import lower_priority
@@ -77,7 +79,7 @@ class Check(Protocol):
     """A test of a file's content, such as ``corosync_check.complaint``."""
 
     def __call__(self, content: bytes, *, is_cancelled: Callable[[], bool]) -> str:
-        """Return why corosync refuses *content*; "" if it does not."""
+        """Return why corosync refuses *content*; "" if it does not. Raises Cancelled."""
 
 
 class _Refused(Exception):
@@ -107,10 +109,10 @@ class HostConfig(BackgroundThread):
     def __init__(
         self,
         path: Path,
+        reload: Reload,
         *,
         reload_delay: float = RELOAD_DELAY,
         retry: float = RETRY_INTERVAL,
-        reload: Callable[[], None] = reload_configuration,
         check: Check = corosync_check.complaint,
     ) -> None:
         super().__init__("hostconf")
@@ -133,7 +135,6 @@ class HostConfig(BackgroundThread):
         # Used by the thread only.
         self._content: bytes | None = None  # that the host's file is to have
         self._is_reload_asked = False  # for the content, once it is written
-        self._is_reload_due = False  # for a file that was written
         self._examined: tuple[bytes, str, float] | None = None  # content, result, monotonic second
         # Written by the thread only.
         self._write_error = ""  # why the host lacks the tree's file
@@ -195,18 +196,24 @@ class HostConfig(BackgroundThread):
     def run(self) -> None:
         """Write one file after the other, and have corosync reload those that it must."""
         lower_priority()  # corosync's tests get it, too
-        retry_at = float("inf")  # monotonic
+        # Monotonic. A reload that is due from before the start needs no change of the file.
+        retry_at = 0.0 if self._reload.is_due else float("inf")
         while (work := self._take(retry_at)) is not None:
             if work.is_new or time.monotonic() >= retry_at:
-                error = self._install()
+                try:
+                    error = self._install()
+                except Cancelled:  # the next start finds the same difference
+                    self._end_wait()
+                    continue
                 self._write_error = self._report(error, self._write_error, again=work.is_new)
                 self._end_wait()
                 self._reload_error = self._report(self._reload_if_due(), self._reload_error)
                 retry_at = time.monotonic() + self._retry if self.error else float("inf")
             if work.examine:
-                fault = self._examine()
-                with self._changed:
-                    self._fault = fault
+                with contextlib.suppress(Cancelled):
+                    fault = self._examine()
+                    with self._changed:
+                        self._fault = fault
 
     def _take(self, retry_at: float) -> _Work | None:
         """Block until there is work, or the monotonic second *retry_at*; None after ``close``."""
@@ -238,7 +245,7 @@ class HostConfig(BackgroundThread):
     # The host's file.
 
     def _install(self) -> str:
-        """Write the file if it must be; return why that has failed, or ""."""
+        """Write the file if it must be; return why that has failed, or "". Raises Cancelled."""
         if self._content is None:
             return ""
         try:
@@ -249,14 +256,16 @@ class HostConfig(BackgroundThread):
             return f"can't update {self._path}: {error.strerror}"
         # The node that asks for a reload of all nodes waits RELOAD_DELAY for their files.
         is_late = time.monotonic() - self._queued_at > RELOAD_DELAY / 2
-        self._is_reload_due |= is_replaced and (self._is_reload_asked or is_late)
+        if is_replaced and (self._is_reload_asked or is_late):
+            self._reload.require()
         self._is_reload_asked = False
         return ""
 
     def _write(self, content: bytes) -> bool:
         """Replace the host's file if it differs and may be replaced.
 
-        Return whether an older file was replaced, which corosync has to reload. Raises _Refused.
+        Return whether an older file was replaced, which corosync has to reload. Raises _Refused
+        and Cancelled.
         """
         present = _read(self._path)
         if present is not None and content == present.content:
@@ -264,6 +273,8 @@ class HostConfig(BackgroundThread):
         self._raise_refusal(content, present.content if present else None)
         if present:
             self._keep(present)
+            if self._is_reload_asked:
+                self._reload.announce()
         replace_file(self._path, content, mode=MODE)
         _log.info("wrote %s, config_version %s", self._path, version_of(content))
         return present is not None
@@ -299,17 +310,16 @@ class HostConfig(BackgroundThread):
 
     def _reload_if_due(self) -> str:
         """Have corosync reload a file that was written; return why that has failed, or ""."""
-        if not self._is_reload_due:
+        if not self._reload.is_due:
             return ""
         self._wait_for_other_nodes()
         try:
-            self._reload()
-        except ClusterError as error:
+            self._reload.carry_out()
+        except PmxcfsError as error:
             return (
                 f"can't ask corosync to reload its configuration: {error}; trying again every "
                 f"{self._retry:.0f} s, or do it by hand: corosync-cfgtool -R"
             )
-        self._is_reload_due = False
         _log.info("asked corosync to reload its configuration")
         return ""
 

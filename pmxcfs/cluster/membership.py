@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pmxcfs.cluster.corosync_conf import HostConfig
+from pmxcfs.cluster.corosync_reload import Reload
 from pmxcfs.cluster.group import GroupThread
 from pmxcfs.cluster.probe import Probe
 from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
@@ -47,6 +48,7 @@ class Clustering:
         lock: AbstractContextManager[object],
         lock_has_expired: Callable[[str, bytes], bool],
         host_file: Path,
+        rundir: Path,
         on_quorum: Callable[[bool], None],
     ) -> None:
         self._forced_quorum: bool | None = None  # set by a test, overrides corosync
@@ -56,7 +58,7 @@ class Clustering:
         self._on_quorum = on_quorum
         self._quorum = QuorumWatch(self._take_quorum)
         self._config = ConfigWatch(self._take_config)
-        self._host_file = HostConfig(host_file)
+        self._host_file = HostConfig(host_file, Reload(rundir))
         tree_wakeup, status_wakeup = Wakeup(), Wakeup()
         self.outbox = Outbox(quorum, wake=tree_wakeup.set)
         proposals = Proposals()

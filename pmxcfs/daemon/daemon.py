@@ -210,6 +210,7 @@ class Daemon:
             lock=session.LOCK,
             lock_has_expired=self._lock_has_expired,
             host_file=self._settings.corosync_conf,
+            rundir=self._settings.rundir,
             on_quorum=self._quorum_switch.set,
         )
 

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.needs_corosync, pytest.mark.long]
 Report = Callable[[object], None]
 
 SOON = 60.0  # seconds
+STOP = 3.0  # seconds that a stop may take
 
 # What is broken, by the change to a good file; the version of each is higher than the one before.
 BREAK: dict[str, Callable[[str], str]] = {
@@ -152,6 +153,38 @@ def test_garbage_on_the_host_is_replaced_by_the_good_file_of_the_tree(single: La
     node.corosync.start()
     single.wait_until(lambda: not reasons(node), SOON, "a healthy node", interval=0.2)
     node.daemon.stop()
+
+
+def test_a_reload_that_corosync_did_not_answer_is_not_forgotten_by_a_restart(
+    single: Lab, report: Report
+) -> None:
+    node = single[1]
+    node.corosync.start()
+    single.wait_for_members(node)
+    make_database(node, corosync_conf(single.nodes, version=2))
+    node.corosync.freeze()
+    try:
+        node.daemon.start()
+        node.daemon.wait_until_mounted()
+        single.wait_until(
+            lambda: is_shown(node, "host-file", "corosync does not answer"), SOON, "a hang"
+        )
+        report(reasons(node)["host-file"])
+        assert host_file(node).read_text() == corosync_conf(single.nodes, version=2)
+        assert node.daemon.stop(seconds=STOP) == 0
+    finally:
+        node.corosync.thaw()
+    assert loaded_version(node) == 1
+    node.daemon.start()
+    node.daemon.wait_until_mounted()
+    single.wait_until(lambda: loaded_version(node) == 2, SOON, "the reload", interval=0.1)
+    single.wait_until(lambda: not reasons(node), SOON, "a healthy node", interval=0.2)
+    assert node.daemon.stop(seconds=STOP) == 0
+
+
+def loaded_version(node: Member) -> int:
+    """Return the config_version that corosync has loaded."""
+    return int(node.run("corosync-cmapctl", "-g", "totem.config_version").split()[-1])
 
 
 def make_database(node: Member, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import pytest
 
 from pmxcfs.cluster.corosync_conf import HostConfig
+from pmxcfs.cluster.corosync_reload import Reload
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
 from pmxcfs.messages import ClusterConfig, ClusterNode
 from tests.cluster.single import Corosync, configuration, own_network, start, started
@@ -50,7 +51,7 @@ def corosync(tmp_path: Path) -> Iterator[Corosync]:
 
 def reload(corosync: Corosync, *, version: int, nodes: int) -> None:
     """Let corosync load another configuration, by the code of the daemon."""
-    host = HostConfig(corosync.conf, reload_delay=0)
+    host = HostConfig(corosync.conf, Reload(corosync.conf.parent), reload_delay=0)
     host.start()
     host.follow(configuration(version=version, nodes=nodes).encode(), reload=True)
     host.close()
@@ -179,7 +180,7 @@ def test_a_stopped_corosync_does_not_delay_the_end_of_the_watchers(
 def test_the_host_file_is_replaced_while_corosync_is_dead(corosync: Corosync) -> None:
     corosync.kill()
     wanted = configuration(version=2)
-    host = HostConfig(corosync.conf, reload_delay=0)
+    host = HostConfig(corosync.conf, Reload(corosync.conf.parent), reload_delay=0)
     host.start()
     host.follow(wanted.encode(), reload=True)
     host.close()

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.cluster.corosync_check import Cancelled
 from pmxcfs.cluster.corosync_conf import MODE, HostConfig, refusal, version_of
+from pmxcfs.cluster.corosync_reload import NAME, Reload
 from pmxcfs.errors import Disconnected
 from pmxcfs.host.files import replace_file
 
@@ -81,17 +83,21 @@ class Host:
     Its corosync refuses contents with the word "broken", and reloads if *can_reload*.
     """
 
-    def __init__(self, path: Path, *, reload_delay: float = 0) -> None:
+    def __init__(self, path: Path, *, reload_delay: float = 0, timeout: float = TIMEOUT) -> None:
         self.path = path
         self.previous = path.with_name("corosync.conf.previous")
         self.reloads = threading.Semaphore(0)
         self.can_reload = True
+        self.answers = threading.Event()
+        self.answers.set()
+        reload = Reload(path.parent, call=self.reload, timeout=timeout)
         self.config = HostConfig(
-            path, reload_delay=reload_delay, retry=RETRY, reload=self.reload, check=self.check
+            path, reload, reload_delay=reload_delay, retry=RETRY, check=self.check
         )
 
     def reload(self) -> None:
         self.reloads.release()
+        assert self.answers.wait(TIMEOUT)
         if not self.can_reload:
             raise Disconnected("corosync_cfg_initialize", 2, "CS_ERR_LIBRARY")
 
@@ -114,7 +120,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
     host = Host(tmp_path / "corosync.conf")
     yield host
     host.config.close()
-    assert {path.name for path in tmp_path.iterdir()} <= {"corosync.conf", "corosync.conf.previous"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"corosync.conf", "corosync.conf.previous", NAME}
 
 
 def test_an_existing_file_is_replaced_and_reloaded(host: Host) -> None:
@@ -213,6 +220,83 @@ def test_a_failed_reload_is_an_error_until_one_succeeds(
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
 
 
+@pytest.mark.expect_log("pmxcfs.confdb ERROR can.t ask corosync to reload .*CS_ERR_LIBRARY")
+def test_a_reload_that_is_due_is_not_forgotten_by_a_restart(host: Host) -> None:
+    host.path.write_bytes(conf(1))
+    host.can_reload = False
+    host.run(conf(2), reload=True)
+    assert host.was_reloaded
+    for can_reload in (False, True):
+        again = Host(host.path)
+        again.can_reload = can_reload
+        again.run(conf(2), reload=False)  # equal to the host's
+        assert again.was_reloaded
+    last = Host(host.path)
+    last.run(conf(2), reload=False)
+    assert not last.was_reloaded
+
+
+def test_a_reload_is_not_forgotten_by_a_crash_right_after_the_replacement(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.path.write_bytes(conf(1))
+    found: list[bool] = []
+
+    def replace(path: Path, content: bytes, *, mode: int) -> None:
+        replace_file(path, content, mode=mode)
+        if path == host.path:
+            found.append(Reload(host.path.parent).is_due)
+
+    monkeypatch.setattr("pmxcfs.cluster.corosync_conf.replace_file", replace)
+    host.run(conf(2), reload=True)
+    assert found == [True]
+
+
+@pytest.mark.expect_log("ERROR can.t ask corosync to reload .*: corosync does not answer; trying")
+def test_a_reload_that_hangs_delays_no_later_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(tmp_path / "corosync.conf", timeout=RETRY)
+    host.path.write_bytes(conf(1))
+    host.answers.clear()
+    host.config.start()
+    host.config.follow(conf(2), reload=True)
+    wait_until(lambda: "corosync does not answer" in host.config.error)
+    host.config.follow(conf(3), reload=True)
+    wait_until(lambda: host.path.read_bytes() == conf(3))
+    assert host.was_reloaded
+    assert not host.was_reloaded  # one call at a time
+    host.answers.set()
+    wait_until(lambda: not host.config.error)
+    assert host.was_reloaded  # the first call may have read the file before the last change
+    assert not host.was_reloaded
+    host.config.close()
+    assert not Reload(tmp_path).is_due
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
+
+
+def test_a_check_that_the_stop_cancels_refuses_nothing(host: Host) -> None:
+    """The next start finds the same difference, and has the time for the check."""
+    begun = threading.Event()
+
+    def check(content: bytes, *, is_cancelled: Callable[[], bool]) -> str:
+        begun.set()
+        wait_until(is_cancelled)
+        raise Cancelled
+
+    host.path.write_bytes(conf(1))
+    config = HostConfig(host.path, Reload(host.path.parent), retry=RETRY, check=check)
+    config.start()
+    config.follow(conf(2), reload=True)
+    assert begun.wait(TIMEOUT)
+    config.close(TIMEOUT)
+    assert (config.is_alive, config.error) == (False, "")
+    assert host.path.read_bytes() == conf(1)
+    host.run(conf(2), reload=True)
+    assert host.path.read_bytes() == conf(2)
+    assert host.was_reloaded
+
+
 @pytest.mark.expect_log("ERROR .*corosync.conf is not replaced: corosync refuses the cluster's")
 def test_what_corosync_refuses_is_not_written_until_a_good_version_comes(host: Host) -> None:
     host.path.write_bytes(conf(2))
@@ -239,7 +323,7 @@ def test_what_this_host_could_not_run_is_tried_again(host: Host) -> None:
         refused.set()
         return next(answers, "")
 
-    config = HostConfig(host.path, reload_delay=0, retry=RETRY, reload=host.reload, check=check)
+    config = HostConfig(host.path, Reload(host.path.parent), retry=RETRY, check=check)
     config.start()
     config.follow(conf(2), reload=False)
     assert refused.wait(TIMEOUT)
@@ -254,7 +338,7 @@ def test_a_wait_ends_when_the_file_is_written_or_the_time_is_over(tmp_path: Path
     def check(content: bytes, *, is_cancelled: Callable[[], bool]) -> str:
         return "" if proceed.wait(TIMEOUT) else "nobody let it proceed"
 
-    config = HostConfig(path, check=check)
+    config = HostConfig(path, Reload(tmp_path), check=check)
     config.wait(TIMEOUT)  # nothing is queued
     config.follow(conf(1), reload=False)
     config.start()

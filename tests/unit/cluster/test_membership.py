@@ -31,6 +31,7 @@ class World:
             lock=contextlib.nullcontext(),
             lock_has_expired=lambda path, checksum: False,
             host_file=directory / "corosync.conf",
+            rundir=directory,
             on_quorum=lambda quorate: None,
         )
         clustering.tree.dfsm.join(ME)
