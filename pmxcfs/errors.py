@@ -141,6 +141,12 @@ class InUse(StartError):
     """Another daemon uses the state directory."""
 
 
+class NotRoot(StartError):
+    """Only root can mount the file system."""
+
+    errno = codes.EPERM
+
+
 class BadMessage(PmxcfsError):
     """A message from another node can't be decoded; the text names the field."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 import pmxcfs
-from pmxcfs.errors import NoAnswer, PmxcfsError, StartError, StoreError
+from pmxcfs.errors import NoAnswer, PmxcfsError, StartError
 from pmxcfs.host.os_errors import PERMISSION, in_words
 from pmxcfs.messages import PRIORITIES
 from pmxcfs.settings import DATABASE_NAME, PERMISSIONS, Settings
@@ -66,10 +66,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
             _flush(sys.stdout)
     except NoAnswer as error:
         return _fail(parser, str(error), CANNOT_TELL)
-    except StoreError as error:
-        return _fail(parser, str(error), CANNOT_TELL if error.errno in PERMISSION else FAILED)
     except PmxcfsError as error:
-        return _fail(parser, str(error), FAILED)
+        return _fail(parser, str(error), CANNOT_TELL if error.errno in PERMISSION else FAILED)
     except OSError as error:
         if error.errno == errno.EPIPE:
             return NO_READER

@@ -70,6 +70,7 @@ def run(settings: Settings) -> int:
     Raises PmxcfsError if it can't start.
     """
     process.open_standard_streams()
+    process.check_user()
     if settings.foreground:
         return serve(settings, lambda: None)
     return process.daemonize(lambda ready: serve(settings, ready), mountpoint=settings.mountpoint)
@@ -89,7 +90,6 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         reporter = Reporter()
         reporter.start()
         cleanup.callback(reporter.close)
-        process.check_user()
         mountpoint.check_places(settings)
         gid = process.find_gid(settings.group)
         process.make_directories(settings, gid=gid)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from pmxcfs.errors import InUse, PmxcfsError, StartError
+from pmxcfs.errors import InUse, NotRoot, PmxcfsError, StartError
 from pmxcfs.host.directories import open_below, open_directory, opened
 from pmxcfs.host.files import replace_file
 from pmxcfs.host.mounts import topmost_on
@@ -101,7 +101,7 @@ def keep_freed_memory() -> None:
 def check_user() -> None:
     """Raise StartError if this process has not the rights of root, without which nothing mounts."""
     if os.geteuid() != 0:
-        raise StartError("only root can mount the file system: run it as root, as with sudo")
+        raise NotRoot("only root can mount the file system: run it as root, as with sudo")
 
 
 def find_gid(name: str) -> int:

@@ -183,7 +183,9 @@ def _explained(name: str, error: IpcError) -> IpcError:
             return NotRunning(f"no pmxcfs listens as {name!r}: is it running?", error.errno)
         case errno.EACCES:
             return NoAnswer(
-                "permission denied: only root and the daemon's group may connect", error.errno
+                f"permission denied: only root and the daemon's group may connect to {name!r}: "
+                "ask as root",
+                error.errno,
             )
         case errno.ETIMEDOUT:
             return NoAnswer(

@@ -31,7 +31,7 @@ def making(path: Path, *, now: int) -> Iterator[Database]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     _remove(unfinished, COMPANIONS)  # left by a killed process with the same process id
     try:
-        with contextlib.closing(Database.open(unfinished, now=now)) as database:
+        with contextlib.closing(_open(unfinished, path, now=now)) as database:
             yield database
             if not database.checkpoint():  # or the rest would be in the log, which is not renamed
                 raise StoreError(f"{path} can't be written: another program reads {unfinished}")
@@ -71,6 +71,14 @@ def tree_with(path: str, content: bytes, *, now: int) -> Tree:
     apply(tree, guests, Create(path), writer=0, mtime=now)
     apply(tree, guests, Write(path, 0, content, truncate=True), writer=0, mtime=now)
     return tree
+
+
+def _open(unfinished: Path, path: Path, *, now: int) -> Database:
+    """Make the unfinished database. Raises StoreError, which has the final *path*."""
+    try:
+        return Database.open(unfinished, now=now)
+    except StoreError as error:
+        raise StoreError(str(error).replace(str(unfinished), str(path)), error.errno) from error
 
 
 def _remove(path: Path, suffixes: Iterable[str]) -> None:
