@@ -317,8 +317,9 @@ class HostConfig(BackgroundThread):
             self._reload.carry_out()
         except PmxcfsError as error:
             return (
-                f"can't ask corosync to reload its configuration: {error}; trying again every "
-                f"{self._retry:.0f} s, or do it by hand: corosync-cfgtool -R"
+                f"can't ask corosync to reload its configuration: {error}; see why: journalctl -u "
+                f"corosync; trying again every {self._retry:.0f} s, or do it by hand: "
+                "corosync-cfgtool -R"
             )
         _log.info("asked corosync to reload its configuration")
         return ""

@@ -124,8 +124,8 @@ def find(parts: ReportSources) -> list[Finding]:
     """Return what is not well on this node, the worst first. Needs the lock."""
     facts = Facts(
         is_quorate=parts.quorum.is_quorate,
-        store_error=str(parts.replica.store_error or ""),
-        save_error=str(parts.replica.save_error or ""),
+        store_error=str(parts.replica.store_error or parts.state.store_error),
+        save_error=str(parts.replica.save_error or parts.state.save_error),
         conflicts=parts.state.copies,
         repairs=parts.repairs,
         metrics_error=parts.clients.recorder.trouble,

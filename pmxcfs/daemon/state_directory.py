@@ -1,10 +1,11 @@
-"""What the report tells of the state directory: kept copies, and the size of the database.
+"""What the report tells of the state directory: kept copies, and the database: size, read-only.
 
 A device that stands still must not hold up a request for the report, nor the tree's lock. So a
 thread of its own looks at the directory, and the report gets what it saw last.
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class StateDirectory(BackgroundThread):
         self.copies: Sequence[str] = ()  # names of those that nobody has dealt with
         self.database_bytes = 0  # of the database file and its write-ahead log
         self.journal_bytes = 0
+        # Why the journal, and the database, can't be written, before a change has tried it.
+        self.store_error = self.save_error = ""
 
     def run(self) -> None:
         """Look again and again until the thread is to stop."""
@@ -38,6 +41,15 @@ class StateDirectory(BackgroundThread):
         self.database_bytes = _size_of(path, path.with_name(f"{path.name}-wal"))
         with contextlib.suppress(OSError):
             self.journal_bytes = _size_of(*self._settings.journal.iterdir())
+        self.store_error = _read_only(self._settings.journal)
+        self.save_error = _read_only(path)
+
+
+def _read_only(path: Path) -> str:
+    """Return why not even root may write *path*: its attributes, or its file system's."""
+    if os.access(path, os.W_OK) or not os.access(path, os.F_OK):
+        return ""
+    return f"{path} is read-only: make it and its directory writable"
 
 
 def _size_of(*paths: Path) -> int:

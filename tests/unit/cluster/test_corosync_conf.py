@@ -252,7 +252,7 @@ def test_a_reload_is_not_forgotten_by_a_crash_right_after_the_replacement(
     assert found == [True]
 
 
-@pytest.mark.expect_log("ERROR can.t ask corosync to reload .*: corosync does not answer; trying")
+@pytest.mark.expect_log("ERROR can.t ask corosync to reload .*: corosync does not answer; see")
 def test_a_reload_that_hangs_delays_no_later_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
