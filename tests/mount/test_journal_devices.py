@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.errors import StoreError
+from pmxcfs.messages import Write
+from pmxcfs.storage.history import History
 from pmxcfs.storage.journal import ATTEMPT_INTERVAL, SPARE, Journal, size_of
 from pmxcfs.storage.records import Gap, Record, encode
 from pmxcfs.storage.segments import Verdict, name_of, scan
-from tests.fakes.data.journals import LINEAGE, SAMPLES, WRITE
+from tests.fakes.data.journals import LINEAGE, SAMPLES, WRITE, change
 from tests.fakes.doubles.device import device
 from tests.mount.devices import Ext4, ext4, filled, needs_loop, tmpfs
 
@@ -91,6 +94,35 @@ def test_a_full_file_system_is_asked_twice_a_second(state: Path) -> None:
         spent = time.monotonic() - start
     attempts = below.count("reserve") / 2  # each asks for less, as there is not enough
     assert 2 <= attempts <= 1 + spent / ATTEMPT_INTERVAL
+
+
+def test_on_a_full_file_system_history_gives_way(state: Path) -> None:
+    generator = random.Random(6)
+    history = History(state / "journal", private_now=lambda _: ())
+    journal = Journal.start(
+        state / "journal", lineage=LINEAGE, sequence=FIRST, version=3, history=history
+    )
+    with contextlib.closing(journal):
+        for version in range(4):
+            bodies = [encode(change(version, Write("a", 0, generator.randbytes(400_000), True)))]
+            journal.make_room(size_of(bodies), version=version)
+            journal.append(bodies)
+            journal.begin_segment(version=version)
+        journal.release(journal.position)
+        kept = history.size
+        assert kept > 1_000_000
+        with filled(state):
+            append_to_the_end(journal)
+            journal.make_room(SPARE // 2, version=3)
+            assert journal.failure is None
+            assert 0 < history.size < kept
+            with pytest.raises(StoreError) as caught:
+                journal.make_room(4 * SPARE, version=3)
+            assert caught.value.errno == errno.ENOSPC
+            assert history.size == 0
+            journal.append(GROUP)
+    (left,) = scan(state / "journal").segments
+    assert left.path.name == name_of(FIRST + 4)
 
 
 def test_a_start_on_a_full_file_system_serves_later(state: Path) -> None:

@@ -226,6 +226,37 @@ def test_threads_append_groups_that_stay_together(home: Path, journal: Journal) 
     assert sorted(records) == sorted([Gap(version) for version in range(200)] * 3)
 
 
+def test_appends_syncs_and_releases_run_together(home: Path, journal: Journal) -> None:
+    done = threading.Event()
+    released: list[int] = []
+
+    def write() -> None:
+        for version in range(300):
+            append(journal, Gap(version), WRITE)
+            if version % 10 == 0:
+                journal.begin_segment(version=version, sync=version % 20 == 0)
+        done.set()
+
+    def sync() -> None:
+        while not done.is_set():
+            position = journal.position
+            journal.sync()
+            journal.release(position)
+            released.append(position.segment)
+
+    threads = [threading.Thread(target=write), *[threading.Thread(target=sync) for _ in range(2)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not journal.is_broken
+    journal.sync()
+    records = records_in(home)
+    assert len(records) <= 600
+    assert records == [Gap(299 - n // 2) if n % 2 else WRITE for n in range(len(records))][::-1]
+    assert min(place.first for place in scan(home).segments) == max(released)
+
+
 # Segments.
 
 
