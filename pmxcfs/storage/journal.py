@@ -101,9 +101,14 @@ class Journal:
 
     @property
     def is_full(self) -> bool:
-        """Whether the owner should begin a new segment ahead of the next group."""
+        """Whether the owner should begin a new segment ahead of the next group.
+
+        False for half a second after that has failed: the old one takes more.
+        """
         current = self._current
-        return current is not None and current.end >= SEGMENT_LIMIT
+        if current is None or current.end < SEGMENT_LIMIT:
+            return False
+        return self.failure is None or time.monotonic() >= self._retry_at
 
     def size_since(self, position: Position) -> int:
         """Return the bytes from *position* to the end. All, if its segment is not known."""
@@ -267,7 +272,6 @@ class Journal:
         try:
             self._with_room(partial(self._reserve, size, version))
         except (OSError, StoreError) as error:
-            self._retry_at = time.monotonic() + ATTEMPT_INTERVAL
             raise self._failed(error) from None
         finally:
             self._tried.notify_all()
@@ -372,6 +376,7 @@ class Journal:
     def _failed(self, error: OSError | StoreError) -> StoreError:
         """Note a failure after which what was written still counts, and return what to raise."""
         failure = translate(self._directory, "written", error)
+        self._retry_at = time.monotonic() + ATTEMPT_INTERVAL
         if not self.is_broken:
             self.failure = failure
         return StoreError(str(failure), failure.errno)

@@ -15,7 +15,7 @@ import pytest
 from pmxcfs.errors import StoreError
 from pmxcfs.storage import segment_file
 from pmxcfs.storage._journal import reserve
-from pmxcfs.storage.journal import ATTEMPT_INTERVAL, SPARE, Journal
+from pmxcfs.storage.journal import ATTEMPT_INTERVAL, SEGMENT_LIMIT, SPARE, Journal, size_of
 from pmxcfs.storage.records import Gap, Record, encode
 from pmxcfs.storage.segments import HEADER_SIZE, Verdict, name_of, read, scan
 from tests.fakes.data.journals import LINEAGE, SAMPLES, WRITE
@@ -169,6 +169,28 @@ def test_a_new_segment_that_can_not_be_made_leaves_the_old_one(
     assert not journal.is_broken
     journal.append(GROUP)
     assert records_in(home) == [WRITE, *SAMPLES]
+
+
+def test_a_full_segment_takes_more_while_no_other_can_be_made(
+    journal: Journal, below: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    large = encode(WRITE._replace(message=bytes(SEGMENT_LIMIT)))
+    journal.make_room(size_of([large]) + SPARE, version=3)
+    journal.append([large])
+    assert journal.is_full
+    below.failures["reserve"] = errno.ENOSPC
+    with pytest.raises(StoreError):
+        journal.begin_segment(version=4)
+    assert not journal.is_full
+    assert journal.has_room(size_of(GROUP))
+    journal.append(GROUP)
+    now[0] += ATTEMPT_INTERVAL
+    assert journal.is_full
+    below.failures.clear()
+    journal.begin_segment(version=4)
+    assert journal.failure is None
 
 
 def test_a_file_that_may_not_grow_is_an_error_of_the_change(home: Path) -> None:
