@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pmxcfs._cpg import encode as encode_message
 from pmxcfs.messages import EntryType, Group, Mutation, Normal, Write
-from pmxcfs.storage.divergence import Note
+from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.records import (
     UNSET,
@@ -58,7 +58,7 @@ SAMPLES: tuple[Record, ...] = (
     Adopted(8, 20, (b"storage.cfg", b"\xff")),
     Adopted(8, 20, (), is_short=True),
     Gap(21),
-    Notes({2: Note(5, 7), 0: Note(1, (1 << 63) - 1)}),
+    Notes({2: Note(5, 7), 0: Note(1, (1 << 63) - 1)}, (Removal(6, 8, b"a\xff"),)),
     Notes({}),
 )
 
@@ -95,7 +95,11 @@ RECORDS = st.one_of(
     st.builds(Saved, st.binary(min_size=16, max_size=16)),
     st.builds(Adopted, _U64, _U64, st.lists(_NAMES, max_size=5).map(tuple), st.booleans()),
     st.builds(Gap, _U64),
-    st.builds(Notes, st.dictionaries(_U32, st.builds(Note, _U64, _U64), max_size=4)),
+    st.builds(
+        Notes,
+        st.dictionaries(_U32, st.builds(Note, _U64, _U64), max_size=4),
+        st.lists(st.builds(Removal, _U64, _U64, _NAMES), max_size=3).map(tuple),
+    ),
 )
 
 
