@@ -15,7 +15,8 @@ from pmxcfs.messages import Create, Delete, Mutation, Rename, Write
 from pmxcfs.storage import history as history_module
 from pmxcfs.storage._journal import crc32c, frame
 from pmxcfs.storage.history import History, is_private_path
-from pmxcfs.storage.journal import SPARE, Journal, Position, size_of
+from pmxcfs.storage.journal import SPARE, Journal, size_of
+from pmxcfs.storage.mark import Position
 from pmxcfs.storage.records import Before, Change, Gap, Record, encode, mutation_of
 from pmxcfs.storage.segments import (
     COMPRESSED,

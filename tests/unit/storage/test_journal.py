@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.errors import StoreError
-from pmxcfs.storage.journal import SEGMENT_LIMIT, SPARE, Journal, Position, size_of
+from pmxcfs.storage.journal import SEGMENT_LIMIT, SPARE, Journal, size_of
+from pmxcfs.storage.mark import Position
 from pmxcfs.storage.records import Gap, Record, Saved, encode
 from pmxcfs.storage.segments import HEADER_SIZE, Verdict, name_of, read, scan
 from tests.fakes.data.journals import LINEAGE, SAMPLES, SAVE_ID, WRITE, written
