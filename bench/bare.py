@@ -7,7 +7,7 @@ entry's row and the version row. Contract: docs/spec/storage.md.
 import contextlib
 import sqlite3
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench.data import REWRITTEN, VARIANTS, variant
@@ -46,6 +46,19 @@ class BareDatabase:
         execute(UPSERT, (inode, 0, version, 0, SOME_TIME, 8, f"f{inode}", content))
         execute(UPSERT, (0, 0, version, 0, SOME_TIME, 8, "__version__", None))
         execute("COMMIT")
+
+    def save(self, contents: Mapping[int, bytes]) -> None:
+        """Write many files' rows in one transaction, sync it, and copy it into the file."""
+        self._version += 1
+        version, execute = self._version, self._connection.execute
+        execute("PRAGMA synchronous = FULL")
+        execute("BEGIN IMMEDIATE")
+        for inode, content in contents.items():
+            execute(UPSERT, (inode, 0, version, 0, SOME_TIME, 8, f"f{inode}", content))
+        execute(UPSERT, (0, 0, version, 0, SOME_TIME, 8, "__version__", None))
+        execute("COMMIT")
+        execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        execute("PRAGMA synchronous = NORMAL")
 
     def close(self) -> None:
         """Checkpoint and close."""

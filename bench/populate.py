@@ -5,33 +5,27 @@ A benchmark makes its files before the daemon starts, so the kernel has not cach
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.data import File
 from pmxcfs._core import Entry, Tree
 from pmxcfs.messages import EntryType
-from pmxcfs.storage.database import Database
+from pmxcfs.storage.database import Database, whole_batch
 
 
 @contextlib.contextmanager
-def saved_tree(
-    path: Path, files: Iterator[File], *, on_growth: Callable[[], None] | None = None
-) -> Iterator[tuple[Database, Tree]]:
-    """Create the database file *path* with these files; yield it with its saved tree.
-
-    *on_growth* is called when a checkpoint is due.
-    """
+def saved_tree(path: Path, files: Iterator[File]) -> Iterator[tuple[Database, Tree]]:
+    """Create the database file *path* with these files; yield it with its saved tree."""
     now = int(time.time())
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    database = Database.open(path, now=now, on_growth=on_growth)
+    database = Database.open(path, now=now)
     try:
         tree = Tree(keep_undo=False)
         tree.load(database.load(now=now).records)
         for name, content in files:
             add_file(tree, name, content, now=now)
-        database.save(tree)
-        tree.mark_saved()
+        database.save(whole_batch(tree), None)
         yield database, tree
     finally:
         database.close()
