@@ -91,6 +91,8 @@ class Saver:
         self._requests = self._answered = 0  # calls of save_now
         self._outcome: StoreError | None = None  # of the last save
         self._is_saving = False
+        # A segment has begun for a batch without position, which is not saved yet: nobody appends.
+        self._is_in_gap = False
         self._retry_at = NOW
         self._failures = 0  # in a row
         self._checkpoint_at = NEVER  # of the next attempt to cut the log
@@ -261,6 +263,7 @@ class Saver:
         try:
             mark = self._announce(*_stamp(batch), position)
             self._database.save(batch, mark)
+            self._is_in_gap = False
         except BaseException:
             self._source.batch_failed()
             raise
@@ -287,14 +290,16 @@ class Saver:
         save_id = self._new_id()
         saving = encode(Saving(save_id, version, writer, mtime))
         if position is None:
-            self._journal.begin_segment(version=version)
+            if self._journal.is_broken or not self._is_in_gap:
+                self._journal.begin_segment(version=version)
+                self._is_in_gap = True
+            position = self._journal.position
             self._journal.append([encode(Gap(version)), saving])
         else:
             self._has_room([saving], version=version)  # if not, there is the spare room
             self._journal.append([saving])
         self._journal.sync()
-        # Behind a GAP, no change can be in the journal before the save is over.
-        return Mark(save_id, self._journal.lineage, position or self._journal.position)
+        return Mark(save_id, self._journal.lineage, position)
 
     def _has_room(self, bodies: list[bytes], *, version: int) -> bool:
         """Try to have room for *bodies* in the journal; return whether there is."""

@@ -18,6 +18,10 @@ from tests.fakes.doubles.store import LINEAGE, Store, stored
 WAIT = 30.0  # seconds; of a test that is about to fail
 
 
+class OpenJournal(Journal):
+    """A journal whose methods a test can replace, unlike those of a compiled class."""
+
+
 class World:
     """A database and a journal with a saver, whose source this is."""
 
@@ -25,7 +29,7 @@ class World:
         self.directory = directory / "journal"
         self.store = Store(directory / "config.db")
         self.database = self.store.database
-        self.journal = Journal.start(self.directory, lineage=LINEAGE, sequence=5, version=1)
+        self.journal = OpenJournal.start(self.directory, lineage=LINEAGE, sequence=5, version=1)
         self.now = 1000.0
         self.saver = Saver(self.database, self.journal, self, clock=lambda: self.now)
         self.calls: list[str] = []  # of the source
