@@ -68,7 +68,6 @@ _log = logging.getLogger("pmxcfs.database")
 PAGE_SIZE = 1024  # bytes, in a new file: most changes are small, and a save logs whole pages
 COMPANIONS = ("", "-wal", "-shm", "-journal")
 _NO_WAIT = 0.0  # seconds that a checkpoint waits for readers and writers
-_U64 = (1 << 64) - 1
 _STAMP = slice(2, 5)  # of the version row: version, writer and mtime of the tree
 
 
@@ -147,12 +146,6 @@ class Database:
     def path(self) -> Path:
         """The path of the file, with links resolved."""
         return self._path
-
-    @property
-    def version(self) -> int:
-        """The version of the tree in the file after the last save. Never blocks."""
-        assert self._stamp is not None, "a file that was saved has a version row"
-        return int(self._stamp[0]) & _U64
 
     @property
     def needs_whole(self) -> bool:

@@ -30,7 +30,6 @@ from pmxcfs.errors import StoreError
 from pmxcfs.host.outage import Outage
 from pmxcfs.host.process import program_name
 from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread
-from pmxcfs.storage.adoption_records import adopted, replaced_rows
 from pmxcfs.storage.database import Batch, Database, NeedsWhole
 from pmxcfs.storage.divergence import Note
 from pmxcfs.storage.journal import Journal, size_of
@@ -209,15 +208,18 @@ class Saver:
     def save_adoption(self, adoption: Adoption, *, notes: Mapping[int, Note]) -> None:
         """Save another node's tree in place of ours, of which nothing is unsaved. Blocks.
 
-        Raises StoreError; database and journal hold our tree then. A new segment begins behind an
-        adoption.
+        Raises StoreError; the database holds our tree then.
         """
+        root = adoption.root
         with self._mutex:
             try:
-                self._save_adoption(adoption, notes)
+                position = self._journal.position
+                mark = self._announce(root.version, root.writer, root.mtime, position)
+                self._database.adopt(adoption, notes=notes, mark=mark)
             except StoreError as error:
                 self._saves.fails(error)
                 raise
+            self._conclude(mark, [])
             self._checkpoint()
 
     # Saving. All need the mutex.
@@ -271,17 +273,6 @@ class Saver:
         checks = [] if batch.checksum is None else [Check(_stamp(batch)[0], batch.checksum)]
         self._conclude(mark, [*map(encode, checks)])
 
-    def _save_adoption(self, adoption: Adoption, notes: Mapping[int, Note]) -> None:
-        before, root = self._database.version, adoption.root
-        replaced = replaced_rows(adoption)
-        if replaced and self._has_room(replaced, version=before):
-            self._journal.append(replaced)  # if there is no room, history has to do without
-        mark = self._announce(root.version, root.writer, root.mtime, self._journal.position)
-        self._database.adopt(adoption, notes=notes, mark=mark)
-        self._conclude(mark, [adopted(adoption, before=before)])
-        with contextlib.suppress(StoreError):  # which the journal has noted
-            self._journal.begin_segment(version=root.version, sync=False)
-
     def _announce(self, version: int, writer: int, mtime: int, position: Position | None) -> Mark:
         """Write to the journal's device that a save of this version begins; return its mark.
 
@@ -296,18 +287,15 @@ class Saver:
             position = self._journal.position
             self._journal.append([encode(Gap(version)), saving])
         else:
-            self._has_room([saving], version=version)  # if not, there is the spare room
-            self._journal.append([saving])
+            self._try_to_have_room(size_of([saving]), version=version)
+            self._journal.append([saving])  # if there is none, in the spare room
         self._journal.sync()
         return Mark(save_id, self._journal.lineage, position)
 
-    def _has_room(self, bodies: list[bytes], *, version: int) -> bool:
-        """Try to have room for *bodies* in the journal; return whether there is."""
-        size = size_of(bodies)
+    def _try_to_have_room(self, size: int, *, version: int) -> None:
         if not self._journal.has_room(size):
             with contextlib.suppress(StoreError):  # which the journal has noted
                 self._journal.make_room(size, version=version, wait=False)
-        return self._journal.has_room(size)
 
     def _conclude(self, mark: Mark, bodies: list[bytes]) -> None:
         """Write to the journal that the database has *mark*, and *bodies*; let go of old segments.

@@ -11,14 +11,11 @@ import pytest
 
 from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
-from pmxcfs.storage import adoption_records
 from pmxcfs.storage import database as database_module
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Note
 from pmxcfs.storage.mark import Mark
 from pmxcfs.storage.records import (
-    Adopted,
-    Before,
     Change,
     Check,
     Gap,
@@ -406,46 +403,19 @@ def leader(world: World) -> Tree:
     return tree_of(*THEIRS, root=ROOT._replace(version=80))
 
 
-def test_an_adoption_is_announced_committed_and_recorded(world: World, leader: Tree) -> None:
+def test_an_adoption_is_announced_committed_and_confirmed(world: World, leader: Tree) -> None:
+    position = world.journal.position
     world.saver.save_adoption(way_to(world.tree, leader), notes={7: Note(1, 2)})
     assert stored(world.store.path).index() == leader.index()
-    gone, old, saving, saved, adopted = world.records()[2:]
-    assert isinstance(gone, Before)
-    assert isinstance(old, Before)
-    assert (gone.path, gone.data, old.path, old.data) == (b"b", b"gone", b"a", b"ours")
+    saving, saved = world.records()[2:]
     assert isinstance(saving, Saving)
     assert (saving.version, saving.writer, saving.mtime) == (80, 1, 1000)
     assert saved == Saved(saving.save_id)
-    assert adopted == Adopted(50, 80, (b"a", b"b", b"d"))
-    mark = world.mark()
-    assert mark is not None
-    assert mark.save_id == saving.save_id
-    position = world.journal.position
-    assert position.segment == position.sequence  # a new segment
+    assert world.mark() == Mark(saving.save_id, LINEAGE, position)
     assert world.store.log_size == 0
 
 
-def test_replaced_rows_are_left_out_if_they_are_too_large(
-    world: World, leader: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(adoption_records, "MAX_REPLACED", 7)  # one byte less than there are
-    world.saver.save_adoption(way_to(world.tree, leader), notes={})
-    assert world.kinds()[2:] == [Saving, Saved, Adopted]
-
-
-def test_replaced_rows_are_left_out_if_there_is_no_room(
-    world: World, leader: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise StoreError("full", errno.ENOSPC)
-
-    monkeypatch.setattr(world.journal, "make_room", fail)
-    monkeypatch.setattr(world.journal, "has_room", lambda size: False)
-    world.saver.save_adoption(way_to(world.tree, leader), notes={})
-    assert world.kinds()[2:] == [Saving, Saved, Adopted]  # in the spare room
-
-
-def test_an_adoption_that_fails_is_not_recorded(
+def test_an_adoption_that_fails_leaves_the_database_with_our_tree(
     world: World, leader: Tree, faults: Faults, expect_log: ExpectLog
 ) -> None:
     mark = world.mark()
@@ -453,7 +423,7 @@ def test_an_adoption_that_fails_is_not_recorded(
     faults.arm(sqlite3.SQLITE_FULL, matching="COMMIT")
     with pytest.raises(StoreError):
         world.saver.save_adoption(way_to(world.tree, leader), notes={})
-    assert world.kinds()[2:] == [Before, Before, Saving]
+    assert world.kinds()[2:] == [Saving]
     assert world.mark() == mark
     assert world.saver.error is not None
     world.saver.save_adoption(way_to(world.tree, leader), notes={})
