@@ -255,8 +255,18 @@ class Daemon:
             lock=session.LOCK,
             recorder=self._recorder,
             publish=self._clustering.source.put if self._clustering is not None else None,
-            saves=SaveRequests(self._replica.saver.save),
+            saves=SaveRequests(self._save_for_client),
         )
+
+    def _save_for_client(self) -> None:
+        """Save all that is unsaved, so that the database file alone has it. Raises StoreError."""
+        saver = self._replica.saver
+        saver.save()
+        if saver.is_blocked:
+            raise StoreError(
+                f"{self._settings.database} has all changes, but only with its -wal file: another "
+                "program reads it: try again when that has ended"
+            )
 
     def _subscribe(self) -> None:
         """Subscribe the parts to the replica's changes; listeners are called in this order."""

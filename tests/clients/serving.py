@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmxcfs._core import Tree
+from pmxcfs.daemon.save_requests import SaveRequests
 from pmxcfs.ipc.guest_properties import Properties
 from pmxcfs.ipc.requests import Requests
 from pmxcfs.ipc.server import IpcServer
@@ -77,6 +78,7 @@ def recorded_requests(workdir: Path, *, publish: list[Any] | None = None) -> Req
         give_way=lambda: None,
         publish=publish.append if publish is not None else None,
         report=dict,
+        saves=SaveRequests(lambda: None),
     )
 
 

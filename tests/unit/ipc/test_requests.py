@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmxcfs._core import Tree
-from pmxcfs.errors import PmxcfsError
+from pmxcfs.errors import NotFound, PmxcfsError
 from pmxcfs.ipc import requests
 from pmxcfs.ipc.guest_properties import Properties
 from pmxcfs.ipc.requests import TABLE, Caller, Number, Requests
@@ -34,6 +34,18 @@ FILES = {
 }
 
 
+class Saves:
+    """Saves of which the first runs, the second has succeeded, and the third has failed."""
+
+    def begin(self) -> int:
+        return 7
+
+    def outcome(self, number: int) -> str | None:
+        if not 1 <= number <= 3:
+            raise NotFound("no such save")
+        return (None, "", "the disk is full")[number - 1]
+
+
 class Node:
     """A node that answers requests."""
 
@@ -48,6 +60,7 @@ class Node:
         self.published: list[Any] = []
         self.now = 1000.0
         self.lock = lock = threading.RLock()
+        self.saves = Saves()
         self.requests = Requests(
             tree,
             guests,
@@ -60,6 +73,7 @@ class Node:
             give_way=lambda: None,
             publish=self.published.append,
             report=lambda: {"problems": ["ä"], "locks": {"priv/lock/a": 1.0}},
+            saves=self.saves,
         )
 
     def ask(self, number: int, payload: bytes = b"", *, caller: Caller = ROOT) -> bytes | int:
@@ -174,7 +188,7 @@ def test_requests_that_readers_may_send(node: Node) -> None:
     node.ask(4, name("k") + b"v")
     for number, payload in allowed.items():
         assert isinstance(node.ask(number, payload, caller=READER), bytes), number
-    refused = {4: name("k") + b"v", 7: logged()}
+    refused = {4: name("k") + b"v", 7: logged(), Number.SAVE: b""}
     for number, payload in refused.items():
         assert node.ask(number, payload, caller=READER) == errno.EPERM, number
     assert set(allowed) | set(refused) == set(TABLE)
@@ -347,6 +361,14 @@ def test_the_report_is_json(node: Node) -> None:
     for_root, for_reader = (json.loads(answer) for answer in answers if isinstance(answer, bytes))
     assert for_root == {"problems": ["ä"], "locks": {"priv/lock/a": 1.0}}
     assert for_reader == {"problems": ["ä"], "locks": {}}
+
+
+def test_a_save_is_begun_and_asked_for(node: Node) -> None:
+    assert node.ask(Number.SAVE) == b"\7\0\0\0"
+    outcomes = [node.ask(Number.SAVE, struct.pack("<I", number)) for number in (1, 2, 3, 4)]
+    assert outcomes == [b"", b"\0", b"\1the disk is full", errno.ENOENT]
+    assert node.ask(Number.SAVE, b"\1") == errno.EINVAL
+    assert node.ask(Number.SAVE, caller=READER) == errno.EPERM
 
 
 @given(st.sampled_from(sorted(TABLE)), st.binary(max_size=600))
