@@ -17,7 +17,7 @@ MANUAL = (ROOT / "docs" / "man" / "pmxcfs.8").read_text()
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 CONTRACT = (ROOT / "docs" / "spec" / "operations.md").read_text()
 
-OFFLINE = ("fsck", "dump", "export", "import", "conflicts")
+OFFLINE = ("fsck", "dump", "export", "import", "checkpoint", "conflicts")
 # Options that the pages tell once for a group of commands.
 HELP = frozenset(["-h", "--help"])
 CLIENT_OPTIONS = {"--json": "", "--ipc-name": "NAME"}
