@@ -16,6 +16,7 @@ from pmxcfs.host.files import sync_directory
 from pmxcfs.messages import Create, Write
 from pmxcfs.settings import LOCKFILE_NAME
 from pmxcfs.storage.database import COMPANIONS, Database
+from pmxcfs.storage.segments import DIRECTORY_NAME
 from pmxcfs.storage.sqlite_errors import translated
 from pmxcfs.tree.apply import apply
 from pmxcfs.tree.guests import Guests
@@ -58,7 +59,8 @@ def traces_of_use(path: Path) -> list[str]:
     return sorted(
         name
         for name in names
-        if name in ("conflicts", LOCKFILE_NAME) or name.startswith(f"{path.name}.bak")
+        if name in ("conflicts", DIRECTORY_NAME, LOCKFILE_NAME)
+        or name.startswith(f"{path.name}.bak")
     )
 
 

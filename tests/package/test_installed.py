@@ -193,6 +193,17 @@ def gap_of_last_restart(node: Machine) -> float:
     return ready / 1e6 - float(found[1])
 
 
+def test_a_crash_leaves_the_last_changes_in_the_database(node: Machine) -> None:
+    """The unit writes them, before it starts the daemon again."""
+    killed = node.main_pid("pmxcfs")
+    node.shell("echo saved >/etc/pve/file; systemctl kill --signal=KILL pmxcfs")
+    node.wait_for(lambda: node.main_pid("pmxcfs") not in (0, killed) and node.is_active("pmxcfs"))
+    assert node.shell("cat /etc/pve/file") == "saved"
+    said = node.run("journalctl", "--output=cat", "--unit=pmxcfs")
+    assert "changes of the journal were written to it" in said
+    assert "conflicts" not in node.run("ls", "/var/lib/pve-cluster")
+
+
 def test_an_upgrade_keeps_a_service_stopped_and_disabled(node: Machine, tmp_path: Path) -> None:
     node.run("systemctl", "disable", "--now", "pmxcfs")
     node.install(debs.upgrade(tmp_path, node.release))
@@ -208,10 +219,10 @@ def test_a_removal_keeps_only_the_database(plain: Machine) -> None:
         plain.run("dpkg", "--remove", "pmxcfs")
     assert plain.run("findmnt", "/etc/pve", check=False) == ""
     said = plain.run("dpkg", "--purge", "pmxcfs")
-    assert "the database is kept in /var/lib/pve-cluster" in said
+    assert "the database and its journal are kept in /var/lib/pve-cluster" in said
     assert plain.run("dpkg-divert", "--list", "*pmxcfs*") == ""
-    kept = {"/var/lib/pve-cluster", "/var/lib/pve-cluster/config.db"}
-    assert files(plain) ^ before == kept
+    kept = {f"/var/lib/pve-cluster{name}" for name in ("", "/config.db", "/journal")}
+    assert {path for path in files(plain) ^ before if not path.endswith(".log")} == kept
     plain.install(debs.ours(plain.release))
     assert plain.shell("cat /etc/pve/file") == "saved"
 

@@ -13,7 +13,7 @@ from tests.places import ROOT
 
 DEBIAN = ROOT / "debian"
 MANUALS = ROOT / "docs" / "man"
-SCRIPTS = ("preinst", "postinst", "postrm", "tests/smoke")
+SCRIPTS = ("preinst", "postinst", "prerm", "postrm", "tests/smoke")
 
 
 @pytest.mark.parametrize("page", ["pmxcfs.5", "pmxcfs.8"])

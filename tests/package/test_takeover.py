@@ -58,6 +58,24 @@ def test_an_installation_takes_over_and_a_removal_gives_back(node: Machine, tmp_
     assert "config.db" in node.run("ls", "/var/lib/pve-cluster")
 
 
+def test_a_removal_gives_back_what_a_crash_left_in_the_journal(
+    node: Machine, tmp_path: Path
+) -> None:
+    node.install(debs.original(tmp_path, node.release))
+    node.install(debs.ours(node.release))
+    node.shell(
+        "mkdir /etc/systemd/system/pve-cluster.service.d;"
+        "printf '[Service]\\nExecStopPost=\\nRestart=no\\n'"
+        "  >/etc/systemd/system/pve-cluster.service.d/override.conf;"
+        "systemctl daemon-reload; systemctl restart pve-cluster"
+    )
+    node.shell("echo >/etc/pve/late.cfg; systemctl kill --signal=KILL pve-cluster")
+    node.wait_for(lambda: not node.is_active("pve-cluster"))
+    said = node.run("dpkg", "--remove", "pmxcfs")
+    assert "changes of the journal were written to it" in said
+    assert node.shell("grep -aq late.cfg /var/lib/pve-cluster/config.db && echo found") == "found"
+
+
 def assert_given_back(node: Machine) -> None:
     assert node.run("dpkg-divert", "--list", "*pmxcfs*") == ""
     assert node.run("dpkg", "--verify", "pve-cluster") == ""
