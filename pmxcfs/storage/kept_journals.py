@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import PmxcfsError, StoreError
 from pmxcfs.host.files import make_numbered_file, make_private_directory, sync_directory
-from pmxcfs.messages import Create, Delete, EntryType, Mkdir, Mutation, Rename, Unlock
+from pmxcfs.messages import Create, Delete, EntryType, Mkdir, Mutation, Rename, Unlock, Write
 from pmxcfs.storage import segments
 from pmxcfs.storage._journal import frame, split
 from pmxcfs.storage.journal_reader import Step, mutation_of
@@ -199,10 +199,17 @@ def _restore(tree: Tree, row: Before) -> None:
 
 
 def _change(tree: Tree, mutation: Mutation, record: Change) -> None:
-    """Apply *mutation* as far as that is possible."""
+    """Apply *mutation* as far as that is possible.
+
+    What a file held before is not known if it was made in the segment of the changes, before them.
+    """
     _make_directories(tree, mutation.to if isinstance(mutation, Rename) else mutation.path)
-    with contextlib.suppress(PmxcfsError):
-        apply(tree, Guests(), mutation, writer=record.writer, mtime=record.mtime)
+    steps: list[Mutation] = [mutation]
+    if isinstance(mutation, Write):
+        steps.insert(0, Create(mutation.path))
+    for step in steps:
+        with contextlib.suppress(PmxcfsError):
+            apply(tree, Guests(), step, writer=record.writer, mtime=record.mtime)
 
 
 def _make_directories(tree: Tree, path: str) -> Entry | None:
