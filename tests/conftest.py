@@ -10,6 +10,7 @@ import errno
 import gc
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -177,6 +178,12 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[[object], None]:
             print(f"\n{outcome}")
 
     return show
+
+
+@pytest.fixture
+def seed() -> int:
+    """The number that a run of random faults begins with, from the environment if it has one."""
+    return int(os.environ.get("PMXCFS_TEST_SEED") or random.randrange(1 << 32))
 
 
 @pytest.fixture(autouse=True)

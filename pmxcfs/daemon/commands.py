@@ -1,12 +1,13 @@
 """The commands of the test control, by which tests simulate a cluster and the passage of time.
 
-The commands exist only with ``--test-control``. They are called with the tree's lock held.
+The commands exist only with ``--test-control``. They are called with the tree's lock held, except
+for those in ``UNLOCKED``.
 Contract: docs/spec/operations.md, "Command line".
 """
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from pmxcfs.tree.index import records_needed
 from pmxcfs.tree.locks import LockTable
 from pmxcfs.vfs.writeback import Writeback
 
+UNLOCKED = ("adopt",)  # commands that take the tree's lock themselves
+
 
 class TestedParts(NamedTuple):
     """The parts of a daemon that the commands use."""
@@ -40,6 +43,7 @@ class TestedParts(NamedTuple):
     clustering: Clustering | None  # None in local mode
     workers: Workers
     notifier: Notifier
+    lock: AbstractContextManager[object]  # the tree's
 
 
 class TestCommands:
@@ -75,16 +79,18 @@ class TestCommands:
         self._parts.replica.inject(mutation_of(request), writer=writer, mtime=mtime)
 
     def adopt(self, *, path: str) -> None:
-        """Adopt the tree in the database *path*, as if a synchronization had brought it."""
+        """Adopt the tree in the database *path*, as if a synchronization had brought it.
+
+        Nothing may change the tree meanwhile.
+        """
         theirs = Tree(keep_undo=False)
         theirs.load(inspect(Path(path)).records)
-        leader = theirs.index()
-        needed = map(theirs.get, records_needed(leader, [self._parts.replica.state()]))
+        leader, lock = theirs.index(), self._parts.lock
+        with lock:
+            ours = self._parts.replica.state()
+        needed = map(theirs.get, records_needed(leader, [ours]))
         records = [record_of(entry) for entry in needed if entry is not None]
-        is_held = contextlib.nullcontext()  # the lock, as for every command
-        self._parts.replica.adopt(
-            leader, records, side=(OTHERS,), now=clock.seconds(), lock=is_held
-        )
+        self._parts.replica.adopt(leader, records, side=(OTHERS,), now=clock.seconds(), lock=lock)
 
     def set_lock_lifetime(self, *, seconds: float) -> None:
         """Have locks expire *seconds* after their last renewal."""

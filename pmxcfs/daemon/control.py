@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import socketserver
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,25 @@ Command = Callable[..., Mapping[str, object] | None]
 
 
 class Control:
-    """A server of *commands*, each called with *lock* held and the request's other fields."""
+    """A server of *commands*, each called with *lock* held and the request's other fields.
+
+    Those in *unlocked* are called without the lock.
+    """
 
     def __init__(
-        self, path: Path, commands: Mapping[str, Command], *, lock: AbstractContextManager[object]
+        self,
+        path: Path,
+        commands: Mapping[str, Command],
+        *,
+        lock: AbstractContextManager[object],
+        unlocked: Collection[str] = (),
     ) -> None:
         self._path = path
         with suppress(FileNotFoundError):
             path.unlink()  # of a daemon that was killed; the state lock says it is not running
         self._commands = dict(commands)
         self._lock = lock
-        self._server = _Server(str(path), _handler_of(self._commands, lock))
+        self._server = _Server(str(path), _handler_of(self._commands, lock, unlocked))
         path.chmod(0o600)
         self._thread = BackgroundThread("control", lambda: self._server.serve_forever(POLL))
 
@@ -66,25 +74,28 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 def _handler_of(
-    commands: Mapping[str, Command], lock: AbstractContextManager[object]
+    commands: Mapping[str, Command], lock: AbstractContextManager[object], unlocked: Collection[str]
 ) -> type[socketserver.StreamRequestHandler]:
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             for line in self.rfile:
-                answer = _answer(commands, lock, line)
+                answer = _answer(commands, lock, unlocked, line)
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
 
     return Handler
 
 
 def _answer(
-    commands: Mapping[str, Command], lock: AbstractContextManager[object], line: bytes
+    commands: Mapping[str, Command],
+    lock: AbstractContextManager[object],
+    unlocked: Collection[str],
+    line: bytes,
 ) -> Mapping[str, object]:
     try:
         request = json.loads(line)
-        with lock:
-            command = commands[request.pop("do")]
-            return command(**request) or {}
+        name = request.pop("do")
+        with nullcontext() if name in unlocked else lock:
+            return commands[name](**request) or {}
     except PmxcfsError as error:
         return {"error": error.errno, "message": str(error)}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:

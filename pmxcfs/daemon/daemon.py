@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pmxcfs.cluster.membership import COROSYNC_CONF, Clustering
 from pmxcfs.daemon.change_counter import ChangeCounter
-from pmxcfs.daemon.commands import TestCommands, TestedParts
+from pmxcfs.daemon.commands import UNLOCKED, TestCommands, TestedParts
 from pmxcfs.daemon.control import Control
 from pmxcfs.daemon.local_clients import LocalClients
 from pmxcfs.daemon.quorum import QuorumSwitch
@@ -385,9 +385,14 @@ class Daemon:
             clustering=self._clustering,
             workers=self._workers,
             notifier=self._notifier,
+            lock=session.LOCK,
         )
-        commands = TestCommands(parts).by_name()
-        control = Control(self._settings.control_socket, commands, lock=session.LOCK)
+        control = Control(
+            self._settings.control_socket,
+            TestCommands(parts).by_name(),
+            lock=session.LOCK,
+            unlocked=UNLOCKED,
+        )
         control.start()
         cleanup.callback(control.close)
 

@@ -1,7 +1,5 @@
 """Fixtures with labs, and the removal of lab processes that earlier runs have left."""
 
-import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +19,6 @@ def _sweep_labs() -> Iterator[None]:
     sweep.end(*left)
     assert not left, f"processes of a lab were left: {left}"
     assert not sweep.wait_for_end(sweep.stale), "processes of an earlier run do not end"
-
-
-@pytest.fixture
-def seed() -> int:
-    """The number that a run of random faults begins with, from the environment if it has one."""
-    return int(os.environ.get("PMXCFS_TEST_SEED") or random.randrange(1 << 32))
 
 
 @pytest.fixture(scope="module")

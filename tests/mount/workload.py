@@ -88,10 +88,13 @@ class Journal:
         self.mutations += self._begun
         self._begun = 0
 
-    def possible(self) -> list[State]:
-        """Return the states that a crash at this moment may leave."""
+    def possible(self, *, was_stopped: bool) -> list[State]:
+        """Return the states that a crash at this moment may leave.
+
+        Those of drafts all are if the daemon *was_stopped* before.
+        """
         now = time.monotonic()
-        return [state for state, since in self._possible if since <= now]
+        return [state for state, since in self._possible if was_stopped or since <= now]
 
     def _after(self, change: Change) -> State:
         state = {**self.state}
@@ -348,21 +351,25 @@ class Report(NamedTuple):
 def write_until_killed(connection: Connection, directory: Path, seed: int) -> None:
     """Run a writer until the other end of *connection* is closed.
 
-    The commands alternate: ``look`` compares the mount with the possible states, ``work`` changes
-    the mount until it is dead.
+    The commands that begin with ``look`` compare the mount with the possible states, ``work``
+    changes the mount until it is dead.
     """
     source = random.Random(seed)
     journal = Journal({})
-    with contextlib.suppress(EOFError, ConnectionResetError):
-        while connection.recv() == "look":
-            directory.mkdir(exist_ok=True)
-            with _held(directory) as root:
-                state, violations = _look(root, journal.possible(), directory.name)
+    with contextlib.suppress(EOFError, ConnectionResetError), contextlib.ExitStack() as held:
+        while True:
+            command = connection.recv()
+            if command != "work":
+                held.close()
+                directory.mkdir(exist_ok=True)
+                root = held.enter_context(_held(directory))
+                possible = journal.possible(was_stopped=command == "look after a stop")
+                state, violations = _look(root, possible, directory.name)
                 journal = Journal(state)
                 connection.send(Report(0, 0, violations))
-                if connection.recv() == "work":
-                    violations = _work(root, journal, source)
-                    connection.send(Report(journal.operations, journal.mutations, violations))
+            else:
+                violations = _work(root, journal, source)
+                connection.send(Report(journal.operations, journal.mutations, violations))
 
 
 @contextlib.contextmanager
@@ -408,18 +415,18 @@ class Writers:
             self._connections.append(mine)
             self._processes.append(process)
 
-    def look(self) -> list[str]:
-        """Return the violations that the mount shows."""
-        self._send("look")
+    def look(self, *, was_stopped: bool = False) -> list[str]:
+        """Return the violations that the mount shows. A daemon that *was_stopped* published all."""
+        self._send("look after a stop" if was_stopped else "look")
         return [line for report in self._receive() for line in report.violations]
 
     def start(self) -> None:
         """Let all writers change the mount until it dies."""
         self._send("work")
 
-    def wait(self, seconds: float) -> None:
-        """Return after *seconds*, or when a writer has stopped by itself."""
-        wait(self._connections, seconds)
+    def wait(self, seconds: float) -> bool:
+        """Return after *seconds*, or True when a writer has stopped by itself."""
+        return bool(wait(self._connections, seconds))
 
     def reports(self) -> list[Report]:
         """Return the reports since ``start``; call it when the mount is dead."""

@@ -3,11 +3,11 @@
 The first argument names an entry of ``SABOTAGE``; the others go to the daemon.
 """
 
+import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from pmxcfs._core import Tree
 from pmxcfs.cli import main as cli
@@ -18,25 +18,27 @@ from pmxcfs.replica import replica
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage import database
-from pmxcfs.storage._sqlite import Statement, Writer
-from pmxcfs.storage.database import Database
+from pmxcfs.storage.database import Batch, Database
+from pmxcfs.storage.journal import Journal
+from pmxcfs.storage.mark import Mark
+from pmxcfs.storage.records import Kind, Notes, Saved, encode
 from pmxcfs.tree import adoption
 from pmxcfs.tree.adoption import Adoption
 
-DELAY = 0.005  # seconds between an answer and its commit
-PAUSE = 0.001  # seconds between two parts of a transaction
+DELAY = 0.005  # seconds between an answer and its record
+PAUSE = 0.01  # seconds between two steps that should be one, or in the other order
+LOST = 50  # one of so many records is lost
 
 
-def reply_before_commit() -> None:
-    """Answer before the commit: the database is written ``DELAY`` later."""
+def reply_before_append() -> None:
+    """Answer before the record is written, which happens ``DELAY`` later."""
     started: list[Replica] = []
 
-    def save_later(replica: Replica) -> None:
+    def write_later(replica: Replica) -> None:
         while True:
             time.sleep(DELAY)
             with session.LOCK:
-                replica.save()
+                replica.flush()
 
     class Careless(Replica):
         def deliver(self, tickets: Sequence[Ticket]) -> None:
@@ -45,35 +47,72 @@ def reply_before_commit() -> None:
                 ticket.finish()
             if not started:
                 started.append(self)
-                threading.Thread(target=save_later, args=[self], daemon=True).start()
+                threading.Thread(target=write_later, args=[self], daemon=True).start()
 
     setattr(daemon, "Replica", Careless)  # noqa: B010, as mypy would object to an assignment
 
 
-def commit_in_pieces() -> None:
-    """Commit each row of a transaction on its own."""
+def lose_a_record() -> None:
+    """Leave out some records of changes."""
+    append = Journal.append
+    kept = itertools.count(1)
 
-    class InPieces(Writer):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            self.known: dict[str, Statement] = {}
-            super().__init__(*arguments, **options)
+    def append_less(journal: Journal, bodies: list[bytes]) -> None:
+        append(journal, [b for b in bodies if b[0] != Kind.CHANGE or next(kept) % LOST])
 
-        def run(self, statement: Statement) -> int:
-            if statement.sql in ("BEGIN IMMEDIATE", "COMMIT"):
-                self.known[statement.sql] = statement
-            super().run(statement)
-            if statement.sql.startswith(("INSERT", "DELETE")) and "COMMIT" in self.known:
-                super().run(self.known["COMMIT"])
-                time.sleep(PAUSE)
-                super().run(self.known["BEGIN IMMEDIATE"])
-            return 0
+    setattr(Journal, "append", append_less)  # noqa: B010
 
-    setattr(database, "Writer", InPieces)  # noqa: B010
+
+def before_each_save(step: Callable[[Database, Batch, Mark, Journal], None]) -> None:
+    """Call *step* before each save of the database, and pause between the two."""
+    save, append = Database.save, Journal.append
+    journals: list[Journal] = []
+
+    def append_known(journal: Journal, bodies: list[bytes]) -> None:
+        journals[:] = [journal]
+        append(journal, bodies)
+
+    def save_later(database: Database, batch: Batch, mark: Mark | None) -> None:
+        if mark is not None:
+            step(database, batch, mark, *journals)
+            time.sleep(PAUSE)
+        save(database, batch, mark)
+
+    setattr(Journal, "append", append_known)  # noqa: B010
+    setattr(Database, "save", save_later)  # noqa: B010
+
+
+def write_position_before_rows() -> None:
+    """Commit the journal's position before the rows that it includes."""
+    save = Database.save
+
+    def write_position(database: Database, batch: Batch, mark: Mark, _: Journal) -> None:
+        save(database, Batch((), (), batch.version_row), mark)
+
+    before_each_save(write_position)
+
+
+def saved_before_commit() -> None:
+    """Write to the journal that a save is on the device before it begins."""
+
+    def write_saved(database: Database, _: Batch, mark: Mark, journal: Journal) -> None:
+        journal.append([encode(Saved(mark.save_id))])
+
+    before_each_save(write_saved)
+
+
+def drop_segments_before_commit() -> None:
+    """Let go of the segments before the save that makes them superfluous."""
+
+    def drop(database: Database, _: Batch, mark: Mark, journal: Journal) -> None:
+        journal.release(mark.position)
+
+    before_each_save(drop)
 
 
 def forget_to_sync() -> None:
     """Answer an fsync without flushing to the device."""
-    setattr(Database, "sync", lambda database: None)  # noqa: B010
+    setattr(Journal, "sync", lambda journal: None)  # noqa: B010
 
 
 def skip_update() -> None:
@@ -104,12 +143,21 @@ def fail_to_finish() -> None:
 
 def forget_departures() -> None:
     """Do not write which nodes miss changes of this node."""
-    setattr(Database, "write_notes", lambda database, *notes: None)  # noqa: B010
+    save = Database.save
+
+    def save_without(database: Database, batch: Batch, mark: Mark | None) -> None:
+        save(database, batch._replace(notes={}, removals=()), mark)
+
+    setattr(Database, "save", save_without)  # noqa: B010
+    setattr(replica, "record_notes", lambda departures: encode(Notes({}, ())))  # noqa: B010
 
 
 SABOTAGE: Mapping[str, Callable[[], None]] = {
-    "reply-before-commit": reply_before_commit,
-    "commit-in-pieces": commit_in_pieces,
+    "reply-before-append": reply_before_append,
+    "lose-a-record": lose_a_record,
+    "position-before-rows": write_position_before_rows,
+    "saved-before-commit": saved_before_commit,
+    "drop-before-commit": drop_segments_before_commit,
     "forget-to-sync": forget_to_sync,
     "skip-update": skip_update,
     "fail-to-finish": fail_to_finish,

@@ -1,0 +1,185 @@
+"""Daemons that kill themselves at a certain point, with journal and saves on a small scale.
+
+The first argument is a ``Plan`` as JSON, the others go to the daemon. A point before the mount
+counts at once, all others as soon as the file ``armed`` is there.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pmxcfs.cli import main as cli
+from pmxcfs.daemon import daemon
+from pmxcfs.daemon import storage as opening
+from pmxcfs.storage import database, journal, recovery, saver, schedule, segment_file
+from pmxcfs.storage.database import Database
+from pmxcfs.storage.journal import Journal
+from pmxcfs.storage.records import Kind
+from pmxcfs.storage.segment_file import SegmentFile
+
+AT_START = ("replay", "replayed", "settled", "journal-begun", "serving")
+AT_WORK = (
+    *("append", "append-half", "appended", "sync", "synced"),
+    *("segment", "segment-made", "segment-cut", "segment-begun"),
+    *("save-announced", "save", "save-rows", "save-mark", "save-committed", "save-noted"),
+    *("release", "released", "log-cut"),
+)
+AT_ADOPTION = ("adoption", "adoption-rows", "adoption-mark", "adoption-saved", "adoption-noted")
+AT_STOP = ("journal-end", "journal-ended", "database-closed")
+POINTS = (*AT_START, *AT_WORK, *AT_ADOPTION, *AT_STOP)
+
+
+class Plan(NamedTuple):
+    """What a daemon does differently from the real one."""
+
+    point: str = ""  # of POINTS; empty: it does not kill itself
+    count: int = 1  # how often it comes to the point
+    armed: str = ""  # path of a file
+    segment: int = 4 << 20  # bytes of a full segment
+    size: int = 8 << 20  # bytes of journal after which the tree is saved
+    pause: float = 2.0  # seconds without a change after which it is saved
+    sabotage: str = ""  # of careless
+
+    def program(self) -> tuple[str, str]:
+        """Return the arguments of Python."""
+        return __file__, json.dumps(self)
+
+
+class Death:
+    """Counts how often the daemon comes to the point of its *plan*."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._point = plan.point
+        self._armed = Path(plan.armed)
+        self._left = plan.count
+        self._is_at_start = plan.point in AT_START
+
+    def meet(self, point: str) -> None:
+        """Die if this is the time."""
+        if self.is_next(point):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def is_next(self, point: str) -> bool:
+        """Count one more time at *point*; tell whether the daemon is to die now."""
+        if point != self._point or not (self._is_at_start or self._armed.exists()):
+            return False
+        self._left -= 1
+        return self._left == 0
+
+    def around(self, owner: object, name: str, *, before: str = "", after: str = "") -> None:
+        """Replace a function or method by one that comes to these points."""
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def surrounded(*args: Any, **options: Any) -> Any:
+            self.meet(before)
+            result = function(*args, **options)
+            self.meet(after)
+            return result
+
+        setattr(owner, name, surrounded)
+
+
+def set_points(death: Death) -> None:
+    """Have the parts of the product come to their points."""
+    death.around(recovery, "apply", before="replay")
+    death.around(opening, "recover", after="replayed")
+    death.around(opening, "settle", after="settled")
+    death.around(daemon.Daemon, "serve", before="serving")
+    death.around(SegmentFile, "sync", before="sync", after="synced")
+    death.around(SegmentFile, "cut", after="segment-cut")
+    death.around(Journal, "begin_segment", before="segment", after="segment-begun")
+    death.around(Journal, "release", before="release", after="released")
+    death.around(Journal, "close", before="journal-end", after="journal-ended")
+    death.around(Database, "checkpoint", after="log-cut")
+    death.around(Database, "save", before="save", after="save-committed")
+    death.around(Database, "adopt", before="adoption", after="adoption-saved")
+    death.around(Database, "close", after="database-closed")
+    set_points_in_appends(death)
+    set_points_in_transactions(death)
+    set_points_in_beginnings(death)
+
+
+def set_points_in_appends(death: Death) -> None:
+    """The same for what is appended to the journal."""
+    append, write = Journal.append, SegmentFile.append
+
+    def append_and_meet(target: Journal, bodies: list[bytes]) -> None:
+        kinds = {body[0] for body in bodies}
+        death.meet("append" if Kind.CHANGE in kinds else "")
+        append(target, bodies)
+        death.meet("appended" if Kind.CHANGE in kinds else "")
+        death.meet("save-announced" if Kind.SAVING in kinds else "")
+        death.meet("save-noted" if Kind.SAVED in kinds else "")
+        death.meet("adoption-noted" if Kind.ADOPTED in kinds else "")
+
+    def write_half(target: SegmentFile, data: bytes) -> None:
+        if death.is_next("append-half"):
+            write(target, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(target, data)
+
+    setattr(Journal, "append", append_and_meet)  # noqa: B010, as mypy objects to an assignment
+    setattr(SegmentFile, "append", write_half)  # noqa: B010
+
+
+def set_points_in_transactions(death: Death) -> None:
+    """The same inside of the transactions that save changes or an adoption."""
+    mark = database.write_mark
+    is_adopting: list[bool] = []
+    adopt = Database.adopt
+
+    def adopt_and_tell(*args: Any, **options: Any) -> None:
+        is_adopting.append(True)
+        adopt(*args, **options)
+        is_adopting.clear()
+
+    def mark_and_meet(*args: Any) -> None:
+        death.meet("adoption-rows" if is_adopting else "save-rows")
+        mark(*args)
+        death.meet("adoption-mark" if is_adopting else "save-mark")
+
+    setattr(Database, "adopt", adopt_and_tell)  # noqa: B010
+    setattr(database, "write_mark", mark_and_meet)  # noqa: B010
+
+
+def set_points_in_beginnings(death: Death) -> None:
+    """The same for class methods."""
+    make, start = SegmentFile.make, Journal.start
+
+    def make_and_meet(*args: Any, **options: Any) -> SegmentFile:
+        segment = make(*args, **options)
+        death.meet("segment-made")
+        return segment
+
+    def start_and_meet(*args: Any, **options: Any) -> Journal:
+        begun = start(*args, **options)
+        death.meet("journal-begun")
+        return begun
+
+    setattr(SegmentFile, "make", staticmethod(make_and_meet))  # noqa: B010
+    setattr(Journal, "start", staticmethod(start_and_meet))  # noqa: B010
+
+
+def set_scale(plan: Plan) -> None:
+    """Make segments and saves as small as *plan* says."""
+    setattr(journal, "SEGMENT_LIMIT", plan.segment)  # noqa: B010
+    setattr(schedule, "SAVE_SIZE", plan.size)  # noqa: B010
+    setattr(schedule, "PAUSE", plan.pause)  # noqa: B010
+    setattr(schedule, "CONFIGURATION_AFTER", 10 * plan.pause)  # noqa: B010
+    setattr(saver, "OVERDUE_SIZE", 2 * plan.size)  # noqa: B010
+    setattr(segment_file, "STEP", min(segment_file.STEP, plan.segment))  # noqa: B010
+
+
+if __name__ == "__main__":
+    chosen = Plan(*json.loads(sys.argv[1]))
+    set_scale(chosen)
+    if chosen.sabotage:
+        importlib.import_module("careless").SABOTAGE[chosen.sabotage]()  # it is beside this file
+    if chosen.point:
+        set_points(Death(chosen))
+    sys.exit(cli.main(sys.argv[2:]))
