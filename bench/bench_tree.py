@@ -36,7 +36,7 @@ def tree() -> Tree:
     tree = Tree()
     for path, content in guest_files():
         add_file(tree, path, content, now=0)
-    tree.mark_saved()
+    tree.mark_written()
     return tree
 
 

@@ -30,7 +30,7 @@ def file(tree: Tree) -> Entry:
     """A file that holds ``abcdef``."""
     entry = make_file(tree, "file")
     tree.write(entry, 0, b"abcdef", truncate=False, **BY)
-    tree.mark_saved()
+    tree.mark_written()
     return entry
 
 
@@ -172,7 +172,7 @@ def test_drop_removes_without_a_new_version(tree: Tree, file: Entry) -> None:
     tree.drop(file)
     assert tree.version == 3
     assert tree.find("file") is None
-    assert tree.unsaved() == {file.inode: None}
+    assert tree.changed() == {file.inode: None}
 
 
 def test_touch_stamps_only(tree: Tree, file: Entry) -> None:
@@ -296,12 +296,12 @@ def test_an_invalid_operation_is_refused_and_changes_nothing(
 ) -> None:
     make_file(tree, "f", make_directory(tree, "full"))
     make_directory(tree, "empty")
-    tree.mark_saved()
+    tree.mark_written()
     before = tree.checksum()
     with pytest.raises(ValueError, match=reason):
         attempt(tree, file)
     assert tree.checksum() == before
-    assert tree.unsaved() == {}
+    assert tree.changed() == {}
     assert tree.unpublished() == []
     assert tree.unpublished_growth == 0
 
@@ -329,7 +329,7 @@ def test_the_version_does_not_wrap(tree: Tree) -> None:
         with pytest.raises(Failed):
             attempt()
     assert (tree.version, entry.path, entry.content) == (last, "f", b"")
-    assert tree.unsaved() == {}
+    assert tree.changed() == {}
 
 
 def test_an_inode_that_is_in_use_is_not_given_again(tree: Tree) -> None:
@@ -343,28 +343,28 @@ def test_an_inode_that_is_in_use_is_not_given_again(tree: Tree) -> None:
     assert make_file(tree, "x").inode == 3
 
 
-# Saving and undo.
+# Writing and undo.
 
 
-def test_unsaved_lists_the_changes_since_the_last_save(tree: Tree, file: Entry) -> None:
-    assert tree.unsaved() == {}
+def test_changed_lists_the_changes_since_the_last_write(tree: Tree, file: Entry) -> None:
+    assert tree.changed() == {}
     made = make_file(tree, "made")
     gone = make_file(tree, "gone")
     tree.remove(gone, **BY)
-    assert tree.unsaved() == {made.inode: made, gone.inode: None}
+    assert tree.changed() == {made.inode: made, gone.inode: None}
     tree.touch(file, **BY)
-    assert list(tree.unsaved()) == [made.inode, gone.inode, file.inode]
-    tree.mark_saved()
-    assert tree.unsaved() == {}
+    assert list(tree.changed()) == [made.inode, gone.inode, file.inode]
+    tree.mark_written()
+    assert tree.changed() == {}
     tree.remove(file, **BY)
-    assert tree.unsaved() == {file.inode: None}
+    assert tree.changed() == {file.inode: None}
 
 
 def test_a_rollback_restores_everything(tree: Tree, file: Entry) -> None:
     directory = make_directory(tree, "d")
     target = make_file(tree, "target", directory)
     tree.write(target, 0, b"kept", truncate=True, **BY)
-    tree.mark_saved()
+    tree.mark_written()
     before = (tree.checksum(), tree.index(), tree.entry_count, tree.content_bytes)
     tree.write(file, 3, b"XYZXYZ", truncate=False, **LATER)
     tree.rename(file, directory, "target", **LATER)
@@ -377,7 +377,7 @@ def test_a_rollback_restores_everything(tree: Tree, file: Entry) -> None:
     assert tree.find("d/target") is target
     assert tree.find("file") is file
     assert (made.is_attached, made.path) == (False, "d")
-    assert tree.unsaved() == {}
+    assert tree.changed() == {}
     assert tree.rollback() == {}
 
 
@@ -386,7 +386,7 @@ def test_a_rolled_back_inode_is_given_again(tree: Tree) -> None:
     tree.rollback()
     entry = make_file(tree, "kept")
     assert entry.inode == lost.inode == 2
-    assert tree.unsaved() == {2: entry}
+    assert tree.changed() == {2: entry}
     with pytest.raises(ValueError, match="not in the tree"):
         tree.touch(lost, **BY)
 
@@ -398,12 +398,108 @@ def test_a_drop_can_be_rolled_back(tree: Tree, file: Entry) -> None:
     assert tree.content_bytes == 6
 
 
+def before(tree: Tree, segment: int) -> list[tuple[str, bytes]]:
+    """Return the name and the content before of each of the rows to be recorded."""
+    return [(state[1], state[3]) for _, state in tree.rows_before(segment)]
+
+
+def test_a_row_before_changes_is_given_once_per_segment(tree: Tree, file: Entry) -> None:
+    tree.write(file, 0, b"new", truncate=True, **BY)
+    make_file(tree, "made")
+    assert before(tree, 1) == [("file", b"abcdef")]
+    tree.mark_written()
+    tree.write(file, 0, b"newer", truncate=True, **BY)
+    assert before(tree, 1) == []
+    tree.mark_written()
+    tree.write(file, 0, b"newest", truncate=True, **BY)
+    assert before(tree, 2) == [("file", b"newer")]
+
+
+def test_a_row_before_is_the_state_at_the_last_write(tree: Tree, file: Entry) -> None:
+    directory = make_directory(tree, "priv")
+    tree.mark_written()
+    stamp = stamp_of(file)
+    tree.rename(file, directory, "other", **LATER)
+    tree.remove(file, **LATER)
+    ((entry, state),) = tree.rows_before(1)
+    assert entry is file
+    assert state == (tree.root, "file", stamp, b"abcdef", 6, False)
+
+
+def test_a_large_row_before_is_given_for_every_change(tree: Tree, file: Entry) -> None:
+    tree.write(file, 0, bytes((64 << 10) + 1), truncate=True, **BY)
+    tree.mark_written()
+    for _ in range(2):
+        tree.write(file, 0, b"x", truncate=False, **BY)
+        assert len(before(tree, 1)) == 1
+        tree.mark_written()
+
+
+def test_a_rolled_back_row_is_given_again(tree: Tree, file: Entry) -> None:
+    tree.write(file, 0, b"new", truncate=True, **BY)
+    assert before(tree, 1) == [("file", b"abcdef")]
+    tree.rollback()
+    tree.write(file, 0, b"new", truncate=True, **BY)
+    assert before(tree, 1) == [("file", b"abcdef")]
+
+
+@pytest.mark.parametrize("above", ["d", "priv"])
+def test_an_entry_is_rolled_back_whose_directory_was_removed_later(tree: Tree, above: str) -> None:
+    directory = make_directory(tree, above)
+    inner = make_directory(tree, "inner", directory)
+    entry = make_file(tree, "f", inner)
+    tree.write(entry, 0, b"kept", truncate=True, **BY)
+    tree.mark_written()
+    state = (tree.checksum(), tree.index(), tree.entry_count, tree.content_bytes)
+    tree.write(entry, 0, b"changed", truncate=True, **LATER)
+    for gone in (entry, inner, directory):
+        tree.remove(gone, **LATER)
+    path = f"{above}/inner"
+    undone = {entry: f"{path}/f", inner: path, directory: above}
+    assert tree.rollback() == undone
+    assert (tree.checksum(), tree.index(), tree.entry_count, tree.content_bytes) == state
+    assert (entry.path, entry.content) == (f"{path}/f", b"kept")
+    assert [found.private for found in (directory, inner, entry)] == [above == "priv"] * 3
+    assert tree.find(f"{path}/f") is entry
+    assert tree.get(entry.inode) is entry
+
+
+def test_an_entry_is_rolled_back_that_was_moved_before_its_directory_was_removed(
+    tree: Tree,
+) -> None:
+    secret, public = make_directory(tree, "priv"), make_directory(tree, "d")
+    entry = make_file(tree, "f", secret)
+    tree.mark_written()
+    state = tree.checksum()
+    tree.rename(entry, public, "g", **LATER)
+    tree.remove(secret, **LATER)
+    made = make_directory(tree, "priv")
+    tree.rename(entry, made, "h", **LATER)
+    tree.remove(public, **LATER)
+    assert tree.rollback()[entry] == "priv/h"
+    assert (entry.path, entry.private, secret.is_attached) == ("priv/f", True, True)
+    assert not made.is_attached
+    assert tree.find("priv") is secret
+    assert tree.checksum() == state
+
+
+def test_a_directory_made_and_removed_in_one_group_is_rolled_back(tree: Tree) -> None:
+    directory = make_directory(tree, "priv")
+    entry = make_file(tree, "f", directory)
+    tree.remove(entry, **BY)
+    tree.remove(directory, **BY)
+    assert tree.rollback() == {directory: "priv", entry: "priv/f"}
+    assert (tree.entry_count, tree.version) == (0, 1)
+    assert not directory.is_attached
+    assert tree.find("priv") is None
+
+
 def test_without_undo_there_is_no_rollback() -> None:
     tree = Tree(keep_undo=False)
     entry = make_file(tree, "f")
     with pytest.raises(ValueError, match="no undo"):
         tree.rollback()
-    assert tree.unsaved() == {entry.inode: entry}
+    assert tree.changed() == {entry.inode: entry}
 
 
 # Loading.
@@ -425,7 +521,7 @@ def test_records_load_in_any_order(tree: Tree) -> None:
     assert (stamp_of(key), key.content, key.private) == ((12, 2, 22), b"secret", True)
     assert (odd.size, odd.private) == (0, False)
     assert (tree.entry_count, tree.content_bytes) == (3, 6)
-    assert tree.unsaved() == {}
+    assert tree.changed() == {}
 
 
 def record(
@@ -493,7 +589,7 @@ def test_an_entry_costs_less_than_400_bytes() -> None:
     try:
         for name in names:
             tree.create(tree.root, name, EntryType.FILE, writer=1, mtime=1_700_000_000)
-        tree.mark_saved()
+        tree.mark_written()
         assert tracemalloc.get_traced_memory()[0] < 400 * len(names)
     finally:
         tracemalloc.stop()

@@ -208,7 +208,7 @@ class Histories(RuleBasedStateMachine):
     @rule(file=files)
     def orphan(self, file: File) -> None:
         entry, node = file
-        if not entry.is_attached and self.tree.unsaved() == {}:
+        if not entry.is_attached and self.tree.changed() == {}:
             self.tree.orphan(entry)
             node.is_orphan = True
 
@@ -216,13 +216,13 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        for inode, entry in self.tree.unsaved().items():
+        for inode, entry in self.tree.changed().items():
             if entry is None:
                 self.saved.pop(inode, None)
             else:
                 self.saved[inode] = record_of(entry)
         for keeper in (self.tree, self.guests, self.oracle):
-            keeper.mark_saved()
+            keeper.mark_written()
         assert set(self.saved) == {node.inode for node in self.oracle.nodes.values()} - {0}
         if not any(node.is_sparse for node in self.oracle.nodes.values()):
             self.check_reload()
@@ -238,12 +238,12 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def rollback(self) -> None:
-        touched = set(self.tree.unsaved())
+        touched = set(self.tree.changed())
         entries = self.tree.rollback()
         self.guests.rollback()
         self.oracle.rollback()
         assert {entry.inode for entry in entries} == touched
-        assert self.tree.unsaved() == {}
+        assert self.tree.changed() == {}
 
     # Invariants.
 

@@ -22,7 +22,7 @@ def file(tree: Tree) -> Entry:
     """A file that holds ``abcdef``."""
     entry = make_file(tree, "file")
     tree.write(entry, 0, b"abcdef", truncate=False, **BY)
-    tree.mark_saved()
+    tree.mark_written()
     return entry
 
 
@@ -53,7 +53,7 @@ def test_dirty_bytes_are_visible_but_not_published(tree: Tree, file: Entry) -> N
     assert (file.content, file.size, tree.content_bytes) == (b"abcdef", 6, 6)
     assert tree.unpublished_growth == 4
     assert tree.checksum() == before
-    assert tree.unsaved() == {}
+    assert tree.changed() == {}
 
 
 @pytest.mark.parametrize(

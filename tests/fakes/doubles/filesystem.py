@@ -48,7 +48,7 @@ class World:
         entry = self.tree.create(parent, name, kind, writer=0, mtime=1)
         if not directory:
             self.tree.write(entry, 0, content, truncate=True, writer=0, mtime=1)
-        self.tree.mark_saved()
+        self.tree.mark_written()
         return entry
 
     def open(self, entry: Entry, *, truncate: bool = False) -> OpenFile:

@@ -1,4 +1,4 @@
-"""The protocol ``replica.waiting.Yielding`` on a lock of its own, without FUSE workers."""
+"""The protocol ``replica.waiting.WatchfulYielding``, without FUSE workers."""
 
 import contextlib
 import threading
@@ -12,19 +12,15 @@ NO_WATCH = RequestWatch(-1, lambda: None, is_active=False)
 
 
 class Yielding:
-    """Releases *lock* on request; at most *room* threads may wait for nodes at a time."""
+    """Releases *lock* on request; at most *room* threads may wait at a time, unless they must."""
 
     def __init__(self, *, room: int) -> None:
         self.lock = threading.Condition(threading.Lock())
-        self.away = self.count = (
-            0  # threads without the lock, and those of them that wait for nodes
-        )
+        self.away = self.count = 0  # threads without the lock, and those of them that wait
         self.room = room
 
-    def give_way(self) -> None: ...
-
     @contextlib.contextmanager
-    def released(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         self.away += 1
         self.lock.notify_all()
         self.lock.release()
@@ -34,27 +30,52 @@ class Yielding:
             self.lock.acquire()
             self.away -= 1
 
-    def aside(self, work: Callable[[], object]) -> object:
-        with self.released():
-            return work()
-
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        with self.waiting_with_watch():
+    def waiting(self, *, must: bool = False) -> Iterator[None]:
+        with self.waiting_with_watch(must=must):
             yield
 
     @contextlib.contextmanager
-    def waiting_with_watch(self) -> Iterator[RequestWatch]:
-        if self.count >= self.room:
+    def waiting_with_watch(self, *, must: bool = False) -> Iterator[RequestWatch]:
+        if self.count >= self.room and not must:
             raise Busy("full")
         self.count += 1
         try:
-            with self.released():
+            with self.writing():
                 yield NO_WATCH
         finally:
             self.count -= 1
+
+    def during_write(self, watch: RequestWatch) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def await_away(self, count: int) -> None:
         """Wait until *count* threads have released the lock."""
         with self.lock:
             assert self.lock.wait_for(lambda: self.away == count, PATIENCE)
+
+
+class SingleYielding:
+    """For one thread without a lock: what other workers do meanwhile is done by this thread."""
+
+    def __init__(self) -> None:
+        self.during_waits: list[Callable[[], object]] = []
+        self.during_writes: list[Callable[[], object]] = []
+        self.waits = self.writes = 0
+        self.is_full = False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        self.writes += 1
+        if self.during_writes:
+            self.during_writes.pop(0)()
+        yield
+
+    @contextlib.contextmanager
+    def waiting(self, *, must: bool = False) -> Iterator[None]:
+        if self.is_full and not must:
+            raise Busy("too many wait")
+        self.waits += 1
+        if self.during_waits:
+            self.during_waits.pop(0)()
+        yield

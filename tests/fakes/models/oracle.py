@@ -110,7 +110,7 @@ class Oracle:
         self.root = Node(0, is_directory=True, published=Stamped(1, 0, 0, b"", 0))
         self.nodes: dict[str, Node] = {"": self.root}
         self.guests: dict[str, str] = {}  # vmid -> "NODE/DIRECTORY"
-        self.mark_saved()
+        self.mark_written()
 
     # Lookups.
 
@@ -288,30 +288,30 @@ class Oracle:
         del self.nodes[path]
         self._advance(writer, mtime)
 
-    # Saving.
+    # Writing.
 
-    def mark_saved(self) -> None:
+    def mark_written(self) -> None:
         """Take the present state as the one that ``rollback`` returns to."""
-        self._saved = [(path, node, node.published) for path, node in self.nodes.items()]
-        self._saved_guests = dict(self.guests)
+        self._written = [(path, node, node.published) for path, node in self.nodes.items()]
+        self._written_guests = dict(self.guests)
         self._born: list[Node] = []
 
     def rollback(self) -> None:
-        """Return to the state of the last ``mark_saved``; unpublished layers stay.
+        """Return to the state of the last ``mark_written``; unpublished layers stay.
 
         Nothing happens to a node that has not changed since then.
         """
         for node in self._born:
             node.published = Stamped(0, 0, 0, b"", 0)
         present = self.nodes
-        self.nodes = {path: node for path, node, _ in self._saved}
-        for path, node, published in self._saved:
+        self.nodes = {path: node for path, node, _ in self._written}
+        for path, node, published in self._written:
             if present.get(path) is node and node.published is published:
                 continue
             node.published = published
             if node.is_sparse and node.dirty:
                 node.dirty = Layer(0, node.visible, whole=True)
-        self.guests = dict(self._saved_guests)
+        self.guests = dict(self._written_guests)
         self._born = []
 
     # Unpublished content.

@@ -192,7 +192,7 @@ def test_a_quorum_change_invalidates_every_mode(world: World) -> None:
 
 def test_a_rollback_invalidates_all_that_may_have_been_cached(world: World) -> None:
     moved = world.make(world.root, "moved")
-    world.tree.mark_saved()
+    world.tree.mark_written()
     world.make(world.root, "new")
     world.tree.write(world.file, 0, b"x", truncate=True, writer=1, mtime=1)
     world.tree.rename(moved, world.root, "other", writer=1, mtime=1)

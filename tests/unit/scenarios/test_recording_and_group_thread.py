@@ -177,9 +177,7 @@ def import_configuration(replica: Replica, player: Player) -> None:
 def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
     player: Player, tmp_path: Path
 ) -> None:
-    path = tmp_path / "config.db"
-    with contextlib.closing(Database.open(path, now=7)) as database:
-        replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
+    with replica_in(tmp_path) as replica:
         import_configuration(replica, player)
         lock = threading.RLock()
         wakeup = Wakeup()
@@ -206,4 +204,5 @@ def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
         assert not any(player.updates.values())
         assert player.thread.dropped == 0
         assert replica.checksum().hex() == FINAL_CHECKSUM
-    assert stored(path).checksum().hex() == FINAL_CHECKSUM
+        replica.saver.save()
+    assert stored(tmp_path / "config.db").checksum().hex() == FINAL_CHECKSUM

@@ -46,7 +46,7 @@ def test_nothing_differs() -> None:
     entry = found(tree, 2)
     assert become(tree, tree_of(file(2, "f", b"x"))) == Reload([], [], [], [])
     assert found(tree, 2) is entry
-    assert tree.unsaved() == {}
+    assert tree.changed() == {}
 
 
 def test_other_content_at_the_same_path_is_the_same_object() -> None:
@@ -56,7 +56,7 @@ def test_other_content_at_the_same_path_is_the_same_object() -> None:
     assert become(tree, leader) == Reload([], [], [entry], [])
     assert at(tree, "d/f") is entry
     assert (entry.content, entry.version) == (b"newer", 60)
-    assert tree.unsaved() == {3: entry}
+    assert tree.changed() == {3: entry}
 
 
 def test_a_new_mtime_is_an_attribute_change_only() -> None:
@@ -82,7 +82,7 @@ def test_a_new_entry_and_a_deleted_one() -> None:
     assert not inside.is_attached
     assert (gone.path, inside.path, inside.content) == ("d", "d/g", b"y")
     assert gone.children() == []
-    assert tree.unsaved() == {3: None, 4: None, 51: found(tree, 51)}
+    assert tree.changed() == {3: None, 4: None, 51: found(tree, 51)}
 
 
 def test_another_inode_at_the_same_path_is_another_object() -> None:
@@ -167,9 +167,9 @@ def test_a_whole_tree_and_back() -> None:
     records = [directory(2, "d"), directory(3, "e", parent=2), file(4, "f", b"x", parent=3)]
     tree = tree_of(root=ROOT._replace(version=1))
     become(tree, tree_of(*records))
-    tree.mark_saved()
+    tree.mark_written()
     become(tree, tree_of(root=NEWER))
-    assert tree.unsaved() == {2: None, 3: None, 4: None}
+    assert tree.changed() == {2: None, 3: None, 4: None}
 
 
 def test_only_changed_directories_get_a_new_listing_version() -> None:
@@ -277,7 +277,7 @@ def test_an_invalid_tree_is_refused(records: list[Record]) -> None:
     with pytest.raises(BadMessage):
         plan(tree, forge(everything), changed)
     assert tree.index() == before
-    assert tree.unsaved() == {}
+    assert tree.changed() == {}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_an_unchanged_record_that_was_sent_changes_nothing() -> None:
     plan(tree, leader.index(), records_of(leader, [0, 2, 3, 4, 5, 9])).apply()
     assert tree.index() == leader.index()
     assert found(tree, 4) is entry
-    assert set(tree.unsaved()) == {9}
+    assert set(tree.changed()) == {9}
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,11 @@ drafts = st.dictionaries(
 def replica_of(records: list[Record]) -> Iterator[tuple[Replica, Path]]:
     """A replica with these entries and a saved database."""
     with tempfile.TemporaryDirectory(dir=RAM) as directory:
-        path = Path(directory) / "config.db"
-        database = Database.open(path, now=7)
-        with contextlib.closing(database):
-            replica = Replica(Tree(), Guests(), database)
+        with replica_in(Path(directory), policy=Policy.ROLL_BACK) as replica:
             replica.departures.set_nodes((1, 2))
             replica.departures.follow({1, 2}, me=1, version=1, now=0.0)
             become(replica, tree_of(*records))
-            yield replica, path
+            yield replica, Path(directory) / "config.db"
 
 
 def become(replica: Replica, leader: Tree) -> Reload:
@@ -142,7 +139,7 @@ def test_an_adoption_gives_the_leaders_tree(
         for entry, *_ in [*before.values()]:
             tree.discard_unpublished(entry)
         assert tree.unpublished_growth == 0
-        assert tree.unsaved() == {}
+        assert tree.changed() == {}
 
 
 def names_in(entry: Entry) -> list[tuple[str, Entry]]:

@@ -142,7 +142,7 @@ def test_half_a_rename_removes_the_target_without_a_new_version(node: Node) -> N
     assert caught.value.change == Change(Kind.DELETE, "g", target, source_directory=node.tree.root)
     assert node.tree.find("g") is None
     assert node.tree.version == 4
-    assert node.tree.unsaved()[target.inode] is None
+    assert node.tree.changed()[target.inode] is None
 
 
 def test_a_rename_of_a_full_directory_to_a_free_name_changes_nothing(node: Node) -> None:
@@ -177,11 +177,11 @@ def test_a_rename_of_the_root_or_into_itself_is_refused(
 
 def test_a_refusal_leaves_nothing_unsaved(node: Node) -> None:
     node.apply(Mkdir("d"))
-    node.tree.mark_saved()
+    node.tree.mark_written()
     for mutation in (Mkdir("d"), Create("x/y"), Delete("x"), Write("x", 0, b"", truncate=True)):
         with pytest.raises(PmxcfsError):
             node.apply(mutation)
-    assert node.tree.unsaved() == {}
+    assert node.tree.changed() == {}
 
 
 def test_the_size_limit_comes_before_everything_else(node: Node) -> None:

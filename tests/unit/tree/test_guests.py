@@ -51,7 +51,7 @@ def test_a_guest_path_is_recognized(path: str, guest: GuestPath | None) -> None:
 def guests() -> Guests:
     registry = Guests()
     registry.register(VM)
-    registry.mark_saved()
+    registry.mark_written()
     return registry
 
 
@@ -88,7 +88,7 @@ def test_a_rollback_restores_the_last_saved_registry(guests: Guests) -> None:
     guests.rollback()
     assert list(guests) == [VM]
     guests.unregister(100)
-    guests.mark_saved()
+    guests.mark_written()
     guests.rollback()
     assert list(guests) == []
 
