@@ -6,6 +6,7 @@ outcome is unknown), those behind them are refused (EBUSY: they have not happene
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,7 @@ RECOVERY = 40.0  # seconds from the thaw to the first change; rejoining takes 5
 CREATES = [f"many/{number}" for number in range(24)]
 LOCKS = [f"priv/lock/{number}" for number in range(4)]
 OTHERS = [f"other{number}" for number in range(10)]
+UNDELIVERED = "was sent but not delivered within"
 REFUSED = (errno.EBUSY, errno.EIO)
 
 
@@ -88,6 +90,7 @@ def test_any_number_of_requests_in_one_directory_is_answered_within_the_time_of_
     operations += [("mkdir", path) for path in LOCKS]
     agents = cluster.agents(*[node] * len(operations))
     (lister,) = cluster.agents(node)
+    before = len(node.daemon.log_lines(UNDELIVERED))
     node.corosync.freeze()
     for agent, operation in zip(agents, operations, strict=True):
         agent.begin(operation)
@@ -115,6 +118,12 @@ def test_any_number_of_requests_in_one_directory_is_answered_within_the_time_of_
     assert listed.seconds < ANSWER + SLACK
     assert {read.error for read in reads} == {0}
     assert max(read.seconds for read in reads) < READ + SLACK
+    lines = node.daemon.log_lines(UNDELIVERED)[before:]
+    told = [re.findall(rf"the change of (\S+) {UNDELIVERED} \d+\.\d s: ", line) for line in lines]
+    paths_told = {path for (path,) in told}
+    assert len(told) == sum(outcome.error == errno.EIO for outcome in outcomes)
+    assert paths_told <= {*CREATES, "(private)"}
+    report(f"logged as not delivered: {sorted(paths_told)}, as {lines[0]!r}")
     cluster.mend()
 
 

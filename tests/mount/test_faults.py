@@ -1,6 +1,7 @@
 """Failures of the device under the database: reads succeed, changes fail with its errno."""
 
 import errno
+import json
 import mmap
 import os
 import shutil
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from pmxcfs._core import Tree
+from pmxcfs.ipc.client import IpcClient
 from pmxcfs.storage import database
 from pmxcfs.storage.database import find_damage, inspect
 from tests.fakes.programs import careless
-from tests.harness import GRACE, PROGRAM, Daemon, launch, mounted, wait_for
+from tests.harness import GRACE, PROGRAM, Daemon, ipc_name, launch, mounted, wait_for
 from tests.mount.devices import Ext4, ext4, filled, make_immutable, needs_loop, tmpfs
 
 SMALL_DISK = 6 << 20  # bytes; more than the log grows to
@@ -304,11 +306,19 @@ def test_a_read_only_database_is_served(tmp_path: Path, device: Ext4) -> None:
     make_immutable(tmp_path / "state" / "config.db")
     with mounted(tmp_path, expect_log=[REFUSED, WRITES_LOST]) as daemon:
         assert_unchanged(daemon)
+        wait_for(lambda: "config.db is read-only: make it" in reason(tmp_path), daemon)
         assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.EROFS)
         assert_unchanged(daemon)
         daemon.wait_for_log("changes are refused")
         daemon.stop(grace=LONGEST_STOP)
         device.unmount()  # with the log, which can't be copied into the file
+
+
+def reason(workdir: Path) -> str:
+    """Return why the daemon is not well, for the worst thing; "" if it is."""
+    with IpcClient(ipc_name(workdir)) as client:
+        findings = json.loads(client.report())["findings"]
+    return str(findings[0]["reason"]) if findings else ""
 
 
 def reason_not_to_start(workdir: Path) -> str:

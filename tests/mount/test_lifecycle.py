@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.fakes.programs import careless
 from tests.harness import GRACE, LOG_LINE, arguments, detach, is_mount, launch, mounted, wait_for
 
 STOP_DEADLINE = 3.0  # seconds, of the contract
+TOLD = 5.0  # seconds; 1 by the contract
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -123,6 +125,23 @@ def fail_to_start_clustered(workdir: Path, corosync_conf: bytes) -> None:
     command = [sys.executable, "-m", "pmxcfs", *options]
     result = subprocess.run(command, capture_output=True, check=False, timeout=2 * GRACE)
     assert result.returncode == 1
+
+
+@pytest.mark.parametrize("left", [".pmxcfs.lockfile", "conflicts", "config.db.bak-1"])
+@pytest.mark.parametrize("is_empty", [False, True], ids=["missing", "empty"])
+def test_a_database_that_was_there_before_is_missed(
+    tmp_path: Path, left: str, *, is_empty: bool
+) -> None:
+    (tmp_path / "state").mkdir(mode=0o750)
+    trace = tmp_path / "state" / left
+    trace.mkdir() if left == "conflicts" else trace.touch()
+    if is_empty:
+        (tmp_path / "state" / "config.db").touch()
+    told = r"config\.db is missing or empty, although this directory was in use before"
+    with mounted(tmp_path, expect_log=[told]) as daemon:
+        (daemon.path / "file").write_text("it serves\n")
+        (line,) = [line for line in daemon.log_text().splitlines() if "in use before" in line]
+        assert left in line
 
 
 def test_a_failed_first_start_leaves_no_database_that_serves_alone(tmp_path: Path) -> None:
@@ -294,6 +313,21 @@ def test_the_service_manager_gets_heartbeats_until_the_daemon_hangs(
             hear(service_manager, "READY=1")
         daemon.process.send_signal(signal.SIGCONT)
         assert hear(service_manager, "WATCHDOG=1")
+
+
+def test_the_service_manager_is_told_of_a_change_of_the_state_at_once(
+    service_manager: socket.socket, tmp_path: Path
+) -> None:
+    with mounted(tmp_path, "--test-control") as daemon:
+        assert hear(service_manager, "STATUS=").startswith("STATUS=healthy; ")
+        for on, line in (
+            (False, "STATUS=failed: no quorum, so it is read-only; "),
+            (True, "STATUS=h"),
+        ):
+            began = time.monotonic()
+            daemon.control("quorum", on=on)
+            assert hear(service_manager, line)
+            assert time.monotonic() - began < TOLD
 
 
 def test_a_lone_node_without_a_usable_address_logs_a_warning(tmp_path: Path) -> None:
