@@ -7,10 +7,14 @@ only *degraded* works.
 Contract: docs/spec/operations.md, "Status".
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from pmxcfs.messages import MAX_FILE_SIZE
+
+LITTLE_SPACE = MAX_FILE_SIZE  # free bytes below which it is a finding: one change can need as many
 NEARLY_FULL = 0.9  # the part of a limit above which it is a finding
 PATIENCE = 2.0  # seconds without an echo, or out of sync, after which changes are refused
 
@@ -61,6 +65,7 @@ class Facts(NamedTuple):
     twins: Sequence[int] = ()  # process ids of other members with this node's id
     is_unlisted: bool = False  # whether the cluster's configuration lacks this node's name
     host_file_error: str = ""  # why the host's corosync.conf or corosync lacks the tree's version
+    free_bytes: float = math.inf  # on the device of the state directory
     conflicts: Sequence[str] = ()  # names of copies that nobody has marked as done
     repairs: int = 0  # made to the database at the start
     metrics_error: str = ""  # why metrics can't be written
@@ -128,6 +133,13 @@ KINDS: Mapping[str, Kind] = {
         "of the file config.db is older, and the journal grows until the database can be written.",
         "see the reason, and end what keeps the database from being written; the daemon tries "
         "again by itself, and at once by: pmxcfs checkpoint",
+        "What survives which failure",
+    ),
+    "little-space": Kind(
+        State.DEGRADED,
+        "The device of the state directory is full or nearly so. When a change can't be saved, "
+        "this node refuses changes.",
+        "make room on the device of the state directory: df; journalctl --disk-usage",
         "What survives which failure",
     ),
     "synchronizing": Kind(
@@ -219,7 +231,7 @@ def _of_cluster(facts: Facts) -> Iterator[Finding]:
         )
     elif facts.mode:
         yield from _of_sync(facts)
-    if facts.offline:
+    if facts.offline and not facts.corosync_error:  # without a connection nobody knows
         yield Finding("offline", f"offline: {', '.join(facts.offline)}")
     if facts.twins:
         pids = ", ".join(map(str, facts.twins))
@@ -249,6 +261,11 @@ def _of_disk(facts: Facts) -> Iterator[Finding]:
         yield Finding("not-stored", f"changes are refused: {facts.store_error}")
     if facts.save_error:
         yield Finding("not-saved", f"the database is not up to date: {facts.save_error}")
+    if facts.free_bytes < LITTLE_SPACE:
+        kilobytes = facts.free_bytes // 1024
+        yield Finding(
+            "little-space", f"free on the device of the state directory: {kilobytes:.0f} KiB"
+        )
     if facts.conflicts:
         yield Finding("conflict", f"copies of replaced changes: {', '.join(facts.conflicts)}")
     if facts.repairs:

@@ -126,6 +126,7 @@ def find(parts: ReportSources) -> list[Finding]:
         is_quorate=parts.quorum.is_quorate,
         store_error=str(parts.replica.store_error or parts.state.store_error),
         save_error=str(parts.replica.save_error or parts.state.save_error),
+        free_bytes=parts.state.free_bytes,
         conflicts=parts.state.copies,
         repairs=parts.repairs,
         metrics_error=parts.clients.recorder.trouble,

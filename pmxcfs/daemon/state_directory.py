@@ -1,10 +1,11 @@
-"""What the report tells of the state directory: kept copies, and the database: size, read-only.
+"""What the report tells of the state directory: kept copies, the database, and room for it.
 
 A device that stands still must not hold up a request for the report, nor the tree's lock. So a
 thread of its own looks at the directory, and the report gets what it saw last.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ class StateDirectory(BackgroundThread):
         self._settings = settings
         self.copies: Sequence[str] = ()  # names of those that nobody has dealt with
         self.database_bytes = 0  # of the database file and its write-ahead log
+        self.free_bytes = math.inf
         self.journal_bytes = 0
         # Why the journal, and the database, can't be written, before a change has tried it.
         self.store_error = self.save_error = ""
@@ -43,6 +45,16 @@ class StateDirectory(BackgroundThread):
             self.journal_bytes = _size_of(*self._settings.journal.iterdir())
         self.store_error = _read_only(self._settings.journal)
         self.save_error = _read_only(path)
+        self.free_bytes = _free_at(self._settings.statedir)
+
+
+def _free_at(directory: Path) -> float:
+    """Return the free bytes of the file system; infinite if it does not tell."""
+    with contextlib.suppress(OSError):
+        found = os.statvfs(directory)
+        if found.f_blocks:
+            return found.f_bfree * found.f_frsize  # root may use the reserved ones, too
+    return math.inf
 
 
 def _read_only(path: Path) -> str:

@@ -160,7 +160,8 @@ def test_each_state_of_a_member(cluster: Cluster, report: Report) -> None:
     cluster.mend()
     node.corosync.kill()
     words = "no connection to corosync, so it is read-only"
-    await_finding(cluster, node, "no-corosync", report, title="corosync gone", words=words)
+    told = await_finding(cluster, node, "no-corosync", report, title="corosync gone", words=words)
+    assert told.names == ["no-corosync"]  # whether other nodes are online is not known
     cluster.mend()
     await_finding(cluster, node, None, report, title="in sync again")
 
@@ -275,6 +276,8 @@ def test_a_full_disk(alone: Lab, report: Report, *, is_local: bool) -> None:
     (node.path / "file").write_text("as it was\n")
     await_finding(alone, node, None, report, title="with room")
     with filled(node.root / STATE.lstrip("/")):
+        words = "free on the device of the state directory: "
+        await_finding(alone, node, "little-space", report, title="no room", words=words)
         assert refusal(node) == errno.ENOSPC
         words = "config.db can't be written: database or disk is full: free some space"
         title = f"disk full, {'alone' if is_local else 'in a cluster'}"

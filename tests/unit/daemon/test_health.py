@@ -9,6 +9,7 @@ from tests.places import ROOT
 
 FACTS = [
     ("no-corosync", Facts(is_quorate=False, corosync_error="CS_ERR_TRY_AGAIN", mode="start")),
+    ("no-corosync", Facts(is_quorate=False, corosync_error="CS_ERR_LIBRARY", offline=["node2"])),
     ("no-quorum", Facts(is_quorate=False, mode="synced")),
     ("copy", Facts(copy_error="disk full", mode="start", seconds_out_of_sync=30.0)),
     ("out-of-sync", Facts(mode="update", seconds_out_of_sync=2.1)),
@@ -17,6 +18,7 @@ FACTS = [
     ("out-of-sync", Facts(mode="start_sync", seconds_without_echo=9.0, seconds_out_of_sync=9.0)),
     ("refused", Facts(mode="synced", refusal="no delivery in time")),
     ("not-saved", Facts(store_error="disk full")),
+    ("little-space", Facts(free_bytes=0)),
     ("offline", Facts(offline=["node2", "node3"])),
     ("twin", Facts(twins=[77])),
     ("unlisted", Facts(is_unlisted=True)),
