@@ -55,8 +55,10 @@ class StallWatch(BackgroundThread):
             self._is_needed.wait()
             self.pause(CHECK_INTERVAL)
             now = time.monotonic()
-            for watch, since in list(self._running.items()):
+            for watch, since in self._running.copy().items():
                 if now - since >= CHECK_INTERVAL:
                     watch.stop()
-            if now - self._last > IDLE_AFTER and not self._running and not self.is_stopping:
-                self._is_needed.clear()  # a write that begins now is found by the next one
+            if now - self._last > IDLE_AFTER and not self._running:
+                self._is_needed.clear()
+                if self._running or self.is_stopping:  # since the look at them before
+                    self._is_needed.set()

@@ -25,8 +25,9 @@ ATTEMPTS = 100  # to find a moment in which no record waits
 class Batches:
     """The unsaved entries of *tree*.
 
-    *write_out* writes the records that wait, without the lock; *settle* the deferred changes of
-    local mode, with it. *unsaved* are inodes that the database lacks at the start.
+    *write_out* writes the records that wait, without the lock. With it, *settle* lets no group of
+    local mode be half written and writes its deferred changes; *keep* makes all changes so far stay
+    and notes them here. *unsaved* are inodes that the database lacks at the start.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Batches:
         lock: AbstractContextManager[object],
         settle: Callable[[], None],
         write_out: Callable[[], None],
+        keep: Callable[[], None],
         unsaved: Iterable[int],
         must_save_all: bool,
     ) -> None:
@@ -47,6 +49,7 @@ class Batches:
         self._lock = lock
         self._settle = settle
         self._write_out = write_out
+        self._keep = keep
         self._unsaved = dict.fromkeys(unsaved)  # inodes
         self._saving: dict[int, None] = {}  # inodes of the batch that is being saved
         self._saving_removals: list[Removal] = []
@@ -83,12 +86,15 @@ class Batches:
         """
         for _ in range(ATTEMPTS):
             self._write_out()
+            self._log.await_writer()
             with self._lock:
-                if self._log.is_writable:
-                    self._settle()
-                has_gap = self._log.begin_bridge()
-                if has_gap or not self._log.is_waiting:
-                    return self._take(is_whole=whole or self._is_whole, has_gap=has_gap)
+                self._settle()
+                with self._log.paused() as is_paused:
+                    if is_paused:
+                        has_gap = self._log.begin_bridge()
+                        if has_gap or not self._log.is_waiting:
+                            return self._take(is_whole=whole or self._is_whole, has_gap=has_gap)
+                        self._log.check()
         raise StoreError("the tree can't be saved while records wait to be written", errno.EAGAIN)
 
     def batch_saved(self) -> None:
@@ -114,8 +120,7 @@ class Batches:
         if not (is_whole or has_gap or self._unsaved or notes is not self._saved_notes):
             return None
         if has_gap:  # the batch has what the missing records would have said
-            self.note_changed()
-            self._tree.mark_written()
+            self._keep()
         batch = Batch(
             rows=self._all_rows() if is_whole else self._rows(),
             gone=[] if is_whole else self._gone(),

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from pmxcfs.errors import StoreError
@@ -138,15 +138,36 @@ class ChangeLog:
         self._forget()
         self.segment += 1  # the rows before these changes are not in the journal
 
+    def lose(self) -> None:
+        """Note that a record is missing, by a bug: the tree has to be saved before others follow."""
+        self.has_gap = self._has_gap_again = True
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[bool]:
+        """Let no thread write during the block, unless one writes now: then it gets False."""
+        is_paused = self._mutex.acquire(blocking=False)
+        try:
+            yield is_paused
+        finally:
+            if is_paused:
+                self._mutex.release()
+
+    def check(self) -> None:
+        """Raise the failure if there is one."""
+        if self._outage.cause is not None:
+            raise self._why_not()
+
     def begin_bridge(self) -> bool:
         """Return whether records are missing; then the caller has the tree saved as it is now.
 
-        The next segment goes on from that, when ``end_bridge`` was called.
+        The caller has ``paused`` writing. The next segment goes on from that tree, when
+        ``end_bridge`` was called.
         """
         if not self.has_gap and not self._journal.is_broken:
             return False
         self.has_gap, self._has_gap_again = True, False
         self._forget()
+        self._added = self._written  # also if a bug lost records on the way
         self.segment += 1
         return True
 
@@ -168,6 +189,11 @@ class ChangeLog:
         """Write all records that wait. Blocks. Raises StoreError; they wait on then."""
         with self._mutex:
             self._write()
+
+    def await_writer(self) -> None:
+        """Wait for the thread that writes, if one does. Blocks."""
+        with self._mutex:
+            pass
 
     def sync(self, *, version: int) -> None:
         """Bring all written records to the device. Blocks. Raises StoreError.
@@ -239,11 +265,13 @@ class ChangeLog:
         if isinstance(first, int):
             self._version = first
             self._journal.begin_segment(version=first, sync=False)
-            self._pending.popleft()
-            self._has_marker = False
         bodies: list[bytes] = []
-        while self._pending and isinstance(self._pending[0], bytes):
-            bodies.append(cast(bytes, self._pending.popleft()))
+        with contextlib.suppress(IndexError):  # another thread may have forgotten all of them
+            if self._pending[0] is first and isinstance(first, int):
+                self._pending.popleft()
+                self._has_marker = False
+            while isinstance(self._pending[0], bytes):
+                bodies.append(cast(bytes, self._pending.popleft()))
         return bodies
 
     def _why_not(self) -> StoreError:

@@ -30,6 +30,7 @@ cdef class Replica:
     cdef object _on_pending
     cdef object _wall_clock_ns
     cdef bint _is_writing
+    cdef bint _has_configuration
     cdef list _idle
     cdef list _on_change
     cdef list _on_undone
@@ -54,9 +55,13 @@ cdef class Replica:
     cdef object _note_removals(self, list done)
     cdef object _record(self, list done)
 
-    @cython.locals(applied=Applied)
     cdef object _mark_written(self, done)
+    cdef object _record_for_good(self, list done)
     cdef object _roll_back(self, error)
 
     @cython.locals(applied=Applied)
     cdef object _announce(self, list done)
+
+
+@cython.locals(applied=Applied)
+cdef bint _is_configuration(done) except -1

@@ -113,6 +113,8 @@ class Replica:
     ) -> None:
         self.tree = tree
         self.guests = guests
+        tree.mark_written()  # what was replayed is in the journal: a rollback must not undo it
+        guests.mark_written()
         self.policy = policy
         self.departures = departures  # which changes other nodes miss
         is_kept = policy is Policy.KEEP
@@ -129,6 +131,7 @@ class Replica:
             lock=lock,
             settle=self._settle,
             write_out=self.write_out,
+            keep=self._keep,
             unsaved=unsaved,
             must_save_all=must_save_all,
         )
@@ -139,6 +142,7 @@ class Replica:
         self._on_pending = on_pending  # called when a record waits for ``write_out``
         self._wall_clock_ns = wall_clock_ns
         self._is_writing = False  # whether a thread writes records with the lock released
+        self._has_configuration = False  # whether a deferred change is one of configuration
         self._idle: list[Signal] = []  # of threads that wait until none does
         self._on_change: list[Listener] = []
         self._on_undone: list[UndoListener] = []
@@ -189,7 +193,7 @@ class Replica:
         """
         if self.policy is Policy.KEEP:
             done = self._apply(tickets)
-            self._record(done)
+            self._record_for_good(done)
             self._mark_written(done)
             self._finish(tickets, None)
         else:
@@ -198,32 +202,35 @@ class Replica:
 
     def _deliver_locally(self, tickets: Sequence[Ticket]) -> list[Applied]:
         """Apply *tickets*, and undo all of them if they can't be written. Blocks."""
-        error: PmxcfsError | None = None
         done: list[Applied] = []
+        error: PmxcfsError | None = Failed("the change could not be stored, by a bug")
+        has_begun = False
         try:
             self._make_ready(tickets)
-        except Busy as busy:
-            self._finish(tickets, busy)
-            return done
-        except StoreError as cause:
-            self._roll_back(cause)  # deferred changes, which can't be written either
-            self._finish(tickets, cause)
-            return done
-        try:
-            error = Failed("the change could not be stored, by a bug")  # unless the next lines end
+            has_begun = True
             done = self._apply(tickets)
             self._record(done)
             self._write()
             self._mark_written(done)
             error = None
-        except StoreError as cause:
+        except (Busy, StoreError) as cause:
             error = cause
         finally:
             if error is not None:
                 done = []
-                self._roll_back(StoreError(str(error), error.errno))
-            self._finish(tickets, error)
+            try:
+                self._undo(error, has_begun=has_begun)
+            finally:
+                self._finish(tickets, error)
         return done
+
+    def _undo(self, error: PmxcfsError | None, *, has_begun: bool) -> None:
+        """Undo what was not written, if that is what *error* means."""
+        if isinstance(error, StoreError):
+            self._roll_back(error)  # deferred changes, too, which can't be written either
+        elif error is not None and has_begun:
+            self._log.lose()  # as it is not known whether the records were written
+            self._roll_back(StoreError(str(error), error.errno))
 
     def _make_ready(self, tickets: Sequence[Ticket]) -> None:
         """Wait until records of *tickets* can be written. Blocks. Raises StoreError and Busy."""
@@ -304,8 +311,15 @@ class Replica:
 
         A crash before loses the change.
         """
-        done = self._apply([ticket])
-        self._record(done)
+        has_failed = True
+        try:
+            done = self._apply([ticket])
+            self._record(done)
+            has_failed = False
+        finally:
+            if has_failed:
+                self._roll_back(StoreError("a new file could not be stored, by a bug"))
+        self._has_configuration = self._has_configuration or _is_configuration(done)
         self._announce(done)
 
     def flush(self) -> None:
@@ -324,11 +338,23 @@ class Replica:
         self._mark_written(())
 
     def _settle(self) -> None:
-        """Write deferred changes, if need be for the saver. Blocks; Busy counts as a failure."""
+        """For the saver: let no group be half written, and write deferred changes if possible.
+
+        Blocks. Raises StoreError, also if that lasts too long.
+        """
         try:
-            self.flush()
+            if self._log.is_writable:
+                self.flush()
+            else:
+                self._await_idle_for(NAME_TIMEOUT)
         except Busy as error:
             raise StoreError(str(error), error.errno) from error
+
+    def _keep(self) -> None:
+        """Let all that was applied so far stay; it is in the batch that is being taken."""
+        self._batches.note_changed()
+        self.tree.mark_written()
+        self.guests.mark_written()
 
     def write_out(self) -> None:
         """Write what waits; in a cluster a failure degrades this node. Blocks. Needs no lock."""
@@ -489,7 +515,7 @@ class Replica:
         self.save_notes()
         done: list[Applied] = []
         for ticket in tickets:
-            mutation = ticket.mutation
+            mutation, version = ticket.mutation, self.tree.version
             try:
                 mutation = ticket.with_current_path(self.tree)
                 ticket.change = apply(
@@ -504,6 +530,10 @@ class Replica:
             except Exception:  # noqa: BLE001, as one bad mutation must not fail the whole group
                 _log.exception("a mutation could not be applied, which is a bug")
                 ticket.error = Failed("the change could not be applied")
+                if self.tree.version != version:  # no record leads to the tree as it is now
+                    if self.policy is Policy.ROLL_BACK:
+                        raise
+                    self._log.lose()
         self._note_removals(done)
         return done
 
@@ -526,20 +556,26 @@ class Replica:
             if self.policy is Policy.KEEP:
                 self._on_pending()
 
+    def _record_for_good(self, done: Sequence[Applied]) -> None:
+        """Add the records of *done*, which stays in any case, as other nodes have it."""
+        try:
+            self._record(done)
+        except Exception:  # noqa: BLE001, as the tree must be saved in spite of a bug
+            _log.exception("a change could not be recorded, which is a bug: the tree is saved")
+            self._log.lose()
+            self._on_pending()
+
     def _mark_written(self, done: Sequence[Applied]) -> None:
         """Note that what was applied so far stays; the database is to follow."""
-        self._batches.note_changed()
-        self.tree.mark_written()
-        self.guests.mark_written()
-        is_heartbeat_only = True
-        for applied in done:
-            if not is_heartbeat(applied.change.path):
-                is_heartbeat_only = False
-        self.saver.note_change(is_configuration=not is_heartbeat_only)
+        self._keep()
+        is_configuration = self._has_configuration or _is_configuration(done)
+        self._has_configuration = False
+        self.saver.note_change(is_configuration=is_configuration)
 
     def _roll_back(self, error: StoreError) -> None:
         """Undo all changes that were not written."""
         self._log.discard()
+        self._has_configuration = False
         undone = self.tree.rollback()
         self.guests.rollback()
         kept = [gone for gone in self.departures.removals if gone.version <= self.tree.version]
@@ -553,3 +589,11 @@ class Replica:
             is_foreign = applied.ticket.foreign or applied.ticket.error is not None
             for listener in self._on_change:
                 listener(applied.change, foreign=is_foreign)
+
+
+def _is_configuration(done: Sequence[Applied]) -> bool:
+    """Tell whether one of *done* is not of a file that is rewritten every few seconds."""
+    for applied in done:  # noqa: SIM110, as a loop is compiled to C
+        if not is_heartbeat(applied.change.path):
+            return True
+    return False

@@ -1,88 +1,41 @@
-"""Replica and LocalIssuer: groups of mutations are applied, saved and announced, or rolled back."""
+"""Replica and LocalIssuer: groups of mutations are applied, written and announced, or rolled back."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import errno
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Busy, Exists, NotEmpty, NotFound, Stale, StoreError
+from pmxcfs.errors import Busy, Exists, Failed, NotEmpty, NotFound, Stale, StoreError
 from pmxcfs.messages import Create, Delete, EntryType, Kind, Mkdir, Mtime, Mutation, Rename, Write
 from pmxcfs.replica import tickets
 from pmxcfs.replica.local_issuer import LocalIssuer
-from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.replica import Policy
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.tree.apply import Change
-from pmxcfs.tree.guests import Guests
+from tests.conftest import ExpectLog
+from tests.fakes.doubles.device import Device, device
+from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
+from tests.fakes.doubles.yielding import SingleYielding, Yielding
 
 GUEST = "nodes/a/lxc/100.conf"
 
 
-class FakeDatabase:
-    """A database that records its calls and fails on demand."""
+class World(StoredReplica):
+    """A replica in local mode, its issuer, and the calls of its listeners."""
 
-    def __init__(self) -> None:
-        self.saved: list[list[str]] = []  # the paths of each transaction
-        self.syncs = 0
-        self.degraded: StoreError | None = None
-        self.notes: Mapping[int, Note] = {}
-
-    def save(self, tree: Tree, removals: Sequence[Removal] = (), *, patient: bool = True) -> bool:
-        if self.degraded is not None:
-            raise self.degraded
-        self.saved.append([entry.path for entry in tree.unsaved().values() if entry])
-        return True
-
-    def write_notes(self, notes: Mapping[int, Note], removals: Sequence[Removal] = ()) -> None:
-        self.notes = notes
-
-    def sync(self) -> None:
-        self.syncs += 1
-
-
-class FakeYielding:
-    """A Yielding that runs the actions of other workers while the lock is released."""
-
-    def __init__(self) -> None:
-        self.meanwhile: list[Callable[[], object]] = []
-        self.released_count = self.waits = 0
-        self.is_full = False
-
-    def give_way(self) -> None:
-        if self.meanwhile:
-            self.meanwhile.pop(0)()
-
-    @contextlib.contextmanager
-    def released(self) -> Iterator[None]:
-        self.released_count += 1
-        yield
-
-    def aside(self, work: Callable[[], object]) -> object:
-        with self.released():
-            return work()
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        if self.is_full:
-            raise Busy("too many wait")
-        self.waits += 1
-        if self.meanwhile:
-            self.meanwhile.pop(0)()
-        yield
-
-
-class World:
-    """A replica, its issuer, and the calls of its listeners."""
-
-    def __init__(self) -> None:
-        self.tree, self.guests = Tree(), Guests()
-        self.database, self.yielding = FakeDatabase(), FakeYielding()
-        self.replica = Replica(self.tree, self.guests, self.database, yielding=self.yielding)  # type: ignore[arg-type]
+    def __init__(self, directory: Path) -> None:
+        self.yielding = SingleYielding()
+        super().__init__(directory, policy=Policy.ROLL_BACK, yielding=self.yielding)
         self.issuer = LocalIssuer(self.replica, clock=lambda: 1234, yielding=self.yielding)
         self.heard: list[tuple[Kind, str, bool]] = []
         self.undone: list[str] = []
         self.replica.subscribe(on_change=self.hear, on_undone=self.hear_undone)
+        self.replica.check_writable()  # makes room in the first segment
+        self.yielding.waits = 0
 
     def hear(self, change: Change, *, foreign: bool) -> None:
         self.heard.append((change.kind, change.path, foreign))
@@ -93,37 +46,60 @@ class World:
     def make(self, *paths: str) -> None:
         """Make a file for each path with a dot in its name, a directory for any other path."""
         for path in paths:
-            mutation = Create(path) if "." in path else Mkdir(path)
-            self.issuer.submit(mutation)
+            self.issuer.submit(Create(path) if "." in path else Mkdir(path))
         self.heard.clear()
-        self.database.saved.clear()
+
+    def written(self) -> list[str]:
+        """Return what the journal has, in order: kinds and paths."""
+        return [f"{type(mutation).__name__} {mutation.path}" for _, mutation in self.changes()]
+
+    def restart(self) -> Tree:
+        """End without saving, as a killed daemon does; return the tree of the next start."""
+        self.close()
+        return recovered_tree(self.path.parent)
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world(tmp_path: Path) -> Iterator[World]:
+    with contextlib.closing(World(tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def below(world: World) -> Iterator[Device]:
+    """The device below the journal, which fails on demand."""
+    with device() as below:
+        yield below
+
+
+def is_undone(world: World, before: bytes) -> bool:
+    """Tell whether the tree has the checksum *before*, also after a restart."""
+    return world.tree.checksum() == before == world.restart().checksum()
 
 
 # A group
 
 
-def test_a_mutation_is_stamped_saved_and_announced(world: World) -> None:
+def test_a_mutation_is_stamped_written_and_announced(world: World) -> None:
     change = world.issuer.submit(Mkdir("d"))
     assert (change.kind, change.path) == (Kind.MKDIR, "d")
     assert (change.entry.mtime, change.entry.writer, change.entry.version) == (1234, 0, 2)
-    assert world.database.saved == [["d"]]
+    assert world.changes() == [(2, Mkdir("d"))]
     assert world.heard == [(Kind.MKDIR, "d", False)]
-    assert world.tree.unsaved() == {}
-    assert world.replica.transactions == 1
+    assert world.tree.changed() == {}
+    assert (world.replica.writes, world.yielding.writes, world.yielding.waits) == (1, 1, 0)
 
 
-def test_a_group_is_one_transaction_in_order(world: World) -> None:
+def test_a_group_is_one_write_in_order(world: World) -> None:
     tickets = [
         Ticket(mutation) for mutation in (Mkdir("d"), Create("d/f"), Write("d/f", 0, b"x", True))
     ]
-    world.replica.deliver(tickets)
+    with device() as below:
+        world.replica.deliver(tickets)
+        assert below.count("write") == 1
     assert [ticket.result().path for ticket in tickets] == ["d", "d/f", "d/f"]
-    assert world.database.saved == [["d", "d/f"]]
+    assert world.written() == ["Mkdir d", "Create d/f", "Write d/f"]
+    assert [version for version, _ in world.changes()] == [2, 3, 4]
     assert [kind for kind, *_ in world.heard] == [Kind.MKDIR, Kind.CREATE, Kind.WRITE]
 
 
@@ -135,40 +111,71 @@ def test_a_refused_mutation_does_not_affect_its_group(world: World) -> None:
         tickets[1].result()
     assert tickets[2].result().path == "f.x"
     assert [path for _, path, _ in world.heard] == ["d", "f.x"]
+    assert world.written() == ["Mkdir d", "Create f.x"]
 
 
-def test_a_group_of_refusals_is_not_saved(world: World) -> None:
+def test_a_group_of_refusals_is_not_written(world: World) -> None:
     with pytest.raises(NotFound):
         world.issuer.submit(Delete("missing"))
-    assert world.database.saved == []
-    assert world.heard == []
+    assert (world.changes(), world.heard, world.yielding.writes) == ([], [], 0)
 
 
-def test_a_half_done_rename_is_saved_and_announced(world: World) -> None:
+def test_a_half_done_rename_is_written_and_announced(world: World) -> None:
     world.make("d", "d/f.x", "e")
     with pytest.raises(NotEmpty):
         world.issuer.submit(Rename("d", "e"))
     # Announced as foreign: the reply to the rename reports only the failure.
     assert world.heard == [(Kind.DELETE, "e", True)]
-    assert len(world.database.saved) == 1
+    assert world.changes()[-2:] == [(4, Mkdir("e")), (4, Rename("d", "e"))]
     assert world.tree.find("e") is None
+    assert world.restart().find("e") is None
 
 
-def test_requests_that_arrive_meanwhile_join_the_group(world: World) -> None:
-    done = []
-    world.yielding.meanwhile = [lambda: done.append(world.issuer.submit(Mkdir("e")).path)]
-    assert world.issuer.submit(Mkdir("d")).path == "d"
-    assert done == ["e"]
-    assert world.database.saved == [["d", "e"]]
+def test_what_an_entry_was_is_recorded_ahead_of_its_first_change(world: World) -> None:
+    world.make("f.x")
+    world.issuer.submit(Write("f.x", 0, b"one", True))
+    world.issuer.submit(Write("f.x", 0, b"two", True))
+    kinds = [type(record).__name__ for record in world.records()]
+    assert kinds[-4:] == ["Change", "Before", "Change", "Change"]
 
 
-# A group that can't be saved
+def test_requests_that_arrive_during_a_write_are_the_next_group(tmp_path: Path) -> None:
+    yielding = Yielding(room=8)
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK, yielding=yielding, lock=yielding.lock)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=yielding)
+
+    def submit(path: str) -> str:
+        with yielding.lock:
+            return issuer.submit(Mkdir(path)).path
+
+    with contextlib.closing(stored), device() as below, ThreadPoolExecutor() as pool:
+        below.runs.clear()
+        futures = [pool.submit(submit, "a")]
+        assert below.stands_still.wait(WAIT)
+        futures += [pool.submit(submit, path) for path in ("b", "c")]
+        yielding.await_away(3)
+        with yielding.lock:  # which is free while the device stands still
+            assert stored.replica.is_writing
+            assert [entry.name for entry in stored.tree.root.children()] == ["a"]
+            assert not any(future.done() for future in futures)
+        below.runs.set()
+        assert [future.result(WAIT) for future in futures] == ["a", "b", "c"]
+        assert below.count("write") == 2
+        assert [version for version, _ in stored.changes()] == [2, 3, 4]
 
 
-def test_a_group_that_can_not_be_saved_is_rolled_back(world: World) -> None:
+# A group that can't be written
+
+FULL = r"can't be written.*changes are refused"
+
+
+def test_a_group_that_can_not_be_written_is_rolled_back(
+    world: World, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
     world.make("d", "f.x", "nodes", "nodes/a", "nodes/a/lxc")
     before = world.tree.checksum()
-    world.database.degraded = StoreError("full", 28)
+    below.failures["write"] = errno.ENOSPC
     tickets = [
         Ticket(mutation)
         for mutation in (
@@ -181,63 +188,198 @@ def test_a_group_that_can_not_be_saved_is_rolled_back(world: World) -> None:
     ]
     world.replica.deliver(tickets)
     for ticket in tickets:
-        with pytest.raises(Exists if ticket.mutation == Mkdir("d") else StoreError):
+        with pytest.raises(Exists if ticket.mutation == Mkdir("d") else StoreError) as failure:
             ticket.result()
-    assert world.tree.checksum() == before
+        assert failure.value.errno in (errno.ENOSPC, errno.EEXIST)
     assert list(world.guests) == []
     assert world.heard == []
     assert sorted(world.undone) == ["f.x", GUEST]
     assert world.replica.is_degraded
-    assert world.tree.unsaved() == {}
+    assert world.tree.changed() == {}
+    del below.failures["write"]
+    assert is_undone(world, before)
 
 
-def test_every_request_of_the_group_gets_the_errno(world: World) -> None:
-    world.database.degraded = StoreError("full", 28)
-    errors = []
-
-    def submit() -> None:
-        with pytest.raises(StoreError) as failure:
-            world.issuer.submit(Mkdir("e"))
-        errors.append(failure.value.errno)
-
-    world.yielding.meanwhile = [submit]
-    with pytest.raises(StoreError) as failure:
-        world.issuer.submit(Mkdir("d"))
-    assert [*errors, failure.value.errno] == [28, 28]
+def test_every_request_of_the_group_gets_the_errno(
+    world: World, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
+    below.failures["write"] = errno.ENOSPC
+    tickets = [Ticket(Mkdir("d")), Ticket(Mkdir("e"))]
+    world.replica.deliver(tickets)
+    assert [ticket.error and ticket.error.errno for ticket in tickets] == [errno.ENOSPC] * 2
     assert world.tree.entry_count == 0
+    del below.failures["write"]
+
+
+def test_the_first_change_after_a_failure_succeeds(
+    world: World, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
+    world.replica.saver.start()  # saves the tree, as the segment can't be trusted any more
+    world.make("a")
+    below.failures["write"] = errno.EIO
+    with pytest.raises(StoreError):
+        world.issuer.submit(Mkdir("lost"))
+    del below.failures["write"]
+    assert world.issuer.submit(Mkdir("d")).entry.version == 3
+    assert not world.replica.is_degraded
+    world.issuer.submit(Mkdir("e"))
+    tree = world.tree.checksum()
+    assert world.restart().checksum() == tree
+
+
+def test_without_room_nothing_is_applied(
+    world: World, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
+    world.make("f.x")
+    below.failures["reserve"] = errno.ENOSPC
+    large = Write("f.x", 0, bytes(1 << 20), True)
+    errors = []
+    for _ in range(8):  # until what is reserved is used up
+        try:
+            world.issuer.submit(large)
+        except StoreError as error:
+            errors.append(error.errno)
+            break
+    assert errors == [errno.ENOSPC]
+    assert world.undone == []
+    below.failures.clear()
+    world.issuer.submit(large)
+    assert not world.replica.is_degraded
+
+
+def test_a_replayed_change_is_not_undone_by_a_later_failure(
+    world: World, expect_log: ExpectLog, tmp_path: Path
+) -> None:
+    expect_log(FULL)
+    world.make("kept.x")
+    world.close()
+    with contextlib.closing(World(tmp_path)) as again, device() as below:
+        below.failures["write"] = errno.ENOSPC
+        with pytest.raises(StoreError):
+            again.issuer.submit(Mkdir("d"))
+        assert again.tree.find("kept.x") is not None
+        del below.failures["write"]
+
+
+# A bug
+
+
+class Bug(Exception):
+    """What no code expects."""
+
+
+def fail(*_: object, **__: object) -> None:
+    raise Bug
+
+
+def check_changes_work(world: World, before: bytes) -> None:
+    """Check that the tree is *before*, and that later changes are made and survive a restart."""
+    assert world.tree.checksum() == before
+    assert (world.tree.changed(), list(world.guests)) == ({}, [])
+    world.replica.saver.start()
+    world.issuer.submit(Create(GUEST))
+    world.issuer.submit(Write(GUEST, 0, b"memory: 1", True))
+    assert [guest.vmid for guest in world.guests] == [100]
+    tree = world.tree.checksum()
+    assert world.restart().checksum() == tree
+
+
+@pytest.mark.parametrize("where", ["append", "has_room", "note_change", "records"])
+def test_an_unexpected_exception_gives_the_whole_group_an_error(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    world.make("nodes", "nodes/a", "nodes/a/lxc", "f.x")
+    before = world.tree.checksum()
+    with monkeypatch.context() as patch:
+        if where == "note_change":  # all has been written then
+            patch.setattr(world.replica.saver, where, fail)
+        elif where == "records":  # by a listener: a record can't be made
+            patch.setattr(world.replica.departures, "remove", fail)
+        else:
+            patch.setattr(world.journal, where, fail)
+        mutations = (Create(GUEST), Write("f.x", 0, b"new", True), Delete("f.x"), Mkdir("f.x"))
+        tickets = [Ticket(mutation) for mutation in mutations]
+        with pytest.raises(Bug):
+            world.replica.deliver(tickets)
+    for ticket in tickets:
+        assert ticket.is_done
+        with pytest.raises(Failed, match="by a bug"):
+            ticket.result()
+    assert world.heard == []
+    check_changes_work(world, before)
+
+
+def test_an_exception_of_a_listener_of_rollbacks_leaves_no_ticket_open(
+    world: World, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
+    world.replica.subscribe(on_undone=fail)
+    below.failures["write"] = errno.EIO
+    ticket = Ticket(Mkdir("d"))
+    with pytest.raises(Bug):
+        world.replica.deliver([ticket])
+    assert isinstance(ticket.error, StoreError)
+    assert world.tree.entry_count == 0
+    del below.failures["write"]
 
 
 # Creations that wait for their content
 
 
-def test_a_creation_is_saved_with_the_next_change(world: World) -> None:
+def test_a_creation_is_written_with_the_next_change(world: World) -> None:
     world.issuer.create(Create("f.x"))
     assert world.heard == [(Kind.CREATE, "f.x", False)]
-    assert world.database.saved == []
-    assert world.replica.has_unsaved
-    world.issuer.submit(Write("f.x", 0, b"x", True))
-    assert world.database.saved == [["f.x"]]
-    world.issuer.save()
-    assert len(world.database.saved) == 1
+    assert world.changes() == []
+    with device() as below:
+        world.issuer.submit(Write("f.x", 0, b"x", True))
+        world.issuer.save()
+        assert below.count("write") == 1
+    assert world.changes() == [(2, Create("f.x")), (3, Write("f.x", 0, b"x", True))]
 
 
-def test_a_creation_can_be_saved_alone(world: World) -> None:
+def test_a_creation_can_be_written_alone(world: World) -> None:
     world.issuer.create(Create("f.x"))
     world.issuer.save()
-    assert world.database.saved == [["f.x"]]
-    assert not world.replica.has_unsaved
+    assert world.changes() == [(2, Create("f.x"))]
+    assert world.tree.changed() == {}
 
 
-def test_a_creation_that_can_not_be_saved_is_rolled_back(world: World) -> None:
+@pytest.mark.parametrize(
+    ("path", "is_configuration"), [("storage.cfg", True), ("storage.cfg.tmp.7", False)]
+)
+def test_a_creation_that_is_written_alone_is_saved_as_soon_as_any_change(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str, is_configuration: bool
+) -> None:
+    noted: list[bool] = []
+    monkeypatch.setattr(
+        world.replica.saver,
+        "note_change",
+        lambda *, is_configuration: noted.append(is_configuration),
+    )
+    world.issuer.create(Create(path))
+    world.issuer.save()
+    world.issuer.submit(Mkdir("priv"))
+    assert noted == [is_configuration, True]
+
+
+def test_a_creation_that_can_not_be_written_is_rolled_back(
+    world: World, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
     entry = world.issuer.create(Create("f.x")).entry
-    world.database.degraded = StoreError("full", 28)
+    below.failures["write"] = errno.ENOSPC
     with pytest.raises(StoreError):
         world.issuer.save()
     assert not entry.is_attached
     assert world.undone == ["f.x"]
+    world.replica.saver.start()
     with pytest.raises(StoreError):
-        world.issuer.create(Create("g.x"))  # saved at once while the database is degraded
+        world.issuer.create(Create("g.x"))  # written at once while the journal fails
     assert world.tree.entry_count == 0
+    del below.failures["write"]
 
 
 def test_a_refused_creation_raises_its_error(world: World) -> None:
@@ -245,6 +387,19 @@ def test_a_refused_creation_raises_its_error(world: World) -> None:
     with pytest.raises(Exists):
         world.issuer.create(Create("f.x"))
     assert world.heard == []
+
+
+def test_a_creation_that_can_not_be_recorded_is_rolled_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.tree.checksum()
+    with monkeypatch.context() as patch:
+        assert world.replica.can_defer(Ticket(Create("f.x")))
+        patch.setattr(world.replica.departures, "note_absent", fail)
+        world.replica.departures.is_due = True
+        with pytest.raises(Bug):
+            world.issuer.create(Create("f.x"))
+    assert is_undone(world, before)
 
 
 # Targets
@@ -286,14 +441,17 @@ def test_an_injected_mutation_is_announced_as_foreign(world: World) -> None:
 
 
 def test_sync_releases_the_lock(world: World) -> None:
-    world.issuer.sync()
-    assert (world.database.syncs, world.yielding.released_count) == (1, 1)
+    world.make("f.x")
+    with device() as below:
+        world.issuer.sync()
+        assert below.count("sync") == 1
+    assert world.yielding.waits == 1
 
 
 def test_a_held_mutation_is_carried_out_after_resume(world: World) -> None:
     world.issuer.hold()
     world.replica.inject(Mkdir("foreign"), writer=9, mtime=1)
-    world.yielding.meanwhile = [world.issuer.resume]
+    world.yielding.during_waits = [world.issuer.resume]
     assert world.issuer.submit(Mkdir("d")).path == "d"
     assert world.yielding.waits == 1
     world.issuer.submit(Mkdir("e"))
@@ -302,10 +460,10 @@ def test_a_held_mutation_is_carried_out_after_resume(world: World) -> None:
 
 def test_a_creation_is_held_too(world: World) -> None:
     world.issuer.hold()
-    world.yielding.meanwhile = [world.issuer.resume]
+    world.yielding.during_waits = [world.issuer.resume]
     world.issuer.create(Create("f.x"))
     assert world.yielding.waits == 1
-    assert world.database.saved == [["f.x"]]
+    assert world.written() == ["Create f.x"]
 
 
 def test_a_held_mutation_is_refused_when_the_daemon_stops(world: World) -> None:
@@ -350,9 +508,10 @@ def test_changes_of_names_have_a_shorter_timeout(
 
 def test_another_worker_waits_for_a_ticket(world: World) -> None:
     ticket = Ticket(Mkdir("d"))
-    world.yielding.meanwhile = [lambda: world.issuer.wait(ticket, 0.0)]
+    with pytest.raises(Busy):
+        world.issuer.wait(ticket, 0.0)
+    world.yielding.waits = 0
     world.issuer.carry_out(ticket)
-    assert len(world.database.saved) == 1
     assert world.issuer.wait(ticket, 0.0).path == "d"
     assert world.yielding.waits == 0
 
