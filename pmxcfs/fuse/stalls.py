@@ -35,6 +35,11 @@ class StallWatch(BackgroundThread):
         finally:
             self.end(watch)
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether a write runs."""
+        return bool(self._running)
+
     def begin(self, watch: RequestWatch) -> None:
         """Stop *watch* unless ``end`` is called soon. For any thread."""
         self._running[watch] = self._last = time.monotonic()

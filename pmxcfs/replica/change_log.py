@@ -139,7 +139,7 @@ class ChangeLog:
         self.segment += 1  # the rows before these changes are not in the journal
 
     def lose(self) -> None:
-        """Note that a record is missing, by a bug: the tree has to be saved before others follow."""
+        """Note that a record is missing, by a bug: the tree must be saved before others follow."""
         self.has_gap = self._has_gap_again = True
 
     @contextlib.contextmanager

@@ -527,7 +527,7 @@ class Replica:
                 done.append(Applied(ticket, mutation, error.change, version=self.tree.version))
             except PmxcfsError as error:
                 ticket.error = error
-            except Exception:  # noqa: BLE001, as one bad mutation must not fail the whole group
+            except Exception:
                 _log.exception("a mutation could not be applied, which is a bug")
                 ticket.error = Failed("the change could not be applied")
                 if self.tree.version != version:  # no record leads to the tree as it is now
@@ -567,10 +567,10 @@ class Replica:
 
     def _mark_written(self, done: Sequence[Applied]) -> None:
         """Note that what was applied so far stays; the database is to follow."""
-        self._keep()
         is_configuration = self._has_configuration or _is_configuration(done)
         self._has_configuration = False
         self.saver.note_change(is_configuration=is_configuration)
+        self._keep()
 
     def _roll_back(self, error: StoreError) -> None:
         """Undo all changes that were not written."""

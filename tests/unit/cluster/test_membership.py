@@ -1,19 +1,17 @@
 """The clustering of a node: which changes of corosync.conf make corosync reload it."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pmxcfs._core import Tree
 from pmxcfs.cluster.membership import COROSYNC_CONF, Clustering
 from pmxcfs.messages import Create, Member, Mutation, Rename, Write
 from pmxcfs.replica.quorum import QuorumFlag
-from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.status.counters import Status
-from pmxcfs.tree.guests import Guests
-from tests.fakes.doubles.database import FakeDatabase
+from tests.fakes.doubles.replicas import StoredReplica
 
 ME = Member(1, 100)
 
@@ -22,11 +20,11 @@ class World:
     """A replica in a cluster; *asked* lists the updates that the host's file was given."""
 
     def __init__(self, directory: Path) -> None:
-        guests = Guests()
-        self.replica = Replica(Tree(), guests, FakeDatabase())  # type: ignore[arg-type]
+        self.stored = StoredReplica(directory)
+        self.replica = self.stored.replica
         clustering = Clustering(
             self.replica,
-            Status("node1", guests, start_time=0),
+            Status("node1", self.stored.guests, start_time=0),
             quorum=QuorumFlag(is_quorate=True),
             lock=contextlib.nullcontext(),
             lock_has_expired=lambda path, checksum: False,
@@ -47,8 +45,10 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.stored.close()
 
 
 @pytest.mark.parametrize(

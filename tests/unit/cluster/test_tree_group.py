@@ -1,13 +1,13 @@
 """The tree's group: delivery of messages, results for waiting callers, and sending."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from pmxcfs._core import Tree
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeSource
 from pmxcfs.dfsm.effects import Commit, Deliver
 from pmxcfs.errors import Busy, Exists, Failed, IsADirectory
@@ -28,12 +28,12 @@ from pmxcfs.messages import (
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable
 from pmxcfs.replica.progress import OVERDUE
 from pmxcfs.replica.quorum import QuorumFlag
-from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.divergence import Note
+from pmxcfs.storage.records import Notes
 from pmxcfs.tree.apply import Change
-from pmxcfs.tree.guests import Guests
-from tests.fakes.doubles.database import FakeDatabase
+from tests.fakes.doubles.device import device
+from tests.fakes.doubles.replicas import StoredReplica
 
 ME, PEER, LOWEST = Member(2, 200), Member(3, 300), Member(1, 100)
 LOCK = "priv/lock/a"
@@ -59,7 +59,7 @@ class CheckedLock:
 class World:
     """A real tree with the content and the source of its group."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         self.is_quorate = True
         self.seconds = 100.0
         self.refreshes = 0
@@ -70,8 +70,8 @@ class World:
         self.wakes = 0  # of the group's thread
         self.outbox = Outbox(QuorumFlag(is_quorate=True), wake=self._note_wake)
         self.proposals = Proposals()
-        self.database = FakeDatabase()
-        self.replica = Replica(Tree(), Guests(), self.database)  # type: ignore[arg-type]
+        self.stored = StoredReplica(directory, lock=self.lock)
+        self.replica = self.stored.replica
         self.replica.subscribe(on_change=self._on_change)
         self.source = TreeSource(self.outbox, self.proposals, lock=self.lock)
         self.content = TreeContent(
@@ -122,8 +122,10 @@ def of(sender: Member, body: Body, *, serial: int = 1, time: int = 1000) -> Deli
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.stored.close()
 
 
 # Delivery.
@@ -174,10 +176,12 @@ def test_an_error_finishes_its_ticket_and_the_rest_is_applied(world: World) -> N
     assert [change.path for change, _ in world.changes] == ["a", "b"]
 
 
-def test_messages_delivered_together_are_one_transaction(world: World) -> None:
+def test_messages_delivered_together_are_one_write(world: World) -> None:
     world.deliver(*[of(PEER, Mkdir(f"{number}"), serial=number) for number in range(50)])
-    assert world.database.transactions == 1
-    assert len(world.changes) == 50
+    with device() as below:
+        world.replica.write_out()
+        assert below.count("write") == 1
+    assert len(world.changes) == len(world.stored.changes()) == 50
 
 
 def test_the_quorum_is_refreshed_before_the_first_change(world: World) -> None:
@@ -421,7 +425,13 @@ def test_only_changes_that_other_threads_see_hold_the_lock(world: World) -> None
 # What other nodes miss
 
 
-def test_a_departure_is_noted_in_the_database(world: World) -> None:
+def noted(world: World) -> Mapping[int, Note]:
+    """Return the last notes in the journal."""
+    world.replica.write_out()
+    return [record for record in world.stored.records() if isinstance(record, Notes)][-1].notes
+
+
+def test_a_departure_is_noted_in_the_journal(world: World) -> None:
     world.replica.departures.set_nodes((ME.nodeid, PEER.nodeid), room=10.0)
     world.content.on_synced([ME, PEER])
     before = world.replica.tree.version
@@ -429,17 +439,17 @@ def test_a_departure_is_noted_in_the_database(world: World) -> None:
     world.content.on_tick(is_common=True)
     world.deliver(of(PEER, Mkdir("a")))
     world.content.on_members([ME], me=ME)
-    assert world.database.notes == {PEER.nodeid: Note(before, before + 1)}
+    assert noted(world) == {PEER.nodeid: Note(before, before + 1)}
 
 
 def test_a_note_is_dropped_when_the_member_has_our_tree(world: World) -> None:
     world.replica.departures.set_nodes((ME.nodeid, PEER.nodeid))
     world.content.on_members([ME], me=ME)
-    assert PEER.nodeid in world.database.notes
+    assert PEER.nodeid in noted(world)
     world.content.on_members([ME, PEER], me=ME)
     world.content.on_synced([ME])
     for is_common in (False, True, True):
-        assert PEER.nodeid in world.database.notes
+        assert PEER.nodeid in noted(world)
         world.seconds += 20
         world.content.on_tick(is_common=is_common)
-    assert world.database.notes == {}
+    assert noted(world) == {}

@@ -3,16 +3,14 @@
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from pmxcfs.errors import Busy, StoreError
+from pmxcfs.errors import Busy
 from pmxcfs.fuse import workers as module
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
-from pmxcfs.host.process import NICE
 
 TIMEOUT = 10.0  # seconds until a wait fails the test
 
@@ -56,7 +54,7 @@ class World:
 
     def away(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which a worker waits for a device; the lock must be held."""
-        return self.workers.released()
+        return self.workers.waiting(must=True)
 
 
 class _Released(contextlib.AbstractContextManager[None]):
@@ -136,7 +134,7 @@ def test_the_watch_is_inactive_while_another_worker_reads() -> None:
             assert not watch.is_active
             watch.stop()
             assert all(map(is_parked, parked))
-            with world.lock, world.workers.released():
+            with world.lock, world.workers.waiting():
                 assert not is_parked(parked[-1])
 
 
@@ -171,27 +169,6 @@ def test_no_worker_parks_while_all_others_wait() -> None:
         world.park().result(TIMEOUT)
 
 
-def test_aside_runs_work_without_the_lock_in_a_low_priority_thread() -> None:
-    def priority() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    usual = priority()  # that of nice(1), if the tests run under it
-    with made(2) as world:
-
-        def work() -> int:
-            with world.lock:
-                return priority()
-
-        def fail() -> None:
-            raise StoreError("full")
-
-        with world.lock:
-            assert world.workers.aside(work) == max(usual, NICE)
-            with pytest.raises(StoreError, match="full"):
-                world.workers.aside(fail)
-        assert priority() == usual
-
-
 def test_close_unparks_all_workers_and_none_parks_again() -> None:
     with made(3) as world:
         parked = [world.park(), world.park()]
@@ -221,18 +198,39 @@ def test_reserved_workers_do_not_wait_for_other_nodes() -> None:
         assert world.workers.waiting_count == 1
 
 
-def test_give_way_lets_a_waiting_thread_take_the_lock() -> None:
+def test_a_short_write_unparks_no_worker() -> None:
     with made(2) as world:
-        taken = threading.Event()
+        parked = world.park()
         with world.lock:
-            other = world.pool.submit(lambda: _take(world.lock, taken))
-            deadline = time.monotonic() + TIMEOUT
-            while not taken.is_set() and time.monotonic() < deadline:
-                world.workers.give_way()
-        other.result(TIMEOUT)
-        assert taken.is_set()
+            with world.workers.writing():
+                assert not world.lock.locked()
+            assert world.lock.locked()
+        assert is_parked(parked)
 
 
-def _take(lock: threading.Lock, taken: threading.Event) -> None:
-    with lock:
-        taken.set()
+def test_a_write_that_lasts_unparks_one_worker() -> None:
+    with made(3) as world:
+        first, last = world.park(), world.park()
+        world.workers.stalls.start()
+        try:
+            with world.lock, world.workers.writing():
+                last.result(TIMEOUT)
+                assert is_parked(first)
+        finally:
+            world.workers.stalls.close(TIMEOUT)
+
+
+def test_a_write_that_fails_takes_the_lock_again() -> None:
+    with made(2) as world, world.lock:
+        with pytest.raises(KeyError), world.workers.writing():
+            raise KeyError
+        assert world.lock.locked()
+        assert not world.workers.stalls.is_watching
+
+
+def test_workers_that_must_wait_are_not_refused() -> None:
+    with made(RESERVED_WORKERS) as world, world.lock:
+        with world.workers.waiting(must=True):
+            assert world.workers.waiting_count == 1
+        with pytest.raises(Busy), world.workers.waiting():
+            pass

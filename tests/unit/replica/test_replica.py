@@ -1,7 +1,8 @@
-"""Replica and LocalIssuer: groups of mutations are applied, written and announced, or rolled back."""
+"""Replica and LocalIssuer: groups are applied, written and announced, or rolled back."""
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,9 @@ from pmxcfs.replica import tickets
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
 from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage import records
+from pmxcfs.storage.records import Before
+from pmxcfs.storage.saver import Saver
 from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import Device, device
@@ -131,18 +135,28 @@ def test_a_half_done_rename_is_written_and_announced(world: World) -> None:
     assert world.restart().find("e") is None
 
 
-def test_what_an_entry_was_is_recorded_ahead_of_its_first_change(world: World) -> None:
+def test_what_an_entry_was_is_recorded_ahead_of_its_first_change_in_a_segment(
+    world: World, tmp_path: Path
+) -> None:
     world.make("f.x")
     world.issuer.submit(Write("f.x", 0, b"one", True))
-    world.issuer.submit(Write("f.x", 0, b"two", True))
-    kinds = [type(record).__name__ for record in world.records()]
-    assert kinds[-4:] == ["Change", "Before", "Change", "Change"]
+    assert not [record for record in world.records() if isinstance(record, Before)]
+    world.close()
+    with contextlib.closing(World(tmp_path)) as again:
+        for data in (b"two", b"three"):
+            again.issuer.submit(Write("f.x", 0, data, True))
+        *_, before, first, second = again.records()
+        assert isinstance(before, Before)
+        assert (before.path, before.data, before.version) == (b"f.x", b"one", 3)
+        assert type(first) is type(second) is records.Change
 
 
 def test_requests_that_arrive_during_a_write_are_the_next_group(tmp_path: Path) -> None:
     yielding = Yielding(room=8)
     stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK, yielding=yielding, lock=yielding.lock)
     issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=yielding)
+    with yielding.lock:
+        stored.replica.check_writable()  # makes room in the first segment
 
     def submit(path: str) -> str:
         with yielding.lock:
@@ -287,7 +301,7 @@ def check_changes_work(world: World, before: bytes) -> None:
     assert world.restart().checksum() == tree
 
 
-@pytest.mark.parametrize("where", ["append", "has_room", "note_change", "records"])
+@pytest.mark.parametrize("where", ["write", "make_ready", "note_change", "remove"])
 def test_an_unexpected_exception_gives_the_whole_group_an_error(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -296,10 +310,12 @@ def test_an_unexpected_exception_gives_the_whole_group_an_error(
     with monkeypatch.context() as patch:
         if where == "note_change":  # all has been written then
             patch.setattr(world.replica.saver, where, fail)
-        elif where == "records":  # by a listener: a record can't be made
-            patch.setattr(world.replica.departures, "remove", fail)
+        elif where == "remove":  # all has been applied then
+            patch.setattr(world.replica.departures, where, fail)
+        elif where == "make_ready":  # before anything is applied
+            patch.setattr(Saver, "is_overdue", property(fail))
         else:
-            patch.setattr(world.journal, where, fail)
+            patch.setattr(os, "pwrite", fail)
         mutations = (Create(GUEST), Write("f.x", 0, b"new", True), Delete("f.x"), Mkdir("f.x"))
         tickets = [Ticket(mutation) for mutation in mutations]
         with pytest.raises(Bug):

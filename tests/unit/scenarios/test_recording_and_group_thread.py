@@ -4,7 +4,6 @@ The thread must multicast the bytes that the original multicast, and its databas
 tree that the originals ended with. ``test_recording_and_state_machine`` has no thread.
 """
 
-import contextlib
 import os
 import threading
 from collections import Counter, deque
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from pmxcfs._core import Tree
 from pmxcfs._cpg import decode
 from pmxcfs.cluster.sender import Clock
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup
@@ -24,6 +22,7 @@ from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import (
     Body,
+    Create,
     Group,
     Member,
     Message,
@@ -31,13 +30,13 @@ from pmxcfs.messages import (
     State,
     Update,
     VerifyRequest,
+    Write,
 )
 from pmxcfs.replica.outbox import Outbox
 from pmxcfs.replica.quorum import QuorumFlag
-from pmxcfs.replica.replica import Policy, Replica
-from pmxcfs.storage.database import Database
-from pmxcfs.tree.guests import Guests
+from pmxcfs.replica.replica import Replica
 from tests.fakes.data.recorded_order import CONFIGURATION, FINAL_CHECKSUM, PID, events_of
+from tests.fakes.doubles.replicas import replica_in
 from tests.fakes.doubles.store import stored
 
 PATIENCE = 60.0  # seconds for a whole recording
@@ -171,7 +170,9 @@ def import_configuration(replica: Replica, player: Player) -> None:
     messages = (decode(data, group=Group.TREE) for data in player.to_send)
     first = next(message for message in messages if isinstance(message, State))
     mtime = int.from_bytes(first.payload[20:24], "little")
-    replica.import_configuration(CONFIGURATION.read_bytes(), now=mtime)
+    content = CONFIGURATION.read_bytes()
+    for mutation in (Create("corosync.conf"), Write("corosync.conf", 0, content, truncate=True)):
+        replica.inject(mutation, writer=0, mtime=mtime)
 
 
 def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(

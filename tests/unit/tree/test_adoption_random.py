@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.messages import EntryType, Record
-from pmxcfs.replica.replica import Replica
-from pmxcfs.storage.database import Database
+from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.tree import index
 from pmxcfs.tree.adoption import Reload
-from pmxcfs.tree.guests import Guests
 from tests.fakes.data.trees import ROOT, found, made_a_tree, records_of, tree_of
+from tests.fakes.doubles.replicas import replica_in
 from tests.fakes.doubles.store import query
 from tests.fakes.models.oracle import Layer, is_private
 
@@ -72,12 +71,14 @@ drafts = st.dictionaries(
 @contextlib.contextmanager
 def replica_of(records: list[Record]) -> Iterator[tuple[Replica, Path]]:
     """A replica with these entries and a saved database."""
-    with tempfile.TemporaryDirectory(dir=RAM) as directory:
-        with replica_in(Path(directory), policy=Policy.ROLL_BACK) as replica:
-            replica.departures.set_nodes((1, 2))
-            replica.departures.follow({1, 2}, me=1, version=1, now=0.0)
-            become(replica, tree_of(*records))
-            yield replica, Path(directory) / "config.db"
+    with (
+        tempfile.TemporaryDirectory(dir=RAM) as directory,
+        replica_in(Path(directory), policy=Policy.ROLL_BACK) as replica,
+    ):
+        replica.departures.set_nodes((1, 2))
+        replica.departures.follow({1, 2}, me=1, version=1, now=0.0)
+        become(replica, tree_of(*records))
+        yield replica, Path(directory) / "config.db"
 
 
 def become(replica: Replica, leader: Tree) -> Reload:
