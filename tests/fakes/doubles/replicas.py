@@ -1,6 +1,7 @@
 """A replica on a real database and a real journal, as a daemon has it."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -37,6 +38,7 @@ class StoredReplica:
         self.database, self.journal = self.storage.database, self.storage.journal
         self.tree, self.guests = recovered.tree, recovered.guests
         self.notices = 0  # of records that wait
+        self.wall_clock_ns = time.time_ns
         self.replica = Replica(
             self.tree,
             self.guests,
@@ -49,6 +51,7 @@ class StoredReplica:
             on_pending=self._notice,
             unsaved=recovered.unsaved,
             must_save_all=recovered.must_save,
+            wall_clock_ns=lambda: self.wall_clock_ns(),
         )
         self.replica.departures.set_nodes(())  # no other node misses a change
         if recovered.must_save:

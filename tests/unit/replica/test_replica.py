@@ -301,7 +301,7 @@ def check_changes_work(world: World, before: bytes) -> None:
     assert world.restart().checksum() == tree
 
 
-@pytest.mark.parametrize("where", ["write", "make_ready", "note_change", "remove"])
+@pytest.mark.parametrize("where", ["write", "make_ready", "note_change", "remove", "record"])
 def test_an_unexpected_exception_gives_the_whole_group_an_error(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -312,6 +312,8 @@ def test_an_unexpected_exception_gives_the_whole_group_an_error(
             patch.setattr(world.replica.saver, where, fail)
         elif where == "remove":  # all has been applied then
             patch.setattr(world.replica.departures, where, fail)
+        elif where == "record":
+            patch.setattr(world, "wall_clock_ns", fail)
         elif where == "make_ready":  # before anything is applied
             patch.setattr(Saver, "is_overdue", property(fail))
         else:
@@ -411,8 +413,7 @@ def test_a_creation_that_can_not_be_recorded_is_rolled_back(
     before = world.tree.checksum()
     with monkeypatch.context() as patch:
         assert world.replica.can_defer(Ticket(Create("f.x")))
-        patch.setattr(world.replica.departures, "note_absent", fail)
-        world.replica.departures.is_due = True
+        patch.setattr(world, "wall_clock_ns", fail)
         with pytest.raises(Bug):
             world.issuer.create(Create("f.x"))
     assert is_undone(world, before)

@@ -5,8 +5,8 @@ Also recorded synchronizations, the import of corosync.conf and the removal of l
 
 import contextlib
 import errno
-import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,34 +16,41 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.errors import Denied, NotFound, Stale, StoreError, TooBig
 from pmxcfs.messages import MAX_FILE_SIZE, Create, Delete, Mkdir, Mutation, Record, Unlock, Write
-from pmxcfs.replica.replica import Policy, Replica
+from pmxcfs.replica.change_log import MAX_OWED
+from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage.database import Database
+from pmxcfs.storage.create import making, tree_with
+from pmxcfs.storage.database import whole_batch
+from pmxcfs.storage.records import Gap
 from pmxcfs.tree import index
-from pmxcfs.tree.guests import Guests
 from pmxcfs.tree.locks import LockTable
 from tests.conftest import ExpectLog
 from tests.fakes.data.recorded_order import CONFIGURATION, events_of
 from tests.fakes.data.trees import at, directory, file, tree_of, way_to
-from tests.fakes.doubles.store import Faults, faulty_connections, query, stored
+from tests.fakes.doubles.device import Device, device
+from tests.fakes.doubles.replicas import StoredReplica, recovered_tree, replica_in
+from tests.fakes.doubles.store import query, stored
 
-REFUSED = r"config.db can't be written: .*; reads go on, changes are refused"
-IO_ERROR = sqlite3.SQLITE_IOERR_WRITE
-
-
-@pytest.fixture
-def faults() -> Iterator[Faults]:
-    with faulty_connections() as faults:
-        yield faults
+FULL = r"can't be written.*; this node sends no changes"
 
 
 @pytest.fixture
-def replica(tmp_path: Path, faults: Faults) -> Iterator[Replica]:
-    database = Database.open(tmp_path / "config.db", now=7)
-    with contextlib.closing(database):
-        replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
-        replica.departures.set_nodes(())
-        yield replica
+def stored_replica(tmp_path: Path) -> Iterator[StoredReplica]:
+    with contextlib.closing(StoredReplica(tmp_path)) as made:
+        made.replica.check_writable()
+        yield made
+
+
+@pytest.fixture
+def replica(stored_replica: StoredReplica) -> Replica:
+    return stored_replica.replica
+
+
+@pytest.fixture
+def below(replica: Replica) -> Iterator[Device]:
+    """The device below the journal, which fails on demand."""
+    with device() as below:
+        yield below
 
 
 def deliver(replica: Replica, *mutations: Mutation) -> list[Ticket]:
@@ -52,95 +59,154 @@ def deliver(replica: Replica, *mutations: Mutation) -> list[Ticket]:
     return tickets
 
 
+def check_restart(stored_replica: StoredReplica) -> None:
+    """Check that the next start has the tree of now, after a kill as well as after a save."""
+    expected = stored_replica.replica.state()
+    stored_replica.close()
+    assert recovered_tree(stored_replica.path.parent).index() == expected
+
+
 # Delivery
 
 
-def test_changes_delivered_together_are_one_transaction(replica: Replica, tmp_path: Path) -> None:
+def test_changes_delivered_together_are_one_write(
+    stored_replica: StoredReplica, below: Device
+) -> None:
+    replica = stored_replica.replica
     tickets = deliver(replica, Mkdir("d"), Create("d/f"), Write("d/f", 0, b"x", True), Mkdir("d"))
-    assert replica.transactions == 1
     assert [ticket.error is None for ticket in tickets] == [True, True, True, False]
+    assert below.count("write") == 0  # delivery does not block
+    assert stored_replica.notices == 1
+    replica.write_out()
+    assert below.count("write") == 1
     assert (at(replica.tree, "d/f").writer, at(replica.tree, "d/f").mtime) == (2, 5)
-    assert stored(tmp_path / "config.db").index() == replica.state()
+    assert [version for version, _ in stored_replica.changes()] == [2, 3, 4]
+    check_restart(stored_replica)
 
 
-def test_delivered_changes_do_not_mark_the_database_as_diverged(
-    replica: Replica, tmp_path: Path
-) -> None:
+def test_a_save_takes_records_that_wait_along(stored_replica: StoredReplica) -> None:
+    replica = stored_replica.replica
     deliver(replica, Mkdir("d"))
-    tables = query(tmp_path / "config.db", "SELECT name FROM sqlite_master")
-    assert tables == [(b"tree",)]
+    replica.saver.save()
+    assert stored(stored_replica.path).index() == replica.state()
+    deliver(replica, Mkdir("e"))
+    replica.write_out()
+    check_restart(stored_replica)
 
 
-def test_a_delivered_change_that_can_not_be_saved_stays_in_the_tree_and_succeeds(
-    replica: Replica, faults: Faults, tmp_path: Path, expect_log: ExpectLog
+def test_a_delivered_change_that_can_not_be_written_stays_in_the_tree_and_succeeds(
+    stored_replica: StoredReplica, below: Device, expect_log: ExpectLog
 ) -> None:
-    expect_log(REFUSED)
+    expect_log(FULL)
+    expect_log("changes are kept in the journal")
+    replica = stored_replica.replica
     heard: list[str] = []
     replica.subscribe(on_change=lambda change, *, foreign: heard.append(change.path))
-    faults.arm(sqlite3.SQLITE_FULL, at=0)
+    below.failures["write"] = errno.ENOSPC
     (ticket,) = deliver(replica, Create("nodes.cfg"))
     assert ticket.result().path == "nodes.cfg"
     assert heard == ["nodes.cfg"]
+    replica.write_out()
     assert replica.is_degraded
+    replica.saver.start()
     with pytest.raises(StoreError) as refused:
         replica.check_writable()
     assert refused.value.errno == errno.ENOSPC
     with pytest.raises(StoreError):
         replica.sync()
-    replica.save()  # asked for when a new file is closed: succeeds, as peers have the file
-    faults.disarm()
-    assert replica.catch_up()
-    assert stored(tmp_path / "config.db").index() == replica.state()
+    replica.flush()  # asked for when a new file is closed: succeeds, as peers have the file
+    below.failures.clear()
+    assert replica.try_again()
     replica.check_writable()
     replica.sync()
+    assert not replica.is_degraded
+    deliver(replica, Mkdir("d"))
+    replica.write_out()
+    check_restart(stored_replica)
 
 
-def test_a_degraded_node_does_not_retry_the_database_for_each_message(
-    replica: Replica, faults: Faults, expect_log: ExpectLog
+def test_what_is_owed_is_written_in_order_once_there_is_room(
+    stored_replica: StoredReplica, below: Device, expect_log: ExpectLog
 ) -> None:
-    expect_log(REFUSED)
-    faults.arm(IO_ERROR)
+    expect_log(FULL)
+    replica = stored_replica.replica
+    below.failures["reserve"] = errno.ENOSPC
+    deliver(replica, Create("large"), *[Write("large", 0, bytes(1 << 20), True)] * 6)
+    replica.write_out()
+    assert replica.is_degraded
+    deliver(replica, Mkdir("d"), Mkdir("e"))
+    below.failures.clear()
+    assert replica.try_again()
+    assert [version for version, _ in stored_replica.changes()] == [*range(2, 11)]
+    assert not [record for record in stored_replica.records() if isinstance(record, Gap)][1:]
+    check_restart(stored_replica)
+
+
+def test_too_much_owed_is_replaced_by_a_save_of_the_tree(
+    stored_replica: StoredReplica, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
+    replica = stored_replica.replica
+    below.failures["reserve"] = errno.ENOSPC
+    deliver(replica, Create("large"), *[Write("large", 0, bytes(1 << 20), True)] * 6)
+    replica.write_out()
+    for _ in range(MAX_OWED >> 20):
+        deliver(replica, Write("large", 0, bytes(1 << 20), True))
+    replica.saver.start()
+    below.failures.clear()
+    assert replica.try_again()
+    assert not replica.is_degraded
+    assert stored(stored_replica.path).index() == replica.state()
+    deliver(replica, Mkdir("d"))
+    replica.write_out()
+    check_restart(stored_replica)
+
+
+def test_a_degraded_node_does_not_try_the_journal_for_each_message(
+    replica: Replica, below: Device, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
+    below.failures["write"] = errno.EIO
     deliver(replica, Create("a"))
-    faults.seen.clear()
+    replica.write_out()
+    below.seen.clear()
     deliver(replica, Create("b"))
     deliver(replica, Delete("a"))
-    assert faults.seen == []
-    assert replica.catch_up()
-    assert faults.seen != []
+    replica.write_out()
+    assert below.seen == []
+    below.failures.clear()
 
 
-@pytest.mark.parametrize("nth", range(1, 25))
-def test_a_catch_up_can_fail_at_any_statement_and_be_repeated(
-    replica: Replica, faults: Faults, tmp_path: Path, nth: int, expect_log: ExpectLog
+@pytest.mark.expect_log("could not be recorded, which is a bug")
+def test_a_change_that_can_not_be_recorded_stays_and_the_tree_is_saved(
+    stored_replica: StoredReplica,
 ) -> None:
-    expect_log(REFUSED)
-    deliver(replica, Create("a"), Create("b"))
-    faults.arm(IO_ERROR, matching="COMMIT", is_done=True)
-    deliver(replica, Write("a", 0, b"x", True), Delete("b"), Mkdir("d"))
-    faults.arm(IO_ERROR, at=nth)
-    replica.catch_up()
-    deliver(replica, Create("d/c"))
-    faults.disarm()
-    assert replica.catch_up()
-    assert stored(tmp_path / "config.db").index() == replica.state()
+    replica = stored_replica.replica
+
+    def fail() -> int:
+        raise KeyError
+
+    stored_replica.wall_clock_ns = fail
+    (ticket,) = deliver(replica, Create("f"))
+    stored_replica.wall_clock_ns = time.time_ns
+    assert ticket.result().entry.is_attached
+    replica.saver.start()
+    assert replica.try_again()
+    deliver(replica, Mkdir("d"))
+    replica.write_out()
+    check_restart(stored_replica)
 
 
-def test_a_catch_up_without_unsaved_changes_runs_no_statement(
-    replica: Replica, faults: Faults
+def test_a_guest_stays_registered_when_it_can_not_be_written(
+    replica: Replica, below: Device, expect_log: ExpectLog
 ) -> None:
-    faults.seen.clear()
-    assert replica.catch_up()
-    assert faults.seen == []
-
-
-def test_a_guest_stays_registered_when_it_can_not_be_saved(
-    replica: Replica, faults: Faults, expect_log: ExpectLog
-) -> None:
-    expect_log(REFUSED)
+    expect_log(FULL)
     deliver(replica, Mkdir("nodes"), Mkdir("nodes/a"), Mkdir("nodes/a/lxc"))
-    faults.arm(IO_ERROR)
+    below.failures["write"] = errno.EIO
     deliver(replica, Create("nodes/a/lxc/100.conf"))
+    replica.write_out()
     assert replica.guests.get(100)
+    below.failures.clear()
 
 
 # Synchronization
@@ -219,33 +285,37 @@ def test_a_recorded_synchronization_ends_with_the_leaders_tree(tmp_path: Path, n
         header = index.parse_header(state)
         if header.version > 3:
             continue  # this node had more than a fresh database
-        database = Database.open(tmp_path / f"{nodeid}.db", now=1)
-        with contextlib.closing(database):
-            replica = Replica(Tree(), Guests(), database, policy=Policy.KEEP)
-            replica.import_configuration(configuration, now=header.mtime)
+        directory_ = tmp_path / str(nodeid)
+        directory_.mkdir()
+        path = directory_ / "config.db"
+        with making(path, now=header.mtime) as database:
+            fresh = tree_with("corosync.conf", configuration, now=header.mtime)
+            database.save(whole_batch(fresh), None)
+        with replica_in(directory_) as replica:
             assert replica.state() == state
             replica.adopt(leader, updates, side=(2,), now=1, lock=contextlib.nullcontext())
-            assert replica.state() == leader == stored(tmp_path / f"{nodeid}.db").index()
+            assert replica.state() == leader == stored(path).index()
 
 
 # Import of the host's corosync.conf
 
 
-def test_importing_corosync_conf_makes_version_3(replica: Replica, tmp_path: Path) -> None:
-    replica.import_configuration(b"totem {}\n", now=99)
-    (record,) = replica.records_for([2])
-    assert record == Record(2, 0, 3, 0, 99, 8, b"corosync.conf", b"totem {}\n")
-    assert replica.tree.version == 3
-    assert replica.transactions == 1
-    assert replica.departures.notes == {}
-    assert replica.departures.is_due
-    assert stored(tmp_path / "config.db").index() == replica.state()
-    assert query(tmp_path / "config.db", "SELECT name FROM sqlite_master") == [(b"tree",)]
+def test_importing_corosync_conf_makes_version_3(tmp_path: Path) -> None:
+    path = tmp_path / "config.db"
+    with making(path, now=1) as database:
+        database.save(whole_batch(tree_with("corosync.conf", b"totem {}\n", now=99)), None)
+    assert query(path, "SELECT name FROM sqlite_master") == [(b"tree",)]
+    with replica_in(tmp_path) as replica:
+        (record,) = replica.records_for([2])
+        assert record == Record(2, 0, 3, 0, 99, 8, b"corosync.conf", b"totem {}\n")
+        assert replica.tree.version == 3
+        assert replica.departures.notes == {}
+        assert stored(path).index() == replica.state()
 
 
-def test_a_configuration_that_is_too_large_is_refused(replica: Replica) -> None:
+def test_a_configuration_that_is_too_large_is_refused() -> None:
     with pytest.raises(TooBig):
-        replica.import_configuration(bytes(MAX_FILE_SIZE + 1), now=99)
+        tree_with("corosync.conf", bytes(MAX_FILE_SIZE + 1), now=99)
 
 
 # Locks
