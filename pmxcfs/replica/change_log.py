@@ -80,7 +80,7 @@ class ChangeLog:
     @property
     def is_writable(self) -> bool:
         """Whether records can be written, as far as is known."""
-        return self._outage.cause is None and not self.has_gap
+        return self._outage.cause is None and not self.has_gap and not self._journal.is_broken
 
     @property
     def position(self) -> Position:

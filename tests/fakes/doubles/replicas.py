@@ -37,6 +37,7 @@ class StoredReplica:
         recovered = self.storage.recovered
         self.database, self.journal = self.storage.database, self.storage.journal
         self.tree, self.guests = recovered.tree, recovered.guests
+        self.yielding = yielding or SingleYielding()
         self.notices = 0  # of records that wait
         self.wall_clock_ns = time.time_ns
         self.replica = Replica(
@@ -46,7 +47,7 @@ class StoredReplica:
             self.journal,
             departures=Departures(recovered.notes, removals=recovered.removals),
             policy=policy,
-            yielding=yielding or SingleYielding(),
+            yielding=self.yielding,
             lock=lock,
             on_pending=self._notice,
             unsaved=recovered.unsaved,
