@@ -54,7 +54,7 @@ class Batches:
         self._saving: dict[int, None] = {}  # inodes of the batch that is being saved
         self._saving_removals: list[Removal] = []
         self._is_whole = must_save_all  # whether the next batch has to be the whole tree
-        self._saved_notes: object = departures.notes if departures.is_saved else None
+        self._saved_notes: object = None  # what was replayed, the database may not have
         self._saving_notes: object = None
         self._was_whole = self._was_bridging = False  # of the batch that is being saved
 
