@@ -309,7 +309,8 @@ class _Replay:
             return record.version == self._tree.version
         if isinstance(record, records.Notes):
             self.notes = record.notes
-            self.removals += record.removals
+            # Without a note, no node misses a removal.
+            self.removals = [*self.removals, *record.removals] if record.notes else []
         return True
 
     def _apply(self, record: records.Change) -> bool:

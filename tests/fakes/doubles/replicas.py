@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -21,7 +21,10 @@ WAIT = 30.0  # seconds; of a test that is about to fail
 
 
 class StoredReplica:
-    """A replica in *directory*; what is there already is loaded and replayed."""
+    """A replica in *directory*; what is there already is loaded and replayed.
+
+    *nodes* are the other nodes of its cluster, none of which is there.
+    """
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class StoredReplica:
         policy: Policy = Policy.KEEP,
         yielding: Yielding | None = None,
         lock: AbstractContextManager[object] | None = None,
+        nodes: Collection[int] = (),
     ) -> None:
         self.path, self.directory = directory / "config.db", directory / "journal"
         lock = lock or contextlib.nullcontext()
@@ -54,7 +58,7 @@ class StoredReplica:
             must_save_all=recovered.must_save,
             wall_clock_ns=lambda: self.wall_clock_ns(),
         )
-        self.replica.departures.set_nodes(())  # no other node misses a change
+        self.replica.departures.set_nodes(nodes)
         if recovered.must_save:
             self.replica.saver.save(whole=True)
 

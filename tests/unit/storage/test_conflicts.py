@@ -4,7 +4,7 @@ import contextlib
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,16 @@ from pmxcfs.cli import offline
 from pmxcfs.errors import NoCopy, StoreError
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Rename, Write
 from pmxcfs.replica.departures import SETTLING
-from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage.database import Database
+from pmxcfs.storage.create import making
+from pmxcfs.storage.database import whole_batch
 from pmxcfs.storage.divergence import Note, Removal, read_notes
 from pmxcfs.storage.kept_copies import FORK, Description, find_copy, kept_copies
+from pmxcfs.storage.recovery import inspect
 from pmxcfs.tree import index
-from pmxcfs.tree.guests import Guests
 from tests.conftest import ExpectLog
 from tests.fakes.data.trees import ROOT, directory, file, records_of, tree_of
+from tests.fakes.doubles.replicas import StoredReplica
 from tests.fakes.doubles.store import contents_of, faulty_connections, stored
 
 COMMON = (directory(2, "priv"), file(3, "f", b"common"), file(4, "g", b"g"))
@@ -31,51 +32,64 @@ KEPT = (
 )
 NOW = 1234
 ME, NODES = 1, (1, 2, 3)
+IMPORTED_ROOT = ROOT._replace(version=3)
 
 
 class Node:
-    """A node with a database; ``restart`` closes it and loads it again."""
+    """A node in a cluster; ``restart`` kills it and starts it again."""
 
     def __init__(self, home: Path) -> None:
-        self.path = home / "config.db"
+        self.home, self.path = home, home / "config.db"
         self.conflicts = home / "conflicts"
         self.start()
 
     def start(self) -> None:
-        self.database = Database.open(self.path, now=7)
-        self.tree = Tree()
-        self.tree.load(self.database.load(now=7).records)
-        self.replica = Replica(self.tree, Guests(), self.database, policy=Policy.KEEP)
-        self.replica.departures.set_nodes(NODES)
+        self.stored = StoredReplica(self.home, nodes=NODES)
+        self.database, self.tree = self.stored.database, self.stored.tree
+        self.replica = self.stored.replica
 
     def restart(self) -> None:
-        self.database.close()
+        self.close()
         self.start()
+
+    def close(self) -> None:
+        self.stored.close()
+
+    def save(self) -> None:
+        """Have the database up to date."""
+        self.replica.saver.save()
 
     def meet(self, *others: int, now: float = 0.0) -> None:
         """Be in a group with *others*, as the last synchronization left the tree."""
         version, departures = self.tree.version, self.replica.departures
         departures.follow({ME, *others}, me=ME, version=version, now=now)
         departures.remember(version, now=now)
-        self.replica.save_notes()
+        self.write_notes()
 
     def settle(self) -> None:
         """Let the members stay in the group after a synchronization."""
         for now in (0.0, SETTLING):
             self.replica.departures.settle(is_common=True, now=now)
-        self.replica.save_notes()
+        self.write_notes()
 
-    def notes(self) -> dict[int, Note]:
-        """Return the notes in the file, as they are after a crash."""
-        with contextlib.closing(sqlite3.connect(self.path)) as other:
-            other.text_factory = bytes
-            return read_notes(other.execute)
+    def write_notes(self) -> None:
+        self.replica.save_notes()
+        self.replica.write_out()
+
+    def notes(self) -> Mapping[int, Note]:
+        """Return the notes in database and journal, as they are after a crash."""
+        return inspect(self.path).notes
+
+    def removals(self) -> Sequence[Removal]:
+        """Return the removals in database and journal, as they are after a crash."""
+        return [*self.database.read_removals(), *inspect(self.path).removals]
 
     def do(self, *mutations: Mutation) -> None:
-        """Deliver each mutation in a group of its own."""
+        """Deliver each mutation in a group of its own, and have it written."""
         for mutation in mutations:
             ticket = Ticket(mutation, writer=1, mtime=NOW)
             self.replica.deliver([ticket])
+            self.replica.write_out()
             ticket.result()
 
     def change_alone(self, *mutations: Mutation) -> None:
@@ -92,6 +106,7 @@ class Node:
             now=NOW,
             lock=contextlib.nullcontext(),
         )
+        self.replica.write_out()
 
     def copies(self) -> list[Path]:
         """Return the copies, without their descriptions."""
@@ -106,7 +121,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node.meet(2, 3)
     node.settle()
     yield node
-    node.database.close()
+    node.close()
 
 
 def write(path: str, data: bytes) -> Write:
@@ -197,12 +212,26 @@ def test_the_divergence_survives_restarts(node: Node, expect_log: ExpectLog) -> 
     node.change_alone(write("f", b"ours"))
     node.restart()
     node.restart()
-    assert node.database.notes == {2: Note(50, 50), 3: Note(50, 50)}
+    assert node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
     node.meet(2, 3)
     node.become(a_majority())
     assert len(node.copies()) == 1
     node.restart()
-    assert node.database.notes == {}
+    assert node.notes() == {}
+
+
+def saved_notes(node: Node) -> Mapping[int, Note]:
+    """Return the notes in the database alone."""
+    with contextlib.closing(sqlite3.connect(node.path)) as other:
+        other.text_factory = bytes
+        return read_notes(other.execute)
+
+
+def test_a_divergence_that_only_the_journal_has_is_saved_after_a_restart(node: Node) -> None:
+    node.change_alone(write("f", b"ours"))
+    node.restart()
+    node.save()
+    assert saved_notes(node) == node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
 
 
 def test_the_divergence_survives_a_kill(node: Node) -> None:
@@ -399,6 +428,7 @@ def test_the_note_of_all_other_nodes_by_an_earlier_version_is_read(
     expect_log(KEPT)
     expect_log("replaced by another node's")
     node.do(write("f", b"ours"))
+    node.save()
     with contextlib.closing(sqlite3.connect(node.path)) as other, other:
         other.execute("CREATE TABLE divergence (version INTEGER NOT NULL)")
         other.execute("INSERT INTO divergence VALUES (50)")
@@ -435,7 +465,7 @@ def test_a_removal_under_a_private_path_is_not_logged_by_name(
     node.change_alone(Delete("priv/secret"))
     node.become(tree_of(*common, root=ROOT._replace(version=90)))
     assert "secret" not in caplog.text
-    node.database.close()
+    node.close()
 
 
 def test_a_removal_that_the_leader_has_too_is_not_lost(node: Node) -> None:
@@ -462,26 +492,22 @@ def test_an_entry_that_was_moved_or_replaced_is_logged_once_with_the_leaders_pat
     assert len(node.copies()) == 1
 
 
-def removals(node: Node) -> list[Removal]:
-    return list(node.database.read_removals())
-
-
 def test_removals_are_remembered_only_while_a_node_may_miss_them(node: Node) -> None:
     node.do(Delete("f"))
-    assert removals(node) == []
+    assert node.removals() == []
     node.meet(2)
     node.do(Delete("g"))
-    assert removals(node) == [Removal(3, 51, b"f"), Removal(4, 52, b"g")]
+    assert node.removals() == [Removal(3, 51, b"f"), Removal(4, 52, b"g")]
     node.meet(2, 3)
     node.settle()
-    assert removals(node) == []
+    assert node.removals() == []
 
 
 def test_the_removal_of_an_entry_that_no_absent_node_has_is_not_remembered(node: Node) -> None:
     """HA takes and frees locks for as long as a node is away."""
     node.meet(2)
     node.do(Mkdir("x"), Delete("x"))
-    assert removals(node) == []
+    assert node.removals() == []
 
 
 def test_a_removal_that_could_not_be_saved_is_remembered_later(
@@ -491,9 +517,11 @@ def test_a_removal_that_could_not_be_saved_is_remembered_later(
     node.meet(2)
     node.database._connection.execute("PRAGMA query_only = ON")
     node.do(Delete("f"))
-    assert node.replica.is_degraded
-    assert node.replica.catch_up()
-    assert removals(node) == [Removal(3, 51, b"f")]
+    with pytest.raises(StoreError):
+        node.save()
+    assert node.removals() == [Removal(3, 51, b"f")]
+    node.save()
+    assert node.database.read_removals() == node.removals() == [Removal(3, 51, b"f")]
     assert stored(node.path).index() == node.tree.index()
 
 
@@ -513,12 +541,13 @@ def test_an_older_version_without_a_note_is_kept_but_is_no_fork(
 
 
 def test_a_fresh_node_of_a_cluster_keeps_nothing(tmp_path: Path) -> None:
+    with making(tmp_path / "config.db", now=NOW) as database:
+        tree = tree_of(file(2, "corosync.conf", b"totem {}", version=3), root=IMPORTED_ROOT)
+        database.save(whole_batch(tree), None)
     node = Node(tmp_path)
-    node.replica.import_configuration(b"totem {}", now=NOW)
-    node.restart()
     node.become(a_majority())
     assert node.copies() == []
-    node.database.close()
+    node.close()
 
 
 def test_a_node_that_never_was_in_a_cluster_keeps_its_whole_tree(
@@ -530,7 +559,7 @@ def test_a_node_that_never_was_in_a_cluster_keeps_its_whole_tree(
     node.do(Create("storage.cfg"))
     node.become(a_majority())
     assert len(node.copies()) == 1
-    node.database.close()
+    node.close()
 
 
 def test_without_a_copy_nothing_is_replaced(node: Node) -> None:
@@ -539,6 +568,7 @@ def test_without_a_copy_nothing_is_replaced(node: Node) -> None:
     before = node.tree.index()
     with pytest.raises(NoCopy, match="conflicts"):
         node.become(a_majority())
+    node.save()
     assert node.tree.index() == stored(node.path).index() == before
     assert not node.replica.can_keep_copy()
     node.conflicts.unlink()
@@ -555,27 +585,27 @@ def test_a_copy_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
             node.become(a_majority())
         assert node.copies() == []
         assert node.tree.find("f")
-        node.database.close()
+        node.close()
 
 
-def test_changes_in_ram_only_are_not_replaced_without_a_copy(
+def test_changes_that_the_database_lacks_are_not_replaced_without_a_copy(
     tmp_path: Path, expect_log: ExpectLog
 ) -> None:
     expect_log("can't be written")
     with faulty_connections() as faults:
         node = Node(tmp_path)
-        faults.arm(sqlite3.SQLITE_IOERR_WRITE, at=0)
         node.do(Create("f"))
-        assert node.replica.is_degraded
-        with pytest.raises(StoreError):
+        faults.arm(sqlite3.SQLITE_IOERR_WRITE, at=0)
+        with pytest.raises(NoCopy):
             node.become(a_majority())
         assert node.tree.find("f")
         faults.disarm()
-        assert node.replica.catch_up()
-        node.database.close()
+        node.save()
+        assert stored(node.path).index() == node.tree.index()
+        node.close()
 
 
-def test_the_divergence_ends_when_a_degraded_node_catches_up(
+def test_the_divergence_ends_when_an_adoption_is_saved_later(
     node: Node, expect_log: ExpectLog
 ) -> None:
     expect_log("can't be written")
@@ -583,11 +613,11 @@ def test_the_divergence_ends_when_a_degraded_node_catches_up(
     expect_log("replaced by another node's")
     node.change_alone(write("f", b"ours"))
     node.meet(2, 3)
+    node.save()
     node.database._connection.execute("PRAGMA query_only = ON")
     node.become(a_majority())
-    assert node.replica.is_degraded
     assert node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
-    assert node.replica.catch_up()
+    node.save()
     assert node.notes() == {}
     node.restart()
     assert node.tree.index() == a_majority().index()
