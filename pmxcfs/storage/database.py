@@ -67,6 +67,7 @@ _log = logging.getLogger("pmxcfs.database")
 
 PAGE_SIZE = 1024  # bytes, in a new file: most changes are small, and a save logs whole pages
 COMPANIONS = ("", "-wal", "-shm", "-journal")
+CLOSE_TIMEOUT = 0.5  # seconds
 _NO_WAIT = 0.0  # seconds that a checkpoint waits for readers and writers
 _STAMP = slice(2, 5)  # of the version row: version, writer and mtime of the tree
 
@@ -263,20 +264,29 @@ class Database:
     def close(self) -> None:
         """Cut the log and close the file; no log remains beside it, unless that fails. Blocks.
 
-        Can be repeated. Logs a failure.
+        Can be repeated. Logs a failure. If another thread waits for the device or another program
+        for over CLOSE_TIMEOUT, the file is left as after a crash, which loses nothing of what was
+        saved.
         """
-        with self._lock:
-            if not self._is_open:
-                return
-            self._is_open = False
-            try:
-                if not self._is_suspect:
-                    self._cut_log()
-            except FAILURES as exc:
-                self._is_suspect = True
-                _log.error("%s", translate(self._path, "checkpointed", exc))
-            self._disconnect()
-            self._is_suspect = True  # so that a later save finds the file closed
+        if not self._lock.acquire(timeout=CLOSE_TIMEOUT):
+            _log.warning("%s is left with its write-ahead log: a save does not end", self._path)
+            return
+        try:
+            if self._is_open:
+                self._is_open = False
+                self._cut_log_at_the_end()
+                self._disconnect()
+                self._is_suspect = True  # so that a later save finds the file closed
+        finally:
+            self._lock.release()
+
+    def _cut_log_at_the_end(self) -> None:
+        try:
+            if not self._is_suspect:
+                self._cut_log()
+        except FAILURES as exc:
+            self._is_suspect = True
+            _log.error("%s", translate(self._path, "checkpointed", exc))
 
     # Opening and closing.
 

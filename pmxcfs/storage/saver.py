@@ -158,8 +158,8 @@ class Saver:
             self._condition.notify_all()
             if not self._condition.wait_for(lambda: self._answered >= mine, timeout):
                 raise StoreError(
-                    f"{self._database.path} could not be written within {timeout:g} s: the changes "
-                    "are in the journal; try again with pmxcfs checkpoint",
+                    f"{self._database.path} could not be written within {timeout:g} s: its device "
+                    "or another program keeps it from that",
                     errno.EBUSY,
                 )
             if self._outcome is not None:

@@ -217,6 +217,17 @@ def test_a_failed_checkpoint_at_the_end_is_logged(
     assert stored(store.path).checksum() == store.tree.checksum()
 
 
+def test_the_end_does_not_wait_for_a_save_that_does_not_end(
+    store: Store, expect_log: ExpectLog
+) -> None:
+    expect_log("WARNING .*config.db is left with its write-ahead log: a save does not end")
+    with store.database._lock:  # as a thread that waits for the device
+        store.database.close()
+    assert store.log_size > 0
+    store.database.close()
+    assert os.listdir(store.path.parent) == ["config.db"]
+
+
 @pytest.mark.parametrize("ending", ["save", "close"])
 def test_a_log_that_lost_pages_is_never_copied_into_the_file(
     store: Store, faults: Faults, ending: str
