@@ -14,14 +14,19 @@ Contract: docs/spec/fuse.md, "Waiting"; docs/spec/performance.md, "What costs ti
 import contextlib
 import select
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from pmxcfs.errors import Busy
 from pmxcfs.fuse.stalls import StallWatch
+from pmxcfs.replica.tickets import Signal
 from pmxcfs.replica.waiting import RequestWatch
 
 RESERVED_WORKERS = 4  # workers that never wait for other nodes, so that reads go on
+PLACE_TIMEOUT = 0.05  # seconds that a worker waits until it may wait for something
+STALLED_AFTER = 0.25  # seconds without a begin or end of a wait: a device or the cluster stalls
 SESSION_CHECK_INTERVAL = 1.0  # seconds between checks of a parked worker for the session's end
 
 
@@ -37,6 +42,8 @@ class Workers:
         # Threads without the lock. Other threads count, too, which may unpark one worker too many.
         self._released_count = 0
         self._parked: list[threading.Event] = []
+        self._queued: deque[Signal] = deque()  # of workers that want to wait, too
+        self._last_turn = 0.0  # monotonic second in which a wait last began or ended
         self._is_closed = False
         self.stalls = StallWatch()  # its thread is started and closed by the daemon
 
@@ -107,13 +114,36 @@ class Workers:
         Raises Busy if too many workers wait already, unless this one *must*.
         """
         if self.waiting_count >= self._max_waiting and not must:
-            raise Busy(f"{self.waiting_count} changes are waiting already")
+            self._await_place()
         self.waiting_count += 1
+        self._last_turn = time.monotonic()
         try:
             with self._released_with_watch() as watch:
                 yield watch
         finally:
             self.waiting_count -= 1
+            self._last_turn = time.monotonic()
+            if self._queued:
+                self._queued.popleft().give()
+
+    def _await_place(self) -> None:
+        """Wait until fewer workers wait, for a short time. Raises Busy.
+
+        Waits on a healthy device end within milliseconds. If none has ended for longer, there is no
+        use in keeping another worker from reading requests.
+        """
+        until = time.monotonic() + PLACE_TIMEOUT
+        while self.waiting_count >= self._max_waiting:
+            left = until - time.monotonic()
+            if left <= 0 or time.monotonic() - self._last_turn > STALLED_AFTER:
+                raise Busy(f"{self.waiting_count} changes are waiting already")
+            signal = Signal()
+            self._queued.append(signal)
+            with self._released_with_watch() as watch:
+                watch.stop()
+                is_given = signal.wait(left)
+            if not is_given and signal in self._queued:
+                self._queued.remove(signal)
 
     def park(self) -> None:
         """Block until this worker is unparked, unless it is the only one that reads requests."""

@@ -20,6 +20,7 @@ cdef class Journal:
     cdef list _sealed
     cdef list _untrusted
     cdef bint _is_listed
+    cdef object _synced
     cdef int64_t _attempts
     cdef double _retry_at
     cdef bint _is_closed

@@ -64,6 +64,7 @@ class Journal:
         self._sealed: list[SegmentFile] = []  # ended, but not on the device yet; the oldest first
         self._untrusted: list[SegmentFile] = []  # of which a write or sync has failed
         self._is_listed = True  # the directory's entries are on the device
+        self._synced = 0  # records with a lower number are on the device
         self._attempts = 0  # to have room, so far
         self._retry_at = 0.0  # monotonic seconds before which no attempt is made again
         self._is_closed = False
@@ -178,11 +179,16 @@ class Journal:
     def sync(self) -> None:
         """Have all that was appended so far on the device when this returns. Blocks.
 
-        Raises StoreError; then the journal is broken. Appending goes on meanwhile.
+        Raises StoreError; then the journal is broken. Appending goes on meanwhile. One that has
+        waited for the sync of another thread needs none of its own if that began late enough.
         """
+        wanted = self.position.sequence
         with self._sync_lock:
             with self._lock:
                 self._check_usable()
+                if self._synced >= wanted and self._is_listed:
+                    return
+                covered = self.position.sequence
                 sealed, current = self._sealed.copy(), self._current
                 was_listed, self._is_listed = self._is_listed, True
             path = self._directory
@@ -199,6 +205,7 @@ class Journal:
                     raise self._broken(error, path, "synced") from error
             with self._lock:
                 self._sealed = [segment for segment in self._sealed if segment not in sealed]
+                self._synced = covered
             for segment in sealed:
                 segment.close()
             self._close_untrusted()
