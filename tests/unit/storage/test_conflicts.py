@@ -4,7 +4,7 @@ import contextlib
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,104 +13,21 @@ from pmxcfs._core import Tree
 from pmxcfs.cli import offline
 from pmxcfs.errors import NoCopy, StoreError
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Rename, Write
-from pmxcfs.replica.departures import SETTLING
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.create import making
 from pmxcfs.storage.database import whole_batch
-from pmxcfs.storage.divergence import Note, Removal, read_notes
-from pmxcfs.storage.kept_copies import FORK, Description, find_copy, kept_copies
-from pmxcfs.storage.recovery import inspect
-from pmxcfs.tree import index
+from pmxcfs.storage.divergence import Note, Removal
+from pmxcfs.storage.kept_copies import FORK, Description, find_copy
 from tests.conftest import ExpectLog
 from tests.fakes.data.trees import ROOT, directory, file, records_of, tree_of
-from tests.fakes.doubles.replicas import StoredReplica
-from tests.fakes.doubles.store import contents_of, faulty_connections, stored
+from tests.fakes.doubles.departing import NODES, NOW, Node
+from tests.fakes.doubles.store import contents_of, faulty_connections, query, stored
 
 COMMON = (directory(2, "priv"), file(3, "f", b"common"), file(4, "g", b"g"))
 KEPT = (
     r"the cluster's tree replaces entries that only this node has changed \(\d+\); a copy of this"
 )
-NOW = 1234
-ME, NODES = 1, (1, 2, 3)
 IMPORTED_ROOT = ROOT._replace(version=3)
-
-
-class Node:
-    """A node in a cluster; ``restart`` kills it and starts it again."""
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.path = home, home / "config.db"
-        self.conflicts = home / "conflicts"
-        self.start()
-
-    def start(self) -> None:
-        self.stored = StoredReplica(self.home, nodes=NODES)
-        self.database, self.tree = self.stored.database, self.stored.tree
-        self.replica = self.stored.replica
-
-    def restart(self) -> None:
-        self.close()
-        self.start()
-
-    def close(self) -> None:
-        self.stored.close()
-
-    def save(self) -> None:
-        """Have the database up to date."""
-        self.replica.saver.save()
-
-    def meet(self, *others: int, now: float = 0.0) -> None:
-        """Be in a group with *others*, as the last synchronization left the tree."""
-        version, departures = self.tree.version, self.replica.departures
-        departures.follow({ME, *others}, me=ME, version=version, now=now)
-        departures.remember(version, now=now)
-        self.write_notes()
-
-    def settle(self) -> None:
-        """Let the members stay in the group after a synchronization."""
-        for now in (0.0, SETTLING):
-            self.replica.departures.settle(is_common=True, now=now)
-        self.write_notes()
-
-    def write_notes(self) -> None:
-        self.replica.save_notes()
-        self.replica.write_out()
-
-    def notes(self) -> Mapping[int, Note]:
-        """Return the notes in database and journal, as they are after a crash."""
-        return inspect(self.path).notes
-
-    def removals(self) -> Sequence[Removal]:
-        """Return the removals in database and journal, as they are after a crash."""
-        return [*self.database.read_removals(), *inspect(self.path).removals]
-
-    def do(self, *mutations: Mutation) -> None:
-        """Deliver each mutation in a group of its own, and have it written."""
-        for mutation in mutations:
-            ticket = Ticket(mutation, writer=1, mtime=NOW)
-            self.replica.deliver([ticket])
-            self.replica.write_out()
-            ticket.result()
-
-    def change_alone(self, *mutations: Mutation) -> None:
-        self.meet()
-        self.do(*mutations)
-
-    def become(self, leader: Tree, *side: int) -> None:
-        raw = leader.index()
-        needed = index.records_needed(raw, [self.replica.state()])
-        self.replica.adopt(
-            raw,
-            records_of(leader, needed),
-            side=side or (2, 3),
-            now=NOW,
-            lock=contextlib.nullcontext(),
-        )
-        self.replica.write_out()
-
-    def copies(self) -> list[Path]:
-        """Return the copies, without their descriptions."""
-        return [copy.path for copy in kept_copies(self.path.parent)]
 
 
 @pytest.fixture
@@ -220,18 +137,11 @@ def test_the_divergence_survives_restarts(node: Node, expect_log: ExpectLog) -> 
     assert node.notes() == {}
 
 
-def saved_notes(node: Node) -> Mapping[int, Note]:
-    """Return the notes in the database alone."""
-    with contextlib.closing(sqlite3.connect(node.path)) as other:
-        other.text_factory = bytes
-        return read_notes(other.execute)
-
-
 def test_a_divergence_that_only_the_journal_has_is_saved_after_a_restart(node: Node) -> None:
     node.change_alone(write("f", b"ours"))
     node.restart()
     node.save()
-    assert saved_notes(node) == node.notes() == {2: Note(50, 50), 3: Note(50, 50)}
+    assert query(node.path, "SELECT * FROM divergence_notes") == [(2, 50, 50), (3, 50, 50)]
 
 
 def test_the_divergence_survives_a_kill(node: Node) -> None:
