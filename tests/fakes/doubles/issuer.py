@@ -51,7 +51,7 @@ class FakeIssuer:
     def wait(self, ticket: Ticket, seconds: float) -> Change:
         return ticket.result()
 
-    def refusal(self) -> PmxcfsError | None:
+    def refusal(self, size: int = 0) -> PmxcfsError | None:
         return self.refuses
 
     def create(self, mutation: Create) -> Change:

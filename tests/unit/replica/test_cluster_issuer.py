@@ -33,10 +33,19 @@ class FakeReplica:
     def __init__(self) -> None:
         self.tree = Tree()
         self.failure: StoreError | None = None
+        self.busy: Busy | None = None
+        self.writes = 0
 
-    def check_writable(self) -> None:
+    def check_writable(self, size: int = 0) -> None:
         if self.failure is not None:
             raise self.failure
+
+    def await_saver(self) -> None:
+        if self.busy is not None:
+            raise self.busy
+
+    def write_out(self) -> None:
+        self.writes += 1
 
 
 class World:
@@ -102,8 +111,17 @@ def test_a_change_is_answered_when_it_is_delivered(world: World) -> None:
     future = world.mkdir()
     proposal = world.send()
     assert not future.done()
+    assert world.replica.writes == 0
     world.arrive(proposal)
     assert future.result(DEADLINE) is proposal.ticket.change
+    assert world.outbox.next(now=1.0) is None
+    assert world.replica.writes == 1  # the request thread writes the record itself
+
+
+def test_a_change_is_not_sent_while_too_much_waits_to_be_saved(world: World) -> None:
+    world.replica.busy = Busy("too many changes wait to be saved")
+    with world.lock, pytest.raises(Busy, match="to be saved"):
+        world.issuer.submit(Mkdir("a"))
     assert world.outbox.next(now=1.0) is None
 
 
