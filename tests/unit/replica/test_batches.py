@@ -14,6 +14,7 @@ from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
 from pmxcfs.storage.database import Batch
 from pmxcfs.storage.mark import Position
+from pmxcfs.storage.saver import Source
 from pmxcfs.storage.schema import version_row
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
@@ -35,7 +36,7 @@ def take(node: StoredReplica, *, whole: bool = False) -> tuple[Batch, Position |
     return taken
 
 
-def source(node: StoredReplica):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def source(node: StoredReplica) -> Source:
     return node.replica.saver._source
 
 

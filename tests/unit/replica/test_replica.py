@@ -32,14 +32,14 @@ class World(StoredReplica):
     """A replica in local mode, its issuer, and the calls of its listeners."""
 
     def __init__(self, directory: Path) -> None:
-        self.yielding = SingleYielding()
-        super().__init__(directory, policy=Policy.ROLL_BACK, yielding=self.yielding)
-        self.issuer = LocalIssuer(self.replica, clock=lambda: 1234, yielding=self.yielding)
+        self.single = SingleYielding()
+        super().__init__(directory, policy=Policy.ROLL_BACK, yielding=self.single)
+        self.issuer = LocalIssuer(self.replica, clock=lambda: 1234, yielding=self.single)
         self.heard: list[tuple[Kind, str, bool]] = []
         self.undone: list[str] = []
         self.replica.subscribe(on_change=self.hear, on_undone=self.hear_undone)
         self.replica.check_writable()  # makes room in the first segment
-        self.yielding.waits = 0
+        self.single.waits = 0
 
     def hear(self, change: Change, *, foreign: bool) -> None:
         self.heard.append((change.kind, change.path, foreign))
@@ -91,7 +91,7 @@ def test_a_mutation_is_stamped_written_and_announced(world: World) -> None:
     assert world.changes() == [(2, Mkdir("d"))]
     assert world.heard == [(Kind.MKDIR, "d", False)]
     assert world.tree.changed() == {}
-    assert (world.replica.writes, world.yielding.writes, world.yielding.waits) == (1, 1, 0)
+    assert (world.replica.writes, world.single.writes, world.single.waits) == (1, 1, 0)
 
 
 def test_a_group_is_one_write_in_order(world: World) -> None:
@@ -121,7 +121,7 @@ def test_a_refused_mutation_does_not_affect_its_group(world: World) -> None:
 def test_a_group_of_refusals_is_not_written(world: World) -> None:
     with pytest.raises(NotFound):
         world.issuer.submit(Delete("missing"))
-    assert (world.changes(), world.heard, world.yielding.writes) == ([], [], 0)
+    assert (world.changes(), world.heard, world.single.writes) == ([], [], 0)
 
 
 def test_a_half_done_rename_is_written_and_announced(world: World) -> None:
@@ -463,24 +463,24 @@ def test_sync_releases_the_lock(world: World) -> None:
     with device() as below:
         world.issuer.sync()
         assert below.count("sync") == 1
-    assert world.yielding.waits == 1
+    assert world.single.waits == 1
 
 
 def test_a_held_mutation_is_carried_out_after_resume(world: World) -> None:
     world.issuer.hold()
     world.replica.inject(Mkdir("foreign"), writer=9, mtime=1)
-    world.yielding.during_waits = [world.issuer.resume]
+    world.single.during_waits = [world.issuer.resume]
     assert world.issuer.submit(Mkdir("d")).path == "d"
-    assert world.yielding.waits == 1
+    assert world.single.waits == 1
     world.issuer.submit(Mkdir("e"))
-    assert world.yielding.waits == 1
+    assert world.single.waits == 1
 
 
 def test_a_creation_is_held_too(world: World) -> None:
     world.issuer.hold()
-    world.yielding.during_waits = [world.issuer.resume]
+    world.single.during_waits = [world.issuer.resume]
     world.issuer.create(Create("f.x"))
-    assert world.yielding.waits == 1
+    assert world.single.waits == 1
     assert world.written() == ["Create f.x"]
 
 
@@ -495,7 +495,7 @@ def test_a_held_mutation_is_refused_when_the_daemon_stops(world: World) -> None:
 
 def test_the_number_of_waiting_mutations_is_limited(world: World) -> None:
     world.issuer.hold()
-    world.yielding.is_full = True
+    world.single.is_full = True
     with pytest.raises(Busy):
         world.issuer.submit(Mkdir("d"))
     assert world.tree.entry_count == 0
@@ -528,16 +528,16 @@ def test_another_worker_waits_for_a_ticket(world: World) -> None:
     ticket = Ticket(Mkdir("d"))
     with pytest.raises(Busy):
         world.issuer.wait(ticket, 0.0)
-    world.yielding.waits = 0
+    world.single.waits = 0
     world.issuer.carry_out(ticket)
     assert world.issuer.wait(ticket, 0.0).path == "d"
-    assert world.yielding.waits == 0
+    assert world.single.waits == 0
 
 
 def test_a_ticket_that_is_never_done_is_busy(world: World) -> None:
     with pytest.raises(Busy):
         world.issuer.wait(Ticket(Mkdir("d")), 0.001)
-    assert world.yielding.waits == 1
+    assert world.single.waits == 1
 
 
 def test_files_and_directories_are_of_their_type(world: World) -> None:
