@@ -17,7 +17,8 @@ FACTS = [
     ("no-echo", Facts(mode="synced", seconds_without_echo=2.1)),
     ("out-of-sync", Facts(mode="start_sync", seconds_without_echo=9.0, seconds_out_of_sync=9.0)),
     ("refused", Facts(mode="synced", refusal="no delivery in time")),
-    ("not-saved", Facts(store_error="disk full")),
+    ("not-stored", Facts(store_error="disk full")),
+    ("not-saved", Facts(save_error="disk full")),
     ("little-space", Facts(free_bytes=0)),
     ("offline", Facts(offline=["node2", "node3"])),
     ("twin", Facts(twins=[77])),
@@ -57,7 +58,7 @@ def test_a_node_that_is_well() -> None:
 
 def test_what_is_failed_comes_first() -> None:
     found = assess(Facts(offline=["node2"], metrics_error="x", store_error="disk full"))
-    assert [finding.name for finding in found] == ["not-saved", "offline", "metrics"]
+    assert [finding.name for finding in found] == ["not-stored", "offline", "metrics"]
     assert state_of(found) is State.FAILED
     assert state_of(found[1:]) is State.DEGRADED
 
