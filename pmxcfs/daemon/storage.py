@@ -4,20 +4,17 @@ Contract: docs/spec/storage.md, "Start".
 """
 
 import contextlib
-import logging
+import functools
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs._core import Tree
-from pmxcfs.errors import StoreError
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.history import History, PrivateNow
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.recovery import Found, Recovered, recover, settle
-
-_log = logging.getLogger("pmxcfs.database")
 
 
 class Storage(NamedTuple):
@@ -45,16 +42,14 @@ class Storage(NamedTuple):
                 database.version_row, database.mark, loaded.records, loaded.repairs, database.notes
             )
             recovered = recover(found, directory)
-            try:
-                settle(recovered, directory, now=now)
-            except StoreError as error:
-                _log.error("%s: the journal in %s is left as it is", error, directory)
             journal = Journal.start(
                 directory,
                 lineage=recovered.lineage,
                 sequence=recovered.sequence,
                 version=recovered.tree.version,
                 history=History(directory, private_now=_private_in(recovered.tree, lock)),
+                # No record is appended, and so none is let go, before what is left over is kept.
+                prepare=functools.partial(settle, recovered, directory, now=now),
             )
             undo.pop_all()
         return cls(database, journal, recovered)

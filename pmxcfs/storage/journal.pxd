@@ -12,6 +12,7 @@ cdef class Journal:
     cdef readonly bint is_broken
     cdef object _directory
     cdef object _history
+    cdef object _prepare
     cdef int _descriptor
     cdef SegmentFile _current
     cdef int64_t _room

@@ -48,7 +48,13 @@ class Journal:
     """The journal in one directory. Made by ``start``."""
 
     def __init__(
-        self, directory: Path, *, lineage: bytes, sequence: int, history: History | None
+        self,
+        directory: Path,
+        *,
+        lineage: bytes,
+        sequence: int,
+        history: History | None,
+        prepare: Callable[[], object] | None,
     ) -> None:
         self.lineage = lineage
         self.position = Position(sequence, HEADER_SIZE, sequence)
@@ -56,6 +62,7 @@ class Journal:
         self.is_broken = False
         self._directory = directory
         self._history = history
+        self._prepare = prepare  # None: it has returned
         self._descriptor = -1  # of the directory, owned; -1 if it could not be opened
         self._current: SegmentFile | None = None
         self._room = _NO_ROOM  # bytes for which there is room in the current segment
@@ -81,15 +88,19 @@ class Journal:
         sequence: int,
         version: int,
         history: History | None = None,
+        prepare: Callable[[], object] | None = None,
     ) -> "Journal":
         """Begin a segment in *directory*, which is made if it is missing. Blocks.
 
         *sequence* is that of the first record, above those of all records that the directory has;
         *version* is the tree's. Without a *history* segments are dropped when the database does not
-        need them any more. If nothing can be written, ``failure`` is set, and ``make_room`` tries
-        again.
+        need them any more. *prepare* is called before anything is written; while it raises
+        StoreError, nothing is. If nothing can be written, ``failure`` is set, and ``make_room``
+        tries again.
         """
-        journal = cls(directory, lineage=lineage, sequence=sequence, history=history)
+        journal = cls(
+            directory, lineage=lineage, sequence=sequence, history=history, prepare=prepare
+        )
         with contextlib.suppress(StoreError):
             journal.make_room(0, version=version)
         return journal
@@ -329,6 +340,9 @@ class Journal:
 
     def _open(self) -> None:
         """Open the directory, and note the segments that it has. Raises OSError, StoreError."""
+        if self._prepare is not None:
+            self._prepare()
+            self._prepare = None
         make_private_directory(self._directory)
         sync_directory(self._directory.parent)
         found = scan(self._directory)
