@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.cli import offline
+from pmxcfs.cli import checkpoint, offline
 from pmxcfs.cli.main import main
+from pmxcfs.host.process import StateLock
 from pmxcfs.messages import Create, Delete, Mkdir
+from pmxcfs.settings import LOCKFILE_NAME
 from pmxcfs.storage import recovery
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.fold import fold
@@ -212,3 +214,16 @@ def test_checkpoint_without_a_database_says_so(tmp_path: Path, capsys: Output) -
     assert main(["checkpoint", "--statedir", str(tmp_path)]) == 1
     assert "config.db is not there" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_checkpoint_says_which_daemon_has_the_directory_if_none_answers(
+    node: JournalingNode, path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LOCK_TIMEOUT", 0)
+    before = files_of(node.directory)
+    lock = StateLock(path.parent / LOCKFILE_NAME, mountpoint=path.parent)
+    with lock:
+        words = ["--statedir", str(path.parent), "--ipc-name", f"nobody-{os.getpid()}"]
+        assert main(["checkpoint", *words]) == 1
+    assert f"is in use by the daemon with pid {os.getpid()}" in capsys.readouterr().err
+    assert files_of(node.directory) == before
