@@ -5,6 +5,8 @@ directory. Contract: docs/spec/storage.md, "Handing over"; operations.md, "Comma
 """
 
 import argparse
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -21,10 +23,12 @@ POLL_INTERVAL = 0.05  # seconds
 
 
 def checkpoint(arguments: argparse.Namespace) -> int:
-    """Run ``checkpoint``; return 0. Raises StoreError, StartError and IpcError."""
+    """Run ``checkpoint``; return 0. Raises StoreError, StartError, IpcError and OSError."""
     path = arguments.statedir / DATABASE_NAME
     if not path.exists():
         raise StoreError(f"{path} is not there: name the state directory with --statedir")
+    if not os.access(path, os.R_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     lock = arguments.statedir / LOCKFILE_NAME
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:

@@ -23,7 +23,7 @@ IN_NAMESPACE = 'mount --bind "$0" /mnt; cd /; exec "$@"'
 # All modules of commands are imported before the program gives up its rights.
 PROGRAM = """
 import os, pwd, sys
-from pmxcfs.cli import conflicts, main, offline, query
+from pmxcfs.cli import checkpoint, conflicts, main, offline, query
 from pmxcfs.daemon import daemon
 account = pwd.getpwnam("nobody")
 os.setgroups([])
@@ -44,6 +44,7 @@ COMMANDS: list[tuple[str, int, str]] = [
     ("pmxcfs export /mnt/closed/out /mnt/open/config.db", 3, f"{HERE}/closed: {AS_ROOT}"),
     ("pmxcfs fsck /mnt/state/config.db", 3, f"{STATE}/config.db can't be read: {AS_ROOT}"),
     ("pmxcfs fsck --repair /mnt/state/config.db", 3, f"{STATE}/config.db can't be read: {AS_ROOT}"),
+    ("pmxcfs checkpoint --statedir /mnt/state", 3, f"{STATE}/config.db: {AS_ROOT}"),
     ("pmxcfs import --statedir /mnt/new /mnt/open", 3, f"{HERE}/new/config.db can't be opened: "),
     ("pmxcfs import --statedir /mnt/new /mnt/closed", 3, f"{HERE}/closed: {AS_ROOT}"),
     ("create_pmxcfs_db /mnt/open /mnt/new/c.db", 3, f"{HERE}/new/c.db can't be opened: {AS_ROOT}"),
