@@ -1,7 +1,9 @@
 """Processes of labs, and the end of those whose tests are gone.
 
 Every process of a lab has a variable in its environment that names the process that runs the tests.
-Namespaces, mounts and devices have no names on the machine: they go with the last process.
+Tests in another pid namespace, such as a container's, are not judged: their numbers of processes
+have no meaning here, and the end of that namespace ends all its processes. Other namespaces, mounts
+and devices have no names on the machine: they go with the last process.
 """
 
 import contextlib
@@ -11,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-VARIABLE = "PMXCFS_LAB"
+VARIABLE = "PMXCFS_LAB_OWNER"
+NAMESPACE = os.readlink("/proc/self/ns/pid")
 PATIENCE = 30.0  # seconds for killed processes to go
 POLL_INTERVAL = 0.02  # seconds
 MOUNTPOINT = "/etc/pve"  # where the nodes have it; boot.sh takes the machine's own away
@@ -19,17 +22,19 @@ CONNECTIONS = "/sys/fs/fuse/connections"  # mounted by boot.sh
 
 
 def identity(pid: int) -> str:
-    """Return a unique identity of a process, running or a zombie: pid and start time."""
+    """Return a unique identity of a process, running or a zombie: pid, start time, namespace."""
     stat = Path(f"/proc/{pid}/stat").read_text()
-    return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+    return f"{pid}:{stat.rpartition(')')[2].split()[19]}:{NAMESPACE}"
 
 
-def is_alive(owner: str) -> bool:
-    """Tell whether the process with this identity still runs."""
-    try:
-        return identity(int(owner.partition(":")[0])) == owner
-    except OSError:
+def is_gone(owner: str) -> bool:
+    """Tell whether the process with this identity, of this pid namespace, has ended."""
+    if not owner.endswith(f":{NAMESPACE}"):
         return False
+    try:
+        return identity(int(owner.partition(":")[0])) != owner
+    except OSError:
+        return True
 
 
 ME = identity(os.getpid())
@@ -53,7 +58,7 @@ def mine() -> list[int]:
 
 def stale() -> list[int]:
     """Return the processes of labs whose tests are gone."""
-    return list(members(lambda owner: not is_alive(owner)))
+    return list(members(is_gone))
 
 
 def end(*pids: int) -> None:

@@ -3,6 +3,7 @@
 The tests have a module of their own, so that no other lab of this process exists.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -39,16 +40,26 @@ def traces(directory: Path) -> Iterator[str]:
             yield f"namespace {target.readlink()}"
 
 
+def children(pid: int) -> list[int]:
+    """Return the pids of a process's children."""
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+@contextlib.contextmanager
 def start_abandoned(
     directory: Path, *arguments: str, prefix: Sequence[str] = ()
-) -> subprocess.Popen[bytes]:
-    """Return a process that runs a lab, and waits to be killed."""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that runs a lab and waits to be killed; a failed block kills it."""
     argv = [*prefix, sys.executable, "-m", "tests.cluster.abandoned", str(directory), *arguments]
     environment = {**os.environ, "PYTHONPATH": python_path()}
-    tests = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment)
-    assert tests.stdout
-    assert tests.stdout.readline() == b"ready\n"
-    return tests
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment) as tests:
+        try:
+            assert tests.stdout
+            assert tests.stdout.readline() == b"ready\n"
+            yield tests
+        except BaseException:
+            tests.kill()
+            raise
 
 
 def test_nothing_is_left_of_frozen_and_killed_daemons(tmp_path: Path) -> None:
@@ -140,3 +151,19 @@ def test_processes_that_killed_tests_have_left_are_swept(tmp_path: Path) -> None
         assert left()
     sweep.end(*left())
     assert sweep.wait_for_end(left) == []
+
+
+def test_labs_of_tests_in_a_container_are_not_swept(tmp_path: Path) -> None:
+    """Their owner has a number of its own pid namespace."""
+    prefix = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    with start_abandoned(tmp_path, prefix=prefix) as container:
+        (tests,) = children(container.pid)
+        namespace = os.readlink(f"/proc/{tests}/ns/pid")
+
+        def found() -> list[int]:
+            return list(sweep.members(lambda owner: owner.endswith(f":{namespace}")))
+
+        assert len(found()) > NODES
+        assert not set(found()) & set(sweep.stale())
+        container.kill()
+    assert sweep.wait_for_end(found) == []
