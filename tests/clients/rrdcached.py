@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,16 @@ class RrdCached:
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
         self.process.wait(TIMEOUT)
+
+    def freeze(self) -> None:
+        """Send SIGSTOP, and wait until no thread runs any more."""
+        self.process.send_signal(signal.SIGSTOP)
+        await_true(lambda: set(self._states()) == {"T"})
+
+    def _states(self) -> Iterator[str]:
+        """Yield the state of each thread, as in proc(5)."""
+        for stat in Path(f"/proc/{self.process.pid}/task").glob("*/stat"):
+            yield stat.read_text().rpartition(") ")[2][0]
 
     def flush(self, file: Path) -> None:
         """Make rrdcached write the values that it holds for *file*."""

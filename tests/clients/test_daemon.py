@@ -313,7 +313,7 @@ def measure(workdir: Path, mood: str, c_client: CClient, *, seconds: float) -> t
         if mood == "missing":
             cached.socket.unlink(missing_ok=True)
     elif mood == "hung":
-        cached.process.send_signal(signal.SIGSTOP)
+        cached.freeze()
         expected.append("rrdcached does not answer")
     try:
         with mounted(workdir, *flags, expect_log=expected) as daemon:

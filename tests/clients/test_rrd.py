@@ -205,7 +205,7 @@ def test_the_backlog_of_a_hung_rrdcached_arrives(
         for name in names:
             recorder.record(name, metric(name, age=10))
         await_empty(recorder)
-        cached.process.send_signal(signal.SIGSTOP)
+        cached.freeze()
         for name in names:
             recorder.record(name, metric(name))
         await_true(lambda: "does not answer" in recorder.trouble)
@@ -229,7 +229,7 @@ def test_the_queue_is_bounded_and_keeps_the_newest(
     monkeypatch.setattr(rrd, "RETRY_AFTER", 0.1)
     monkeypatch.setattr(rrd, "MAX_QUEUED", 100_000)
     with recording(cached.directory, cached.socket) as recorder:
-        cached.process.send_signal(signal.SIGSTOP)
+        cached.freeze()
         for vmid in range(100, 1100):
             name = f"pve2.3-vm/{vmid}"
             recorder.record(name, metric(name))
@@ -245,7 +245,7 @@ def test_the_queue_is_bounded_and_keeps_the_newest(
 def test_recording_never_waits(cached: RrdCached, expect_log: ExpectLog) -> None:
     expect_log("does not answer")
     with recording(cached.directory, cached.socket) as recorder:
-        cached.process.send_signal(signal.SIGSTOP)
+        cached.freeze()
         data = metric("pve2-node/n")
         start = time.monotonic()
         for _ in range(10_000):
@@ -261,7 +261,7 @@ def test_a_stop_does_not_wait_for_a_hung_rrdcached(
     monkeypatch.setattr(rrd, "TIMEOUT", 3.0)
     recorder = Recorder(cached.directory, cached.socket, scratch=cached.directory)
     recorder.start()
-    cached.process.send_signal(signal.SIGSTOP)
+    cached.freeze()
     recorder.record("pve2-node/n", metric("pve2-node/n"))
     start = time.monotonic()
     recorder.close(0.3)
