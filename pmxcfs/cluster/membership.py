@@ -69,6 +69,7 @@ class Clustering:
             lock=lock,
             quorum=self,
             lock_has_expired=lock_has_expired,
+            when_synced=self._follow_host_file,
         )
         source = TreeSource(self.outbox, proposals, lock=lock)
         self.tree = TreeGroup(tree, source, wakeup=tree_wakeup, explain=self._host_file.examine)
@@ -234,11 +235,11 @@ class Clustering:
             is_ours = change.entry.writer == self.tree.dfsm.me.nodeid
             self._follow_host_file(reload=is_ours)
 
-    def on_reload(self, *_: object) -> None:
-        """Update the host's corosync.conf after a synchronization, without a reload."""
-        self._follow_host_file(reload=False)
+    def _follow_host_file(self, *, reload: bool = False) -> None:
+        """Update the host's corosync.conf; with *reload* have corosync reload it in any case.
 
-    def _follow_host_file(self, *, reload: bool) -> None:
+        After each synchronization, too: the host's file can have been changed meanwhile.
+        """
         entry = self._replica.tree.find(COROSYNC_CONF)
         if entry is not None and not entry.is_directory:
             self._host_file.follow(entry.content, reload=reload)

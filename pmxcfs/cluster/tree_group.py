@@ -161,6 +161,7 @@ class TreeContent:
         lock: AbstractContextManager[object],
         quorum: Quorum,
         lock_has_expired: Callable[[str, bytes], bool],
+        when_synced: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replica = replica
@@ -170,6 +171,7 @@ class TreeContent:
         self._lock = lock
         self._quorum = quorum
         self._lock_has_expired = lock_has_expired
+        self._when_synced = when_synced  # called with the lock held
         self._me = messages.Member(0, 0)
         self._members: Sequence[messages.Member] = ()
 
@@ -218,6 +220,7 @@ class TreeContent:
             self._replica.departures.agree(nodes)
             self._replica.departures.remember(self._replica.tree.version, now=self._clock())
             self._replica.save_notes()
+            self._when_synced()
         self._outbox.progress.synced()
 
     def on_tick(self, *, is_common: bool) -> None:

@@ -279,9 +279,7 @@ class Daemon:
                 on_reload=listener.on_reload,
             )
         if self._clustering is not None:
-            self._replica.subscribe(
-                on_change=self._clustering.on_change, on_reload=self._clustering.on_reload
-            )
+            self._replica.subscribe(on_change=self._clustering.on_change)
 
     def _mount(self, cleanup: contextlib.ExitStack) -> None:
         operations = Operations(

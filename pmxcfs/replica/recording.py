@@ -19,7 +19,8 @@ from pmxcfs.tree.index import ROOT
 
 LARGE = 64 << 10  # bytes of a file of which only the changed range is recorded
 # Parent, name, (version, writer, mtime), content (empty if only its size is known), size, private.
-StateBefore: TypeAlias = tuple[Entry, str, tuple[int, int, int], bytes, int, bool]
+# A string, as Cython 0.29 can't subscript a class.
+StateBefore: TypeAlias = "tuple[Entry, str, tuple[int, int, int], bytes, int, bool]"
 MAX_REPLACED = 16 << 20  # bytes of what an adoption replaces, to be recorded
 _AROUND = 256  # bytes of a record beside paths and content, rounded up
 _HEARTBEATS = ("lrm_status", "manager_status")  # files that HA rewrites every few seconds

@@ -185,6 +185,26 @@ def test_a_reload_that_corosync_did_not_answer_is_not_forgotten_by_a_restart(
 def loaded_version(node: Member) -> int:
     """Return the config_version that corosync has loaded."""
     return int(node.run("corosync-cmapctl", "-g", "totem.config_version").split()[-1])
+def test_an_older_file_that_was_put_on_the_host_is_replaced_when_the_node_is_in_sync_again(
+    single: Lab,
+) -> None:
+    """As after the guide's way out of a file with which corosync does not start."""
+    node = single[1]
+    older, good = (corosync_conf(single.nodes, version=version) for version in (1, 2))
+    make_database(node, good)
+    node.daemon.start()
+    node.daemon.wait_until_mounted()
+    host_file(node).write_text(older)
+    node.corosync.start()
+    single.wait_until(lambda: host_file(node).read_text() == good, SOON, "the tree's file")
+    loaded = "totem.config_version (u64) = 2\n"
+    single.wait_until(lambda: configured(node) == loaded, SOON, "a reload", interval=0.2)
+    single.wait_until(lambda: not reasons(node), SOON, "a healthy node", interval=0.2)
+    node.daemon.stop()
+
+
+def configured(node: Member) -> str:
+    return node.run("corosync-cmapctl", "totem.config_version")
 
 
 def make_database(node: Member, text: str) -> None:

@@ -68,6 +68,7 @@ class World:
         self.changes: list[tuple[Change, bool]] = []
         self.lock = CheckedLock()
         self.wakes = 0  # of the group's thread
+        self.syncs = 0
         self.outbox = Outbox(QuorumFlag(is_quorate=True), wake=self._note_wake)
         self.proposals = Proposals()
         self.stored = StoredReplica(directory, lock=self.lock)
@@ -81,12 +82,17 @@ class World:
             lock=self.lock,
             quorum=self,
             lock_has_expired=self._has_expired,
+            when_synced=self._note_synced,
             clock=lambda: self.seconds,
         )
         self.content.on_members([ME, PEER], me=ME)
 
     def _note_wake(self) -> None:
         self.wakes += 1
+
+    def _note_synced(self) -> None:
+        assert self.lock.is_held
+        self.syncs += 1
 
     def _has_expired(self, path: str, checksum: bytes) -> bool:
         self.kinds_when_asked.append([change.kind for change, _ in self.changes])
@@ -453,3 +459,9 @@ def test_a_note_is_dropped_when_the_member_has_our_tree(world: World) -> None:
         world.seconds += 20
         world.content.on_tick(is_common=is_common)
     assert noted(world) == {}
+
+
+def test_the_end_of_each_synchronization_is_told(world: World) -> None:
+    world.content.on_synced([ME])
+    world.content.on_synced([ME, PEER])
+    assert world.syncs == 2
