@@ -52,6 +52,7 @@ def test_what_has_no_name_any_more_has_no_link(
         wait_for(lambda: os.fstat(descriptor).st_nlink == 0, mount)
     finally:
         os.close(descriptor)
+    mount.wait_until_notified()  # of the name, too
     if path.exists():
         remove(mount, path)
 
