@@ -185,6 +185,8 @@ def test_a_reload_that_corosync_did_not_answer_is_not_forgotten_by_a_restart(
 def loaded_version(node: Member) -> int:
     """Return the config_version that corosync has loaded."""
     return int(node.run("corosync-cmapctl", "-g", "totem.config_version").split()[-1])
+
+
 def test_an_older_file_that_was_put_on_the_host_is_replaced_when_the_node_is_in_sync_again(
     single: Lab,
 ) -> None:
