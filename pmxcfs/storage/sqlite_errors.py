@@ -56,6 +56,8 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
 # All exceptions that reading or writing a database file can raise.
 FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
+# A limit on our own files: EFBIG would tell users of the mount that *their* file is too large.
+_LIMITS = frozenset([errno.EFBIG, errno.EDQUOT])
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
 
@@ -79,7 +81,8 @@ def translate(path: Path, attempt: str, exc: Exception) -> StoreError:
     if isinstance(exc, StoreError):
         return exc
     if isinstance(exc, OSError):
-        return StoreError(f"{path} can't be {attempt}: {reason_of(exc)}", exc.errno or errno.EIO)
+        number = errno.ENOSPC if exc.errno in _LIMITS else exc.errno or errno.EIO
+        return StoreError(f"{path} can't be {attempt}: {reason_of(exc)}", number)
     if isinstance(exc, UnicodeDecodeError):  # a damaged name in SQLite's error message
         exc = sqlite3.DatabaseError("database disk image is malformed")
         exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT

@@ -38,7 +38,7 @@ WORKERS = ("9", "16")
 SEGMENTS = (32 << 10, 512 << 10, 4 << 20)  # bytes of a full segment
 SIZES = (256 << 10, 8 << 20)  # bytes of journal after which the tree is saved
 PAUSES = (0.001, 0.02, 2.0)  # seconds without a change after which it is saved
-COUNTS = (1, 2, 7, 30)  # how often a daemon comes to a point that comes often
+TIMES = (1, 2, 7, 30)  # how often a daemon comes to a point that comes often
 OFTEN = ("append", "append-half", "appended", "replay")
 ADOPTED = "adopted"  # the file that each adoption changes
 REFUSED_AT_STOP = re.compile(r"refused: .*Errno 16|^\S+ \S+ pmxcfs\[\d+\]: .*the last writes to ")
@@ -125,10 +125,10 @@ class Kills:
         if self._random.random() < RANDOM:
             return plan
         point = choose(POINTS)
-        count = choose(COUNTS if point in OFTEN else (1, 2))
+        times = choose(TIMES if point in OFTEN else (1, 2))
         if point in AT_WORK:  # which come often on a small scale
             plan = plan._replace(segment=min(SEGMENTS), pause=min(PAUSES))
-        return plan._replace(point=point, count=count if point in AT_WORK + AT_START[:1] else 1)
+        return plan._replace(point=point, times=times if point in AT_WORK + AT_START[:1] else 1)
 
     @contextlib.contextmanager
     def _running(self, plan: Plan) -> Iterator[Daemon]:

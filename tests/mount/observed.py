@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pmxcfs.storage.database import inspect
-from pmxcfs.text import to_bytes
+from pmxcfs.storage.recovery import inspect
 from tests.harness import Daemon
 
 
@@ -24,16 +23,9 @@ def changes(mount: Daemon, count: int) -> Iterator[None]:
 
 
 def published(mount: Daemon, path: str) -> bytes | None:
-    """Return the content of a file in the database, None if there is no such file."""
-    records = inspect(mount.state / "config.db").records
-    children = {(record.parent, record.name): record for record in records if record.inode}
-    inode, data = 0, b""
-    for name in path.split("/"):
-        record = children.get((inode, to_bytes(name)))
-        if record is None:
-            return None
-        inode, data = record.inode, record.data or b""
-    return data
+    """Return the content of a file in database and journal, None if there is no such file."""
+    entry = inspect(mount.state / "config.db").tree.find(path)
+    return None if entry is None else entry.content
 
 
 def status(mount: Daemon, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commits to the database: fsync, the number of transactions, the format."""
+"""What reaches the disk: fsync, the number of writes to the journal, the database's format."""
 
 import os
 import re
@@ -9,26 +9,17 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from pmxcfs.storage.database import PAGE_SIZE
-from tests.harness import Daemon, mounted
+from tests.harness import Daemon, mounted, wait_for
+from tests.mount.observed import published
 from tests.places import VECTORS
 
-WRITERS = 8
-ROUNDS = 20  # of each writer; few enough that the log is not checkpointed meanwhile
-
-# A frame of the log starts with its page's number, and the size of the database in pages if it is
-# the last of a transaction, else 0; then the log's salt (https://sqlite.org/walformat.html).
-LOG_HEADER = 32
-LOG_SALT = slice(16, 24)
-FRAME = struct.Struct(">4xI8s")
-FRAME_SIZE = 24 + PAGE_SIZE
+SAVED_WITHIN = 10.0  # seconds; the pause is 2 s
 
 # linux/fuse.h: a request is its length, opcode and number; a reply its length, error and number.
 REQUEST = struct.Struct("=4xIQ")
@@ -36,15 +27,6 @@ REPLY = struct.Struct("=4xiQ")
 FSYNC = 20
 
 pytestmark = pytest.mark.needs_fuse
-
-
-@contextmanager
-def reader(daemon: Daemon) -> Iterator[sqlite3.Connection]:
-    """Open the database as another program would."""
-    connection = sqlite3.connect(f"file:{daemon.state}/config.db?mode=ro", uri=True)
-    connection.text_factory = bytes
-    with closing(connection):
-        yield connection
 
 
 def write_once(path: Path, content: bytes, *, flags: int = os.O_CREAT | os.O_TRUNC) -> None:
@@ -59,13 +41,23 @@ def write_once(path: Path, content: bytes, *, flags: int = os.O_CREAT | os.O_TRU
 # Durability
 
 
-@pytest.mark.parametrize("workers", ["1", "16"])
-def test_other_processes_find_a_closed_file_in_the_database(tmp_path: Path, workers: str) -> None:
-    with mounted(tmp_path, "--workers", workers) as daemon, reader(daemon) as database:
+def test_other_processes_find_a_closed_file_in_database_and_journal(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
         for number in range(20):
             write_once(daemon.path / "file", b"%d" % number)
-            ((data,),) = database.execute("SELECT data FROM tree WHERE name = 'file'")
-            assert data == b"%d" % number
+            assert published(daemon, "file") == b"%d" % number
+
+
+def test_a_closed_file_is_in_the_database_alone_within_seconds(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+
+    def is_saved() -> bool:
+        shutil.copy(tmp_path / "state" / "config.db", copy)
+        return any(row[6:] == (b"file", b"content") for row in rows(copy).values())
+
+    with mounted(tmp_path) as daemon:
+        write_once(daemon.path / "file", b"content")
+        wait_for(is_saved, daemon, SAVED_WITHIN)
 
 
 class Call(NamedTuple):
@@ -90,7 +82,7 @@ def unescaped(text: str) -> bytes:
 
 @contextmanager
 def traced(daemon: Daemon, directory: Path) -> Iterator[list[Call]]:
-    """Collect the calls of the thread that serves the kernel; they are there after the block."""
+    """Collect the calls of the thread that syncs; they are there after the block."""
     calls: list[Call] = []
     argv = ["strace", "-ff", "-y", "-xx", "-s", "32", "-o", str(directory / "trace")]
     argv += ["-e", "trace=read,writev,pwrite64,fdatasync,fsync", "-p", str(daemon.process.pid)]
@@ -101,11 +93,26 @@ def traced(daemon: Daemon, directory: Path) -> Iterator[list[Call]]:
             yield calls
         finally:
             strace.terminate()
-    for line in (directory / f"trace.{daemon.process.pid}").read_text().splitlines():
+    for path in directory.glob("trace.*"):
+        found = calls_in(path)
+        if any(is_request(call, FSYNC) for call in found):
+            calls += found
+
+
+def calls_in(trace: Path) -> list[Call]:
+    """Return the calls of one thread."""
+    calls = []
+    for line in trace.read_text().splitlines():
         if match := STRACE_LINE.match(line):
             file = os.path.basename(os.fsdecode(unescaped(match["file"])))
             data = unescaped(match["data"] or "")
             calls.append(Call(match["name"], file, data, int(match["result"])))
+    return calls
+
+
+def is_request(call: Call, opcode: int) -> bool:
+    """Tell whether *call* has read a request with *opcode*."""
+    return call[:2] == ("read", "fuse") and REQUEST.unpack_from(call.data)[0] == opcode
 
 
 def calls_of_request(calls: list[Call], opcode: int) -> list[Call]:
@@ -113,7 +120,7 @@ def calls_of_request(calls: list[Call], opcode: int) -> list[Call]:
     start, number = next(
         (position, REQUEST.unpack_from(call.data)[1])
         for position, call in enumerate(calls)
-        if call[:2] == ("read", "fuse") and REQUEST.unpack_from(call.data)[0] == opcode
+        if is_request(call, opcode)
     )
     end = next(
         position
@@ -125,8 +132,7 @@ def calls_of_request(calls: list[Call], opcode: int) -> list[Call]:
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="there is no strace")
 def test_fsync_reaches_the_device_before_the_reply(tmp_path: Path) -> None:
-    with mounted(tmp_path, "--test-control", "--workers", "1") as daemon:
-        # The one worker is the main thread.
+    with mounted(tmp_path, "--test-control") as daemon:
         daemon.publish_only_on_request()
         write_once(daemon.path / "file", b"before")
         with traced(daemon, tmp_path) as calls:
@@ -135,58 +141,46 @@ def test_fsync_reaches_the_device_before_the_reply(tmp_path: Path) -> None:
             os.fsync(descriptor)
             os.close(descriptor)
     meanwhile = [(call.name, call.file, call.result) for call in calls_of_request(calls, FSYNC)]
-    assert "pwrite64" in {name for name, _, _ in meanwhile[:-1]}, "nothing was committed"
-    assert {file for _, file, _ in meanwhile} == {"config.db-wal"}
-    assert meanwhile[-1] == ("fdatasync", "config.db-wal", 0)
-    assert sum(name == "fdatasync" for name, _, _ in meanwhile) == 1
+    (segment,) = os.listdir(tmp_path / "state" / "journal")
+    assert [name for name, file, _ in meanwhile if file == segment] == ["pwrite64", "fdatasync"]
+    assert meanwhile[-1][2] == 0
 
 
-# Transactions
-
-
-def commits(daemon: Daemon) -> int:
-    """Return the number of transactions in the write-ahead log since the last checkpoint."""
-    log = (daemon.state / "config.db-wal").read_bytes()
-    count = 0
-    for start in range(LOG_HEADER, len(log), FRAME_SIZE):
-        pages, salt = FRAME.unpack_from(log, start)
-        if salt != log[LOG_SALT]:
-            break
-        count += pages > 0
-    return count
+# Writes
 
 
 class Costs:
-    """The transactions of a block, and the number of timer commits that its duration allows."""
+    """The writes to the journal in a block, and the number of those that the timer may make."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self.transactions = 0
+        self.writes = 0
         self.by_timer = 0
 
     def __enter__(self) -> "Costs":
-        self._before = commits(self._daemon)
+        self._before = self._daemon.control("info")["writes"]
         self._start = time.monotonic()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.transactions = commits(self._daemon) - self._before
+        self.writes = self._daemon.control("info")["writes"] - self._before
         self.by_timer = int(time.monotonic() - self._start)
 
 
-def test_a_new_file_and_its_content_are_one_transaction(tmp_path: Path) -> None:
-    with mounted(tmp_path) as daemon:
+def test_a_new_file_and_its_content_are_one_write(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--test-control") as daemon:
+        write_once(daemon.path / "first", b"reserves space")
         with Costs(daemon) as costs:
             write_once(daemon.path / "file", b"content", flags=os.O_CREAT | os.O_EXCL)
-        assert costs.transactions in (1, 1 + costs.by_timer)
+        assert costs.writes in (1, 1 + costs.by_timer)
 
 
-def test_a_new_file_written_by_a_shell_is_two_transactions(tmp_path: Path) -> None:
-    # The shell closes a duplicate of the descriptor before the write; each close commits.
-    with mounted(tmp_path) as daemon:
+def test_a_new_file_written_by_a_shell_is_two_writes(tmp_path: Path) -> None:
+    # The shell closes a duplicate of the descriptor before it writes; each close publishes.
+    with mounted(tmp_path, "--test-control") as daemon:
         with Costs(daemon) as costs:
             subprocess.run(["sh", "-c", 'echo content > "$0"', daemon.path / "file"], check=True)
-        assert costs.transactions == 2
+        assert costs.writes == 2
 
 
 def test_a_close_saves_a_new_empty_file(tmp_path: Path) -> None:
@@ -198,46 +192,23 @@ def test_a_close_saves_a_new_empty_file(tmp_path: Path) -> None:
         assert sorted(path.name for path in daemon.path.glob("[em]*")) == ["empty", "made"]
 
 
-def test_a_replacement_is_two_transactions(tmp_path: Path) -> None:
-    with mounted(tmp_path) as daemon:
+def test_a_replacement_is_two_writes(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--test-control") as daemon:
         write_once(daemon.path / "file", b"before")
         with Costs(daemon) as costs:
             write_once(daemon.path / "tmp", b"after", flags=os.O_CREAT | os.O_EXCL)
             (daemon.path / "tmp").rename(daemon.path / "file")
-        assert costs.transactions <= 2 + costs.by_timer
+        assert costs.writes <= 2 + costs.by_timer
 
 
-def test_many_small_writes_are_one_transaction(tmp_path: Path) -> None:
-    with mounted(tmp_path) as daemon:
+def test_many_small_blocks_are_one_write(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--test-control") as daemon:
+        write_once(daemon.path / "first", b"reserves space")
         with Costs(daemon) as costs, (daemon.path / "file").open("wb", buffering=0) as file:
             for _ in range(1000):
                 file.write(bytes(512))
-        assert costs.transactions <= 1 + costs.by_timer
+        assert costs.writes <= 1 + costs.by_timer
         assert (daemon.path / "file").stat().st_size == 1000 * 512
-
-
-def test_concurrent_writers_share_transactions(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def rewrite(path: Path) -> None:
-        for number in range(ROUNDS):
-            write_once(path, b"%d" % number, flags=os.O_TRUNC)
-
-    with mounted(tmp_path, "--workers", "16", "--test-control") as daemon:
-        paths = [daemon.path / f"file{number}" for number in range(WRITERS)]
-        for path in paths:
-            write_once(path, b"first")
-        before = daemon.control("info")
-        with Costs(daemon) as costs, ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(rewrite, paths))
-        after = daemon.control("info")
-        assert {path.read_bytes() for path in paths} == {b"%d" % (ROUNDS - 1)}
-    operations = WRITERS * ROUNDS
-    with capsys.disabled():
-        print(f"\ngroup commit: {operations} operations in {costs.transactions} transactions")
-    assert after["version"] - before["version"] >= operations
-    assert costs.transactions < operations
-    assert after["transactions"] - before["transactions"] == costs.transactions
 
 
 # The format
@@ -252,11 +223,11 @@ def rows(path: Path) -> dict[int, tuple[Any, ...]]:
 
 
 def layout(path: Path) -> list[object]:
-    """Return what SQLite knows of a database apart from its rows, and from our own table."""
+    """Return what SQLite knows of a database apart from its rows, and from our own tables."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
         tables = database.execute(
             "SELECT type, name, tbl_name, sql FROM sqlite_master "
-            "WHERE tbl_name NOT GLOB 'divergence*'"
+            "WHERE tbl_name NOT GLOB 'divergence*' AND tbl_name != 'pmxcfs_journal'"
         ).fetchall()
         pragmas = ("encoding", "user_version", "application_id", "auto_vacuum")
         return [tables, *(database.execute(f"PRAGMA {name}").fetchone() for name in pragmas)]
@@ -270,10 +241,10 @@ def types(path: Path) -> set[tuple[str, ...]]:
         return set(database.execute(f"SELECT {wanted} FROM tree"))
 
 
-def test_a_stop_leaves_nothing_beside_the_database(tmp_path: Path) -> None:
+def test_a_stop_leaves_only_the_journal_beside_the_database(tmp_path: Path) -> None:
     with mounted(tmp_path) as daemon:
         write_once(daemon.path / "file", b"content")
-    assert sorted(os.listdir(daemon.state)) == [".pmxcfs.lockfile", "config.db"]
+    assert sorted(os.listdir(daemon.state)) == [".pmxcfs.lockfile", "config.db", "journal"]
     assert (daemon.state / "config.db").stat().st_mode & 0o777 == 0o600
     assert daemon.state.stat().st_mode & 0o777 == 0o750
     assert layout(daemon.state / "config.db") == layout(VECTORS / "config_node1.db")

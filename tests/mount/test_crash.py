@@ -13,7 +13,7 @@ from tests.mount.kills import WRITERS, Kills, Outcome
 
 pytestmark = pytest.mark.needs_fuse
 
-KILLS = 60
+KILLS = 300
 SECONDS = 60  # that these may take
 LONG_KILLS = 250  # in one part
 PARTS = 8

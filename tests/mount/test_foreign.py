@@ -286,7 +286,7 @@ def check_quorum(mount: Daemon, control: Control, number: int, ledger: Ledger) -
             ledger.check("mode", path, partial(permissions, path), wanted)
 
 
-@pytest.mark.parametrize("workers", [1, 16])
+@pytest.mark.parametrize("workers", [5, 16])
 def test_nothing_is_stale_after_a_foreign_change(
     tmp_path: Path, workers: int, report: Callable[[object], None]
 ) -> None:
@@ -380,7 +380,7 @@ READS = 300
 
 
 @pytest.mark.parametrize("change", [in_place, by_renaming])
-@pytest.mark.parametrize("workers", [1, 16])
+@pytest.mark.parametrize("workers", [5, 16])
 def test_a_client_that_sees_a_new_counter_reads_the_new_content(
     tmp_path: Path, workers: int, change: Callable[[Control, int], None]
 ) -> None:

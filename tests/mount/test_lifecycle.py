@@ -71,6 +71,7 @@ def test_the_parent_returns_when_the_mount_serves(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
         ".pmxcfs.lockfile",
         "config.db",
+        "journal",
     ]
     # Local clients wait for a restart as long as this file exists.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["cfs-restart-flag"]
@@ -181,7 +182,7 @@ def test_a_bug_while_stopping_does_not_prevent_the_end(tmp_path: Path) -> None:
         daemon.stop(grace=STOP_DEADLINE)
 
 
-@pytest.mark.parametrize("workers", ["1", "4"])
+@pytest.mark.parametrize("workers", ["5", "16"])
 def test_an_open_file_does_not_delay_the_end(workers: str, tmp_path: Path) -> None:
     """Bytes of a file that is still open are published at the end."""
     with mounted(tmp_path, "--workers", workers) as daemon:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pmxcfs._core import Tree
 from pmxcfs.cli import main as cli
-from pmxcfs.daemon import daemon
+from pmxcfs.daemon import daemon, storage
 from pmxcfs.fuse import session
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.replica import replica
@@ -54,23 +54,24 @@ def reply_before_append() -> None:
 
 def lose_a_record() -> None:
     """Leave out some records of changes."""
-    append = Journal.append
     kept = itertools.count(1)
 
-    def append_less(journal: Journal, bodies: list[bytes]) -> None:
-        append(journal, [b for b in bodies if b[0] != Kind.CHANGE or next(kept) % LOST])
+    class Careless(Journal):
+        def append(self, bodies: list[bytes]) -> None:
+            super().append([b for b in bodies if b[0] != Kind.CHANGE or next(kept) % LOST])
 
-    setattr(Journal, "append", append_less)  # noqa: B010
+    setattr(storage, "Journal", Careless)  # noqa: B010
 
 
 def before_each_save(step: Callable[[Database, Batch, Mark, Journal], None]) -> None:
     """Call *step* before each save of the database, and pause between the two."""
-    save, append = Database.save, Journal.append
+    save = Database.save
     journals: list[Journal] = []
 
-    def append_known(journal: Journal, bodies: list[bytes]) -> None:
-        journals[:] = [journal]
-        append(journal, bodies)
+    class Known(Journal):
+        def append(self, bodies: list[bytes]) -> None:
+            journals[:] = [self]
+            super().append(bodies)
 
     def save_later(database: Database, batch: Batch, mark: Mark | None) -> None:
         if mark is not None:
@@ -78,7 +79,7 @@ def before_each_save(step: Callable[[Database, Batch, Mark, Journal], None]) -> 
             time.sleep(PAUSE)
         save(database, batch, mark)
 
-    setattr(Journal, "append", append_known)  # noqa: B010
+    setattr(storage, "Journal", Known)  # noqa: B010
     setattr(Database, "save", save_later)  # noqa: B010
 
 
@@ -112,7 +113,12 @@ def drop_segments_before_commit() -> None:
 
 def forget_to_sync() -> None:
     """Answer an fsync without flushing to the device."""
-    setattr(Journal, "sync", lambda journal: None)  # noqa: B010
+
+    class Careless(Journal):
+        def sync(self) -> None:
+            pass
+
+    setattr(storage, "Journal", Careless)  # noqa: B010
 
 
 def skip_update() -> None:

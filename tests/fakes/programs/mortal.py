@@ -18,16 +18,18 @@ from pmxcfs.daemon import daemon
 from pmxcfs.daemon import storage as opening
 from pmxcfs.storage import database, journal, recovery, saver, schedule, segment_file
 from pmxcfs.storage.database import Database
+from pmxcfs.storage.history import History
 from pmxcfs.storage.journal import Journal
+from pmxcfs.storage.mark import Position
 from pmxcfs.storage.records import Kind
-from pmxcfs.storage.segment_file import SegmentFile
 
 AT_START = ("replay", "replayed", "settled", "journal-begun", "serving")
 AT_WORK = (
     *("append", "append-half", "appended", "sync", "synced"),
     *("segment", "segment-made", "segment-cut", "segment-begun"),
     *("save-announced", "save", "save-rows", "save-mark", "save-committed", "save-noted"),
-    *("release", "released", "log-cut"),
+    *("release", "rewrite", "rewrite-rename", "rewrite-renamed", "rewritten", "released"),
+    "log-cut",
 )
 AT_ADOPTION = ("adoption", "adoption-rows", "adoption-mark", "adoption-saved", "adoption-noted")
 AT_STOP = ("journal-end", "journal-ended", "database-closed")
@@ -38,7 +40,7 @@ class Plan(NamedTuple):
     """What a daemon does differently from the real one."""
 
     point: str = ""  # of POINTS; empty: it does not kill itself
-    count: int = 1  # how often it comes to the point
+    times: int = 1  # how often it comes to the point
     armed: str = ""  # path of a file
     segment: int = 4 << 20  # bytes of a full segment
     size: int = 8 << 20  # bytes of journal after which the tree is saved
@@ -56,8 +58,9 @@ class Death:
     def __init__(self, plan: Plan) -> None:
         self._point = plan.point
         self._armed = Path(plan.armed)
-        self._left = plan.count
+        self._left = plan.times
         self._is_at_start = plan.point in AT_START
+        self.is_appending = False  # the next write is that of a change
 
     def meet(self, point: str) -> None:
         """Die if this is the time."""
@@ -90,46 +93,85 @@ def set_points(death: Death) -> None:
     death.around(opening, "recover", after="replayed")
     death.around(opening, "settle", after="settled")
     death.around(daemon.Daemon, "serve", before="serving")
-    death.around(SegmentFile, "sync", before="sync", after="synced")
-    death.around(SegmentFile, "cut", after="segment-cut")
-    death.around(Journal, "begin_segment", before="segment", after="segment-begun")
-    death.around(Journal, "release", before="release", after="released")
-    death.around(Journal, "close", before="journal-end", after="journal-ended")
     death.around(Database, "checkpoint", after="log-cut")
     death.around(Database, "save", before="save", after="save-committed")
     death.around(Database, "adopt", before="adoption", after="adoption-saved")
     death.around(Database, "close", after="database-closed")
-    set_points_in_appends(death)
+    death.around(History, "take", before="rewrite", after="rewritten")
+    death.around(os, "fdatasync", before="sync", after="synced")
+    set_points_in_journal(death)
+    set_points_in_segments(death)
     set_points_in_transactions(death)
-    set_points_in_beginnings(death)
 
 
-def set_points_in_appends(death: Death) -> None:
-    """The same for what is appended to the journal."""
-    append, write = Journal.append, SegmentFile.append
+def set_points_in_journal(death: Death) -> None:
+    """The same for the journal as its owners use it."""
 
-    def append_and_meet(target: Journal, bodies: list[bytes]) -> None:
-        kinds = {body[0] for body in bodies}
-        death.meet("append" if Kind.CHANGE in kinds else "")
-        append(target, bodies)
-        death.meet("appended" if Kind.CHANGE in kinds else "")
-        death.meet("save-announced" if Kind.SAVING in kinds else "")
-        death.meet("save-noted" if Kind.SAVED in kinds else "")
-        death.meet("adoption-noted" if Kind.ADOPTED in kinds else "")
+    class Mortal(vars(opening)["Journal"]):  # type: ignore[misc]  # a careless one, maybe
+        @classmethod
+        def start(cls, *args: Any, **options: Any) -> Journal:
+            begun: Journal = super().start(*args, **options)
+            death.meet("journal-begun")
+            return begun
 
-    def write_half(target: SegmentFile, data: bytes) -> None:
-        if death.is_next("append-half"):
-            write(target, data[: len(data) // 2])
+        def append(self, bodies: list[bytes]) -> None:
+            kinds = {body[0] for body in bodies}
+            is_change = Kind.CHANGE in kinds
+            death.meet("append" if is_change else "")
+            death.is_appending = is_change
+            super().append(bodies)
+            death.meet("appended" if is_change else "")
+            death.meet("save-announced" if Kind.SAVING in kinds else "")
+            death.meet("save-noted" if Kind.SAVED in kinds else "")
+            death.meet("adoption-noted" if Kind.ADOPTED in kinds else "")
+
+        def begin_segment(self, *, version: int, sync: bool = True) -> None:
+            death.meet("segment")
+            super().begin_segment(version=version, sync=sync)
+            death.meet("segment-begun")
+
+        def release(self, position: Position) -> None:
+            death.meet("release")
+            super().release(position)
+            death.meet("released")
+
+        def close(self) -> None:
+            death.meet("journal-end")
+            super().close()
+            death.meet("journal-ended")
+
+    setattr(opening, "Journal", Mortal)  # noqa: B010, as mypy objects to an assignment
+
+
+def set_points_in_segments(death: Death) -> None:
+    """The same for the system calls of a segment."""
+    write, cut, rename = os.pwrite, os.ftruncate, os.rename
+
+    def write_and_meet(descriptor: int, data: bytes, offset: int) -> int:
+        is_change, death.is_appending = death.is_appending, False
+        if is_change and death.is_next("append-half"):
+            write(descriptor, data[: len(data) // 2], offset)
             os.kill(os.getpid(), signal.SIGKILL)
-        write(target, data)
+        return write(descriptor, data, offset)
 
-    setattr(Journal, "append", append_and_meet)  # noqa: B010, as mypy objects to an assignment
-    setattr(SegmentFile, "append", write_half)  # noqa: B010
+    def cut_and_meet(descriptor: int, size: int) -> None:
+        death.meet("segment-made")  # a segment is cut when the next one is there
+        cut(descriptor, size)
+        death.meet("segment-cut")
+
+    def rename_and_meet(source: Any, target: Any, **directories: int) -> None:
+        death.meet("rewrite-rename" if str(target).endswith(".log") else "")
+        rename(source, target, **directories)
+        death.meet("rewrite-renamed" if str(target).endswith(".log") else "")
+
+    setattr(os, "pwrite", write_and_meet)  # noqa: B010
+    setattr(os, "ftruncate", cut_and_meet)  # noqa: B010
+    setattr(os, "rename", rename_and_meet)  # noqa: B010
 
 
 def set_points_in_transactions(death: Death) -> None:
     """The same inside of the transactions that save changes or an adoption."""
-    mark = database.write_mark
+    mark: Callable[..., None] = vars(database)["write_mark"]
     is_adopting: list[bool] = []
     adopt = Database.adopt
 
@@ -145,24 +187,6 @@ def set_points_in_transactions(death: Death) -> None:
 
     setattr(Database, "adopt", adopt_and_tell)  # noqa: B010
     setattr(database, "write_mark", mark_and_meet)  # noqa: B010
-
-
-def set_points_in_beginnings(death: Death) -> None:
-    """The same for class methods."""
-    make, start = SegmentFile.make, Journal.start
-
-    def make_and_meet(*args: Any, **options: Any) -> SegmentFile:
-        segment = make(*args, **options)
-        death.meet("segment-made")
-        return segment
-
-    def start_and_meet(*args: Any, **options: Any) -> Journal:
-        begun = start(*args, **options)
-        death.meet("journal-begun")
-        return begun
-
-    setattr(SegmentFile, "make", staticmethod(make_and_meet))  # noqa: B010
-    setattr(Journal, "start", staticmethod(start_and_meet))  # noqa: B010
 
 
 def set_scale(plan: Plan) -> None:
