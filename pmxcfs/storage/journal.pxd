@@ -14,6 +14,7 @@ cdef class Journal:
     cdef object _history
     cdef object _prepare
     cdef int _descriptor
+    cdef list _left
     cdef SegmentFile _current
     cdef int64_t _room
     cdef dict _starts

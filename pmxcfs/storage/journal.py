@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,7 @@ SPARE = 1 << 20  # bytes that stay reserved beyond what is asked for
 ATTEMPT_INTERVAL = 0.5  # seconds between attempts to have room after one has failed
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.log\.new")
 _NO_ROOM = -1
+_TOLD = frozenset([errno.ENOSPC, errno.EROFS, errno.EIO, errno.EBUSY])  # others become EIO
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 
 
@@ -64,6 +65,7 @@ class Journal:
         self._history = history
         self._prepare = prepare  # None: it has returned
         self._descriptor = -1  # of the directory, owned; -1 if it could not be opened
+        self._left: list[int] = []  # descriptors of the directory in use before
         self._current: SegmentFile | None = None
         self._room = _NO_ROOM  # bytes for which there is room in the current segment
         self._starts: dict[int, int] = {}  # bytes before each segment, by its first number
@@ -278,9 +280,9 @@ class Journal:
                 self._sealed, self._untrusted, self._current = [], [], None
                 for segment in filter(None, ended):
                     segment.close()
-                if self._descriptor >= 0:
-                    os.close(self._descriptor)
-                    self._descriptor = -1
+                left, self._left = [*self._left, self._descriptor], []
+                self._descriptor = -1
+                _close(left)
 
     # Below, _lock is held, except where it says otherwise.
 
@@ -315,6 +317,9 @@ class Journal:
 
     def _begin(self, version: int) -> None:
         """End the current segment without a sync, and begin one. Raises OSError, StoreError."""
+        if self.is_broken or self.failure is not None:
+            # Another file system may be there now. A sync may still use the descriptor.
+            self._left, self._descriptor = [*self._left, self._descriptor], -1
         if self._descriptor < 0:
             self._open()
         old, sequence = self._current, self.position.sequence
@@ -360,7 +365,8 @@ class Journal:
 
     def _drop_current(self, old: SegmentFile) -> None:
         """Remove the current segment, which has no records."""
-        os.unlink(old.path.name, dir_fd=self._descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(old.path.name, dir_fd=self._descriptor)
         self._untrusted.append(old)  # a sync may still use the descriptor
         self._current, self._room = None, _NO_ROOM
         self._total = self._starts.pop(old.first)
@@ -396,7 +402,7 @@ class Journal:
 
     def _failed(self, error: OSError | StoreError) -> StoreError:
         """Note a failure after which what was written still counts, and return what to raise."""
-        failure = translate(self._directory, "written", error)
+        failure = _failure(self._directory, "written", error)
         self._retry_at = time.monotonic() + ATTEMPT_INTERVAL
         if not self.is_broken:
             self.failure = failure
@@ -404,7 +410,7 @@ class Journal:
 
     def _broken(self, error: OSError, path: Path, attempt: str = "written") -> StoreError:
         """Note a failure after which nothing can be trusted, and return what to raise."""
-        self.failure = translate(path, attempt, error)
+        self.failure = _failure(path, attempt, error)
         self.is_broken, self._room = True, _NO_ROOM
         return self._same_failure()
 
@@ -412,5 +418,21 @@ class Journal:
         """Close the segments that are of no use. Needs _sync_lock, takes _lock."""
         with self._lock:
             untrusted, self._untrusted = self._untrusted, []
+            left, self._left = self._left, []
+        _close(left)
         for segment in untrusted:
             segment.close()
+
+
+def _failure(path: Path, attempt: str, error: OSError | StoreError) -> StoreError:
+    """Return the failure of an attempt, with an errno that does not mislead users of the mount."""
+    failure = translate(path, attempt, error)
+    code = failure.errno if failure.errno in _TOLD else errno.EIO
+    return StoreError(str(failure), code)
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    """Close those of *descriptors* that are open."""
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
