@@ -59,9 +59,9 @@ def filled(path: Path) -> Iterator[None]:
         filler.unlink()
 
 
-def make_immutable(path: Path) -> None:
+def make_immutable(path: Path, *, undo: bool = False) -> None:
     """Set the immutable attribute of a file on ext4: root can't change it either."""
-    _run("chattr", "+i", path)
+    _run("chattr", "-i" if undo else "+i", path)
 
 
 class Ext4:

@@ -82,17 +82,20 @@ class Kills:
         End early after a violation.
         """
         until = time.monotonic() + seconds
+        plan = Plan()
         with closing(Writers(self._workdir / "pve", self.outcome.seed, count=WRITERS)) as writers:
             while self.outcome.kills.total() < times and not self.outcome.violations:
                 if time.monotonic() > until:
                     break
-                self._kill_one(writers)
+                last, plan = plan, self._choose()
+                self._kill_one(writers, plan)
+                if self.outcome.violations:
+                    self.outcome.violations.append(f"after {last} and during {plan}")
             if not self.outcome.violations:
                 self._stop_one(writers)
         return self.outcome
 
-    def _kill_one(self, writers: Writers) -> None:
-        plan = self._choose()
+    def _kill_one(self, writers: Writers, plan: Plan) -> None:
         self._armed.unlink(missing_ok=True)
         with self._running(plan) as daemon:
             if plan.point in AT_START or (not plan.point and self._random.random() < RANDOM_START):
@@ -188,6 +191,7 @@ class Kills:
             daemon.control("adopt", path=str(leader))
             self._adopted = {content}
             self._version += 1
+            (daemon.path / "after").touch()  # its record is behind that of the adoption
         except (OSError, json.JSONDecodeError):  # it dies
             self._adopted.add(content)
             self._await_death(daemon, LONGEST_WAIT)

@@ -3,6 +3,7 @@
 ``kills`` has the series of kills and what they compare.
 """
 
+import faulthandler
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_no_finished_operation_is_lost(
 def test_no_finished_operation_is_lost_in_many_kills(
     tmp_path: Path, report: Callable[[object], None], seed: int, part: int
 ) -> None:
+    faulthandler.cancel_dump_traceback_later()  # it takes long, and nothing is wrong then
     outcome = Kills(tmp_path, seed + part * WRITERS).run(LONG_KILLS)
     report(outcome)
     check(outcome)

@@ -1,29 +1,34 @@
-"""Failures of the device under the database: reads succeed, changes fail with its errno."""
+"""Failures of the device under journal and database: reads succeed, changes fail with its errno."""
 
+import contextlib
 import errno
+import itertools
 import json
-import mmap
 import os
 import shutil
+import string
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pmxcfs._core import Tree
 from pmxcfs.ipc.client import IpcClient
-from pmxcfs.storage import database
-from pmxcfs.storage.database import find_damage, inspect
+from pmxcfs.storage.database import find_damage
+from pmxcfs.storage.recovery import inspect
 from tests.fakes.programs import careless
-from tests.harness import GRACE, PROGRAM, Daemon, ipc_name, launch, mounted, wait_for
+from tests.fakes.programs.mortal import Plan
+from tests.harness import PROGRAM, Daemon, ipc_name, is_loud, mounted, wait_for
 from tests.mount.devices import Ext4, ext4, filled, make_immutable, needs_loop, tmpfs
 
-SMALL_DISK = 6 << 20  # bytes; more than the log grows to
+SMALL_DISK = 16 << 20  # bytes
 LONGEST_STOP = 3.0  # seconds
 DEVICE_ERRORS = frozenset({errno.EIO, errno.EROFS})
-REFUSED = r"config\.db can't be written: .*; reads go on, changes are refused"
-NOT_THERE = r"config\.db can't be (written|checkpointed): "
+REFUSED = r"journal\S* can't be (written|synced): .*; changes are refused"
+NOT_SAVED = r"(config\.db|journal)\S* can't be \w+: .*"  # by the thread that saves
+NOT_STOPPED = r"the last changes are in \S+ only; pmxcfs checkpoint brings them into the database"
+NEVER_SAVING = Plan(pause=3600.0).program()
 BEFORE = ("before0", "before1", "before2", "before3", "before4")
 AFTER = ("after0", "after1", "after2", "after3", "after4")
 CREATION_LOST = r"new files could not be saved and were removed"
@@ -89,13 +94,32 @@ def refusals(root: Path) -> dict[str, int]:
     return {name: errno_of(partial(change, root)) for name, change in CHANGES.items()}
 
 
+@contextlib.contextmanager
+def exhausted(daemon: Daemon, disk: Path) -> Iterator[None]:
+    """Fill *disk*, and use up what the journal has reserved, until the block ends.
+
+    The daemon is one of ``NEVER_SAVING``, as a save gives some of that back.
+    """
+    padding = daemon.path / "padding"
+    padding.mkdir()
+    with filled(disk):
+        for size in (100_000, 10_000, 1000, 100):
+            for number in itertools.count():
+                if errno_of(partial(overwrite, padding / f"{size}.{number}", bytes(size))):
+                    break
+        for name in string.ascii_letters:  # the smallest changes
+            if errno_of((padding / name).mkdir):
+                break
+        yield
+
+
 def assert_unchanged(daemon: Daemon) -> None:
     """Assert that users see the entries of ``fill_tree``, whatever the kernel has cached."""
     root = daemon.path
     wait_for(lambda: (root / "file").read_text() == "as it was\n", daemon)
     assert (root / "directory" / "other").read_text() == "other\n"
     wait_for(lambda: not (root / "new-file").exists(), daemon)
-    assert {name for name in os.listdir(root) if name[0] != "."} == {
+    assert {name for name in os.listdir(root) if name[0] != "."} - {"padding"} == {
         *("directory", "empty", "file"),
         *("local", "lxc", "openvz", "qemu-server"),
     }
@@ -103,24 +127,18 @@ def assert_unchanged(daemon: Daemon) -> None:
 
 
 def checksum_in_file(state: Path) -> str:
-    """Return the checksum of the tree that a database holds; nothing in it needs repair."""
-    loaded = inspect(state / "config.db")
-    assert loaded.repairs == []
+    """Return the checksum of the tree in database and journal; nothing in it needs repair."""
+    recovered = inspect(state / "config.db")
+    assert list(recovered.repairs) == []
+    assert recovered.left_over is None
     assert find_damage(state / "config.db") == []
-    tree = Tree()
-    tree.load(loaded.records)
-    return tree.checksum().hex()
+    return recovered.tree.checksum().hex()
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state directory on a file system that is soon full.
-
-    The database's pages are those of a tmpfs, so that every change needs another one.
-    """
-    monkeypatch.setattr(database, "PAGE_SIZE", mmap.PAGESIZE)
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A state directory on a file system that is soon full."""
     with tmpfs(tmp_path / "state", size=SMALL_DISK):
-        database.Database.open(tmp_path / "state" / "config.db", now=0).close()
         yield tmp_path / "state"
 
 
@@ -137,10 +155,10 @@ def device(tmp_path: Path) -> Iterator[Ext4]:
 def test_a_full_disk_refuses_every_change_until_there_is_space(
     tmp_path: Path, small_disk: Path
 ) -> None:
-    with mounted(tmp_path, "--test-control", expect_log=[REFUSED, WRITES_LOST]) as daemon:
+    with mounted(tmp_path, "--test-control", program=NEVER_SAVING, expect_log=[REFUSED]) as daemon:
         fill_tree(daemon.path)
-        before = daemon.control("info")
-        with filled(small_disk):
+        with exhausted(daemon, small_disk):
+            before = daemon.control("info")
             assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.ENOSPC)
             assert_unchanged(daemon)
             full = daemon.control("info")
@@ -150,83 +168,115 @@ def test_a_full_disk_refuses_every_change_until_there_is_space(
         assert refusals(daemon.path)["overwrite"] == 0
         after = daemon.control("info")
         assert not after["degraded"]
-        daemon.wait_for_log("can be written again")
+        daemon.wait_for_log("changes can be stored again")
     assert checksum_in_file(small_disk) == after["checksum"]
 
 
-def test_a_creation_that_can_not_be_saved_is_undone_by_the_close(
-    tmp_path: Path, small_disk: Path
+def test_a_full_disk_is_told_at_the_open_or_the_write(tmp_path: Path, small_disk: Path) -> None:
+    """A shell ignores what close answers."""
+    with mounted(tmp_path, program=NEVER_SAVING, expect_log=[REFUSED]) as daemon:
+        fill_tree(daemon.path)
+        file = daemon.path / "file"
+        with exhausted(daemon, small_disk), file.open("r+b", buffering=0) as kept:
+            for name in ("file", "new"):
+                shell = ["sh", "-c", f"echo new > {name}"]
+                done = subprocess.run(
+                    shell, cwd=daemon.path, capture_output=True, text=True, check=False
+                )
+                assert done.returncode != 0
+                assert os.strerror(errno.ENOSPC) in done.stderr
+            assert errno_of(lambda: os.pwrite(kept.fileno(), b"X", 0)) == errno.ENOSPC
+            assert file.read_text() == "as it was\n"
+            assert not (daemon.path / "new").exists()
+        subprocess.run(["sh", "-c", "echo new > file"], cwd=daemon.path, check=True)
+        assert file.read_text() == "new\n"
+
+
+def test_the_status_tells_of_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    with mounted(tmp_path, program=NEVER_SAVING, expect_log=[REFUSED]) as daemon:
+        fill_tree(daemon.path)
+        with exhausted(daemon, small_disk):
+            assert reason(tmp_path).startswith("free on the device of the state directory: ")
+        overwrite(daemon.path / "file")
+        wait_for(lambda: reason(tmp_path) == "", daemon)
+
+
+def reason(workdir: Path) -> str:
+    """Return why the daemon is not well, for the worst thing; "" if it is."""
+    with IpcClient(ipc_name(workdir)) as client:
+        findings = json.loads(client.report())["findings"]
+    return str(findings[0]["reason"]) if findings else ""
+
+
+def test_what_was_written_before_the_device_failed_is_lost_at_the_close(
+    tmp_path: Path, device: Ext4
 ) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED, WRITES_LOST]) as daemon:
         daemon.publish_only_on_request()
-        new = daemon.path / "new"
-        with filled(small_disk):
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            assert new.stat().st_size == 0
-            os.write(descriptor, b"x")
-            assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
-            wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
-            assert "new" not in os.listdir(daemon.path)
-            assert daemon.control("info")["entries"] == 0
-        overwrite(new, b"now there is space")
-        checksum = daemon.control("info")["checksum"]
-    assert checksum_in_file(small_disk) == checksum
-
-
-def test_a_guest_that_could_not_be_saved_is_not_listed(tmp_path: Path, small_disk: Path) -> None:
-    with mounted(tmp_path, "--test-control", expect_log=[REFUSED, WRITES_LOST]) as daemon:
-        daemon.publish_only_on_request()
+        expect_a_failed_stop(daemon)
         guests = daemon.path / "nodes" / "n" / "qemu-server"
         guests.mkdir(parents=True)
-        with filled(small_disk):
-            descriptor = os.open(guests / "100.conf", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            assert '"100"' in (daemon.path / ".vmlist").read_text()
-            os.write(descriptor, b"x")
-            assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
-            # The counter changes once the kernel has been notified, by a thread of its own.
-            wait_for(lambda: '"100"' not in (daemon.path / ".vmlist").read_text(), daemon)
+        new = guests / "100.conf"
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        assert '"100"' in (daemon.path / ".vmlist").read_text()
+        os.write(descriptor, b"x")
+        device.fail()
+        assert errno_of(lambda: os.close(descriptor)) in DEVICE_ERRORS
+        wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
+        assert os.listdir(guests) == []
+        # The counter changes once the kernel has been notified, by a thread of its own.
+        wait_for(lambda: '"100"' not in (daemon.path / ".vmlist").read_text(), daemon)
 
 
 def test_a_creation_that_can_not_be_saved_is_undone_by_the_timer(
-    tmp_path: Path, small_disk: Path
+    tmp_path: Path, device: Ext4
 ) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED, CREATION_LOST]) as daemon:
+        expect_a_failed_stop(daemon)
+        overwrite(daemon.path / "first")  # reserves space, so that a creation can wait
         new = daemon.path / "new"
-        with filled(small_disk):
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
-            assert daemon.control("info")["entries"] == 0
-            assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
-            assert errno_of(lambda: new.touch(exist_ok=False)) == errno.ENOSPC
-        new.touch(exist_ok=False)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        device.fail()
+        wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
+        assert daemon.control("info")["entries"] == 1
+        assert errno_of(lambda: os.close(descriptor)) in DEVICE_ERRORS
+        assert errno_of(lambda: new.touch(exist_ok=False)) in DEVICE_ERRORS
 
 
 def test_a_creation_is_undone_together_with_a_change_that_could_not_be_saved(
-    tmp_path: Path, small_disk: Path
+    tmp_path: Path, device: Ext4
 ) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED]) as daemon:
+        expect_a_failed_stop(daemon)
         daemon.publish_only_on_request()
+        overwrite(daemon.path / "first")  # reserves space, so that a creation can wait
         new = daemon.path / "new"
-        with filled(small_disk):
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            assert errno_of((daemon.path / "other").mkdir) == errno.ENOSPC
-            assert errno_of(lambda: os.write(descriptor, b"x")) == errno.ENOSPC
-            assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
-            wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        device.fail()
+        assert errno_of((daemon.path / "other").mkdir) in DEVICE_ERRORS
+        assert errno_of(lambda: os.write(descriptor, b"x")) in DEVICE_ERRORS
+        assert errno_of(lambda: os.close(descriptor)) in DEVICE_ERRORS
+        wait_for(lambda: errno_of(new.stat) == errno.ENOENT, daemon)
 
 
-def test_a_write_that_the_timer_lost_is_reported_by_the_close(
-    tmp_path: Path, small_disk: Path
-) -> None:
+def test_a_write_that_the_timer_lost_is_reported_by_the_close(tmp_path: Path, device: Ext4) -> None:
     with mounted(tmp_path, expect_log=[REFUSED, WRITES_LOST]) as daemon:
+        expect_a_failed_stop(daemon)
         fill_tree(daemon.path)
         descriptor = os.open(daemon.path / "file", os.O_WRONLY)
-        with filled(small_disk):
-            os.pwrite(descriptor, b"lost", 0)
-            daemon.wait_for_log("the last writes to file are lost")
-        assert errno_of(lambda: os.pwrite(descriptor, b"more", 4)) == errno.ENOSPC
-        assert errno_of(lambda: os.close(descriptor)) == errno.ENOSPC
+        os.pwrite(descriptor, b"lost", 0)
+        device.fail()
+        daemon.wait_for_log("the last writes to file are lost")
+        assert errno_of(lambda: os.pwrite(descriptor, b"more", 4)) in DEVICE_ERRORS
+        assert errno_of(lambda: os.close(descriptor)) in DEVICE_ERRORS
         wait_for(lambda: (daemon.path / "file").read_text() == "as it was\n", daemon)
+
+
+def expect_a_failed_stop(daemon: Daemon) -> None:
+    """Declare that the database can't be brought up to date at the end."""
+    daemon.expect_log(NOT_SAVED)
+    daemon.expect_log(NOT_STOPPED)
+    daemon.exit_status = 1
 
 
 # A device that fails
@@ -235,6 +285,7 @@ def test_a_write_that_the_timer_lost_is_reported_by_the_close(
 @needs_loop
 def test_a_device_error_refuses_every_change(tmp_path: Path, device: Ext4) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED, WRITES_LOST]) as daemon:
+        expect_a_failed_stop(daemon)
         fill_tree(daemon.path)
         version = daemon.control("info")["version"]
         device.fail()
@@ -243,7 +294,6 @@ def test_a_device_error_refuses_every_change(tmp_path: Path, device: Ext4) -> No
         assert daemon.control("info")["version"] == version
         daemon.wait_for_log("changes are refused")
         daemon.stop(grace=LONGEST_STOP)
-        assert daemon.process.returncode == 0
         device.unmount()
 
 
@@ -282,6 +332,7 @@ def test_a_daemon_that_does_not_sync_is_found(tmp_path: Path, device: Ext4) -> N
 @needs_loop
 def test_a_replaced_device_gets_the_tree_in_memory(tmp_path: Path, device: Ext4) -> None:
     with mounted(tmp_path, "--test-control", expect_log=[REFUSED]) as daemon:
+        daemon.expect_log(NOT_SAVED)
         fill_tree(daemon.path)
         synced(daemon.path / "synced", b"on the device\n")
         for number in range(10):
@@ -290,7 +341,8 @@ def test_a_replaced_device_gets_the_tree_in_memory(tmp_path: Path, device: Ext4)
         device.fail()
         assert errno_of((daemon.path / "new").mkdir) in DEVICE_ERRORS
         device.replace()
-        (daemon.path / "new").mkdir()
+        # The first attempt finds out that the database must be opened again.
+        wait_for(lambda: errno_of((daemon.path / "new").mkdir) == 0, daemon)
         info = daemon.control("info")
         assert not info["degraded"]
     assert checksum_in_file(tmp_path / "state") == info["checksum"]
@@ -300,55 +352,44 @@ def test_a_replaced_device_gets_the_tree_in_memory(tmp_path: Path, device: Ext4)
 
 
 @needs_loop
-def test_a_read_only_database_is_served(tmp_path: Path, device: Ext4) -> None:
+def test_a_read_only_database_gets_changes_later(tmp_path: Path, device: Ext4) -> None:
+    database = tmp_path / "state" / "config.db"
     with mounted(tmp_path) as daemon:
         fill_tree(daemon.path)
-    make_immutable(tmp_path / "state" / "config.db")
-    with mounted(tmp_path, expect_log=[REFUSED, WRITES_LOST]) as daemon:
+    make_immutable(database)
+    with mounted(tmp_path, "--test-control") as daemon:
+        expect_a_failed_stop(daemon)
         assert_unchanged(daemon)
         wait_for(lambda: "config.db is read-only: make it" in reason(tmp_path), daemon)
-        assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.EROFS)
-        assert_unchanged(daemon)
-        daemon.wait_for_log("changes are refused")
-        daemon.stop(grace=LONGEST_STOP)
-        device.unmount()  # with the log, which can't be copied into the file
-
-
-def reason(workdir: Path) -> str:
-    """Return why the daemon is not well, for the worst thing; "" if it is."""
-    with IpcClient(ipc_name(workdir)) as client:
-        findings = json.loads(client.report())["findings"]
-    return str(findings[0]["reason"]) if findings else ""
-
-
-def reason_not_to_start(workdir: Path) -> str:
-    """Start a daemon that can't; return the one line that says why."""
-    daemon = launch(workdir)
-    try:
-        assert daemon.process.wait(GRACE) == 1
-    finally:
-        daemon.kill()
-    (line,) = daemon.log_text().splitlines()
-    return line
+        overwrite(daemon.path / "new-file")
+        checksum = daemon.control("info")["checksum"]
+        daemon.stop()
+        make_immutable(database, undo=True)
+    with mounted(tmp_path) as daemon:
+        assert (daemon.path / "new-file").read_text() == "new\n"
+    assert checksum_in_file(tmp_path / "state") == checksum
 
 
 @needs_loop
-def test_a_read_only_state_directory_prevents_the_start(tmp_path: Path, device: Ext4) -> None:
+def test_a_read_only_state_directory_is_served(tmp_path: Path, device: Ext4) -> None:
     with mounted(tmp_path) as daemon:
         fill_tree(daemon.path)
     device.mount_read_only()
-    reason = reason_not_to_start(tmp_path)
-    assert reason.startswith(f"pmxcfs: can't open lock file {daemon.state}/")
-    assert reason.endswith(": Read-only file system")
+    with mounted(tmp_path, expect_log=["Read-only file system"]) as daemon:
+        assert_unchanged(daemon)
+        assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.EROFS)
+        assert_unchanged(daemon)
+        assert sum(map(is_loud, daemon.log_text().splitlines())) == 1
+        daemon.stop(grace=LONGEST_STOP)
 
 
-def test_a_full_disk_prevents_the_start(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_is_served(tmp_path: Path, small_disk: Path) -> None:
     with mounted(tmp_path) as daemon:
         fill_tree(daemon.path)
-    with filled(small_disk):
-        reason = reason_not_to_start(tmp_path)
-    assert reason.startswith(f"pmxcfs: {daemon.state}/config.db can't be opened: ")
-    assert reason.endswith(": free some space")
+    with filled(small_disk), mounted(tmp_path, expect_log=["No space left"]) as daemon:
+        assert_unchanged(daemon)
+        assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.ENOSPC)
+        assert sum(map(is_loud, daemon.log_text().splitlines())) == 1
     with mounted(tmp_path) as daemon:
         assert_unchanged(daemon)
 
@@ -356,17 +397,17 @@ def test_a_full_disk_prevents_the_start(tmp_path: Path, small_disk: Path) -> Non
 # The state directory goes away
 
 
-def fill_log(daemon: Daemon) -> None:
-    """Write until the checkpointer finds that the database file is missing."""
-    content = bytes(1 << 20)
-    wait_for(lambda: errno_of(lambda: overwrite(daemon.path / "big", content)) == errno.EIO, daemon)
+def fill_journal(daemon: Daemon) -> None:
+    """Write until that fails: the directory is missing, or its segments can't be dropped."""
+    content, gone = bytes(1 << 20), {errno.EIO, errno.ENOSPC}
+    wait_for(lambda: errno_of(lambda: overwrite(daemon.path / "big", content)) in gone, daemon)
 
 
 def test_a_removed_state_directory_is_noticed(tmp_path: Path) -> None:
-    with mounted(tmp_path, expect_log=[REFUSED, NOT_THERE, WRITES_LOST]) as daemon:
+    with mounted(tmp_path, expect_log=[REFUSED, NOT_SAVED]) as daemon:
         fill_tree(daemon.path)
         shutil.rmtree(daemon.state)
-        fill_log(daemon)
+        fill_journal(daemon)
         assert (daemon.path / "file").read_text() == "as it was\n"
         assert refusals(daemon.path) == dict.fromkeys(CHANGES, errno.EIO)
         daemon.stop(grace=LONGEST_STOP)
@@ -377,13 +418,13 @@ def test_a_removed_state_directory_is_noticed(tmp_path: Path) -> None:
 def test_a_state_directory_that_is_unmounted_and_mounted_again_is_used_again(
     tmp_path: Path, device: Ext4
 ) -> None:
-    expected = [REFUSED, NOT_THERE, WRITES_LOST]
-    with mounted(tmp_path, "--test-control", expect_log=expected) as daemon:
+    with mounted(tmp_path, "--test-control", expect_log=[REFUSED]) as daemon:
+        daemon.expect_log(NOT_SAVED)
         fill_tree(daemon.path)
         device.unmount()
-        fill_log(daemon)
+        fill_journal(daemon)
         assert (daemon.path / "file").read_text() == "as it was\n"
         device.mount()
-        (daemon.path / "new").mkdir()
+        wait_for(lambda: errno_of((daemon.path / "new").mkdir) == 0, daemon)
         checksum = daemon.control("info")["checksum"]
     assert checksum_in_file(tmp_path / "state") == checksum

@@ -24,6 +24,7 @@ DIRECTORIES = ("", "left/", "right/")
 BIG_NAME = "big"
 SMALL_SIZES = (1, 100, 511, 4096, 20_000)  # bytes
 BIG_SIZES = (300_000, 500_000, 900_000)
+PAGE = 4096  # bytes
 CHUNK = 65536  # bytes that the kernel hands over in one request
 DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 
@@ -43,7 +44,8 @@ class File(NamedTuple):
         )
 
     def __str__(self) -> str:
-        return f"{len(self.content)} bytes {self.content[:24]!r} mtime {self.mtime}"
+        first, last = self.content[:16], self.content[-16:]
+        return f"{len(self.content)} bytes {first!r}...{last!r} mtime {self.mtime}"
 
 
 State = Mapping[str, File | None]  # by path; None is a directory
@@ -52,10 +54,25 @@ GONE = "gone"
 
 
 class Possible(NamedTuple):
-    """A state that a crash may leave, if it comes at *since* (monotonic seconds) or later."""
+    """A state that a crash may leave, if it comes at *since* (monotonic seconds) or later.
+
+    It is that after a write to *path*, from *start* on. The kernel may divide a write at the end of
+    each page, so that only its beginning is there.
+    """
 
     state: State
     since: float = 0.0
+    path: str = ""  # empty: not after a write
+    start: int = 0
+
+    def all(self) -> Iterator[State]:
+        """Yield this state, and those after the beginnings of the write."""
+        yield self.state
+        written = self.state.get(self.path)
+        if isinstance(written, File):
+            first = self.start - self.start % PAGE + PAGE
+            for end in range(first, len(written.content), PAGE):
+                yield {**self.state, self.path: File(written.content[:end])}
 
 
 class Journal:
@@ -77,9 +94,13 @@ class Journal:
         self._possible.append(Possible(self._after(change)))
         self._begun += 1
 
-    def draft(self, change: Change, *, since: float) -> None:
-        """Note that a write will make *change*, which only the timer publishes, after *since*."""
-        self._possible.append(Possible(self._after(change), since))
+    def draft(self, path: str, content: bytes, *, start: int, since: float) -> None:
+        """Note that a write from *start* on will lead to *content*.
+
+        Only the timer publishes it, after *since*.
+        """
+        state = self._after({path: File(content)})
+        self._possible.append(Possible(state, since, path, start))
 
     def promise(self) -> None:
         """Note that an operation has returned: earlier states are no longer possible."""
@@ -94,7 +115,8 @@ class Journal:
         Those of drafts all are if the daemon *was_stopped* before.
         """
         now = time.monotonic()
-        return [state for state, since in self._possible if was_stopped or since <= now]
+        reached = (one for one in self._possible if was_stopped or one.since <= now)
+        return [state for one in reached for state in one.all()]
 
     def _after(self, change: Change) -> State:
         state = {**self.state}
@@ -153,7 +175,8 @@ class Writer:
         """Open with O_TRUNC, write, close."""
         if path := self._file():
             descriptor = os.open(self._root / path, os.O_WRONLY | os.O_TRUNC)
-            self._journal.draft({path: File(b"")}, since=time.monotonic() + EARLIEST_TIMER)
+            since = time.monotonic() + EARLIEST_TIMER
+            self._journal.draft(path, b"", start=0, since=since)
             self._fill(descriptor, path, self._content(path))
 
     def _synced(self) -> None:
@@ -258,16 +281,17 @@ class Writer:
         with _closed_on_failure(descriptor):
             for start in range(0, len(content), CHUNK):
                 end = start + CHUNK
-                self._journal.draft({path: File(content[:end])}, since=since)
+                self._journal.draft(path, content[:end], start=start, since=since)
                 os.write(descriptor, content[start:end])
         self._journal.begin({path: File(content)})
         os.close(descriptor)
         self._journal.promise()
 
     def _append(self, descriptor: int, path: str, data: bytes) -> bytes:
-        content = self._content_of(path) + data
+        before = self._content_of(path)
+        content = before + data
         since = time.monotonic() + EARLIEST_TIMER
-        self._journal.draft({path: File(content)}, since=since)
+        self._journal.draft(path, content, start=len(before), since=since)
         os.write(descriptor, data)
         return content
 
