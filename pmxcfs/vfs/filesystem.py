@@ -43,6 +43,10 @@ from pmxcfs.vfs.writeback import OpenFile, Writeback
 
 _REMOVALS = (messages.Kind.DELETE, messages.Kind.UNLOCK)
 
+# Bytes that a change needs in the journal beside contents, rounded up: without them, a write could
+# have room and the close not, which no shell looks at.
+AROUND = 4096
+
 
 class FileSystem:
     """The rules between a request and the messages that carry it out."""
@@ -186,7 +190,7 @@ class FileSystem:
         A removed file changes nothing that has to be stored.
         """
         if not entry.is_orphan:
-            refusal = self._issuer.refusal(entry.size + entry.visible_size + size)
+            refusal = self._issuer.refusal(AROUND + entry.size + entry.visible_size + size)
             if refusal is not None:
                 raise refusal
 
