@@ -164,11 +164,11 @@ def test_a_full_disk_refuses_every_change_until_there_is_space(
             full = daemon.control("info")
             assert (full["version"], full["checksum"]) == (before["version"], before["checksum"])
             assert full["degraded"]
-        daemon.wait_for_log("changes are refused")
+        wait_for(lambda: daemon.log_count("changes are refused") > 0, daemon)
         assert refusals(daemon.path)["overwrite"] == 0
         after = daemon.control("info")
         assert not after["degraded"]
-        daemon.wait_for_log("changes can be stored again")
+        wait_for(lambda: daemon.log_count("changes can be stored again") > 0, daemon)
     assert checksum_in_file(small_disk) == after["checksum"]
 
 
@@ -177,7 +177,8 @@ def test_a_full_disk_is_told_at_the_open_or_the_write(tmp_path: Path, small_disk
     with mounted(tmp_path, program=NEVER_SAVING, expect_log=[REFUSED]) as daemon:
         fill_tree(daemon.path)
         file = daemon.path / "file"
-        with exhausted(daemon, small_disk), file.open("r+b", buffering=0) as kept:
+        kept = os.open(file, os.O_RDWR)
+        with exhausted(daemon, small_disk):
             for name in ("file", "new"):
                 shell = ["bash", "-c", f"echo new > {name}"]
                 done = subprocess.run(
@@ -185,7 +186,8 @@ def test_a_full_disk_is_told_at_the_open_or_the_write(tmp_path: Path, small_disk
                 )
                 assert done.returncode != 0
                 assert os.strerror(errno.ENOSPC) in done.stderr
-            assert errno_of(lambda: os.pwrite(kept.fileno(), b"X", 0)) == errno.ENOSPC
+            assert errno_of(lambda: os.pwrite(kept, b"X", 0)) == errno.ENOSPC
+            assert errno_of(lambda: os.close(kept)) == errno.ENOSPC
             assert file.read_text() == "as it was\n"
             assert not (daemon.path / "new").exists()
         subprocess.run(["sh", "-c", "echo new > file"], cwd=daemon.path, check=True)
