@@ -153,7 +153,7 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive,
         metavar="N",
-        help="threads that answer the kernel (default: 3 in local mode, 16 in a cluster)",
+        help="threads that answer the kernel (default: 16, at least 5)",
     )
     group.add_argument(
         "--permissions",
