@@ -344,6 +344,8 @@ class Writeback:
     def _save_creations_quietly(self) -> None:
         try:
             self.save_creations()
+        except Busy:  # the device stands still
+            self._oldest_creation_ns = self._now_ns()
         except StoreError as error:
             _log.warning("new files could not be saved and were removed: %s", error)
 

@@ -99,12 +99,12 @@ class Ext4:
 
 
 @contextlib.contextmanager
-def ext4(path: Path) -> Iterator[Ext4]:
-    """Mount an ext4 file system on *path*; its image is a file beside it."""
+def ext4(path: Path, *, size: int = IMAGE_SIZE) -> Iterator[Ext4]:
+    """Mount an ext4 file system of *size* bytes on *path*; its image is a file beside it."""
     path.mkdir(parents=True)
     image = path.with_name(f"{path.name}.img")
     with image.open("wb") as file:
-        file.truncate(IMAGE_SIZE)
+        file.truncate(size)
     _run("mkfs.ext4", "-q", image)
     device = Ext4(image, path)
     device.mount()

@@ -1,0 +1,206 @@
+"""The journal on real devices: one that stands still, one that is small, one under load."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pmxcfs.ipc.client import IpcClient
+from pmxcfs.storage.segments import scan
+from tests.fakes.programs.mortal import Plan
+from tests.harness import Daemon, ipc_name, mounted, wait_for
+from tests.mount.devices import Ext4, ext4, needs_loop
+
+pytestmark = [pytest.mark.needs_fuse, needs_loop]
+
+SMALL = 100 << 20  # bytes of a disk
+FROZEN = 6.0  # seconds
+QUICK = 0.1  # seconds until an answer that needs no device
+NAME_TIMEOUT, CONTENT_TIMEOUT = 2.0, 10.0  # seconds until a change that could not begin is refused
+STOP_AFTER_THAW = 3.0  # seconds
+LATE = 1.5  # seconds that a refusal may be late on a busy machine
+WRITING = 60.0  # seconds
+BOUND = 24 << 20  # bytes of journal and log beside the history
+HISTORY_BUDGET = 64 << 20  # bytes
+SEALED = 3  # segments
+BIG = bytes(range(256)) * 2000  # 512,000 bytes
+NEVER_SAVING = Plan(pause=3600.0, size=1 << 40).program()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Ext4]:
+    with ext4(tmp_path / "state", size=SMALL) as device:
+        yield device
+
+
+@contextlib.contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """Let every write to the file system of *path* wait until the block ends."""
+    subprocess.run(["fsfreeze", "--freeze", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", path], check=True)
+
+
+def timed(operation: Callable[[], object]) -> tuple[int, float]:
+    """Return the errno of *operation*, 0 if there is none, and the seconds that it took."""
+    start = time.monotonic()
+    try:
+        operation()
+    except OSError as error:
+        return error.errno or 0, time.monotonic() - start
+    return 0, time.monotonic() - start
+
+
+def replace(directory: Path, name: str, content: bytes) -> None:
+    """Write a temporary file and rename it over another."""
+    temporary = directory / f"{name}.tmp.1"
+    temporary.write_bytes(content)
+    temporary.rename(directory / name)
+
+
+class Looks:
+    """Looks at what no device is needed for, again and again; notes the slowest."""
+
+    def __init__(self, mount: Daemon, workdir: Path) -> None:
+        self._mount = mount
+        self._ipc = ipc_name(workdir)
+        self._number = 0
+        self.slowest: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Look once at each."""
+        root = self._mount.path
+        self._number += 1
+        absent = root / "elsewhere" / f"absent{self._number}"
+        steps: dict[str, Callable[[], object]] = {
+            "a cached name": (root / "elsewhere" / "file").stat,
+            "a look-up elsewhere": absent.exists,
+            "content": (root / "elsewhere" / "file").read_bytes,
+            ".version": (root / ".version").read_bytes,
+            "IPC": self._ask,
+        }
+        for name, step in steps.items():
+            _, seconds = timed(step)
+            self.slowest[name] = max(self.slowest.get(name, 0.0), seconds)
+
+    def _ask(self) -> None:
+        with IpcClient(self._ipc) as client:
+            client.report()
+
+
+def test_a_device_that_stands_still_stops_changes_only(
+    tmp_path: Path, disk: Ext4, report: Callable[[object], None]
+) -> None:
+    with mounted(tmp_path, "--test-control") as mount, ThreadPoolExecutor() as pool:
+        root = mount.path
+        for name in ("busy", "later", "elsewhere", "content"):
+            (root / name).mkdir()
+        (root / "elsewhere" / "file").write_bytes(b"content")
+        descriptor = os.open(root / "content" / "file", os.O_CREAT | os.O_WRONLY)
+        looks = Looks(mount, tmp_path)
+        with frozen(mount.state):
+            # The first change of all begins to be written; the others could not begin.
+            first = pool.submit(timed, (root / "busy" / "first").mkdir)
+            wait_for(lambda: mount.control("info")["waiting"] > 0 or first.running(), mount)
+            second = pool.submit(timed, (root / "later" / "second").mkdir)
+            os.write(descriptor, b"x")
+            third = pool.submit(timed, lambda: os.fsync(descriptor))
+            start = time.monotonic()
+            while time.monotonic() < start + FROZEN:
+                looks.look()
+        results = {
+            name: one.result(60)
+            for name, one in {"first": first, "second": second, "third": third}.items()
+        }
+        report(f"frozen for {FROZEN} s: slowest {looks.slowest}; {results}")
+        os.close(descriptor)
+        if results["third"][0]:  # thawing can take some seconds
+            assert results["third"][0] == errno.EBUSY
+            assert results["third"][1] >= CONTENT_TIMEOUT
+            mount.expect_log("the last writes to content/file are lost: EBUSY")
+        assert max(looks.slowest.values()) < QUICK
+        assert results["first"][0] == 0
+        assert results["second"][0] == errno.EBUSY
+        assert NAME_TIMEOUT <= results["second"][1] < NAME_TIMEOUT + LATE
+        assert (root / "busy" / "first").is_dir()
+        assert not (root / "later" / "second").exists()
+
+
+def test_a_stop_while_the_device_stands_still_ends_after_it(
+    tmp_path: Path, disk: Ext4, report: Callable[[object], None]
+) -> None:
+    with mounted(tmp_path) as mount, ThreadPoolExecutor() as pool:
+        (mount.path / "file").write_bytes(b"before")
+        with frozen(mount.state):
+            change = pool.submit(timed, (mount.path / "directory").mkdir)
+            time.sleep(FROZEN / 2)
+            mount.process.terminate()
+            time.sleep(FROZEN / 2)
+        start = time.monotonic()
+        mount.process.wait(30)
+        seconds = time.monotonic() - start
+        report(f"ended {seconds:.2f} s after the thaw; the change: {change.result(30)}")
+        assert seconds < STOP_AFTER_THAW
+        mount.exit_status = mount.process.returncode
+        if mount.exit_status:
+            mount.expect_log("the last changes are in")
+    with mounted(tmp_path) as mount:
+        assert (mount.path / "file").read_bytes() == b"before"
+
+
+def used(state: Path) -> int:
+    """Return the bytes of the journal and of the database's log."""
+    total = 0
+    for path in [*(state / "journal").glob("*"), state / "config.db-wal"]:
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
+
+
+@pytest.mark.long
+def test_replacing_a_file_without_pause_takes_a_bounded_space(
+    tmp_path: Path, disk: Ext4, report: Callable[[object], None]
+) -> None:
+    """On a disk of 100 MB no change may fail either."""
+    most = count = 0
+    with mounted(tmp_path) as mount:
+        until = time.monotonic() + WRITING
+        while time.monotonic() < until:
+            for _ in range(100):
+                replace(mount.path, "file", os.urandom(1000))
+                count += 1
+            most = max(most, used(mount.state))
+    report(f"{count} replacements in {WRITING:.0f} s: at most {most / (1 << 20):.1f} MiB")
+    assert most < HISTORY_BUDGET + BOUND
+
+
+def test_private_changes_in_sealed_segments_survive_a_kill(
+    tmp_path: Path, report: Callable[[object], None]
+) -> None:
+    with mounted(tmp_path, program=NEVER_SAVING) as mount:
+        (mount.path / "priv").mkdir()
+        number = 0
+        while len(scan(mount.state / "journal").segments) <= SEALED:
+            (mount.path / "priv" / f"{number}").write_bytes(b"%d" % number + BIG)
+            number += 1
+        mount.kill()
+    with mounted(tmp_path) as mount:
+        for n in range(number):
+            assert (mount.path / "priv" / f"{n}").read_bytes() == b"%d" % n + BIG
+    segments = scan(tmp_path / "state" / "journal").segments
+    history = [place for place in segments if place.header and place.header.is_history]
+    report(f"{number} private files in {SEALED} segments; {len(history)} are history now")
+    assert len(history) >= SEALED
+    for place in history:
+        for located in place.read().records:
+            assert BIG[:1000] not in bytes(getattr(located.record, "data", b""))
+            assert BIG[:1000] not in bytes(getattr(located.record, "message", b""))
+    assert not (tmp_path / "state" / "conflicts").exists()
