@@ -91,19 +91,25 @@ class Journal:
 
     def begin(self, change: Change) -> None:
         """Note that a system call will make *change*."""
-        self._possible.append(Possible(self._after(change)))
+        self.note(Possible(self._after(change)))
         self._begun += 1
+
+    def note(self, possible: Possible) -> None:
+        """Note a state that is possible from now on."""
+        self._possible.append(possible)
 
     def draft(self, path: str, content: bytes, *, start: int, since: float) -> None:
         """Note that a write from *start* on will lead to *content*.
 
         Only the timer publishes it, after *since*.
         """
-        state = self._after({path: File(content)})
-        self._possible.append(Possible(state, since, path, start))
+        self.note(Possible(self._after({path: File(content)}), since, path, start))
 
-    def promise(self) -> None:
-        """Note that an operation has returned: earlier states are no longer possible."""
+    def promise(self, *, is_synced: bool = False) -> None:
+        """Note that an operation has returned: earlier states are no longer possible.
+
+        With *is_synced* the device has all of it.
+        """
         del self._possible[:-1]
         self.operations += 1
         self.mutations += self._begun
@@ -186,7 +192,7 @@ class Writer:
                 content = self._append(descriptor, path, self._content(path)[:5000])
                 self._journal.begin({path: File(content)})
                 os.fsync(descriptor)
-                self._journal.promise()
+                self._journal.promise(is_synced=True)
                 content = self._append(descriptor, path, b"and more")
                 self._journal.begin({path: File(content)})
             self._journal.promise()
