@@ -41,7 +41,11 @@ PAUSES = (0.001, 0.02, 2.0)  # seconds without a change after which it is saved
 TIMES = (1, 2, 7, 30)  # how often a daemon comes to a point that comes often
 OFTEN = ("append", "append-half", "appended", "replay")
 ADOPTED = "adopted"  # the file that each adoption changes
-REFUSED_AT_STOP = re.compile(r"refused: .*Errno 16|^\S+ \S+ pmxcfs\[\d+\]: .*the last writes to ")
+# A machine that is so busy that the device takes seconds; a stop also refuses what it can't do.
+REFUSED = re.compile(
+    r"refused: .*Errno 16|the last writes to \S+ are lost: EBUSY|could not be written within"
+)
+LOST_AT_STOP = re.compile(r"the last writes to ")
 
 
 @dataclass
@@ -51,13 +55,15 @@ class Outcome:
     seed: int
     kills: Counter[str] = field(default_factory=Counter)  # by point
     operations: int = 0
+    refused: int = 0  # with EBUSY
     violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         points = ", ".join(f"{point} {count}" for point, count in sorted(self.kills.items()))
         return (
             f"kills: seed {self.seed}, {self.kills.total()} kills ({points}), "
-            f"{self.operations} operations done, {len(self.violations)} violations"
+            f"{self.operations} operations done, {self.refused} refused, "
+            f"{len(self.violations)} violations"
             + "".join(f"\n  {line}" for line in self.violations[:20])
         )
 
@@ -171,11 +177,12 @@ class Kills:
             self._note(report.violations, plan)
 
     def _note(self, violations: list[str], plan: Plan) -> None:
-        """Add violations; a stop refuses what it can't do any more."""
-        is_stop = plan.point in AT_STOP
-        self.outcome.violations += [
-            line for line in violations if not (is_stop and REFUSED_AT_STOP.search(line))
-        ]
+        """Add violations; what is refused is none."""
+        for line in violations:
+            if REFUSED.search(line):
+                self.outcome.refused += 1
+            elif not (plan.point in AT_STOP and LOST_AT_STOP.search(line)):
+                self.outcome.violations.append(line)
 
     def _adopt(self, daemon: Daemon) -> None:
         """Have the daemon adopt its own tree with another content of one file."""

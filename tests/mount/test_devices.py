@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.ipc.client import IpcClient
+from pmxcfs.settings import HISTORY_SIZE
 from pmxcfs.storage.segments import scan
 from tests.fakes.programs.mortal import Plan
 from tests.harness import Daemon, ipc_name, mounted, wait_for
@@ -27,7 +28,7 @@ STOP_AFTER_THAW = 3.0  # seconds
 LATE = 1.5  # seconds that a refusal may be late on a busy machine
 WRITING = 60.0  # seconds
 BOUND = 24 << 20  # bytes of journal and log beside the history
-HISTORY_BUDGET = 64 << 20  # bytes
+
 SEALED = 3  # segments
 BIG = bytes(range(256)) * 2000  # 512,000 bytes
 NEVER_SAVING = Plan(pause=3600.0, size=1 << 40).program()
@@ -179,7 +180,7 @@ def test_replacing_a_file_without_pause_takes_a_bounded_space(
                 count += 1
             most = max(most, used(mount.state))
     report(f"{count} replacements in {WRITING:.0f} s: at most {most / (1 << 20):.1f} MiB")
-    assert most < HISTORY_BUDGET + BOUND
+    assert most < HISTORY_SIZE + BOUND
 
 
 def test_private_changes_in_sealed_segments_survive_a_kill(
