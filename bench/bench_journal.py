@@ -16,10 +16,11 @@ from bench.goals import Goal
 from bench.report import Report
 from bench.turns import Benchmark, by_turns, played
 from pmxcfs._cpg import encode
+from pmxcfs.host.callers import UNSET
 from pmxcfs.messages import Group, Normal, Write
 from pmxcfs.storage._journal import crc32c, crc32c_by_table, reserve
 from pmxcfs.storage.journal import SEGMENT_LIMIT, Journal, size_of
-from pmxcfs.storage.records import UNSET, encode_change
+from pmxcfs.storage.records import encode_change
 
 APPEND = Goal(2.5)  # times the system call: a copy, a checksum, and a lock come on top
 ENCODE = Goal(absolute=1.5)  # microseconds, the limit that the journal was designed for

@@ -23,6 +23,7 @@ from pmxcfs.cluster.group import Connect, Content, GroupThread
 from pmxcfs.cluster.sender import Clock, Source
 from pmxcfs.dfsm.effects import Commit, Deliver, Enter, Log, Mode, SendUpdates, TakeChecksum
 from pmxcfs.errors import Busy, Failed, NoCopy, NoQuorum, PmxcfsError
+from pmxcfs.host.callers import UNKNOWN
 from pmxcfs.host.clock import seconds
 from pmxcfs.host.outage import Outage
 from pmxcfs.host.threads import Wakeup
@@ -146,6 +147,7 @@ def _ticket_of(
         mtime=message.time,
         # A caller that gave up waiting got an error, so the kernel does not know of the change.
         foreign=proposal is None or proposal.ticket.is_done,
+        caller=UNKNOWN if proposal is None else proposal.ticket.caller,
     )
 
 

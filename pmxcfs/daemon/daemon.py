@@ -35,6 +35,7 @@ from pmxcfs.fuse.notifier import Notifier
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
 from pmxcfs.host import clock, log, mountpoint, process
 from pmxcfs.host.address import AddressLookup
+from pmxcfs.host.callers import Callers
 from pmxcfs.host.log_limit import Reporter
 from pmxcfs.host.watchdog import Watchdog
 from pmxcfs.replica.cluster_issuer import ClusterIssuer
@@ -292,6 +293,7 @@ class Daemon:
                 lenient=self._settings.permissions == "lenient",
                 program_of=process.program_name,
             ),
+            callers=Callers(monotonic_ns=time.monotonic_ns),
             on_debug=_turn_debug,
             start_time=self._start_time,
             monotonic_ns=time.monotonic_ns,

@@ -13,6 +13,7 @@ cdef class Handlers:
     cdef FileSystem _files
     cdef Writeback _writeback
     cdef object _ownership
+    cdef object _callers
     cdef object _on_debug
     cdef dict _status_files
     cdef dict _fixed
@@ -26,6 +27,7 @@ cdef class Handlers:
     cdef object _last_handle
     cdef object _absent
 
+    cdef object _caller(self, context)
     cdef object _special(self, parent, str name)
     cdef Entry _directory(self, node)
     cdef list _listing(self, Entry directory)
@@ -38,4 +40,4 @@ cdef class Handlers:
     cdef object _dirent(self, Entry entry)
     cdef object _special_dirent(self, str name)
     cdef object _new_handle(self, handle)
-    cdef object _open(self, Entry entry, flags, has_created)
+    cdef object _open(self, Entry entry, flags, caller, has_created)

@@ -35,6 +35,7 @@ from pmxcfs.errors import (
 from pmxcfs.fuse.node_ids import ROOT, Node, NodeIds
 from pmxcfs.fuse.request_log import RequestLog
 from pmxcfs.fuse.workers import Workers
+from pmxcfs.host.callers import UNKNOWN, Caller, Callers
 from pmxcfs.host.outage import Repetitions
 from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
 from pmxcfs.status.files import Link, Snapshot, StatusFile, Switch
@@ -128,6 +129,7 @@ class Handlers:
         status_files: dict[str, StatusFile],
         links: Sequence[Link],
         ownership: Ownership,
+        callers: Callers,
         on_debug: Callable[[bool], None],
         start_time: int,
         monotonic_ns: Callable[[], int],
@@ -138,6 +140,7 @@ class Handlers:
         self._files = files
         self._writeback = files.writeback
         self._ownership = ownership
+        self._callers = callers
         self._on_debug = on_debug
         self._status_files = status_files
         debug = Switch(".debug", is_on=lambda: self.is_logging_requests, turn=self.turn_debug)
@@ -189,6 +192,10 @@ class Handlers:
         if found is None:
             raise NotFound(f"there is no {name} any more")
         return found
+
+    def _caller(self, context: llfuse.RequestContext) -> Caller:
+        """Return the process that makes a request."""
+        return self._callers.of(context.pid, context.uid)
 
     @_handler
     def lookup(self, parent: int, raw_name: bytes, context: object) -> llfuse.EntryAttributes:
@@ -352,52 +359,64 @@ class Handlers:
 
     @_handler
     def create(
-        self, parent: int, name: bytes, mode: int, flags: int, context: object
+        self, parent: int, name: bytes, mode: int, flags: int, context: llfuse.RequestContext
     ) -> tuple[int, llfuse.EntryAttributes]:
-        entry = self._create(parent, to_text(name), exclusive=bool(flags & O_EXCL))
+        caller = self._caller(context)
+        entry = self._create(parent, to_text(name), caller, exclusive=bool(flags & O_EXCL))
         flags = flags if entry.visible_size else flags & ~O_TRUNC
-        return self._open(entry, flags, True), self._answer(entry)
+        return self._open(entry, flags, caller, True), self._answer(entry)
 
     @_handler
     def mknod(
-        self, parent: int, name: bytes, mode: int, device: int, context: object
+        self, parent: int, name: bytes, mode: int, device: int, context: llfuse.RequestContext
     ) -> llfuse.EntryAttributes:
         if not stat.S_ISREG(mode):
             raise Unsupported("only regular files can be created")
-        entry = self._create(parent, to_text(name), exclusive=True)
+        caller = self._caller(context)
+        entry = self._create(parent, to_text(name), caller, exclusive=True)
         self._writeback.save_creations()
         return self._answer(entry)
 
-    def _create(self, parent: int, name: str, *, exclusive: bool) -> Entry:
+    def _create(self, parent: int, name: str, caller: Caller, *, exclusive: bool) -> Entry:
         if self._special(parent, name) is not None:
             raise Denied(f"{name} can't be replaced")
-        return self._files.create(self._directory(parent), name, exclusive=exclusive)
+        directory = self._directory(parent)
+        return self._files.create(directory, name, exclusive=exclusive, caller=caller)
 
     @_handler
     def mkdir(
-        self, parent: int, raw_name: bytes, mode: int, context: object
+        self, parent: int, raw_name: bytes, mode: int, context: llfuse.RequestContext
     ) -> llfuse.EntryAttributes:
         name = to_text(raw_name)
         if self._special(parent, name) is not None:
             raise Exists(f"{name} can't be replaced")
-        return self._answer(self._files.mkdir(self._directory(parent), name))
+        caller = self._caller(context)
+        return self._answer(self._files.mkdir(self._directory(parent), name, caller=caller))
 
     @_handler
-    def unlink(self, parent: int, name: bytes, context: object) -> None:
-        self._files.unlink(self._find(parent, to_text(name)))
+    def unlink(self, parent: int, name: bytes, context: llfuse.RequestContext) -> None:
+        caller = self._caller(context)
+        self._files.unlink(self._find(parent, to_text(name)), caller)
 
     @_handler
-    def rmdir(self, parent: int, name: bytes, context: object) -> None:
-        self._files.rmdir(self._find(parent, to_text(name)))
+    def rmdir(self, parent: int, name: bytes, context: llfuse.RequestContext) -> None:
+        caller = self._caller(context)
+        self._files.rmdir(self._find(parent, to_text(name)), caller)
 
     @_handler
     def rename(
-        self, parent: int, raw_name: bytes, new_parent: int, raw_new_name: bytes, context: object
+        self,
+        parent: int,
+        raw_name: bytes,
+        new_parent: int,
+        raw_new_name: bytes,
+        context: llfuse.RequestContext,
     ) -> None:
         entry, new_name = self._find(parent, to_text(raw_name)), to_text(raw_new_name)
         if self._special(new_parent, new_name) is not None:
             raise Denied(f"{new_name} can't be replaced")
-        self._files.rename(entry, self._directory(new_parent), new_name)
+        caller = self._caller(context)
+        self._files.rename(entry, self._directory(new_parent), new_name, caller=caller)
 
     @_handler
     def link(self, node: int, new_parent: int, new_name: bytes, context: object) -> None:
@@ -416,12 +435,13 @@ class Handlers:
     ) -> llfuse.EntryAttributes:
         found = self.node_ids[node]
         self._check_ownership(found, wanted, fields, context.pid)
+        caller = self._caller(context)
         if fields.update_size:
-            self._truncate(found, wanted.st_size, handle)
+            self._truncate(found, wanted.st_size, handle, caller)
         if fields.update_mtime:
             if not isinstance(found, Entry):
                 raise Denied("the times of a special file can't be changed")
-            self._files.utime(found, wanted.st_mtime_ns // _NS)
+            self._files.utime(found, wanted.st_mtime_ns // _NS, caller=caller)
         return self._attributes(found)
 
     def _check_ownership(
@@ -440,11 +460,14 @@ class Handlers:
             pid=pid,
         )
 
-    def _truncate(self, found: Node, size: int, handle: int | None) -> None:
+    def _truncate(self, found: Node, size: int, handle: int | None, caller: Caller) -> None:
         if isinstance(found, Entry):
             opened = None if handle is None else self._handles.get(handle)
             self._files.truncate(
-                found, size, handle=opened if isinstance(opened, OpenFile) else None
+                found,
+                size,
+                handle=opened if isinstance(opened, OpenFile) else None,
+                caller=caller,
             )
         elif not isinstance(found, Switch):
             raise Failed("a status file can't be written")
@@ -456,21 +479,24 @@ class Handlers:
         self._handles[self._last_handle] = handle
         return self._last_handle
 
-    def _open(self, entry: Entry, flags: int, has_created: bool) -> int:
+    def _open(self, entry: Entry, flags: int, caller: Caller, has_created: bool) -> int:
         opened = self._files.open(
             entry,
             writing=(flags & O_ACCMODE) != O_RDONLY,
             truncate=bool(flags & O_TRUNC),
             append=bool(flags & O_APPEND),
             has_created=has_created,
+            caller=caller,
         )
         return self._new_handle(opened)
 
     @_handler
-    def open(self, node: int, flags: int, context: object) -> int:
+    def open(self, node: int, flags: int, context: llfuse.RequestContext) -> int:
         found = self.node_ids[node]
         if isinstance(found, Entry):
-            return self._open(found, flags, False)
+            changes = (flags & O_ACCMODE) != O_RDONLY or flags & O_TRUNC
+            caller = self._caller(context) if changes else UNKNOWN
+            return self._open(found, flags, caller, False)
         if isinstance(found, Snapshot):
             self._check_snapshot(found, truncate=bool(flags & O_TRUNC))
         elif not isinstance(found, Switch):

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pmxcfs.errors import Busy, PmxcfsError
+from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable, outcome_unknown
 from pmxcfs.replica.progress import ATTEMPT_TIMEOUT
@@ -83,21 +84,23 @@ class ClusterIssuer:
             return error
         return None
 
-    def create(self, mutation: Create) -> Change:
+    def create(self, mutation: Create, caller: Caller = UNKNOWN) -> Change:
         """Create a file on all members at once; other nodes see it while it is empty. Blocks."""
-        return self.submit(mutation)
+        return self.carry_out(Ticket(mutation, caller=caller))
 
     def carry_out(self, ticket: Ticket) -> Change:
         """Apply the mutation of *ticket*, whose result other threads can wait for. Blocks."""
         return self._propose(ticket, split(ticket.with_current_path(self._replica.tree)))
 
-    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
+    def expire_lock(
+        self, path: str, checksum: bytes, *, has_expired: bool, caller: Caller = UNKNOWN
+    ) -> Change:
         """Ask the member with the lowest nodeid to remove the lock at *path*. Blocks.
 
         Returns when the request was delivered; the removal is a later mutation of that member.
         """
         mtime = Mtime(path, 0)
-        return self._propose(Ticket(mtime), [UnlockRequest(path, checksum), mtime])
+        return self._propose(Ticket(mtime, caller=caller), [UnlockRequest(path, checksum), mtime])
 
     def wait(self, ticket: Ticket, seconds: float) -> Change:
         """Return or raise the result of *ticket*, which another thread carries out. Blocks.

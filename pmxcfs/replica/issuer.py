@@ -7,6 +7,7 @@ Contract: docs/spec/cluster.md, "A mutation must not block forever".
 from typing import Protocol
 
 from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mutation
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
@@ -21,7 +22,9 @@ class Issuer(Protocol):
     def carry_out(self, ticket: Ticket) -> Change:
         """Carry out the mutation of *ticket*; other threads can ``wait`` for it. Blocks."""
 
-    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
+    def expire_lock(
+        self, path: str, checksum: bytes, *, has_expired: bool, caller: Caller = UNKNOWN
+    ) -> Change:
         """Request the removal of the lock at *path*; *has_expired* is this node's view. Blocks."""
 
     def wait(self, ticket: Ticket, seconds: float) -> Change:
@@ -36,7 +39,7 @@ class Issuer(Protocol):
         Tries first to make room for it.
         """
 
-    def create(self, mutation: Create) -> Change:
+    def create(self, mutation: Create, caller: Caller = UNKNOWN) -> Change:
         """Carry out *mutation*; it may be written later, together with the file's first content."""
 
     def save(self) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from pmxcfs.errors import Busy, PmxcfsError
+from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket, timeout_for
@@ -49,9 +50,12 @@ class LocalIssuer:
         self._deliver_queue(ticket, timeout_for(ticket))
         return ticket.result()
 
-    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
+    def expire_lock(
+        self, path: str, checksum: bytes, *, has_expired: bool, caller: Caller = UNKNOWN
+    ) -> Change:
         """Remove the lock at *path* if it has expired, else raise the error of a refused utime."""
-        return self.submit(Unlock(path, checksum) if has_expired else Mtime(path, 0))
+        mutation = Unlock(path, checksum) if has_expired else Mtime(path, 0)
+        return self.carry_out(Ticket(mutation, caller=caller))
 
     def wait(self, ticket: Ticket, seconds: float) -> Change:
         """Return or raise the result of *ticket*, which another thread carries out. Blocks.
@@ -124,9 +128,9 @@ class LocalIssuer:
         with self._yielding.waiting(must=True):
             done.wait(math.inf)
 
-    def create(self, mutation: Create) -> Change:
+    def create(self, mutation: Create, caller: Caller = UNKNOWN) -> Change:
         """Apply *mutation*; it is written together with the file's first content, or within 1 s."""
-        ticket = Ticket(mutation, mtime=int(self._clock()))
+        ticket = Ticket(mutation, mtime=int(self._clock()), caller=caller)
         if self._hold.is_closed or not self._replica.can_defer(ticket):
             return self.carry_out(ticket)
         self._replica.defer(ticket)

@@ -11,7 +11,7 @@ from pmxcfs._cpg import encode as encode_message
 from pmxcfs.messages import Group, Kind, Mutation, Normal, Rename, Write
 from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage.records import UNSET, Adopted, Before, Notes, encode, encode_change
+from pmxcfs.storage.records import Adopted, Before, Notes, encode, encode_change
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Adoption
 from pmxcfs.tree.apply import Change
@@ -60,6 +60,7 @@ def records_of(
     bodies = [_row(entry, state, done) for entry, state in before]
     for applied in done:
         ticket, entry = applied.ticket, applied.change.entry
+        pid, uid, login_uid, process = ticket.caller
         message = encode_message(Normal(ticket.mtime, 0, applied.mutation), group=Group.TREE)
         bodies.append(
             encode_change(
@@ -68,10 +69,10 @@ def records_of(
                 ticket.mtime,
                 now_ns,
                 entry.inode,
-                ticket.pid,
-                ticket.uid,
-                UNSET,
-                b"",
+                pid,
+                uid,
+                login_uid,
+                process,
                 message,
             )
         )

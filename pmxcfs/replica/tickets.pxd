@@ -19,8 +19,7 @@ cdef class Ticket:
     cdef public uint32_t writer
     cdef public uint32_t mtime
     cdef public bint foreign
-    cdef public uint32_t pid
-    cdef public uint32_t uid
+    cdef public object caller
     cdef readonly double timeout
     cdef readonly double limit
     cdef readonly bint for_another

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import NotFound, PmxcfsError, Stale
+from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
 from pmxcfs.tree.apply import Change
 
@@ -49,7 +50,7 @@ class Ticket:
     default of ``timeout_for`` and ``limit_for``.
     *for_another*: on Busy the change is retried later instead of being dropped. *objection* is
     called when the ticket has waited and is about to be sent or applied here: it returns the error
-    by which the mutation is refused, or None.
+    by which the mutation is refused, or None. *caller* is the process of this node that asked.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Ticket:
         writer: int = 0,
         mtime: int = 0,
         foreign: bool = False,
+        caller: Caller = UNKNOWN,
         target: Entry | None = None,
         timeout: float = 0.0,
         limit: float = 0.0,
@@ -72,8 +74,7 @@ class Ticket:
         self.timeout = timeout
         self.limit = limit
         self.for_another = for_another
-        self.pid = 0  # of the process that asked for it on this node; 0: unknown
-        self.uid = 0
+        self.caller = caller
         self._objection = objection
         self.is_queued = False  # local mode: waits to be delivered
         self.is_done = False

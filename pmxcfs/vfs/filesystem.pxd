@@ -21,9 +21,9 @@ cdef class FileSystem:
     cdef object _on_unpublished
     cdef object _on_displaced
 
-    cpdef object unlink(self, Entry entry)
-    cpdef object rmdir(self, Entry entry)
-    cdef object _remove(self, Entry entry, bint is_directory)
+    cpdef object unlink(self, Entry entry, caller=*)
+    cpdef object rmdir(self, Entry entry, caller=*)
+    cdef object _remove(self, Entry entry, caller, bint is_directory)
 
     @cython.locals(entry=Entry)
     cpdef object write(self, OpenFile handle, offset, bytes data)

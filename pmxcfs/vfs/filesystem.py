@@ -30,6 +30,7 @@ from pmxcfs.errors import (
     Stale,
     StoreError,
 )
+from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.replica.issuer import Issuer
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.tickets import CONTENT_TIMEOUT, NAME_LIMIT, NAME_TIMEOUT, Ticket
@@ -90,14 +91,16 @@ class FileSystem:
 
     # Names
 
-    def create(self, parent: Entry, name: str, *, exclusive: bool) -> Entry:
+    def create(
+        self, parent: Entry, name: str, *, exclusive: bool, caller: Caller = UNKNOWN
+    ) -> Entry:
         """Create an empty file; without *exclusive* an existing file is returned.
 
         Raises NoQuorum, NameTooLong, NoSpace, and what delivery refuses.
         """
         path = self._new_path(parent, name)
         try:
-            entry = self._issuer.create(messages.Create(path)).entry
+            entry = self._issuer.create(messages.Create(path), caller).entry
         except Exists:
             winner = parent.child(name)
             if exclusive or winner is None or winner.is_directory:
@@ -106,24 +109,24 @@ class FileSystem:
         self.writeback.note_creation()
         return entry
 
-    def mkdir(self, parent: Entry, name: str) -> Entry:
+    def mkdir(self, parent: Entry, name: str, *, caller: Caller = UNKNOWN) -> Entry:
         """Create a directory.
 
         Raises NoQuorum, NameTooLong, NoSpace, Exists for a guest's name, and what delivery refuses.
         """
         path = self._new_path(parent, name)
         _refuse_guest_name(path)
-        return self._issuer.submit(messages.Mkdir(path)).entry
+        return self._issuer.carry_out(Ticket(messages.Mkdir(path), caller=caller)).entry
 
-    def unlink(self, entry: Entry) -> None:
+    def unlink(self, entry: Entry, caller: Caller = UNKNOWN) -> None:
         """Remove a file. Raises NoQuorum, IsADirectory, NotFound."""
-        self._remove(entry, False)
+        self._remove(entry, caller, False)
 
-    def rmdir(self, entry: Entry) -> None:
+    def rmdir(self, entry: Entry, caller: Caller = UNKNOWN) -> None:
         """Remove an empty directory. Raises NoQuorum, NotADirectory, NotEmpty, NotFound."""
-        self._remove(entry, True)
+        self._remove(entry, caller, True)
 
-    def _remove(self, entry: Entry, is_directory: bool) -> None:
+    def _remove(self, entry: Entry, caller: Caller, is_directory: bool) -> None:
         self._need_quorum()
         path = _path(entry)
         objection = functools.partial(self._type_error, path, is_directory)
@@ -131,7 +134,7 @@ class FileSystem:
         if error is not None:
             raise error
         _check_empty(entry)
-        self._issuer.carry_out(Ticket(messages.Delete(path), objection=objection))
+        self._issuer.carry_out(Ticket(messages.Delete(path), objection=objection, caller=caller))
 
     def _type_error(self, path: str, is_directory: bool) -> PmxcfsError | None:
         """Return the error of a removal if another node has put the other type at *path*."""
@@ -142,7 +145,7 @@ class FileSystem:
             return NotADirectory(f"{path} has become a file")
         return IsADirectory(f"{path} has become a directory")
 
-    def rename(self, entry: Entry, parent: Entry, name: str) -> None:
+    def rename(self, entry: Entry, parent: Entry, name: str, *, caller: Caller = UNKNOWN) -> None:
         """Move *entry* to *name* in *parent*, replacing the entry of that name.
 
         What this node can know is checked before anything changes. A guest number that a file can't
@@ -172,7 +175,7 @@ class FileSystem:
             raise NotFound(f"another node has moved {source} onto or above the new name")
         timeout, limit = self.writeback.remaining(until_ns), self.writeback.remaining(limit_ns)
         rename = messages.Rename(source, target)
-        self._issuer.carry_out(Ticket(rename, timeout=timeout, limit=limit))
+        self._issuer.carry_out(Ticket(rename, timeout=timeout, limit=limit, caller=caller))
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
@@ -204,7 +207,7 @@ class FileSystem:
 
     # Attributes
 
-    def utime(self, entry: Entry, seconds: int) -> None:
+    def utime(self, entry: Entry, seconds: int, *, caller: Caller = UNKNOWN) -> None:
         """Set the modification time; 0 on a lock asks for its removal.
 
         Raises NoQuorum, Invalid, Denied for the root and for a lock that has not expired, and Stale
@@ -219,13 +222,13 @@ class FileSystem:
         path = _path(entry)
         if seconds == 0 and is_below_locks(entry):
             checksum = self._tree.entry_checksum(entry)
-            self._issuer.expire_lock(
-                path, checksum, has_expired=self._lock_has_expired(path, checksum)
-            )
+            has_expired = self._lock_has_expired(path, checksum)
+            self._issuer.expire_lock(path, checksum, has_expired=has_expired, caller=caller)
         else:
             renewed = renewal_time(entry, seconds, now=self._wall_clock())
             mtime = messages.Mtime(path, renewed)
-            self._issuer.carry_out(Ticket(mtime, timeout=self.writeback.remaining(until_ns)))
+            timeout = self.writeback.remaining(until_ns)
+            self._issuer.carry_out(Ticket(mtime, timeout=timeout, caller=caller))
 
     def _lock_has_expired(self, path: str, checksum: bytes) -> bool:
         """Tell whether the lock at *path*, if its entry checksum is *checksum*, may be removed."""
@@ -241,6 +244,7 @@ class FileSystem:
         truncate: bool,
         append: bool = False,
         has_created: bool = False,
+        caller: Caller = UNKNOWN,
     ) -> OpenFile:
         """Open a file; *has_created* if the same request created it.
 
@@ -254,7 +258,7 @@ class FileSystem:
             _check_current(entry)
         if truncate:
             self._need_issuer(entry)
-        handle = OpenFile(entry, append=append, has_created=has_created)
+        handle = OpenFile(entry, append=append, has_created=has_created, caller=caller)
         if truncate:
             self.space.reserve(handle, entry)
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
@@ -286,12 +290,14 @@ class FileSystem:
             entry.kernel_size = handle.append_end = end
         else:
             entry.kernel_size = max(end, entry.kernel_size)
-        handle.has_written = True
+        self.writeback.note_write(handle)
         self._on_unpublished()
         if start != offset:
             self._on_displaced(entry)
 
-    def truncate(self, entry: Entry, size: int, *, handle: OpenFile | None) -> None:
+    def truncate(
+        self, entry: Entry, size: int, *, handle: OpenFile | None, caller: Caller = UNKNOWN
+    ) -> None:
         """Cut or extend a file; without *handle*, for truncate(2), it is published at once.
 
         Raises NoQuorum, TooBig, NoSpace, why earlier writes of *handle* were lost, Stale if another
@@ -315,9 +321,9 @@ class FileSystem:
         self._tree.truncate_unpublished(entry, size, now_ns=self._now_ns())
         self._on_unpublished()
         if handle is None:
-            self.writeback.publish(entry, until_ns)
+            self.writeback.publish(entry, until_ns, caller)
         else:
-            handle.has_written = True
+            self.writeback.note_write(handle)
 
     def _check_size(self, handle: OpenFile, end: int) -> None:
         """Check that the file may have *end* bytes; NoSpace drops what *handle* has written."""

@@ -9,6 +9,7 @@ from pmxcfs.replica.tickets cimport Ticket
 
 cdef class OpenFile:
     cdef readonly Entry entry
+    cdef readonly object caller
     cdef public Ticket writeback
     cdef public bint append
     cdef public object append_end
@@ -35,6 +36,9 @@ cdef class Writeback:
 
     cpdef object add_writer(self, OpenFile handle)
 
+    @cython.locals(writers=list)
+    cpdef object note_write(self, OpenFile handle)
+
     @cython.locals(ticket=Ticket)
     cpdef object raise_lost_writes(self, OpenFile handle)
 
@@ -47,14 +51,16 @@ cdef class Writeback:
     cpdef object note_creation(self)
     cpdef object save_creations(self)
     cpdef object sync(self)
-    cpdef object publish(self, Entry entry, until_ns)
+    cpdef object publish(self, Entry entry, until_ns, caller=*)
     cpdef object publish_for_another(self, Entry entry, until_ns, limit_ns=*)
     cpdef object after(self, double seconds)
     cpdef double remaining(self, until_ns) except? -1
 
     @cython.locals(ticket=Ticket)
     cpdef object await_end(self, Entry entry, until_ns)
-    cdef object _publish(self, Entry entry, Ticket ticket)
+    cdef object _publish(self, Entry entry, Ticket ticket, caller)
+
+    @cython.locals(handle=OpenFile)
     cdef object _begin(self, Entry entry, Ticket ticket)
     cdef object _end(self, Entry entry, Ticket ticket)
     cdef object _redirty(self, Entry entry, Ticket ticket)

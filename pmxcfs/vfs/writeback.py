@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError, StoreError
+from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Write
 from pmxcfs.replica.issuer import Issuer
 from pmxcfs.replica.quorum import QuorumFlag
@@ -37,8 +38,11 @@ _NOTHING = Write("", 0, b"", truncate=False)  # of a writeback, until it takes t
 class OpenFile:
     """An open handle of a regular file."""
 
-    def __init__(self, entry: Entry, *, append: bool, has_created: bool) -> None:
+    def __init__(
+        self, entry: Entry, *, append: bool, has_created: bool, caller: Caller = UNKNOWN
+    ) -> None:
         self.entry = entry
+        self.caller = caller  # has opened it; a write does not tell its process
         self.append = append  # whatever offset comes with a write, it goes to the end
         self.append_end = -1  # the end of the last append, as the kernel computed it
         self.has_created = has_created  # by the open itself, and none of its descriptors was closed
@@ -88,6 +92,14 @@ class Writeback:
     def add_writer(self, handle: OpenFile) -> None:
         """Register *handle*, so that failures of later writebacks are reported to it."""
         self._writers.setdefault(handle.entry, []).append(handle)
+
+    def note_write(self, handle: OpenFile) -> None:
+        """Note that *handle* has written to its file, which is published in its caller's name."""
+        handle.has_written = True
+        writers = self._writers.get(handle.entry)
+        if writers is not None and writers[-1] is not handle and handle in writers:
+            writers.remove(handle)
+            writers.append(handle)  # the last one is the last that has written
 
     def raise_lost_writes(self, handle: OpenFile) -> None:
         """Raise the error by which bytes of *handle* were lost, if any.
@@ -187,16 +199,17 @@ class Writeback:
 
     # One writeback
 
-    def publish(self, entry: Entry, until_ns: int) -> None:
+    def publish(self, entry: Entry, until_ns: int, caller: Caller | None = None) -> None:
         """Publish the dirty bytes of *entry* as one change, sent by *until_ns* (monotonic). Blocks.
 
+        *caller* has written them; None: the handle that has written last knows who has.
         Raises Busy if an earlier writeback does not end in time; the bytes stay dirty. Raises
         PmxcfsError if this writeback fails; the bytes are lost then.
         """
         self.await_end(entry, until_ns)
         if entry.has_unpublished:
             timeout = self.remaining(until_ns)
-            self._publish(entry, Ticket(_NOTHING, target=entry, timeout=timeout))
+            self._publish(entry, Ticket(_NOTHING, target=entry, timeout=timeout), caller)
 
     def publish_for_another(self, entry: Entry, until_ns: int, limit_ns: int = 0) -> None:
         """Publish *entry* before another change of it, which waits until *until_ns* (monotonic).
@@ -209,7 +222,7 @@ class Writeback:
             timeout = self.remaining(until_ns)
             limit = self.remaining(limit_ns) if limit_ns else 0.0
             ticket = Ticket(_NOTHING, target=entry, timeout=timeout, limit=limit, for_another=True)
-            self._publish(entry, ticket)
+            self._publish(entry, ticket, None)
 
     def after(self, seconds: float) -> int:
         """Return the monotonic time, in ns, that comes in *seconds*."""
@@ -233,8 +246,10 @@ class Writeback:
                     raise
             self._end(entry, ticket)
 
-    def _publish(self, entry: Entry, ticket: Ticket) -> None:
+    def _publish(self, entry: Entry, ticket: Ticket, caller: Caller | None) -> None:
         self._begin(entry, ticket)
+        if caller is not None:
+            ticket.caller = caller
         try:
             if not self._quorum.is_quorate:
                 raise NoQuorum("no quorum: the file system is read-only")
@@ -253,6 +268,8 @@ class Writeback:
         """Begin a writeback: *ticket* has its result for all handles that have written."""
         self._running[entry] = ticket
         for handle in self._writers.get(entry, ()):
+            if handle.has_written or handle.has_truncated:
+                ticket.caller = handle.caller
             _track_handle(handle, ticket)
 
     def _end(self, entry: Entry, ticket: Ticket) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from pmxcfs._cpg import encode as encode_message
+from pmxcfs.host.callers import UNSET
 from pmxcfs.messages import EntryType, Group, Mutation, Normal, Write
 from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.records import (
-    UNSET,
     Adopted,
     Before,
     Change,

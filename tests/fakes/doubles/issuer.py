@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from pmxcfs._core import Tree
 from pmxcfs.errors import PmxcfsError, StoreError
+from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change, apply
@@ -45,8 +46,11 @@ class FakeIssuer:
         self.on_change(change)
         return change
 
-    def expire_lock(self, path: str, checksum: bytes, *, has_expired: bool) -> Change:
-        return self.submit(Unlock(path, checksum) if has_expired else Mtime(path, 0))
+    def expire_lock(
+        self, path: str, checksum: bytes, *, has_expired: bool, caller: Caller = UNKNOWN
+    ) -> Change:
+        mutation = Unlock(path, checksum) if has_expired else Mtime(path, 0)
+        return self.carry_out(Ticket(mutation, caller=caller))
 
     def wait(self, ticket: Ticket, seconds: float) -> Change:
         return ticket.result()
@@ -54,8 +58,8 @@ class FakeIssuer:
     def refusal(self, size: int = 0) -> PmxcfsError | None:
         return self.refuses
 
-    def create(self, mutation: Create) -> Change:
-        return self.submit(mutation)
+    def create(self, mutation: Create, caller: Caller = UNKNOWN) -> Change:
+        return self.carry_out(Ticket(mutation, caller=caller))
 
     def save(self) -> None:
         self.saves += 1

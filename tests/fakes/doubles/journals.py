@@ -8,6 +8,7 @@ from pathlib import Path
 from pmxcfs._core import Tree
 from pmxcfs._cpg import encode as encode_message
 from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.callers import UNSET
 from pmxcfs.messages import Group, Mutation, Normal, Record, Write
 from pmxcfs.storage import records, segments
 from pmxcfs.storage._journal import frame
@@ -93,7 +94,7 @@ class JournalingNode:
         """Return the record of a change that was just applied."""
         message = encode_message(Normal(mtime, 1, mutation), group=Group.TREE)
         version = self.tree.version
-        return records.Change(version, writer, mtime, 0, inode, 0, 0, records.UNSET, b"", message)
+        return records.Change(version, writer, mtime, 0, inode, 0, 0, UNSET, b"", message)
 
     def found(self, mark: Mark | None = None, *, notes: Mapping[int, Note] | None = None) -> Found:
         """Return a database that holds the tree as it is."""

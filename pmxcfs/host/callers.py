@@ -1,0 +1,75 @@
+"""The processes that ask for changes: pid, uid, login uid, and the name of the program.
+
+The kernel gives pid and uid with each request. The other two are read from /proc while the request
+keeps its process waiting, so the process is still there. That takes longer than the rest of a small
+change, so the answer is used for up to a second. A pid that another process gets within that second
+shows the first one's name.
+
+Threads: ``of`` needs the tree's lock. It reads two files of /proc, which no device holds up.
+Contract: docs/spec/storage.md, "Journal".
+"""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+UNSET = 0xFFFF_FFFF  # the kernel's login uid of a process that no login began
+FRESH_NS = 1_000_000_000  # age up to which an answer is used again
+MAX_KNOWN = 256  # processes that are remembered
+_MAX_NAME = 64  # bytes read of a name; the kernel keeps 15 of a process, a few more of its threads
+
+
+class Caller(NamedTuple):
+    """A process that has asked for a change."""
+
+    pid: int  # in the daemon's namespace; of a thread, if that has asked; 0: unknown
+    uid: int  # the user it acts as
+    login_uid: int  # the user who has logged in; UNSET: none, or unknown
+    process: bytes  # the program's name; empty: unknown
+
+
+UNKNOWN = Caller(0, 0, UNSET, b"")
+
+
+class Callers:
+    """The processes that have asked for something lately."""
+
+    def __init__(self, *, monotonic_ns: Callable[[], int], proc: str = "/proc") -> None:
+        self._now_ns = monotonic_ns
+        self._proc = proc
+        self._known: dict[int, tuple[int, Caller]] = {}  # by pid; first the time of the look-up
+
+    def of(self, pid: int, uid: int) -> Caller:
+        """Return the process *pid*, which acts as the user *uid*; UNKNOWN for pid 0."""
+        now_ns = self._now_ns()
+        known = self._known.get(pid)
+        if known is not None and now_ns - known[0] < FRESH_NS and known[1].uid == uid:
+            return known[1]
+        if not pid:
+            return UNKNOWN
+        caller = Caller(pid, uid, self._login_uid(pid), self._name(pid))
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[pid] = now_ns, caller
+        return caller
+
+    def _name(self, pid: int) -> bytes:
+        return _start_of(f"{self._proc}/{pid}/comm").removesuffix(b"\n")
+
+    def _login_uid(self, pid: int) -> int:
+        digits = _start_of(f"{self._proc}/{pid}/loginuid")
+        return min(int(digits), UNSET) if digits.isdigit() else UNSET
+
+
+def _start_of(path: str) -> bytes:
+    """Return the first bytes of a file; none if it is missing, or its process has ended."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _MAX_NAME)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
