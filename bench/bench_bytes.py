@@ -1,10 +1,17 @@
-"""Bytes written to the block device per operation, including the last checkpoint and the close.
+"""Bytes written to the block device per operation, and how large journal and log become.
 
-The base is bare SQLite with one commit for each transaction that the operation needs. The number of
-pages that a transaction changes depends on the other rows: in an empty database all rows share one.
+All that an operation costs is counted: journal, saves of the database, segments rewritten as
+history, and the orderly stop. The base is bare SQLite with one commit for each transaction that the
+operation needs. The content of small files can't be compressed, that of large ones can.
+Contract: docs/spec/storage.md, "Bytes".
 """
 
+import contextlib
 import os
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -13,15 +20,21 @@ from pathlib import Path
 import pytest
 
 from bench.bare import BareDatabase, bare_database
-from bench.data import BIG, FIRST_VMID, GUESTS, NODE, SECTOR, SMALL, guest_files, variant
-from bench.device import disk
+from bench.data import BIG, FIRST_VMID, GUESTS, NODE, SMALL, guest_files, variant
+from bench.device import SECTOR, disk
 from bench.goals import KIB, MIB, Goal
 from bench.operations import CREATE, REWRITE, write_file
 from bench.populate import write_database
 from bench.report import Report
-from bench.servers import pmxcfs_server
+from bench.servers import REPOSITORY, ipc_name, pmxcfs_server
+from pmxcfs.storage.journal import SEGMENT_LIMIT
+from pmxcfs.storage.segments import scan
 
-SECTORS_PER_MIB = MIB // 512
+SAVED_SEPARATELY = 12  # large files, each of which is in the database before the next comes
+BESIDE_HISTORY_MIB = 24  # of journal and log together
+LONG = 60.0  # seconds of replacements without pause
+LOOK_INTERVAL = 0.2  # seconds
+WITHOUT_PATTERN = random.Random(1).randbytes(4 * MIB)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,13 @@ class Case:
     ours: Callable[[str, int], None]
     bare: Callable[[BareDatabase, int], None]
     most_kib: float
+    is_saved_each: bool = False
+
+
+def incompressible(number: int) -> bytes:
+    """Return 1 KiB for the *number*-th write."""
+    start = number * 997 % (len(WITHOUT_PATTERN) - KIB)
+    return WITHOUT_PATTERN[start : start + KIB]
 
 
 def _replace_only(root: str, number: int) -> None:
@@ -46,7 +66,7 @@ def _replace_each(root: str, number: int) -> None:
 
 
 def _replace(target: str, number: int) -> None:
-    write_file(f"{target}.tmp.{number}", CREATE, variant(SMALL, number))
+    write_file(f"{target}.tmp.{number}", CREATE, incompressible(number))
     os.rename(f"{target}.tmp.{number}", target)
 
 
@@ -68,26 +88,59 @@ def _scattered(number: int) -> int:
     return number * 7 % GUESTS
 
 
-def _save_sectors(root: str, number: int) -> None:
-    flags = REWRITE | os.O_CREAT
-    write_file(f"{root}/F", flags, variant(SECTOR, number), times=SECTORS_PER_MIB)
+def _overwriter(block: int) -> Callable[[str, int], None]:
+    """Return an operation that overwrites one large file in writes of *block* bytes."""
+
+    def overwrite(root: str, number: int) -> None:
+        flags, data = REWRITE | os.O_CREAT, variant(BIG, number)[:block]
+        write_file(f"{root}/F", flags, data, times=MIB // block)
+
+    return overwrite
 
 
-def _save(root: str, number: int) -> None:
-    write_file(f"{root}/F", REWRITE | os.O_CREAT, variant(BIG, number))
+def _creator(block: int) -> Callable[[str, int], None]:
+    def create(root: str, number: int) -> None:
+        write_file(f"{root}/F{number}", CREATE, variant(BIG, number)[:block], times=MIB // block)
+
+    return create
 
 
 def _save_bare(database: BareDatabase, number: int) -> None:
     database.commit(1 + GUESTS, variant(BIG, number))
 
 
-# The counts are large enough for several checkpoints: one is due per 4 MiB of log.
+def _create_bare(database: BareDatabase, number: int) -> None:
+    database.commit(1 + GUESTS + number, variant(BIG, number))
+
+
+# 25,000 replacements of 1 KiB fill ten segments; nine are rewritten as history.
 CASES = (
-    Case("tmp + rename of 1 KiB, the only file", 0, 1500, _replace_only, _replace_only_bare, 28),
-    Case("tmp + rename of 1 KiB, 500 in turn", GUESTS, 1500, _replace_each, _replace_each_bare, 28),
-    Case("1 MiB in 512-byte writes", GUESTS, 20, _save_sectors, _save_bare, 2.2 * KIB),
-    Case("1 MiB in one write", GUESTS, 20, _save, _save_bare, 2.2 * KIB),
-)
+    Case("tmp + rename of 1 KiB, the only file", 0, 25_000, _replace_only, _replace_only_bare, 3),
+    Case(
+        "tmp + rename of 1 KiB, 500 in turn", GUESTS, 25_000, _replace_each, _replace_each_bare, 3
+    ),
+    *(
+        Case(
+            f"1 MiB, new, in writes of {block} bytes", GUESTS, SAVED_SEPARATELY,
+            _creator(block), _create_bare, 3.3 * KIB, is_saved_each=True,
+        )
+        for block in (512, 64 * KIB, MIB)
+    ),
+    *(
+        Case(
+            f"1 MiB, overwritten, in writes of {block} bytes", GUESTS, SAVED_SEPARATELY,
+            _overwriter(block), _save_bare, 4.4 * KIB, is_saved_each=True,
+        )
+        for block in (512, 64 * KIB, MIB)
+    ),
+)  # fmt: skip
+
+
+def checkpoint(workdir: Path, state: Path) -> None:
+    """Have the daemon save into its database. Blocks."""
+    command = [sys.executable, "-m", "pmxcfs", "checkpoint"]
+    command += ["--statedir", os.fspath(state), "--ipc-name", ipc_name(workdir)]
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
 
 
 def our_bytes(case: Case, workdir: Path) -> float:
@@ -99,6 +152,8 @@ def our_bytes(case: Case, workdir: Path) -> float:
             before = device.written()
             for number in range(case.count):
                 case.ours(server.root, number)
+                if case.is_saved_each:
+                    checkpoint(workdir, state)
         return (device.written() - before) / case.count
 
 
@@ -124,3 +179,43 @@ def bench_bytes(case: Case, workdir: Callable[[], Path], report: Report) -> None
         base=bare_bytes(case, workdir()) / KIB,
         goal=Goal(absolute=case.most_kib),
     )
+
+
+def bench_size_under_load(workdir: Callable[[], Path], report: Report) -> None:
+    """The most that journal and log take beside the history, during replacements without pause."""
+    home = workdir()
+    with disk(home) as device:
+        state = device.mountpoint / "state"
+        with pmxcfs_server(home, statedir=state) as server:
+            most = most_bytes(server.root, state)
+    report.add(
+        "bytes", "journal + log beside history, 60 s of tmp + rename", unit="MiB",
+        ours=most / MIB, base=SEGMENT_LIMIT / MIB, goal=Goal(absolute=BESIDE_HISTORY_MIB),
+    )  # fmt: skip
+
+
+def most_bytes(root: str, state: Path) -> int:
+    """Return the most bytes that are on the disk at a time, while a file is replaced."""
+    most, number = 0, 0
+    now = next_look = time.monotonic()
+    end = now + LONG
+    while now < end:
+        _replace_only(root, number)
+        number, now = number + 1, time.monotonic()
+        if now >= next_look:
+            most, next_look = max(most, bytes_beside_history(state)), now + LOOK_INTERVAL
+    return most
+
+
+def bytes_beside_history(state: Path) -> int:
+    """Return the bytes that journal and log take on the disk, reserved ones included."""
+    places = [
+        place
+        for place in scan(state / "journal").segments
+        if place.header is None or not place.header.is_history
+    ]
+    size = 0
+    for path in [state / "config.db-wal", *(place.path for place in places)]:
+        with contextlib.suppress(FileNotFoundError):  # rewritten or dropped meanwhile
+            size += path.stat().st_blocks * SECTOR
+    return size

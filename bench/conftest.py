@@ -22,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the floor on both sides: every ratio of the mount should be 1.0",
     )
+    parser.addoption(
+        "--real-rate",
+        action="store_true",
+        help="also run the idle hour for ten minutes at its real rate",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

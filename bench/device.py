@@ -14,6 +14,7 @@ from bench.goals import MIB
 
 SIZE = 192 * MIB  # sparse; room for the largest database here, its log, and ext4's journal
 SECTOR = 512  # the unit of /sys/block/*/stat, independent of the device's sector size
+SMALL_BLOCK, USUAL_BLOCK = 1024, 4096  # what mkfs.ext4 takes below 512 MiB, and above
 WRITTEN_SECTORS = 6  # index of the field, see the kernel's Documentation/block/stat.rst
 
 
@@ -29,13 +30,18 @@ class Disk:
     def written(self) -> int:
         """Flush the file system; return the bytes written since the device was made. Blocks."""
         subprocess.run(["sync", "--file-system", self.mountpoint], check=True)
+        return self.written_so_far()
+
+    def written_so_far(self) -> int:
+        """Return the bytes written since the device was made, without what the kernel keeps."""
         return int(self._statistics.read_text().split()[WRITTEN_SECTORS]) * SECTOR
 
 
 @contextlib.contextmanager
-def disk(directory: Path) -> Iterator[Disk]:
+def disk(directory: Path, *, block: int = SMALL_BLOCK) -> Iterator[Disk]:
     """Create *directory*; make and mount a disk in it, and unmount and remove it afterwards.
 
+    *block* is ext4's block size in bytes.
     ``mount -o loop`` makes the kernel free the loop device at the unmount.
     """
     image, mountpoint = directory / "image", directory / "disk"
@@ -45,7 +51,8 @@ def disk(directory: Path) -> Iterator[Disk]:
     eager = (
         "lazy_itable_init=0,lazy_journal_init=0"  # else the kernel writes during the measurement
     )
-    subprocess.run(["mkfs.ext4", "-q", "-E", eager, image], check=True)
+    options = ["-q", "-b", str(block), "-E", eager]
+    subprocess.run(["mkfs.ext4", *options, image], check=True)
     subprocess.run(["mount", "-o", "loop,noatime", image, mountpoint], check=True)
     try:
         yield Disk(mountpoint)

@@ -18,6 +18,7 @@ from bench.operations import CREATE, write_file
 
 NODES = 5
 HOUR = 3600.0  # seconds
+MANAGER_LOCK = "priv/lock/ha_manager_lock"
 STATUS_INTERVAL, MANAGER_INTERVAL, LOCK_INTERVAL = 5.0, 10.0, 60.0  # seconds
 STATUS_SIZE, MANAGER_SIZE = 300, 2048  # bytes
 START = 1_795_000_000  # seconds since 1970 of the first content, with as many digits as a real one
@@ -49,20 +50,27 @@ def names() -> list[str]:
     return [f"node{number}" for number in range(1, 1 + NODES)]
 
 
-def play(root: str, *, seconds: float, speed: float = 1.0) -> None:
-    """Do what is done in *seconds*, *speed* times as fast. Blocks."""
+def play(
+    root: str,
+    *,
+    seconds: float,
+    speed: float = 1.0,
+    on_replaced: Callable[[], None] = lambda: None,
+) -> None:
+    """Do what is done in *seconds*, *speed* times as fast; call *on_replaced* each time. Blocks."""
     begin = time.monotonic()
     for due, number, action in _due(_tasks(root), seconds):
         pause = begin + due / speed - time.monotonic()
         if pause > 0:
             time.sleep(pause)
         action(number)
+        on_replaced()
 
 
 def _tasks(root: str) -> list[Task]:
     """Return the tasks of all nodes, whose phases are spread as those of real nodes are."""
     tasks = [Task(0.3, MANAGER_INTERVAL, lambda number: _write_manager(root, number))]
-    tasks.append(Task(1.1, LOCK_INTERVAL, lambda number: _renew(root, "priv/lock/ha_manager_lock")))
+    tasks.append(Task(1.1, LOCK_INTERVAL, lambda number: _renew(root, MANAGER_LOCK)))
     for index, name in enumerate(names()):
         phase = index * STATUS_INTERVAL / NODES
         tasks.append(Task(phase, STATUS_INTERVAL, _status_writer(root, name)))

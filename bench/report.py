@@ -25,7 +25,9 @@ SECTIONS = {
     "ipc": "a libqb server that answers with zeros",
     "guests": "the first request for properties",
     "clients": "three users of the mount without local clients",
-    "bytes": "bare sqlite3, a commit per transaction",
+    "bytes": "bare sqlite3, a commit per transaction; one segment",
+    "idle": "a file that a bare pwrite extends by as many bytes as often",
+    "start": "the same database without a journal",
 }
 NO_LIMIT = float("inf")
 
