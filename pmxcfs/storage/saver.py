@@ -40,7 +40,7 @@ from pmxcfs.tree.adoption import Adoption
 
 _log = logging.getLogger("pmxcfs.database")
 
-OVERDUE_SIZE = 16 << 20  # bytes of journal that wait; then changes wait for a save that runs
+OVERDUE_SIZE = 16 << 20  # bytes of journal to save or to let go of; then changes wait for a save
 CHECKPOINT_INTERVAL = 2.0  # seconds between attempts to cut the database's log
 READER_TIMEOUT = 60.0  # seconds that a reader may keep the log from being cut unnoticed
 RETRY_AFTER = 2.0  # seconds after a failed save; twice as long after each further one, up to:
@@ -86,6 +86,7 @@ class Saver:
         self._condition = threading.Condition()  # guards the following; told when a save has ended
         self._schedule = Schedule()
         self._saved = journal.position  # from here on, the journal's bytes wait to be saved
+        self._released = journal.position  # as of the last save that let go of segments
         self._wakes_at = NOW  # when the thread looks again by itself; NOW: it works
         self._requests = self._answered = 0  # calls of save_now
         self._outcome: StoreError | None = None  # of the last save
@@ -116,8 +117,12 @@ class Saver:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether so much waits that changes are to wait for the save that runs. Never blocks."""
-        return self._is_saving and self._waiting_size() > OVERDUE_SIZE
+        """Whether so much waits that changes are to wait for the save that runs. Never blocks.
+
+        What the running save has in the database counts until its segments are history: until then
+        they take as much of the disk.
+        """
+        return self._is_saving and self._journal.size_since(self._released) > OVERDUE_SIZE
 
     @property
     def waiting_bytes(self) -> int:
@@ -308,6 +313,7 @@ class Saver:
             self._journal.release(mark.position)
         except StoreError as error:
             _log.warning("%s; the next save lets go of what the journal need not have", error)
+        self._released = mark.position
 
     def _note_saved(self, position: Position) -> None:
         with self._condition:

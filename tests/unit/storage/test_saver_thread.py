@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from pmxcfs.errors import StoreError
 from pmxcfs.storage import schedule as schedule_module
+from pmxcfs.storage.mark import Position
 from pmxcfs.storage.saver import Saver
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.saving import WAIT, World
@@ -88,6 +90,29 @@ def test_changes_wait_for_a_save_that_runs_if_too_much_waits(running: World) -> 
     running.saver.await_save(timeout=0.01)
     assert running.saver.is_overdue
     running.may_be_saved.set()
+    running.saver.await_save(timeout=WAIT)
+    assert not running.saver.is_overdue
+
+
+def test_changes_wait_for_segments_that_become_history_if_too_much_is_on_the_disk(
+    running: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has them already, but they take as much of the disk until they are rewritten."""
+    is_releasing, may_release = threading.Event(), threading.Event()
+    release = running.journal.release
+
+    def wait_and_release(position: Position) -> None:
+        is_releasing.set()
+        assert may_release.wait(WAIT)
+        release(position)
+
+    monkeypatch.setattr(running.journal, "release", wait_and_release)
+    running.change("a", size=9 << 20)
+    assert is_releasing.wait(WAIT)
+    running.append(9 << 20)
+    assert running.saver.is_overdue
+    assert running.saver.waiting_bytes < 10 << 20
+    may_release.set()
     running.saver.await_save(timeout=WAIT)
     assert not running.saver.is_overdue
 
