@@ -225,9 +225,13 @@ class Replica:
         return done
 
     def _undo(self, error: PmxcfsError | None, *, has_begun: bool) -> None:
-        """Undo what was not written, if that is what *error* means."""
+        """Undo what was not written, if that is what *error* means.
+
+        If another group is being written, that group decides, and deferred changes are part of it.
+        """
         if isinstance(error, StoreError):
-            self._roll_back(error)  # deferred changes, too, which can't be written either
+            if not self._is_writing:
+                self._roll_back(error)  # deferred changes, too, which can't be written either
         elif error is not None and has_begun:
             self._log.lose()  # as it is not known whether the records were written
             self._roll_back(StoreError(str(error), error.errno))

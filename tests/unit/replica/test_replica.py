@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from pmxcfs.replica import tickets
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage import records
+from pmxcfs.storage import records, segment_file
 from pmxcfs.storage.records import Before
 from pmxcfs.storage.saver import Saver
 from pmxcfs.tree.apply import Change
@@ -262,6 +263,45 @@ def test_without_room_nothing_is_applied(
     below.failures.clear()
     world.issuer.submit(large)
     assert not world.replica.is_degraded
+
+
+def test_a_change_without_room_does_not_undo_one_that_is_being_written(
+    tmp_path: Path, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_log(FULL)
+    yielding = Yielding(room=8)
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK, yielding=yielding, lock=yielding.lock)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=yielding)
+    is_asked, may_fail = threading.Event(), threading.Event()
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        is_asked.set()
+        assert may_fail.wait(WAIT)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def submit(mutation: Mutation) -> str:
+        with yielding.lock:
+            return issuer.submit(mutation).path
+
+    with contextlib.closing(stored), device() as below, ThreadPoolExecutor() as pool:
+        with yielding.lock:
+            stored.replica.check_writable()
+            issuer.submit(Create("f.x"))
+        monkeypatch.setattr(segment_file, "reserve", full)
+        large = pool.submit(submit, Write("f.x", 0, bytes(1 << 20), True))
+        assert is_asked.wait(WAIT)
+        small = pool.submit(submit, Mkdir("d"))
+        yielding.await_away(2)
+        below.runs.clear()
+        may_fail.set()
+        with pytest.raises(StoreError):
+            large.result(WAIT)
+        assert below.stands_still.wait(WAIT)
+        below.runs.set()
+        assert small.result(WAIT) == "d"
+        assert stored.tree.find("d") is not None
+        assert [version for version, _ in stored.changes()] == [2, 3]
+    assert recovered_tree(tmp_path).find("d") is not None
 
 
 def test_a_replayed_change_is_not_undone_by_a_later_failure(
