@@ -176,12 +176,14 @@ class Journal:
     def begin_segment(self, *, version: int, sync: bool = True) -> None:
         """End the current segment and begin a new one; *version* is the tree's. Blocks.
 
-        The end is cut off behind the last record and synced; with *sync* false the next ``sync``
-        does that. A broken journal can be used again afterwards: the owner has had the tree saved,
-        or writes again what the database lacks. Raises StoreError.
+        The end is cut off behind the last record and synced. A broken journal can be used again
+        afterwards: the owner has had the tree saved, or writes again what the database lacks. With
+        *sync* false the next ``sync`` does that, and a broken journal stays so. Raises StoreError.
         """
         with self._lock:
             self._check_open()
+            if not sync:
+                self._check_usable()
             try:
                 self._with_room(partial(self._begin, version))
             except (OSError, StoreError) as error:
@@ -203,6 +205,7 @@ class Journal:
                     return
                 covered = self.position.sequence
                 sealed, current = self._sealed.copy(), self._current
+                directory = self._descriptor
                 was_listed, self._is_listed = self._is_listed, True
             path = self._directory
             try:
@@ -211,7 +214,7 @@ class Journal:
                     segment.sync()
                 path = self._directory
                 if not was_listed:
-                    os.fsync(self._descriptor)
+                    os.fsync(directory)
             except OSError as error:
                 with self._lock:
                     self._is_listed = False
@@ -219,9 +222,9 @@ class Journal:
             with self._lock:
                 self._sealed = [segment for segment in self._sealed if segment not in sealed]
                 self._synced = covered
+                self._close_unused()
             for segment in sealed:
                 segment.close()
-            self._close_untrusted()
 
     def release(self, position: Position) -> None:
         """Give the segments before that of *position* to the history, or drop them. Blocks.
@@ -317,11 +320,8 @@ class Journal:
 
     def _begin(self, version: int) -> None:
         """End the current segment without a sync, and begin one. Raises OSError, StoreError."""
-        if self.is_broken or self.failure is not None:
-            # Another file system may be there now. A sync may still use the descriptor.
-            self._left, self._descriptor = [*self._left, self._descriptor], -1
-        if self._descriptor < 0:
-            self._open()
+        if self._descriptor < 0 or self.is_broken or self.failure is not None:
+            self._open()  # another file system may be there now
         old, sequence = self._current, self.position.sequence
         if old is not None and old.is_empty:
             self._drop_current(old)  # the new one gets the same name
@@ -342,6 +342,7 @@ class Journal:
         self.position = Position(sequence, HEADER_SIZE, sequence)
         self._current, self._room = current, current.room - SPARE
         self.is_broken, self.failure = False, None
+        self._close_what_no_sync_uses()
 
     def _open(self) -> None:
         """Open the directory, and note the segments that it has. Raises OSError, StoreError."""
@@ -361,7 +362,10 @@ class Journal:
             else:
                 self._starts[place.first] = self._total
                 self._total += place.size
-        self._descriptor = open_directory(self._directory)
+        descriptor = open_directory(self._directory)
+        self._left.append(self._descriptor)
+        self._descriptor = descriptor
+        self._close_what_no_sync_uses()
 
     def _drop_current(self, old: SegmentFile) -> None:
         """Remove the current segment, which has no records."""
@@ -369,7 +373,7 @@ class Journal:
             os.unlink(old.path.name, dir_fd=self._descriptor)
         self._untrusted.append(old)  # a sync may still use the descriptor
         self._current, self._room = None, _NO_ROOM
-        self._total = self._starts.pop(old.first)
+        self._total = self._starts.pop(old.first, self._total)
 
     def _make_way(self, sequence: int) -> None:
         """Remove a segment that a start has left without a record. Raises OSError, StoreError."""
@@ -414,11 +418,18 @@ class Journal:
         self.is_broken, self._room = True, _NO_ROOM
         return self._same_failure()
 
-    def _close_untrusted(self) -> None:
-        """Close the segments that are of no use. Needs _sync_lock, takes _lock."""
-        with self._lock:
-            untrusted, self._untrusted = self._untrusted, []
-            left, self._left = self._left, []
+    def _close_what_no_sync_uses(self) -> None:
+        """Close what is of no use, unless a sync runs, which does that when it succeeds."""
+        if self._sync_lock.acquire(blocking=False):
+            try:
+                self._close_unused()
+            finally:
+                self._sync_lock.release()
+
+    def _close_unused(self) -> None:
+        """Close the segments and descriptors that are of no use. Needs _sync_lock, too."""
+        untrusted, self._untrusted = self._untrusted, []
+        left, self._left = self._left, []
         _close(left)
         for segment in untrusted:
             segment.close()

@@ -402,3 +402,56 @@ def test_less_is_reserved_where_there_is_not_enough_for_a_whole_step(
         journal.make_room(2 * SPARE, version=3)
     assert journal.has_room(2 * SPARE)
     assert read(home / name_of(FIRST)).end > HEADER_SIZE
+
+
+def test_attempts_without_success_keep_no_descriptors(
+    home: Path, below: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    below.failures["reserve"] = errno.ENOSPC
+    with contextlib.closing(started(home)) as journal:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(10):
+            now += ATTEMPT_INTERVAL
+            with pytest.raises(StoreError):
+                journal.make_room(1, version=3)
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_syncs_without_success_keep_no_descriptors(home: Path, below: Device) -> None:
+    with contextlib.closing(started(home)) as journal:
+        before = len(os.listdir("/proc/self/fd"))
+        below.failures["sync"] = errno.EIO
+        for version in range(10):
+            with pytest.raises(StoreError):
+                journal.begin_segment(version=version)
+            if not journal.is_broken:
+                journal.append([encode(WRITE)])
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_broken_journal_is_not_mended_by_the_next_full_segment(
+    journal: Journal, below: Device
+) -> None:
+    """Else a sync would succeed later, without what was in the segment that failed."""
+    below.failures["sync"] = errno.EIO
+    with pytest.raises(StoreError):
+        journal.sync()
+    below.failures.clear()
+    with pytest.raises(StoreError):
+        journal.begin_segment(version=4, sync=False)
+    assert journal.is_broken
+    journal.begin_segment(version=4)
+    assert not journal.is_broken
+
+
+def test_a_journal_goes_on_if_its_files_are_gone(home: Path, below: Device) -> None:
+    with contextlib.closing(started(home)) as journal:
+        below.failures["write"] = errno.EIO
+        fails(journal)
+        below.failures.clear()
+        (home / name_of(FIRST)).unlink()
+        journal.begin_segment(version=4)
+        journal.append(GROUP)
+        assert records_in(home) == list(SAMPLES)
