@@ -198,13 +198,16 @@ class ChangeLog:
     def sync(self, *, version: int) -> None:
         """Bring all written records to the device. Blocks. Raises StoreError.
 
-        If that fails, the tree is saved into the database instead. *version* is the tree's.
+        If that fails, or if records are missing, the tree is saved into the database instead.
+        *version* is the tree's.
         """
         try:
             self._journal.sync()
+            if not self.has_gap:
+                return
         except StoreError as error:
             self._outage.fails(error)
-            self.make_ready(0, version=version)
+        self.make_ready(0, version=version)
 
     def make_ready(self, size: int, *, version: int) -> None:
         """Make room for records of *size* bytes; after a failure, write what is owed. Blocks.

@@ -321,3 +321,18 @@ def test_writing_is_not_paused_while_a_thread_writes(world: World, below: Device
         waiting.result(WAIT)
     with world.log.paused() as is_paused:
         assert is_paused
+
+
+def test_a_sync_needs_the_tree_saved_while_records_are_missing(
+    world: World, expect_log: ExpectLog
+) -> None:
+    """After a failure the journal can have a new segment, and the database still lacks the rest."""
+    expect_log("the disk is full; nothing is changed")
+    world.log.lose()
+    world.save_error = StoreError("the disk is full", errno.ENOSPC)
+    with pytest.raises(StoreError):
+        world.log.sync(version=2)
+    world.save_error = None
+    world.log.sync(version=2)
+    assert world.saves == 2
+    assert world.log.is_writable
