@@ -115,7 +115,9 @@ class LocalIssuer:
                 self._queue.remove(ticket)
                 ticket.is_queued = False
                 ticket.finish(error)
-            raise
+                raise
+            if not ticket.is_done:  # another thread has taken it meanwhile
+                self._await(ticket)
 
     def _deliver(self) -> None:
         group, self._queue = self._queue, []
