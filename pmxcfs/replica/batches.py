@@ -69,12 +69,12 @@ class Batches:
         """Note what has changed since the tree's last ``mark_written``."""
         self._unsaved.update(dict.fromkeys(self._tree.changed()))
 
-    def adopted(self, *, is_saved: bool) -> None:
-        """Note that the tree was replaced, and whether the database has it."""
+    def adopted(self, notes: object, *, is_saved: bool) -> None:
+        """Note that the tree was replaced, and whether the database has it and *notes*."""
         self._unsaved = {}
         self._is_whole = not is_saved
         if is_saved:
-            self._saved_notes = self._departures.notes
+            self._saved_notes = notes
 
     # For the saver, without the lock.
 

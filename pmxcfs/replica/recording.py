@@ -108,6 +108,15 @@ def is_heartbeat(path: str) -> bool:
     return name in _HEARTBEATS or ".tmp." in name or path.startswith("priv/lock/")
 
 
+def is_configuration(done: Sequence[Recorded]) -> bool:
+    """Tell whether one of *done* is not of a file that is rewritten every few seconds."""
+    for applied in done:
+        change = applied.change
+        if not is_heartbeat(change.path):
+            return True
+    return False
+
+
 def _row_of(entry: Entry) -> bytes:
     """Return the record of the row of an attached *entry* as it is."""
     parent = entry.parent

@@ -61,7 +61,3 @@ cdef class Replica:
 
     @cython.locals(applied=Applied)
     cdef object _announce(self, list done)
-
-
-@cython.locals(applied=Applied)
-cdef bint _is_configuration(done) except -1

@@ -32,7 +32,7 @@ from pmxcfs.replica.batches import Batches
 from pmxcfs.replica.change_log import ChangeLog
 from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.recording import (
-    is_heartbeat,
+    is_configuration,
     record_notes,
     records_of,
     records_of_adoption,
@@ -42,7 +42,7 @@ from pmxcfs.replica.tickets import NAME_TIMEOUT, Signal, Ticket
 from pmxcfs.replica.waiting import Yielding
 from pmxcfs.storage import conflicts
 from pmxcfs.storage.database import Database
-from pmxcfs.storage.divergence import Removal
+from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.saver import Saver
 from pmxcfs.text import to_bytes
@@ -136,6 +136,8 @@ class Replica:
             must_save_all=must_save_all,
         )
         self.saver = Saver(database, journal, self._batches)
+        if self._batches.has_unsaved:
+            self.saver.note_change(is_configuration=True)
         self._database = database
         self.writes = 0  # groups of records written since the start, in local mode
         self._yielding = yielding
@@ -225,12 +227,9 @@ class Replica:
         return done
 
     def _undo(self, error: PmxcfsError | None, *, has_begun: bool) -> None:
-        """Undo what was not written, if that is what *error* means.
-
-        If another group is being written, that group decides, and deferred changes are part of it.
-        """
+        """Undo what was not written, if that is what *error* means."""
         if isinstance(error, StoreError):
-            if not self._is_writing:
+            if not self._is_writing:  # else the deferred changes are part of another group
                 self._roll_back(error)  # deferred changes, too, which can't be written either
         elif error is not None and has_begun:
             self._log.lose()  # as it is not known whether the records were written
@@ -323,7 +322,7 @@ class Replica:
         finally:
             if has_failed:
                 self._roll_back(StoreError("a new file could not be stored, by a bug"))
-        self._has_configuration = self._has_configuration or _is_configuration(done)
+        self._has_configuration = self._has_configuration or is_configuration(done)
         self._announce(done)
 
     def flush(self) -> None:
@@ -440,13 +439,15 @@ class Replica:
         lost = conflicts.lost_by(adoption, self.tree, note=note, removals=removals)
         if lost.is_fork or lost.older:
             self._keep_copy(lost, now=now, is_current=is_current)
-        with lock:
-            self.departures.adopted(side=side, fork=lost.fork if lost.is_fork else None)
         bodies = records_of_adoption(adoption, self.tree)
-        is_saved = is_current and self._save_adoption(adoption)
-        with lock:
-            self._swap(adoption, is_saved=is_saved)
-            self._log.begin_segment_with(bodies, version=self.tree.version)
+        with self.saver.alone():  # or our tree could be saved over the leader's
+            with lock:
+                self.departures.adopted(side=side, fork=lost.fork if lost.is_fork else None)
+                notes = self.departures.notes
+            is_saved = is_current and self._save_adoption(adoption, notes)
+            with lock:
+                self._swap(adoption, notes, is_saved=is_saved)
+                self._log.begin_segment_with(bodies, version=self.tree.version)
         self._on_pending()
 
     def can_keep_copy(self) -> bool:
@@ -483,26 +484,26 @@ class Replica:
             saved = self._database.read_removals()
         return [*saved, *self.departures.removals]
 
-    def _save_adoption(self, adoption: Adoption) -> bool:
+    def _save_adoption(self, adoption: Adoption, notes: Mapping[int, Note]) -> bool:
         """Save *adoption* before the tree is replaced; return whether that succeeded.
 
         Raises StoreError if the policy is ROLL_BACK. Blocks. Needs no lock.
         """
         try:
-            self.saver.save_adoption(adoption, notes=self.departures.notes)
+            self.saver.save_adoption(adoption, notes=notes)
         except StoreError:
             if self.policy is Policy.ROLL_BACK:
                 raise
             return False
         return True
 
-    def _swap(self, adoption: Adoption, *, is_saved: bool) -> None:
+    def _swap(self, adoption: Adoption, notes: Mapping[int, Note], *, is_saved: bool) -> None:
         reload = adoption.apply()
         self.guests.rebuild(self.tree)
         self.tree.mark_written()
-        self._batches.adopted(is_saved=is_saved)
+        self._batches.adopted(notes, is_saved=is_saved)
         if not is_saved:
-            self._log.has_gap = True
+            self._log.lose()
         for listener in self._on_reload:
             listener(reload)
 
@@ -571,9 +572,9 @@ class Replica:
 
     def _mark_written(self, done: Sequence[Applied]) -> None:
         """Note that what was applied so far stays; the database is to follow."""
-        is_configuration = self._has_configuration or _is_configuration(done)
+        is_soon = self._has_configuration or is_configuration(done)
         self._has_configuration = False
-        self.saver.note_change(is_configuration=is_configuration)
+        self.saver.note_change(is_configuration=is_soon)
         self._keep()
 
     def _roll_back(self, error: StoreError) -> None:
@@ -593,11 +594,3 @@ class Replica:
             is_foreign = applied.ticket.foreign or applied.ticket.error is not None
             for listener in self._on_change:
                 listener(applied.change, foreign=is_foreign)
-
-
-def _is_configuration(done: Sequence[Applied]) -> bool:
-    """Tell whether one of *done* is not of a file that is rewritten every few seconds."""
-    for applied in done:  # noqa: SIM110, as a loop is compiled to C
-        if not is_heartbeat(applied.change.path):
-            return True
-    return False

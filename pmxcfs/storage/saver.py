@@ -24,6 +24,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from pmxcfs.errors import StoreError
@@ -82,7 +83,7 @@ class Saver:
         self._source = source
         self._clock = clock  # monotonic seconds
         self._new_id = new_id
-        self._mutex = threading.Lock()  # held during a save
+        self._mutex = threading.RLock()  # held during a save
         self._condition = threading.Condition()  # guards the following; told when a save has ended
         self._schedule = Schedule()
         self._saved = journal.position  # from here on, the journal's bytes wait to be saved
@@ -209,6 +210,10 @@ class Saver:
                 raise
             finally:
                 self._end(error, answering)
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep other threads from saving until the block ends. Waits for the save that runs."""
+        return self._mutex
 
     def save_adoption(self, adoption: Adoption, *, notes: Mapping[int, Note]) -> None:
         """Save another node's tree in place of ours, of which nothing is unsaved. Blocks.

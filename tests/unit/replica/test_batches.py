@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from pmxcfs.replica.replica import Policy
 from pmxcfs.storage.database import Batch
 from pmxcfs.storage.mark import Position
 from pmxcfs.storage.saver import Source
+from pmxcfs.storage.schedule import PAUSE
 from pmxcfs.storage.schema import version_row
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
@@ -162,3 +164,13 @@ def test_a_journal_without_room_fails_a_save_at_once(
         node.replica.try_again()
         node.replica.saver.save()
     assert stored(node.path).index() == node.replica.state()
+
+
+def test_what_was_replayed_is_saved_soon(tmp_path: Path) -> None:
+    for is_restart in (False, True):
+        with contextlib.closing(StoredReplica(tmp_path)) as node:
+            saver = node.replica.saver
+            assert (saver._due_at() < time.monotonic() + 2 * PAUSE) is is_restart
+            node.replica.check_writable()
+            node.deliver(Mkdir(f"d{is_restart}"))
+            node.replica.write_out()

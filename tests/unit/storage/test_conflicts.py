@@ -4,7 +4,8 @@ import contextlib
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from pmxcfs.storage.create import making
 from pmxcfs.storage.database import whole_batch
 from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.kept_copies import FORK, Description, find_copy
+from pmxcfs.storage.saver import Saver
+from pmxcfs.tree.adoption import Adoption
 from tests.conftest import ExpectLog
 from tests.fakes.data.trees import ROOT, directory, file, records_of, tree_of
 from tests.fakes.doubles.departing import NODES, NOW, Node
@@ -531,3 +534,22 @@ def test_the_divergence_ends_when_an_adoption_is_saved_later(
     assert node.notes() == {}
     node.restart()
     assert node.tree.index() == a_majority().index()
+
+
+def test_no_save_comes_between_the_leaders_tree_in_the_database_and_in_ram(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would write our tree over the leader's, and the next saves would not know."""
+    real = Saver.save_adoption
+    others: list[bool] = []
+
+    def save_adoption(saver: Saver, adoption: Adoption, *, notes: Mapping[int, Note]) -> None:
+        real(saver, adoption, notes=notes)
+        with ThreadPoolExecutor() as pool:
+            others.append(pool.submit(saver._mutex.acquire, blocking=False).result())
+
+    monkeypatch.setattr(Saver, "save_adoption", save_adoption)
+    node.become(a_majority())
+    assert others == [False]
+    node.replica.saver.save(whole=True)
+    assert stored(node.path).index() == node.tree.index() == a_majority().index()
