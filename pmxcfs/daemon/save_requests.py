@@ -4,10 +4,13 @@ Threads: ``save`` works while there is a request; it ends by itself. ``begin`` a
 for any thread, and never block. Contract: docs/spec/storage.md, "Handing over".
 """
 
+import logging
 import threading
 from collections.abc import Callable
 
 from pmxcfs.errors import NotFound, StoreError
+
+_log = logging.getLogger("pmxcfs.database")
 
 
 class SaveRequests:
@@ -52,6 +55,8 @@ class SaveRequests:
                 outcome = ""
             except StoreError as error:
                 outcome = str(error)
+            except Exception:  # noqa: BLE001, as later requests must be answered, too
+                _log.exception("the save for a client has failed, which is a bug")
             finally:
                 with self._lock:
                     self._outcome, self._done = outcome, number

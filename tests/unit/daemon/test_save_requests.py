@@ -8,6 +8,7 @@ import pytest
 
 from pmxcfs.daemon.save_requests import SaveRequests
 from pmxcfs.errors import NotFound, StoreError
+from tests.conftest import ExpectLog
 
 TIMEOUT = 10.0  # seconds
 
@@ -68,3 +69,20 @@ def test_an_unknown_number_is_refused() -> None:
     for number in (0, 1):
         with pytest.raises(NotFound):
             requests.outcome(number)
+
+
+def test_a_bug_in_a_save_does_not_keep_later_requests_from_an_answer(
+    expect_log: ExpectLog,
+) -> None:
+    expect_log("the save for a client has failed, which is a bug")
+    faults: list[Exception] = [ValueError()]
+
+    def save() -> None:
+        if faults:
+            raise faults.pop()
+
+    requests = SaveRequests(save)
+    number = requests.begin()
+    wait_for(lambda: requests.outcome(number) == "a bug, see the log")
+    number = requests.begin()
+    wait_for(lambda: requests.outcome(number) == "")
