@@ -5,14 +5,12 @@ Contract: docs/spec/storage.md, "Start".
 
 import contextlib
 import functools
-from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from pmxcfs._core import Tree
 from pmxcfs.storage.database import Database
-from pmxcfs.storage.history import History, PrivateNow
+from pmxcfs.storage.history import History, private_in
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.recovery import Found, Recovered, recover, settle
 
@@ -47,7 +45,7 @@ class Storage(NamedTuple):
                 lineage=recovered.lineage,
                 sequence=recovered.sequence,
                 version=recovered.tree.version,
-                history=History(directory, private_now=_private_in(recovered.tree, lock)),
+                history=History(directory, private_now=private_in(recovered.tree, lock)),
                 # No record is appended, and so none is let go, before what is left over is kept.
                 prepare=functools.partial(settle, recovered, directory, now=now),
             )
@@ -55,17 +53,8 @@ class Storage(NamedTuple):
         return cls(database, journal, recovered)
 
     def close(self) -> None:
-        """Close both. Blocks."""
-        self.journal.close()
-        self.database.close()
-
-
-def _private_in(tree: Tree, lock: AbstractContextManager[object]) -> PrivateNow:
-    """Return a function that tells which of some inodes are private in *tree*; it takes *lock*."""
-
-    def private_now(inodes: Collection[int]) -> Collection[int]:
-        with lock:
-            found = [tree.get(inode) for inode in inodes]
-        return {entry.inode for entry in found if entry is not None and entry.private}
-
-    return private_now
+        """Close both. Blocks. Raises StoreError if the journal's last sync fails."""
+        try:
+            self.journal.close()
+        finally:
+            self.database.close()

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from pmxcfs.storage.database import COMPANIONS, Batch, Database, whole_batch
+from pmxcfs.storage.history import History, private_in
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.mark import Position
 from pmxcfs.storage.recovery import Recovered, find, inspect, recover, settle
@@ -46,6 +47,7 @@ def _save(database: Database, recovered: Recovered, directory: Path) -> None:
         lineage=recovered.lineage,
         sequence=recovered.sequence,
         version=tree.version,
+        history=History(directory, private_now=private_in(tree, contextlib.nullcontext())),
     )
     with contextlib.closing(journal):
         if journal.failure is not None:

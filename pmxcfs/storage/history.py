@@ -18,10 +18,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from zstandard import ZstdCompressor
 
+from pmxcfs._core import Tree
 from pmxcfs._cpg import decode as decode_message
 from pmxcfs._cpg import encode as encode_message
 from pmxcfs.host.files import FILE_MODE, replace_file
@@ -49,6 +51,17 @@ _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 
 # Returns which of the entries with these inodes have a private path now.
 PrivateNow = Callable[[Collection[int]], Collection[int]]
+
+
+def private_in(tree: Tree, lock: AbstractContextManager[object]) -> PrivateNow:
+    """Return a function that tells which of some inodes are private in *tree*; it takes *lock*."""
+
+    def private_now(inodes: Collection[int]) -> Collection[int]:
+        with lock:
+            found = [tree.get(inode) for inode in inodes]
+        return {entry.inode for entry in found if entry is not None and entry.private}
+
+    return private_now
 
 
 class History:

@@ -16,7 +16,9 @@ from pmxcfs.storage.database import Database
 from pmxcfs.storage.fold import fold
 from pmxcfs.storage.journal_reader import JournalFiles
 from pmxcfs.storage.kept_copies import kept_copies
+from pmxcfs.storage.records import Change
 from pmxcfs.storage.recovery import inspect
+from pmxcfs.storage.segments import scan
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.journals import JournalingNode, content, write
 from tests.fakes.doubles.store import contents_of, query, stored
@@ -227,3 +229,11 @@ def test_checkpoint_says_which_daemon_has_the_directory_if_none_answers(
         assert main(["checkpoint", *words]) == 1
     assert f"is in use by the daemon with pid {os.getpid()}" in capsys.readouterr().err
     assert files_of(node.directory) == before
+
+
+def test_a_fold_keeps_the_history(node: JournalingNode, path: Path) -> None:
+    fold(path, now=NOW)
+    places = scan(node.directory).segments
+    kept = [place.read() for place in places if place.header and place.header.is_history]
+    changes = [found.record for segment in kept for found in segment.records]
+    assert [type(record) for record in changes].count(Change) == 8

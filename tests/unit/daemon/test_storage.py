@@ -1,6 +1,7 @@
 """Database and journal of a daemon at its start."""
 
 import contextlib
+import errno
 import threading
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from pmxcfs.daemon.storage import Storage
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import Create
 from pmxcfs.storage.kept_copies import kept_copies
+from pmxcfs.storage.records import encode
 from pmxcfs.storage.recovery import inspect
 from tests.conftest import ExpectLog
+from tests.fakes.data.journals import WRITE
+from tests.fakes.doubles.device import device
 from tests.fakes.doubles.journals import JournalingNode
 
 OTHER = r"the database is not the one that the journal goes on from, .*; they are kept as .*"
@@ -46,3 +50,15 @@ def test_no_segment_is_begun_before_what_is_left_over_is_kept(
         storage.journal.make_room(100, version=1)
         assert storage.journal.failure is None
     assert len(kept_copies(tmp_path)) == 1
+
+
+def test_the_database_is_closed_if_the_journal_fails_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "config.db"
+    storage = opened(path)
+    storage.journal.make_room(100, version=1)
+    storage.journal.append([encode(WRITE)])
+    with device() as below:
+        below.failures["sync"] = errno.EIO
+        with pytest.raises(StoreError):
+            storage.close()
+    assert not Path(f"{path}-wal").exists()
