@@ -165,8 +165,8 @@ class History:
 
 
 def is_private_path(path: bytes) -> bool:
-    """Tell whether only root may read what is at *path*."""
-    return _PRIVATE.match(path) is not None
+    """Tell whether only root may read what is at *path*, as the cluster has sent it."""
+    return _PRIVATE.match(b"/".join(filter(None, path.split(b"/")))) is not None
 
 
 def _remove(path: Path) -> None:

@@ -87,7 +87,8 @@ def test_it_is_compressed(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["priv/shadow.cfg", "nodes/a/priv/key", "priv/lock/x", "nodes/\udcff/priv/a/b"]
+    "path",
+    ["priv/shadow.cfg", "nodes/a/priv/key", "priv/lock/x", "nodes/\udcff/priv/a/b", "//priv//x"],
 )
 def test_content_at_a_private_path_is_left_out(home: Path, path: str) -> None:
     secret = change(8, write(path, SECRET))
@@ -105,7 +106,9 @@ def test_content_at_a_path_that_only_looks_private_stays(home: Path, path: str) 
     assert records_of(rewritten(home, record)) == [record]
 
 
-@pytest.mark.parametrize("path", [b"priv", b"priv/", b"priv/a\nb", b"nodes/a\n/priv/x"])
+@pytest.mark.parametrize(
+    "path", [b"priv", b"priv/", b"priv/a\nb", b"nodes/a\n/priv/x", b"/nodes//a/priv"]
+)
 def test_private_paths(path: bytes) -> None:
     assert is_private_path(path)
 
