@@ -260,6 +260,9 @@ class ChangeLog:
                 self._pending.extendleft(reversed(bodies))
                 self._outage.fails(error)
                 raise
+            except Exception:
+                self.lose()  # as these records are gone
+                raise
             self._written += size
 
     def _take(self) -> list[bytes]:

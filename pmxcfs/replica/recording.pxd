@@ -8,9 +8,9 @@ from pmxcfs.tree.apply cimport Change
 cpdef Py_ssize_t size_of(mutation, Tree tree) except -1
 cpdef list records_of(done, before, now_ns)
 cpdef bint is_heartbeat(str path) except -1
+cdef Py_ssize_t _size_at(str path, Tree tree) except -1
+cdef object _row(Entry entry, tuple state, done)
+
 
 @cython.locals(change=Change)
 cpdef bint is_configuration(done) except -1
-
-cdef Py_ssize_t _size_at(str path, Tree tree) except -1
-cdef object _row(Entry entry, tuple state, done)

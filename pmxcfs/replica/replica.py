@@ -362,8 +362,12 @@ class Replica:
     def write_out(self) -> None:
         """Write what waits; in a cluster a failure degrades this node. Blocks. Needs no lock."""
         if self.policy is Policy.KEEP:
-            with contextlib.suppress(StoreError):
+            try:
                 self._log.write()
+            except StoreError:
+                pass  # which the log has noted
+            except Exception:  # noqa: BLE001, as other nodes have the changes
+                _log.exception("records could not be written, which is a bug: the tree is saved")
 
     def sync(self) -> None:
         """Bring all changes to the device. Blocks. Needs no lock. Raises StoreError."""

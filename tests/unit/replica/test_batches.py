@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -174,3 +175,26 @@ def test_what_was_replayed_is_saved_soon(tmp_path: Path) -> None:
             node.replica.check_writable()
             node.deliver(Mkdir(f"d{is_restart}"))
             node.replica.write_out()
+
+
+def test_records_that_a_bug_keeps_from_the_journal_are_replaced_by_a_save_of_the_tree(
+    node: StoredReplica, tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    expect_log("records could not be written, which is a bug: the tree is saved")
+
+    def fail(*_: object) -> int:
+        raise ValueError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        node.deliver(Mkdir("d"))
+        node.replica.write_out()
+    assert node.replica.is_degraded
+    node.deliver(Mkdir("e"))
+    node.replica.saver.save()
+    assert not node.replica.is_degraded
+    node.deliver(Mkdir("f"))
+    node.replica.write_out()
+    expected = node.tree.checksum()
+    node.close()
+    assert recovered_tree(tmp_path).checksum() == expected

@@ -11,6 +11,7 @@ import pytest
 
 from pmxcfs.errors import StoreError
 from pmxcfs.replica.change_log import MAX_OWED, MAX_STALLED, ChangeLog
+from pmxcfs.storage._journal import MAX_BODY
 from pmxcfs.storage.journal import SEGMENT_LIMIT, Journal
 from pmxcfs.storage.records import Gap, Record, encode
 from pmxcfs.storage.segments import scan
@@ -336,3 +337,17 @@ def test_a_sync_needs_the_tree_saved_while_records_are_missing(
     world.log.sync(version=2)
     assert world.saves == 2
     assert world.log.is_writable
+
+
+def test_a_record_that_can_not_be_written_at_all_is_replaced_by_a_save_of_the_tree(
+    world: World,
+) -> None:
+    world.add(2)
+    world.log.add([bytes(MAX_BODY + 1)])
+    with pytest.raises(ValueError, match="a record has 1 to"):
+        world.log.write()
+    assert world.log.has_gap
+    world.log.make_ready(0, version=3)
+    world.add(4)
+    world.log.write()
+    assert world.versions() == [-9, 4]
