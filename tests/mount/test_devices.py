@@ -89,7 +89,9 @@ class Looks:
             "IPC": self._ask,
         }
         for name, step in steps.items():
+            starvation = self._mount.starvation()
             _, seconds = timed(step)
+            seconds -= starvation.seconds()  # without a free processor
             self.slowest[name] = max(self.slowest.get(name, 0.0), seconds)
 
     def _ask(self) -> None:
