@@ -197,7 +197,7 @@ class Journal:
         Raises StoreError; then the journal is broken. Appending goes on meanwhile. One that has
         waited for the sync of another thread needs none of its own if that began late enough.
         """
-        wanted = self.position.sequence
+        wanted, directory = self.position.sequence, -1
         with self._sync_lock:
             with self._lock:
                 self._check_usable()
@@ -391,7 +391,7 @@ class Journal:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise ValueError("the journal is closed")
+            raise StoreError(f"{self._directory} is closed, as the daemon ends", errno.ESHUTDOWN)
 
     def _check_usable(self) -> None:
         """Raise the failure if the journal is broken."""

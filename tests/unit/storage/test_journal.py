@@ -387,7 +387,7 @@ def test_a_closed_journal_can_not_be_used(home: Path) -> None:
         partial(journal.release, journal.position),
         journal.sync,
     ):
-        with pytest.raises(ValueError, match="the journal is closed"):
+        with pytest.raises(StoreError, match="is closed, as the daemon ends"):
             use()
 
 
