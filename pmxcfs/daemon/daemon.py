@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pmxcfs._core import Tree
 from pmxcfs.cluster.membership import COROSYNC_CONF, Clustering
 from pmxcfs.daemon.change_counter import ChangeCounter
 from pmxcfs.daemon.commands import UNLOCKED, TestCommands, TestedParts
@@ -49,8 +50,7 @@ from pmxcfs.rrd.writer import Recorder
 from pmxcfs.settings import Settings
 from pmxcfs.status.counters import Status
 from pmxcfs.status.files import links, status_files
-from pmxcfs.storage.create import making, traces_of_use, tree_with
-from pmxcfs.storage.database import whole_batch
+from pmxcfs.storage.create import traces_of_use, tree_with
 from pmxcfs.tree.locks import LockTable
 from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.ownership import Ownership
@@ -142,10 +142,16 @@ class Daemon:
     # Making the parts
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
-        path, now = self._settings.database, clock.seconds()
-        if not self._settings.local and not os.path.lexists(path):
-            _make_by_host_file(path, self._settings.corosync_conf, now=now)
-        self._storage = Storage.open(path, self._settings.journal, now=now, lock=session.LOCK)
+        settings, now = self._settings, clock.seconds()
+        is_new = not settings.local and not os.path.lexists(settings.database)
+        self._storage = Storage.open(
+            settings.database,
+            settings.journal,
+            now=now,
+            lock=session.LOCK,
+            scratch=settings.rundir,
+            fresh=_tree_by_host_file(settings.corosync_conf, now=now) if is_new else None,
+        )
         cleanup.callback(self._storage.close)
         self._tree, self._guests = self._storage.recovered.tree, self._storage.recovered.guests
         self._repairs = len(self._storage.recovered.repairs)
@@ -483,16 +489,13 @@ def workers_for(settings: Settings) -> int:
     return max(workers, least)
 
 
-def _make_by_host_file(path: Path, host_file: Path, *, now: int) -> None:
-    """Create a database with a copy of the host's corosync.conf, if the host has that file.
-
-    A failure leaves no database: with a database that lacks corosync.conf, the next start would not
-    join the cluster.
-    """
-    with contextlib.suppress(FileNotFoundError):
+def _tree_by_host_file(host_file: Path, *, now: int) -> Tree | None:
+    """Return a new tree with a copy of the host's corosync.conf, if the host has that file."""
+    try:
         content = host_file.read_bytes()
-        with making(path, now=now) as database:
-            database.save(whole_batch(tree_with(COROSYNC_CONF, content, now=now)), None)
+    except FileNotFoundError:
+        return None
+    return tree_with(COROSYNC_CONF, content, now=now)
 
 
 def _keep_collector_off_the_tree() -> None:

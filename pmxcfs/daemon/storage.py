@@ -9,10 +9,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from pmxcfs.storage.database import Database
+from pmxcfs._core import Tree
+from pmxcfs.errors import StoreError
+from pmxcfs.storage.create import making
+from pmxcfs.storage.database import Database, whole_batch
 from pmxcfs.storage.history import History, private_in
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.recovery import Found, Recovered, recover, settle
+from pmxcfs.storage.unwritable import why_unwritable
 
 
 class Storage(NamedTuple):
@@ -24,16 +28,24 @@ class Storage(NamedTuple):
 
     @classmethod
     def open(
-        cls, path: Path, directory: Path, *, now: int, lock: AbstractContextManager[object]
+        cls,
+        path: Path,
+        directory: Path,
+        *,
+        now: int,
+        lock: AbstractContextManager[object],
+        scratch: Path,
+        fresh: Tree | None = None,
     ) -> "Storage":
         """Open the database *path* and the journal in *directory*, and replay the journal. Blocks.
 
-        A missing database is created. *now* is in seconds since 1970, *lock* is the lock of the
-        tree to come. Raises StoreError if either can't be read. If nothing can be written, the
-        journal's ``failure`` says so.
+        A missing database is created, with the tree *fresh* if there is one. *now* is in seconds
+        since 1970, *lock* is the lock of the tree to come, *scratch* a directory for temporary
+        files. Raises StoreError if either can't be read. If nothing can be written, the
+        ``failure`` of the journal says so, and ``unwritten`` of the database.
         """
         with contextlib.ExitStack() as undo:
-            database = Database.open(path, now=now)
+            database = _open(path, now=now, scratch=scratch, fresh=fresh)
             undo.callback(database.close)
             loaded = database.load(now=now)
             found = Found(
@@ -58,3 +70,21 @@ class Storage(NamedTuple):
             self.journal.close()
         finally:
             self.database.close()
+
+
+def _open(path: Path, *, now: int, scratch: Path, fresh: Tree | None) -> Database:
+    """Open or create the database; if its directory can't be written, read it. Blocks.
+
+    A failure leaves no database without *fresh*: the next start would not join the cluster of its
+    corosync.conf. Raises StoreError.
+    """
+    try:
+        if fresh is not None:
+            with making(path, now=now) as database:
+                database.save(whole_batch(fresh), None)
+        return Database.open(path, now=now)
+    except StoreError as error:
+        why = why_unwritable(path, error)
+        if why is None:
+            raise
+    return Database.open_unwritable(path, why, fresh=fresh, now=now, scratch=scratch)

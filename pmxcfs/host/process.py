@@ -43,6 +43,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _MNT_FORCE = 1  # umount2(2): requests that still wait for an answer fail
 _MNT_DETACH = 2  # out of sight now, gone when nothing uses it any more
 _STDOUT, _STDERR = 1, 2  # descriptors
+_UNWRITABLE = frozenset([errno.EROFS, errno.ENOSPC, errno.EDQUOT])
 _READY = b"\0"  # what the daemon writes to its parent; anything else is the reason of a failure
 
 _log = logging.getLogger("pmxcfs.main")
@@ -150,38 +151,62 @@ def _check_is_ours(path: Path) -> None:
 
 
 class StateLock:
-    """The lock on a state directory, which one daemon at a time may use."""
+    """The lock on a state directory, which one daemon at a time may use.
+
+    It is a lock on a file in it. If that file can't be written, as the directory is read-only or
+    full, the directory itself is locked, too: the file may be missing.
+    """
 
     def __init__(self, path: Path, *, mountpoint: Path, timeout: float = LOCK_TIMEOUT) -> None:
         self._path = path
         self._mountpoint = mountpoint  # where a holder that was killed may be stuck
         self._timeout = timeout  # seconds
-        self._descriptor = -1
+        self._descriptors = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Take the lock. Blocks up to *timeout* seconds. Raises InUse, and StartError."""
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            with contextlib.ExitStack() as opened_here:
+                self._take(opened_here)
+                self._descriptors = opened_here.pop_all()
         except OSError as error:
             raise StartError(f"can't open lock file {self._path}: {error.strerror}") from None
-        try:
-            self._take(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
         return self
 
-    def _take(self, descriptor: int) -> None:
-        if _has_dying_holder(descriptor):
+    def _take(self, descriptors: contextlib.ExitStack) -> None:
+        is_writable = True
+        file = -1
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            is_writable = False
+            with contextlib.suppress(FileNotFoundError):
+                file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW)
+        if file >= 0:
+            descriptors.callback(os.close, file)
+            self._lock(file, self._path)
+        if is_writable:
+            is_writable = _write_pid(file)
+        self._lock_directory(descriptors, is_kept=not is_writable)
+
+    def _lock(self, descriptor: int, path: Path) -> None:
+        if path == self._path and _has_dying_holder(descriptor):
             self._free_holder()
         if not lock_file(descriptor, self._timeout):
-            holder = _holder(descriptor) or "unknown"
+            holder = (_holder(descriptor) if path == self._path else "") or "unknown"
             raise InUse(
                 f"the state directory {self._path.parent} is in use by the daemon with pid {holder}"
             )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+
+    def _lock_directory(self, descriptors: contextlib.ExitStack, *, is_kept: bool) -> None:
+        """Wait until no daemon that could not write the file has the directory; lock it if kept."""
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        descriptors.callback(os.close, directory)
+        self._lock(directory, self._path.parent)
+        if not is_kept:
+            fcntl.flock(directory, fcntl.LOCK_UN)
 
     def _free_holder(self) -> None:
         """Detach the mount of a killed daemon that can't exit, so that it releases the lock.
@@ -198,7 +223,20 @@ class StateLock:
 
     def __exit__(self, *exc_info: object) -> None:
         """Give the lock back. The file stays: removing it would let two daemons lock two files."""
-        os.close(self._descriptor)
+        self._descriptors.close()
+
+
+def _write_pid(descriptor: int) -> bool:
+    """Write this process's pid into the lock file; return whether there was room for it."""
+    pid = b"%d\n" % os.getpid()
+    try:
+        os.pwrite(descriptor, pid, 0)
+        os.ftruncate(descriptor, len(pid))
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        return False
+    return True
 
 
 def _holder(descriptor: int) -> str:

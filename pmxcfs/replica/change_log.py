@@ -71,6 +71,8 @@ class ChangeLog:
             over="changes can be stored again",
             kind=lambda error: error.errno,
         )
+        if journal.failure is not None:  # it could not be written when it was started
+            self._outage.fails(journal.failure)
 
     @property
     def failure(self) -> StoreError | None:

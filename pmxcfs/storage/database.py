@@ -11,6 +11,10 @@ file; after a repair of the rows; or if another program has written another vers
 ``needs_whole`` is true, and the next save gets the whole tree, compares it with every row of the
 file, and writes the difference. After an I/O error it also opens the file again.
 
+A file that can only be read at the start, as its directory is read-only or full, is read into RAM
+by ``open_unwritable``. The next save opens it. It goes on only from what was read: another file
+that is there by then is left alone.
+
 No descriptor of the file, its log or its -shm file is closed outside SQLite while SQLite has them
 open: that would drop SQLite's POSIX locks.
 
@@ -23,35 +27,37 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError
-from pmxcfs.host.files import make_file, make_numbered_file, make_private, sync_directory
+from pmxcfs.host.files import make_file, make_private, sync_directory
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.storage import divergence
 from pmxcfs.storage.connect import BUSY_TIMEOUT, SETTINGS, connect, reader, real
+from pmxcfs.storage.copying import copy_to, put_in_place
 from pmxcfs.storage.divergence import Execute, Note, Removal
-from pmxcfs.storage.mark import Mark, drop_mark, read_mark, write_mark
+from pmxcfs.storage.mark import Mark, read_mark, write_mark
 from pmxcfs.storage.readers import Readers
 from pmxcfs.storage.repair import FRESH_VERSION, VERSION_NAME, Row, repair
 from pmxcfs.storage.schema import (
-    DELETE,
     SELECT_ROW,
     SELECT_ROWS,
     TABLE,
     WRITE,
     check_format,
     check_written,
+    difference,
     entries,
     entry_row,
     is_blank,
     record_row,
     signed,
     version_row,
+    write_rows,
 )
 from pmxcfs.storage.sqlite_errors import (
     CORRUPT_ADVICE,
@@ -60,6 +66,7 @@ from pmxcfs.storage.sqlite_errors import (
     translate,
     translated,
 )
+from pmxcfs.storage.unwritable import has_log, in_memory, read_into_memory
 from pmxcfs.tree.adoption import Adoption
 from pmxcfs.tree.guests import vmid_of
 
@@ -103,7 +110,7 @@ def whole_batch(tree: Tree) -> Batch:
 class Database:
     """An open database file. Made by ``open``."""
 
-    def __init__(self, path: Path, *, alone: bool) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, alone: bool = False) -> None:
         self._path = path
         self._alone = alone
         self._is_open = True
@@ -119,7 +126,9 @@ class Database:
         self._data_version: object = None  # changes when another connection has committed
         self._stamp: Row | None = None  # of the version row in the file, as far as we know
         self._readers: Readers | None = None  # None: alone, or not open
-        self._connection = connect(path, timeout=0 if alone else BUSY_TIMEOUT)
+        self._connection = connection
+        self._unwritten: StoreError | None = None  # why the connection is to a copy in RAM
+        self._is_missing = False  # the copy in RAM is not one of a file
 
     @classmethod
     def open(cls, path: Path, *, now: int, alone: bool = False) -> "Database":
@@ -131,17 +140,50 @@ class Database:
         with translated(path, "opened"):
             with contextlib.suppress(FileExistsError):
                 make_file(path)
-            database = cls(real(path), alone=alone)
+            path = real(path)
+            connection = connect(path, timeout=0 if alone else BUSY_TIMEOUT)
+            database = cls(path, connection, alone=alone)
             try:
                 database._prepare(now)
-                execute = database._connection.execute
-                database.mark = read_mark(execute)
-                database.version_row = execute(SELECT_ROW, (0,)).fetchone()
-                database.notes = divergence.read_notes(execute)
+                database._note_found()
             except BaseException:
                 database._disconnect()
                 raise
         return database
+
+    @classmethod
+    def open_unwritable(
+        cls, path: Path, why: StoreError, *, fresh: Tree | None, now: int, scratch: Path
+    ) -> "Database":
+        """Read the file into RAM; the next save opens it, and fails while it can't. Blocks.
+
+        Call it when ``open`` has failed; *why* is what ``why_unwritable`` says. A missing file
+        counts as one with *fresh*, without that as one with an empty tree of mtime *now*. Copies
+        are made in *scratch*. Raises StoreError if the file can't be read.
+        """
+        path = real(path)
+        found = read_into_memory(path, scratch=scratch)
+        database = cls(path, found or in_memory())
+        database._unwritten, database._is_missing = why, found is None
+        with translated(path, "read"):
+            if found is None:
+                database._connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+                database._create(now)
+                if fresh is not None:
+                    batch = whole_batch(fresh)
+                    write_rows(database._connection.execute, [*batch.rows, batch.version_row])
+            database._note_found()
+        return database
+
+    def _note_found(self) -> None:
+        execute = self._connection.execute
+        self.mark, self.version_row = _identity(execute)
+        self.notes = divergence.read_notes(execute)
+
+    @property
+    def unwritten(self) -> StoreError | None:
+        """Why the file could not be opened to write at the start, nor since; None if it could."""
+        return self._unwritten
 
     @property
     def path(self) -> Path:
@@ -187,7 +229,7 @@ class Database:
             if not loaded.repairs:
                 return loaded, None
             with translated(self._path, "repaired"):
-                copy = self._copy_to(self._backup_path(now), is_complete=True)
+                copy = copy_to(self._connection, self._backup_path(now), is_complete=True)
             root, *others = map(record_row, loaded.records)
             self._save(Batch(others, (), root, is_whole=True), None)
         return loaded, copy
@@ -215,11 +257,12 @@ class Database:
         with self._lock, self._reporting():
             if self.needs_whole:
                 raise self._needs_whole()
+            self._open_at_last()
             with self._transaction(root) as execute:
                 if self._others_have_written(execute):
                     self._is_different = True
                     raise self._needs_whole()
-                _write(execute, [*rows, root], gone)
+                write_rows(execute, [*rows, root], gone)
                 divergence.write_notes(execute, notes)
                 check_written(execute, self._path, rows=[*rows, root], count=adoption.count + 1)
                 write_mark(execute, mark)
@@ -235,7 +278,7 @@ class Database:
         The copy has no mark. Return its path. Raises StoreError.
         """
         with self._lock, translated(path, "written"):
-            return self._copy_to(path, is_complete=False)
+            return copy_to(self._connection, path, is_complete=False)
 
     def checkpoint(self) -> bool:
         """Copy the log into the file and cut it to nothing; return whether that was done. Blocks.
@@ -247,10 +290,13 @@ class Database:
         with self._lock:
             if self._is_suspect:
                 return False
+            if self._unwritten is not None and not has_log(self._path):
+                return True
             try:
+                self._open_at_last()
                 return self._cut_log()
             except FAILURES as exc:
-                self._is_suspect = not is_harmless(exc)
+                self._note_failure(exc)
                 raise translate(self._path, "checkpointed", exc) from exc
 
     def blocking_pid(self) -> int | None:
@@ -282,7 +328,7 @@ class Database:
 
     def _cut_log_at_the_end(self) -> None:
         try:
-            if not self._is_suspect:
+            if not self._is_suspect and self._unwritten is None:
                 self._cut_log()
         except FAILURES as exc:
             self._is_suspect = True
@@ -351,6 +397,29 @@ class Database:
         self._prepare(0)
         self._is_suspect, self._is_different = False, True
 
+    def _open_at_last(self) -> None:
+        """Open the file if it could only be read at the start. Raises what SQLite raises."""
+        if self._unwritten is None:
+            return
+        if not self._is_open:
+            raise ValueError(f"{self._path} is closed")
+        if self._is_missing:
+            put_in_place(self._connection, self._path)
+        copy = self._connection
+        self._connection = connect(self._path, timeout=BUSY_TIMEOUT)
+        try:
+            self._prepare(0)
+            if _identity(self._connection.execute) != (self.mark, self.version_row):
+                raise StoreError(
+                    f"{self._path} is not the file that was there at the start: restart the daemon"
+                )
+        except BaseException:
+            self._disconnect()
+            self._connection = copy
+            raise
+        copy.close()
+        self._unwritten = None
+
     def _cut_log(self) -> bool:
         """Checkpoint with TRUNCATE; return whether it is complete."""
         if self._readers is not None and self._readers.find_any() is not None:
@@ -382,8 +451,13 @@ class Database:
         except NeedsWhole:
             raise
         except FAILURES as exc:
-            self._is_suspect = self._is_suspect or not is_harmless(exc)
+            self._note_failure(exc)
             raise translate(self._path, "written", exc) from exc
+
+    def _note_failure(self, exc: Exception) -> None:
+        """Have the next save open the file again, unless *exc* is harmless or it is not open."""
+        if self._unwritten is None and not is_harmless(exc):
+            self._is_suspect = True
 
     @contextlib.contextmanager
     def _transaction(self, root: Row) -> Iterator[Execute]:
@@ -414,6 +488,7 @@ class Database:
                 raise self._needs_whole()
             if self._is_suspect:
                 self._open_again()
+            self._open_at_last()
             if self._backup_time is not None:
                 self._back_up()
             with self._transaction(batch.version_row) as execute:
@@ -421,8 +496,8 @@ class Database:
                     self._meet_others(execute, batch)
                 rows, gone = batch.rows, batch.gone
                 if batch.is_whole:
-                    rows, gone = _difference(execute, rows)
-                _write(execute, [*rows, batch.version_row], gone)
+                    rows, gone = difference(execute, rows)
+                write_rows(execute, [*rows, batch.version_row], gone)
                 if batch.notes is not None:
                     divergence.write_notes(execute, batch.notes, batch.removals)
                 elif batch.removals:
@@ -465,25 +540,13 @@ class Database:
     def _back_up(self) -> None:
         """Make the copy of the file before its repair."""
         assert self._backup_time is not None, "no copy is due"
-        copy = self._copy_to(self._backup_path(self._backup_time), is_complete=True)
+        path = self._backup_path(self._backup_time)
+        copy = copy_to(self._connection, path, is_complete=True)
         self._backup_time = None
         _log.warning("a copy of %s before the repair is kept as %s", self._path, copy)
 
     def _backup_path(self, now: int) -> Path:
         return self._path.with_name(f"{self._path.name}.bak-{now}")
-
-    def _copy_to(self, path: Path, *, is_complete: bool) -> Path:
-        """Copy the file with its log to *path*; leave out the mark unless *is_complete*."""
-        copy = make_numbered_file(path)
-        try:
-            with contextlib.closing(connect(copy, timeout=0)) as target:
-                self._connection.backup(target)
-                if not is_complete:
-                    drop_mark(target.execute)
-        except BaseException:
-            copy.unlink()
-            raise
-        return copy
 
 
 def inspect(path: Path) -> Loaded:
@@ -517,26 +580,9 @@ def read_tree(connection: sqlite3.Connection, path: Path) -> Loaded:
     return Loaded(*repair(rows, vmid_of=vmid_of))
 
 
-def _write(execute: Execute, rows: Iterable[Row], gone: Iterable[int]) -> None:
-    """Delete the inodes *gone* and write *rows*, in the open transaction."""
-    for inode in gone:
-        execute(DELETE, (inode,))
-    for row in rows:
-        execute(WRITE, row)
-
-
-def _difference(execute: Execute, rows: Iterable[Row]) -> tuple[list[Row], list[int]]:
-    """Return which of *rows*, those of the whole tree, the file lacks, and inodes to delete."""
-    lacking = {row[0]: row for row in rows}
-    gone = []
-    for found in execute(SELECT_ROWS):
-        inode = found[0]
-        row = lacking.get(inode)
-        if row is None and inode != 0:
-            gone.append(inode)
-        elif row == found:
-            del lacking[inode]
-    return list(lacking.values()), gone
+def _identity(execute: Execute) -> tuple[Mark | None, Row | None]:
+    """Return what tells a save from every other one."""
+    return read_mark(execute), execute(SELECT_ROW, (0,)).fetchone()
 
 
 def _data_version(execute: Execute) -> object:

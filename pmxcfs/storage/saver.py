@@ -103,6 +103,11 @@ class Saver:
         self._checkpoints = _outage(
             "a copy of it alone is older", over=f"the write-ahead log of {database.path} is cut"
         )
+        if database.unwritten is not None:
+            if journal.failure is not None:
+                self._saves.cause = database.unwritten  # one warning, the journal's, is enough
+            else:
+                self._saves.fails(database.unwritten)
         self._thread = BackgroundThread("saver", self._run)
         self._thread.wake = self._wake  # type: ignore[method-assign]
 

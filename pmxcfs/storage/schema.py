@@ -1,10 +1,11 @@
 """The table of the database: its SQL, the conversion of entries to rows, and checks of a file.
 
-``repair`` handles rows that break the rules for content. Nothing in this module changes a file.
+``repair`` handles rows that break the rules for content. Only ``write_rows``
+changes a file.
 Contract: docs/spec/storage.md, "The database".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pmxcfs._core import Entry, Tree
@@ -136,3 +137,25 @@ def check_written(execute: Execute, path: Path, *, rows: Sequence[Row], count: i
     found = execute("SELECT count(*) FROM tree").fetchone()[0]
     if found != count:
         raise StoreError(f"{path} has {found} rows instead of {count}")
+
+
+def write_rows(execute: Execute, rows: Iterable[Row], gone: Iterable[int] = ()) -> None:
+    """Delete the inodes *gone* and write *rows*, in the open transaction."""
+    for inode in gone:
+        execute(DELETE, (inode,))
+    for row in rows:
+        execute(WRITE, row)
+
+
+def difference(execute: Execute, rows: Iterable[Row]) -> tuple[list[Row], list[int]]:
+    """Return which of *rows*, those of the whole tree, the file lacks, and inodes to delete."""
+    lacking = {row[0]: row for row in rows}
+    gone = []
+    for found in execute(SELECT_ROWS):
+        inode = found[0]
+        row = lacking.get(inode)
+        if row is None and inode != 0:
+            gone.append(inode)
+        elif row == found:
+            del lacking[inode]
+    return list(lacking.values()), gone

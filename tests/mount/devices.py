@@ -89,6 +89,10 @@ class Ext4:
         """Remount read-only."""
         _run("mount", "-o", "remount,ro", self._path)
 
+    def mount_writable(self) -> None:
+        """Remount as it was."""
+        _run("mount", "-o", "remount,rw", self._path)
+
     def fail(self) -> None:
         """Let every access to the device fail until it is mounted again."""
         descriptor = os.open(self._path, os.O_RDONLY)

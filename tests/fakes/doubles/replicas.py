@@ -37,7 +37,9 @@ class StoredReplica:
     ) -> None:
         self.path, self.directory = directory / "config.db", directory / "journal"
         lock = lock or contextlib.nullcontext()
-        self.storage = Storage.open(self.path, self.directory, now=7, lock=lock)
+        self.storage = Storage.open(
+            self.path, self.directory, now=7, lock=lock, scratch=self.path.parent
+        )
         recovered = self.storage.recovered
         self.database, self.journal = self.storage.database, self.storage.journal
         self.tree, self.guests = recovered.tree, recovered.guests

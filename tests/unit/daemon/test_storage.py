@@ -22,7 +22,9 @@ OTHER = r"the database is not the one that the journal goes on from, .*; they ar
 
 
 def opened(path: Path, *, now: int = 9) -> Storage:
-    return Storage.open(path, path.with_name("journal"), now=now, lock=threading.Lock())
+    return Storage.open(
+        path, path.with_name("journal"), now=now, lock=threading.Lock(), scratch=path.parent
+    )
 
 
 def test_no_segment_is_begun_before_what_is_left_over_is_kept(
