@@ -27,7 +27,8 @@ class Batches:
 
     *write_out* writes the records that wait, without the lock. With it, *settle* lets no group of
     local mode be half written and writes its deferred changes; *keep* makes all changes so far stay
-    and notes them here. *unsaved* are inodes that the database lacks at the start.
+    and notes them here. *unsaved* are inodes that the database lacks at the start,
+    *saved_notes* are the notes that it has.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Batches:
         keep: Callable[[], None],
         unsaved: Iterable[int],
         must_save_all: bool,
+        saved_notes: object,
     ) -> None:
         self._tree = tree
         self._departures = departures
@@ -54,7 +56,7 @@ class Batches:
         self._saving: dict[int, None] = {}  # inodes of the batch that is being saved
         self._saving_removals: list[Removal] = []
         self._is_whole = must_save_all  # whether the next batch has to be the whole tree
-        self._saved_notes: object = None  # what was replayed, the database may not have
+        self._saved_notes = saved_notes  # those of the database; replayed ones are others
         self._saving_notes: object = None
         self._was_whole = self._was_bridging = False  # of the batch that is being saved
 
@@ -117,7 +119,7 @@ class Batches:
 
     def _take(self, *, is_whole: bool, has_gap: bool) -> tuple[Batch, Position | None] | None:
         notes = self._departures.notes
-        if not (is_whole or has_gap or self._unsaved or notes is not self._saved_notes):
+        if not (is_whole or has_gap or self._unsaved or notes != self._saved_notes):
             return None
         if has_gap:  # the batch has what the missing records would have said
             self._keep()
@@ -125,7 +127,7 @@ class Batches:
             rows=self._all_rows() if is_whole else self._rows(),
             gone=[] if is_whole else self._gone(),
             version_row=version_row(self._tree.root),
-            notes=notes if notes is not self._saved_notes else None,
+            notes=notes if notes != self._saved_notes else None,
             removals=tuple(self._departures.removals),
             is_whole=is_whole,
         )

@@ -134,6 +134,7 @@ class Replica:
             keep=self._keep,
             unsaved=unsaved,
             must_save_all=must_save_all,
+            saved_notes=database.notes,
         )
         self.saver = Saver(database, journal, self._batches)
         if self._batches.has_unsaved:
