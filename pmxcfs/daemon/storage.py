@@ -4,7 +4,9 @@ Contract: docs/spec/storage.md, "Start".
 """
 
 import contextlib
+import errno
 import functools
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +84,8 @@ def _open(path: Path, *, now: int, scratch: Path, fresh: Tree | None) -> Databas
         if fresh is not None:
             with making(path, now=now) as database:
                 database.save(whole_batch(fresh), None)
+        if path.exists() and not os.access(path, os.W_OK):  # SQLite would open it to read only
+            raise StoreError(f"{path} is read-only", errno.EROFS)
         return Database.open(path, now=now)
     except StoreError as error:
         why = why_unwritable(path, error)
