@@ -18,7 +18,7 @@ from pmxcfs.storage.database import Database, whole_batch
 from pmxcfs.storage.history import History, private_in
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.recovery import Found, Recovered, recover, settle
-from pmxcfs.storage.unwritable import why_unwritable
+from pmxcfs.storage.unwritable import has_log, why_unwritable
 
 
 class Storage(NamedTuple):
@@ -80,6 +80,7 @@ def _open(path: Path, *, now: int, scratch: Path, fresh: Tree | None) -> Databas
     A failure leaves no database without *fresh*: the next start would not join the cluster of its
     corosync.conf. Raises StoreError.
     """
+    had_log = os.path.exists(f"{path}-wal")
     try:
         if fresh is not None:
             with making(path, now=now) as database:
@@ -91,4 +92,8 @@ def _open(path: Path, *, now: int, scratch: Path, fresh: Tree | None) -> Databas
         why = why_unwritable(path, error)
         if why is None:
             raise
+    if not had_log and not has_log(path):  # the attempt has left empty files
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{path}{suffix}")
     return Database.open_unwritable(path, why, fresh=fresh, now=now, scratch=scratch)
