@@ -554,8 +554,7 @@ class Replica:
             is_removal = change.kind in (Kind.DELETE, Kind.UNLOCK)
             gone = change.entry if is_removal else change.replaced
             if gone is not None:
-                path = to_bytes(change.path)
-                self.departures.remove(gone.inode, path, version=applied.version)
+                self.departures.remove(gone.inode, to_bytes(change.path), version=applied.version)
 
     def _record(self, done: Sequence[Applied]) -> None:
         """Add the records of *done* to the change log, and the rows before them."""

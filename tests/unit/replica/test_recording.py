@@ -3,6 +3,7 @@
 import pytest
 
 from pmxcfs._core import Tree
+from pmxcfs.host.callers import Caller
 from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Write
 from pmxcfs.replica.recording import is_heartbeat, records_of, size_of
 from pmxcfs.replica.replica import Applied
@@ -25,8 +26,7 @@ class World:
         """Apply *mutations* as one group; return its records."""
         done = []
         for mutation in mutations:
-            ticket = Ticket(mutation, writer=writer, mtime=99)
-            ticket.pid, ticket.uid = 4711, 33
+            ticket = Ticket(mutation, writer=writer, mtime=99, caller=Caller(4711, 33, 5, b"vi"))
             change = apply(self.tree, self.guests, mutation, writer=writer, mtime=99)
             done.append(Applied(ticket, mutation, change, version=self.tree.version))
         self.segment += 1
@@ -52,6 +52,7 @@ def test_a_change_is_recorded_with_who_made_it_and_when(world: World) -> None:
     assert isinstance(record, Change)
     assert (record.version, record.writer, record.mtime, record.inode) == (2, 3, 99, 2)
     assert (record.time_ns, record.pid, record.uid) == (NOW_NS, 4711, 33)
+    assert (record.login_uid, record.process) == (5, b"vi")
     assert mutation_of(record) == Mkdir("d")
 
 
