@@ -55,9 +55,9 @@ class RecordWriter:
 
     def _run(self, thread: BackgroundThread, records: Records) -> None:
         while not thread.is_stopping:
-            self._wanted.wait()
-            thread.pause(WRITE_AFTER)
-            self._wanted.clear()
-            records.write_out()
+            if self._wanted.wait(RETRY_INTERVAL):
+                thread.pause(WRITE_AFTER)
+                self._wanted.clear()
+                records.write_out()
             while records.is_degraded and not thread.pause(RETRY_INTERVAL):
                 records.try_again()
