@@ -261,7 +261,8 @@ class Saver:
                 self._schedule.fail()
                 pause = min(RETRY_AFTER * 2**self._failures, MAX_RETRY_AFTER)
                 self._failures, self._retry_at = self._failures + 1, self._clock() + pause
-                self._saves.fails(error)
+                if self._journal.failure is None:  # else the change log has told it
+                    self._saves.fails(error)
             self._condition.notify_all()
 
     def _save(self, *, whole: bool) -> None:
