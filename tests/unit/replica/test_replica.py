@@ -427,7 +427,6 @@ def test_a_creation_that_can_not_be_written_is_rolled_back(
     world: World, below: Device, expect_log: ExpectLog
 ) -> None:
     expect_log(FULL)
-    expect_log("changes are kept in the journal")
     entry = world.issuer.create(Create("f.x")).entry
     below.failures["write"] = errno.ENOSPC
     with pytest.raises(StoreError):
