@@ -24,7 +24,7 @@ from typing import cast
 
 from pmxcfs.errors import StoreError
 from pmxcfs.host.outage import Outage
-from pmxcfs.storage.journal import Journal
+from pmxcfs.storage.journal import Journal, size_of
 from pmxcfs.storage.mark import Position
 
 _log = logging.getLogger("pmxcfs.database")
@@ -32,7 +32,6 @@ _log = logging.getLogger("pmxcfs.database")
 MAX_OWED = 8 << 20  # bytes of records that may wait while the journal can't be written
 MAX_STALLED = 4 * MAX_OWED  # bytes of records that may wait while it does not fail
 ATTEMPT_INTERVAL = 0.5  # seconds between attempts to write again
-_AROUND_RECORD = 21  # bytes of length, checksum, sequence, and to spare
 
 
 class ChangeLog:
@@ -112,7 +111,7 @@ class ChangeLog:
         """Append records, in order."""
         for body in bodies:
             self._pending.append(body)
-            self._added += len(body) + _AROUND_RECORD
+            self._added += size_of([body])
         limit = MAX_STALLED if self._outage.cause is None else MAX_OWED
         if self._waiting_size > limit:
             self._forget()
@@ -182,7 +181,7 @@ class ChangeLog:
             while True:
                 body = self._pending.popleft()
                 if isinstance(body, bytes):
-                    self._added -= len(body) + _AROUND_RECORD
+                    self._added -= size_of([body])
         self._has_marker = False
 
     # Without the tree's lock.
@@ -254,7 +253,7 @@ class ChangeLog:
             bodies: list[bytes] = []
             try:
                 bodies = self._take()
-                size = sum(map(len, bodies)) + _AROUND_RECORD * len(bodies)
+                size = size_of(bodies)
                 if not self._journal.has_room(size):
                     self._journal.make_room(size, version=self._version)
                 self._journal.append(bodies)

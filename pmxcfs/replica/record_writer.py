@@ -1,5 +1,8 @@
 """A thread that writes records which no request waits for, and tries again after failures.
 
+It looks for a failure once a second, because not only a record that waits can meet one: a sync of
+the saver can, too, or a change that is refused for lack of room.
+
 In a cluster these are the records of other nodes' changes: a request writes those of its own change
 itself, with all that wait. A killed daemon that had not written another node's change gets it from
 the cluster again.

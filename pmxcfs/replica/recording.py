@@ -118,33 +118,24 @@ def is_configuration(done: Sequence[Recorded]) -> bool:
 
 
 def _row_of(entry: Entry) -> bytes:
-    """Return the record of the row of an attached *entry* as it is."""
-    parent = entry.parent
-    assert parent is not None, "the root is never replaced"
-    return encode(
-        Before(
-            is_private=entry.private,
-            inode=entry.inode,
-            parent=parent.inode,
-            version=entry.version,
-            writer=entry.writer,
-            mtime=entry.mtime,
-            type=entry.type,
-            size=entry.size,
-            offset=0,
-            name=to_bytes(entry.name),
-            path=to_bytes(entry.path),
-            data=entry.stored or b"",
-        )
-    )
+    """Return the record of the whole row of an attached *entry* as it is."""
+    assert entry.parent is not None, "the root is never replaced"
+    stamp, content = (entry.version, entry.writer, entry.mtime), entry.stored or b""
+    state = entry.parent, entry.name, stamp, content, entry.size, entry.private
+    return _encode_row(entry, state, 0, len(content))
 
 
 def _row(entry: Entry, state: StateBefore, done: Sequence[Recorded]) -> bytes:
     """Return the record of the row of *entry* before *done*."""
-    parent, name, (version, writer, mtime), content, size, is_private = state
-    start, stop = 0, len(content)
+    start, stop = 0, len(state[3])
     if stop > LARGE:
         start, stop = _changed_range(entry, done, size=stop)
+    return _encode_row(entry, state, start, stop)
+
+
+def _encode_row(entry: Entry, state: StateBefore, start: int, stop: int) -> bytes:
+    """Return the record of *entry* in this *state*, with its content from *start* to *stop*."""
+    parent, name, (version, writer, mtime), content, size, is_private = state
     path = f"{parent.path}/{name}" if parent.inode else name
     return encode(
         Before(

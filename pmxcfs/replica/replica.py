@@ -315,14 +315,12 @@ class Replica:
 
         A crash before loses the change.
         """
-        has_failed = True
         try:
             done = self._apply([ticket])
             self._record(done)
-            has_failed = False
-        finally:
-            if has_failed:
-                self._roll_back(StoreError("a new file could not be stored, by a bug"))
+        except BaseException:
+            self._roll_back(StoreError("a new file could not be stored, by a bug"))
+            raise
         self._has_configuration = self._has_configuration or is_configuration(done)
         self._announce(done)
 
