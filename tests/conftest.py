@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import logging
 import os
 import random
@@ -31,6 +32,8 @@ UNPACKED = Path(__file__).parents[1] / "build" / "debian" / "usr"
 SERVICES = ("corosync", "corosync-qdevice", "corosync-qnetd")  # of the nodes of a cluster
 # Variables that would reach the daemon from the shell or the service that runs the tests.
 SCRUBBED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "PMXCFS_REQUIRE")
+TESTS = itertools.count(1)  # that have begun
+TESTS_BETWEEN_FREEZES = 100
 REQUIRED = pytest.StashKey[frozenset[str]]()
 
 if TYPE_CHECKING:
@@ -188,7 +191,14 @@ def seed() -> int:
 
 @pytest.fixture(autouse=True)
 def _collect_garbage() -> Iterator[None]:
-    """Collect garbage after each test, so that a leak is reported for the test that made it."""
+    """Collect garbage after each test, so that a leak is reported for the test that made it.
+
+    Reports and caches stay until the end of the run; without the freezing each collection would visit
+    all of them. At the start of a test nothing of another one is alive.
+    """
+    if next(TESTS) % TESTS_BETWEEN_FREEZES == 0:
+        gc.collect()
+        gc.freeze()
     yield
     gc.collect()
 
