@@ -193,8 +193,8 @@ def seed() -> int:
 def _collect_garbage() -> Iterator[None]:
     """Collect garbage after each test, so that a leak is reported for the test that made it.
 
-    Reports and caches stay until the end of the run; without the freezing each collection would visit
-    all of them. At the start of a test nothing of another one is alive.
+    Reports and caches stay until the end of the run; without the freezing each collection would
+    visit all of them. At the start of a test nothing of another one is alive.
     """
     if next(TESTS) % TESTS_BETWEEN_FREEZES == 0:
         gc.collect()
