@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pmxcfs._cpg import decode as decode_message
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import Group, Mutation, Normal, UnlockRequest
+from pmxcfs.storage._changes import pack_change, unpack_change
 from pmxcfs.storage.divergence import Note, Removal
 
 ID_SIZE = 16  # bytes of a save's id and of a lineage
@@ -130,7 +131,6 @@ class Notes(NamedTuple):
 
 Record = Change | Before | Check | Saving | Saved | Adopted | Gap | Notes
 
-_CHANGE = struct.Struct("<BQIIQQIIIB")
 _LEFT_OUT = struct.Struct("<BI")
 _BEFORE = struct.Struct("<BBQQQIIBII")
 _CHECK = struct.Struct(f"<BQ{CHECKSUM_SIZE}s")
@@ -146,39 +146,14 @@ _U16 = struct.Struct("<H")
 _PRIVATE, _DATA_LEFT_OUT = 1, 2  # flags of BEFORE
 _SHORT = 1  # flag of ADOPTED
 
-_pack_change = _CHANGE.pack
-
-
-def encode_change(
-    version: int,
-    writer: int,
-    mtime: int,
-    time_ns: int,
-    inode: int,
-    pid: int,
-    uid: int,
-    login_uid: int,
-    process: bytes,
-    message: bytes,
-) -> bytes:
-    """Return the body of a Change; runs for every change. A process name is cut to 255 bytes.
-
-    Raises struct.error if a number is too large for its field.
-    """
-    size = len(process)
-    if size > 255:
-        size, process = 255, process[:255]
-    head = _pack_change(
-        1, version, writer, mtime, time_ns, inode, pid, uid, login_uid, size
-    )  # 1 is Kind.CHANGE: looking it up there costs as much as packing three fields
-    return head + process + message
+encode_change = pack_change  # the body of a Change from its fields; runs for every change
 
 
 def encode(record: Record) -> bytes:
     """Return the body of *record*.
 
-    Raises struct.error if a number is too large for its field, ValueError if bytes have another
-    length than their field.
+    Raises struct.error or OverflowError if a number is too large for its field, ValueError if bytes
+    have another length than their field.
     """
     return _ENCODERS[type(record)](record)
 
@@ -204,7 +179,7 @@ def mutation_of(change: Change) -> Mutation:
 
 
 def _encode_change(record: Change) -> bytes:
-    body = encode_change(*record[:-1])
+    body = pack_change(*record[:-1])
     if not record.left_out:
         return body
     return _LEFT_OUT.pack(Kind.CHANGE_WITHOUT_DATA, record.left_out) + body[1:]
@@ -339,17 +314,10 @@ def _decode_change_without_data(body: bytes) -> Change:
 
 
 def _change(body: bytes, left_out: int) -> Change:
-    """Decode a CHANGE; without a reader, since a history has very many of them."""
-    if len(body) < _CHANGE.size:
-        raise BadRecord(f"change: {_CHANGE.size} bytes wanted, {len(body)} left")
-    _, version, writer, mtime, time_ns, inode, pid, uid, login_uid, size = _CHANGE.unpack_from(body)
-    end = _CHANGE.size + size
-    if end > len(body):
-        raise BadRecord(f"process: {size} bytes wanted, {len(body) - _CHANGE.size} left")
-    process, message = body[_CHANGE.size : end], body[end:]
-    return Change(
-        version, writer, mtime, time_ns, inode, pid, uid, login_uid, process, message, left_out
-    )
+    try:
+        return Change(*unpack_change(body), left_out)
+    except ValueError as error:
+        raise BadRecord(f"change: {error}") from None
 
 
 def _decode_before(body: bytes) -> Before:

@@ -30,7 +30,7 @@ NOW_NS = NOW * 10**9 + 123_456_789
 
 def message_of(mutation: Mutation) -> bytes:
     """Return a mutation as on the wire."""
-    return encode_message(Normal(NOW, 1, mutation), group=Group.TREE)
+    return encode_message(Normal(NOW, 0, mutation), group=Group.TREE)
 
 
 def change(version: int, mutation: Mutation, *, inode: int = 7) -> Change:

@@ -1,0 +1,15 @@
+def pack_change(
+    version: int,
+    writer: int,
+    mtime: int,
+    time_ns: int,
+    inode: int,
+    pid: int,
+    uid: int,
+    login_uid: int,
+    process: bytes,
+    message: bytes,
+) -> bytes: ...
+def unpack_change(
+    body: bytes,
+) -> tuple[int, int, int, int, int, int, int, int, bytes, bytes]: ...
