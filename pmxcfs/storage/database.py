@@ -40,8 +40,8 @@ from pmxcfs.storage import divergence
 from pmxcfs.storage.connect import BUSY_TIMEOUT, SETTINGS, connect, reader, real
 from pmxcfs.storage.copying import copy_to, put_in_place
 from pmxcfs.storage.divergence import Execute, Note, Removal
+from pmxcfs.storage.log_index import LogIndex, check_room
 from pmxcfs.storage.mark import Mark, read_mark, write_mark
-from pmxcfs.storage.readers import Readers
 from pmxcfs.storage.repair import FRESH_VERSION, VERSION_NAME, Row, repair
 from pmxcfs.storage.schema import (
     SELECT_ROW,
@@ -125,7 +125,7 @@ class Database:
         self.notes: Mapping[int, Note] = {}  # by nodeid
         self._data_version: object = None  # changes when another connection has committed
         self._stamp: Row | None = None  # of the version row in the file, as far as we know
-        self._readers: Readers | None = None  # None: alone, or not open
+        self._index: LogIndex | None = None  # of the log; None: alone, or not open
         self._connection = connection
         self._unwritten: StoreError | None = None  # why the connection is to a copy in RAM
         self._is_missing = False  # the copy in RAM is not one of a file
@@ -305,7 +305,7 @@ class Database:
         0 stands for a process outside of this pid namespace.
         """
         with self._lock:
-            return None if self._readers is None else self._readers.find_any()
+            return None if self._index is None else self._index.find_reader()
 
     def close(self) -> None:
         """Cut the log and close the file; no log remains beside it, unless that fails. Blocks.
@@ -340,6 +340,8 @@ class Database:
         execute = self._connection.execute
         if self._alone:
             execute("PRAGMA locking_mode = EXCLUSIVE")
+        else:
+            check_room(self._path.parent)
         is_new = is_blank(execute)
         if not is_new:
             check_format(execute, self._path)
@@ -356,7 +358,8 @@ class Database:
             make_private(Path(f"{self._path}{suffix}"))
         sync_directory(self._path.parent)  # or the log's directory entry could be lost
         if not self._alone:
-            self._readers = Readers(self._path)
+            self._index = LogIndex(self._path)
+            self._index.reserve()
         self._data_version = _data_version(execute)
         self._stamp = _stamp(execute(SELECT_ROW, (0,)).fetchone())
         if is_new:
@@ -385,9 +388,9 @@ class Database:
             self._connection.close()
         if guard is not None:
             guard.close()
-        if self._readers is not None:
-            self._readers.close()
-            self._readers = None
+        if self._index is not None:
+            self._index.close()
+            self._index = None
 
     def _open_again(self) -> None:
         if not self._is_open:
@@ -422,7 +425,7 @@ class Database:
 
     def _cut_log(self) -> bool:
         """Checkpoint with TRUNCATE; return whether it is complete."""
-        if self._readers is not None and self._readers.find_any() is not None:
+        if self._index is not None and self._index.find_reader() is not None:
             return False
         execute = self._connection.execute
         self._set_busy_timeout(_NO_WAIT)  # it would keep other programs from writing as long

@@ -19,10 +19,10 @@ from types import MappingProxyType
 
 from pmxcfs.errors import StoreError
 from pmxcfs.storage.connect import connect
+from pmxcfs.storage.log_index import check_room
 from pmxcfs.storage.schema import check_format, is_blank
 from pmxcfs.storage.sqlite_errors import translated
 
-PROBE_SIZE = 64 << 10  # bytes: about what SQLite needs beside a database to open it
 _LOGS = ("-wal", "-journal")
 _ADVICE: Mapping[int, str] = MappingProxyType(
     {
@@ -46,11 +46,7 @@ def why_unwritable(path: Path, error: StoreError) -> StoreError | None:
 def _probe(directory: Path) -> int | None:
     """Return EROFS or ENOSPC if a file can't be made in *directory* for that reason, else None."""
     try:
-        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, PROBE_SIZE)
-        finally:
-            os.close(descriptor)
+        check_room(directory)
     except OSError as error:
         code = errno.ENOSPC if error.errno == errno.EDQUOT else error.errno
         return code if code in _ADVICE else None

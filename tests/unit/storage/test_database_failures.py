@@ -282,12 +282,12 @@ def test_a_repair_waits_for_the_copy_of_the_damaged_file(
 
 @pytest.fixture
 def small_device(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB."""
+    """A file system of 1 MiB."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
     path = tmp_path / "device"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", path], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=True)
     try:
         yield path
     finally:
