@@ -4,6 +4,7 @@ The state directory is on a device that records its writes and flushes. One run 
 the images of many cuts; a daemon is started on each.
 """
 
+import faulthandler
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -134,6 +135,7 @@ def test_after_a_power_cut_all_that_was_synced_is_there(
 def test_after_many_power_cuts_all_that_was_synced_is_there(
     tmp_path: Path, report: Callable[[object], None], seed: int, part: int
 ) -> None:
+    faulthandler.cancel_dump_traceback_later()  # it takes long, and nothing is wrong then
     done, found = violations_of_cuts(tmp_path, seed + part, LONG_CUTS, program=SCALE.program())
     report(f"power cuts: seed {seed + part}, {done} cuts, violations: {found}")
     assert found == []
