@@ -116,3 +116,16 @@ def ext4(path: Path, *, size: int = IMAGE_SIZE) -> Iterator[Ext4]:
         yield device
     finally:
         device.unmount()
+
+
+def blocks_of(state: Path) -> tuple[int, int]:
+    """Return the bytes that the journal and the database's log take on the device."""
+    segments = sum(map(_size_on_device, (state / "journal").glob("*")))
+    return segments, _size_on_device(state / "config.db-wal")
+
+
+def _size_on_device(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
