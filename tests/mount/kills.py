@@ -133,7 +133,8 @@ class Kills:
         )
         if self._random.random() < RANDOM:
             return plan
-        point = choose(POINTS)
+        # Some are reached less often than others, and all are to be among the kills.
+        point = min(self._random.sample(POINTS, 3), key=self.outcome.kills.__getitem__)
         times = choose(TIMES if point in OFTEN else (1, 2))
         if point in AT_WORK:  # which come often on a small scale
             plan = plan._replace(segment=min(SEGMENTS), pause=min(PAUSES))
