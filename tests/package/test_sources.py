@@ -98,8 +98,8 @@ def is_within_explained_block(lines: list[str], line: str) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (DEBIAN / "bin").iterdir()))
-def test_a_program_ignores_the_modules_and_variables_of_its_user(name: str) -> None:
-    assert (DEBIAN / "bin" / name).read_text().startswith("#!/usr/bin/python3 -I\n")
+def test_a_program_ignores_its_user_s_modules_and_variables_and_writes_none(name: str) -> None:
+    assert (DEBIAN / "bin" / name).read_text().startswith("#!/usr/bin/python3 -IB\n")
     assert "--no-shebang-rewrite" in (DEBIAN / "rules").read_text()
 
 
