@@ -174,7 +174,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the daemon's paths and names."""
     group = parser.add_argument_group("where")
     add_path(group, "--mountpoint", Settings.mountpoint, "where to mount")
-    add_path(group, "--statedir", Settings.statedir, "directory of database and lock file")
+    add_path(group, "--statedir", Settings.statedir, "directory of the database and its journal")
     add_path(group, "--rundir", Settings.rundir, "directory of restart flag and test socket")
     pidfile = group.add_argument(
         "--pidfile",
