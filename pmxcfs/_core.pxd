@@ -47,7 +47,7 @@ cdef class Tree:
     cpdef Entry find(self, str path)
     cpdef tuple find_parent(self, str path)
     cpdef object mark_written(self)
-    cpdef list rows_before(self, uint64_t segment)
+    cpdef list rows_before(self, uint64_t segment, Py_ssize_t large)
     cpdef object take_unpublished(self, Entry entry)
     cpdef object redirty_unpublished(self, Entry entry, int64_t now_ns)
     cpdef object finish_unpublished(self, Entry entry)

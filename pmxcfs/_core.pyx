@@ -30,7 +30,6 @@ cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef uint8_t FILE = EntryType.FILE
 cdef uint64_t LAST_VERSION = 0xFFFFFFFFFFFFFFFF
 cdef Py_ssize_t PATH_CACHE_LIMIT = 4096  # entries of the cache of path lookups
-cdef Py_ssize_t LARGE = 65536  # bytes of a file whose earlier content is recorded in ranges
 
 # Layouts of docs/spec/storage.md, "Checksums and index".
 _INODE = struct.Struct("<Q")
@@ -437,15 +436,15 @@ cdef class Tree:
         """Note that the journal has all changes so far: drop the undo log."""
         self._touched = {}
 
-    cpdef list rows_before(self, uint64_t segment):
+    cpdef list rows_before(self, uint64_t segment, Py_ssize_t large):
         """Return (entry, its state before) of the entries in ``changed`` that existed before.
 
-        Small ones that were returned for *segment* already are left out.
+        Those of up to *large* bytes that were returned for *segment* already are left out.
         """
         cdef Entry entry
         cdef list found = []
         for entry, state in self._touched.items():
-            if state[0] is not None and (entry._segment != segment or len(state[3]) > LARGE):
+            if state[0] is not None and (entry._segment != segment or len(state[3]) > large):
                 found.append((entry, state))
             entry._segment = segment
         return found

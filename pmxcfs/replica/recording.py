@@ -50,14 +50,13 @@ def _size_at(path: str, tree: Tree) -> int:
     return 0 if entry is None else entry.size + _AROUND
 
 
-def records_of(
-    done: Sequence[Recorded], before: Sequence[tuple[Entry, StateBefore]], now_ns: int
-) -> list[bytes]:
-    """Return the records of one group: of the entries in *before* as they were, then of *done*.
+def records_of(done: Sequence[Recorded], tree: Tree, segment: int, now_ns: int) -> list[bytes]:
+    """Return the records of one group: of the entries in *tree* before *done*, then of *done*.
 
-    *now_ns* is this node's time, in ns since 1970.
+    The rows of entries that the journal's *segment* has already are left out. *now_ns* is this
+    node's time, in ns since 1970.
     """
-    bodies = [_row(entry, state, done) for entry, state in before]
+    bodies = [_row(entry, state, done) for entry, state in tree.rows_before(segment, LARGE)]
     for applied in done:
         ticket, entry = applied.ticket, applied.change.entry
         pid, uid, login_uid, process = ticket.caller

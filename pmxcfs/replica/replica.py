@@ -558,8 +558,8 @@ class Replica:
         """Add the records of *done* to the change log, and the rows before them."""
         if done:
             self._log.begin_segment_if_full(self.tree.version)
-            before = self.tree.rows_before(self._log.segment)
-            self._log.add(records_of(done, before, self._wall_clock_ns()))
+            now_ns = self._wall_clock_ns()
+            self._log.add(records_of(done, self.tree, self._log.segment, now_ns))
             if self.policy is Policy.KEEP:
                 self._on_pending()
 

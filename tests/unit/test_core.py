@@ -17,6 +17,7 @@ from tests.places import VECTORS
 
 BY = {"writer": 1, "mtime": 1000}
 LATER = {"writer": 2, "mtime": 2000}
+LARGE = 64 << 10  # bytes; the row of a larger file is given for each change
 FOUR_GIB = 1 << 32
 
 
@@ -400,7 +401,7 @@ def test_a_drop_can_be_rolled_back(tree: Tree, file: Entry) -> None:
 
 def before(tree: Tree, segment: int) -> list[tuple[str, bytes]]:
     """Return the name and the content before of each of the rows to be recorded."""
-    return [(state[1], state[3]) for _, state in tree.rows_before(segment)]
+    return [(state[1], state[3]) for _, state in tree.rows_before(segment, LARGE)]
 
 
 def test_a_row_before_changes_is_given_once_per_segment(tree: Tree, file: Entry) -> None:
@@ -421,13 +422,13 @@ def test_a_row_before_is_the_state_at_the_last_write(tree: Tree, file: Entry) ->
     stamp = stamp_of(file)
     tree.rename(file, directory, "other", **LATER)
     tree.remove(file, **LATER)
-    ((entry, state),) = tree.rows_before(1)
+    ((entry, state),) = tree.rows_before(1, LARGE)
     assert entry is file
     assert state == (tree.root, "file", stamp, b"abcdef", 6, False)
 
 
 def test_a_large_row_before_is_given_for_every_change(tree: Tree, file: Entry) -> None:
-    tree.write(file, 0, bytes((64 << 10) + 1), truncate=True, **BY)
+    tree.write(file, 0, bytes(LARGE + 1), truncate=True, **BY)
     tree.mark_written()
     for _ in range(2):
         tree.write(file, 0, b"x", truncate=False, **BY)

@@ -30,7 +30,7 @@ class World:
             change = apply(self.tree, self.guests, mutation, writer=writer, mtime=99)
             done.append(Applied(ticket, mutation, change, version=self.tree.version))
         self.segment += 1
-        bodies = records_of(done, self.tree.rows_before(self.segment), NOW_NS)
+        bodies = records_of(done, self.tree, self.segment, NOW_NS)
         self.tree.mark_written()
         return [decode(body) for body in bodies]
 
@@ -127,7 +127,7 @@ def test_the_size_is_never_less_than_that_of_the_records(world: World, mutation:
     size = size_of(mutation, world.tree)
     change = apply(world.tree, world.guests, mutation, writer=1, mtime=1)
     done = [Applied(Ticket(mutation), mutation, change, version=9)]
-    bodies = records_of(done, world.tree.rows_before(99), NOW_NS)
+    bodies = records_of(done, world.tree, 99, NOW_NS)
     assert sum(len(body) + around for body in bodies) <= size
 
 
