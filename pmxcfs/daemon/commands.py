@@ -16,7 +16,7 @@ from pmxcfs.cluster.membership import Clustering
 from pmxcfs.daemon.control import mutation_of
 from pmxcfs.daemon.quorum import QuorumSwitch
 from pmxcfs.fuse.notifier import Notifier
-from pmxcfs.fuse.workers import Workers
+from pmxcfs.fuse.waits import Waits
 from pmxcfs.host import clock
 from pmxcfs.replica.issuer import StoppableIssuer
 from pmxcfs.replica.quorum import QuorumFlag
@@ -41,7 +41,7 @@ class TestedParts(NamedTuple):
     quorum: QuorumFlag
     switch: QuorumSwitch
     clustering: Clustering | None  # None in local mode
-    workers: Workers
+    waits: Waits
     notifier: Notifier
     lock: AbstractContextManager[object]  # the tree's
 
@@ -119,7 +119,7 @@ class TestCommands:
             "entries": tree.entry_count,
             "writes": parts.replica.writes,
             "degraded": parts.replica.is_degraded,
-            "waiting": parts.workers.waiting_count,
+            "waiting": parts.waits.waiting_count,
             "handed": parts.notifier.handed == parts.notifier.sequence,
             "quorate": parts.quorum.is_quorate,
             **(parts.clustering.describe() if parts.clustering is not None else {}),

@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +27,11 @@ from pmxcfs.daemon.save_requests import SaveRequests
 from pmxcfs.daemon.state_directory import StateDirectory
 from pmxcfs.daemon.storage import Storage
 from pmxcfs.errors import StoreError
-from pmxcfs.fuse import session
-from pmxcfs.fuse.handlers import Operations
+from pmxcfs.fuse.choice import make_session
+from pmxcfs.fuse.handlers import Handlers
 from pmxcfs.fuse.kernel_cache import KernelCache
 from pmxcfs.fuse.node_ids import NodeIds
 from pmxcfs.fuse.notifier import Notifier
-from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
 from pmxcfs.host import clock, log, mountpoint, process
 from pmxcfs.host.address import AddressLookup
 from pmxcfs.host.callers import Callers
@@ -58,9 +56,8 @@ from pmxcfs.vfs.publisher import Publisher
 
 _log = logging.getLogger("pmxcfs.main")
 
-WORKERS = 16  # one that reads; most of them may wait for the device or for other nodes
 STOP_SAVE_TIMEOUT = 2.0  # seconds that a stop waits for the database
-MIN_ENTRY_THREADS = 2
+SPARE_ENTRY_THREADS = 4
 SWITCH_INTERVAL = 0.0005  # seconds until a waiting thread requests the GIL (default: 0.005)
 COLLECT_AFTER = 50_000  # gc threshold of generation 0; exceptions can form reference cycles
 
@@ -117,8 +114,7 @@ class Daemon:
         self._gid = gid
         self._is_stopping = False
         self.could_save = True  # False if the database could not be brought up to date at the stop
-        self._finished = threading.Event()  # llfuse.main has returned
-        self._main_thread = threading.get_ident()
+        self._session = make_session(settings)
         self._troubles = RecentWarnings()
         logging.getLogger().addHandler(self._troubles)
         cleanup.callback(logging.getLogger().removeHandler, self._troubles)
@@ -148,7 +144,7 @@ class Daemon:
             settings.database,
             settings.journal,
             now=now,
-            lock=session.LOCK,
+            lock=self._session.lock,
             scratch=settings.rundir,
             fresh=_tree_by_host_file(settings.corosync_conf, now=now) if is_new else None,
         )
@@ -159,8 +155,6 @@ class Daemon:
         self._locks.reload(self._tree, now=time.monotonic())
 
     def _make_replica(self, *, is_clustered: bool, has_peers: bool) -> None:
-        count = workers_for(self._settings)
-        self._workers = Workers(count, lock_released=session.LOCK_RELEASED)
         self._quorum = QuorumFlag(is_quorate=not is_clustered)  # until corosync says otherwise
         self._record_writer = RecordWriter()
         recovered = self._storage.recovered
@@ -171,8 +165,8 @@ class Daemon:
             self._storage.journal,
             departures=Departures(recovered.notes, removals=recovered.removals),
             policy=Policy.KEEP if is_clustered else Policy.ROLL_BACK,
-            yielding=self._workers,
-            lock=session.LOCK,
+            yielding=self._session.waits,
+            lock=self._session.lock,
             on_pending=self._record_writer.notice,
             unsaved=recovered.unsaved,
             must_save_all=recovered.must_save,
@@ -200,7 +194,8 @@ class Daemon:
 
     def _make_kernel_cache(self) -> None:
         self._node_ids = NodeIds(self._tree.root)
-        self._notifier = Notifier(entry_threads=max(MIN_ENTRY_THREADS, self._workers.count))
+        # Each waiting change of a name can block the notifications of one directory.
+        self._notifier = Notifier(entry_threads=self._session.waits.limit + SPARE_ENTRY_THREADS)
         self._cache = KernelCache(
             self._notifier,
             self._tree,
@@ -214,7 +209,7 @@ class Daemon:
             self._replica,
             self._status,
             quorum=self._quorum,
-            lock=session.LOCK,
+            lock=self._session.lock,
             lock_has_expired=self._lock_has_expired,
             host_file=self._settings.corosync_conf,
             rundir=self._settings.rundir,
@@ -226,16 +221,16 @@ class Daemon:
 
     def _make_issuer(self) -> StoppableIssuer:
         if self._clustering is None:
-            return LocalIssuer(self._replica, clock=clock.seconds, yielding=self._workers)
+            return LocalIssuer(self._replica, clock=clock.seconds, yielding=self._session.waits)
         return ClusterIssuer(
             self._replica,
             self._clustering.outbox,
-            yielding=self._workers,
+            yielding=self._session.waits,
             dispatch_until=self._clustering.tree.dispatch_until,
         )
 
     def _make_files(self) -> None:
-        self._publisher = Publisher(session.LOCK)
+        self._publisher = Publisher(self._session.lock)
         self._files = FileSystem(
             self._tree,
             self._issuer,
@@ -259,7 +254,7 @@ class Daemon:
             self._status_files,
             settings=self._settings,
             gid=self._gid,
-            lock=session.LOCK,
+            lock=self._session.lock,
             recorder=self._recorder,
             publish=self._clustering.source.put if self._clustering is not None else None,
             saves=SaveRequests(self._save_for_client),
@@ -289,7 +284,7 @@ class Daemon:
             self._replica.subscribe(on_change=self._clustering.on_change)
 
     def _mount(self, cleanup: contextlib.ExitStack) -> None:
-        operations = Operations(
+        handlers = Handlers(
             self._files,
             self._node_ids,
             status_files=self._status_files,
@@ -303,11 +298,9 @@ class Daemon:
             on_debug=_turn_debug,
             start_time=self._start_time,
             monotonic_ns=time.monotonic_ns,
-            workers=self._workers,
         )
-        operations.is_logging_requests = self._settings.debug
-        path = self._settings.mountpoint
-        self._session = session.Mount(operations, path, workers=self._workers)
+        handlers.is_logging_requests = self._settings.debug
+        self._session.mount(handlers, self._settings.mountpoint)
         cleanup.callback(self._session.close)
 
     # Starting the threads
@@ -317,8 +310,8 @@ class Daemon:
         cleanup.callback(self._save_at_stop)
         self._record_writer.start(self._replica)
         cleanup.callback(self._record_writer.close)
-        self._workers.stalls.start()
-        cleanup.callback(self._workers.stalls.close)
+        self._session.waits.stalls.start()
+        cleanup.callback(self._session.waits.stalls.close)
         self._notifier.start(self._session.notification_channel())
         cleanup.callback(self._notifier.close)
         self._publisher.start(self._files.writeback.publish_due)
@@ -342,7 +335,7 @@ class Daemon:
         cleanup.callback(lookup.stop)
 
     def _take_address(self, address: str) -> None:
-        with session.LOCK:
+        with self._session.lock:
             self._status.members.set_resolved(address)
 
     def _start_clients(self, cleanup: contextlib.ExitStack) -> None:
@@ -372,7 +365,7 @@ class Daemon:
 
     def _start_watchdog(self, parts: ReportSources, cleanup: contextlib.ExitStack) -> None:
         watchdog = Watchdog(
-            session.LOCK,
+            self._session.lock,
             lambda: summary(parts),
             notify=process.notify_service_manager,
             timeout=process.watchdog_timeout(),
@@ -389,14 +382,14 @@ class Daemon:
             quorum=self._quorum,
             switch=self._quorum_switch,
             clustering=self._clustering,
-            workers=self._workers,
+            waits=self._session.waits,
             notifier=self._notifier,
-            lock=session.LOCK,
+            lock=self._session.lock,
         )
         control = Control(
             self._settings.control_socket,
             TestCommands(parts).by_name(),
-            lock=session.LOCK,
+            lock=self._session.lock,
             unlocked=UNLOCKED,
         )
         control.start()
@@ -414,8 +407,6 @@ class Daemon:
         except BaseException:  # in the background stderr goes nowhere
             _log.critical("the FUSE main loop failed, which is a bug", exc_info=True)
             raise
-        finally:
-            self._finished.set()
         if self._is_stopping or not self._session.was_aborted():
             return 0
         _log.error(
@@ -432,19 +423,17 @@ class Daemon:
         try:
             self._finish_changes()
         finally:  # a bug there must not keep it running
-            with session.LOCK:
-                self._workers.close()
-            process.end_llfuse_main(self._main_thread, self._finished)
+            self._session.end()
 
     def _finish_changes(self) -> None:
         """Answer all requests that wait for a change, and publish what can be."""
-        with session.LOCK:
+        with self._session.lock:
             self._issuer.refuse()
             self._files.writeback.publish_all()
             self._issuer.abandon()
 
     def _publish_the_rest(self) -> None:
-        with session.LOCK:
+        with self._session.lock:
             self._files.writeback.publish_all()
 
     def _save_at_stop(self) -> None:
@@ -478,15 +467,6 @@ def _warn_of_missing_database(path: Path) -> None:
             path,
             ", ".join(traces),
         )
-
-
-def workers_for(settings: Settings) -> int:
-    """Return how many threads answer the kernel."""
-    workers = settings.workers or WORKERS
-    least = RESERVED_WORKERS + 1  # with fewer no change could wait, so all would be refused
-    if workers < least:
-        _log.warning("--workers %d is too few: using %d", workers, least)
-    return max(workers, least)
 
 
 def _tree_by_host_file(host_file: Path, *, now: int) -> Tree | None:

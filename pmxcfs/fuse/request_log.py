@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 
 from pmxcfs._core import Entry
+from pmxcfs.fuse.attributes import Requester, Wanted
 from pmxcfs.fuse.node_ids import ROOT
 from pmxcfs.status.files import Link, Snapshot, Switch
 from pmxcfs.text import to_text
@@ -19,13 +20,7 @@ _ENDS = frozenset({"release", "releasedir"})
 _SECOND_NODE = {"rename": 2, "link": 1}  # index of the argument that is a second node id
 _FLAGS = {"open": 1, "create": 3}  # index of the argument that has the flags of open(2)
 _MODE = {"create": 2, "mkdir": 2, "mknod": 2}  # index of the argument that is a mode
-_ATTRIBUTES = {
-    "mode": "st_mode",
-    "uid": "st_uid",
-    "gid": "st_gid",
-    "size": "st_size",
-    "mtime": "st_mtime_ns",
-}
+_ATTRIBUTES = ("mode", "uid", "gid", "size", "mtime")  # that a setattr request can set
 _ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 _NAMED_FLAGS = {
     getattr(os, name): name
@@ -49,9 +44,11 @@ class RequestLog:
         self._directories = directories
         self._callers: dict[int, str] = {}  # by handle
 
-    def describe(self, name: str, arguments: tuple[object, ...]) -> tuple[str, str]:
+    def describe(
+        self, name: str, arguments: tuple[object, ...], requester: Requester | None
+    ) -> tuple[str, str]:
         """Return a description of the request *name*, and of the process that makes it."""
-        caller = _caller(arguments[-1]) if arguments else ""
+        caller = f"pid {requester.pid} uid {requester.uid}" if requester is not None else ""
         if not caller and arguments and isinstance(arguments[0], int):
             known = self._callers.get(arguments[0])
             caller = f"opened by {known}" if known else "opened before debug mode"
@@ -76,14 +73,14 @@ class RequestLog:
         if by_handle or name in _BY_LISTING:
             table = self._handles if by_handle else self._directories
         words = [_described(table.get(number))]
-        if name == "setattr":
-            words += _changes(*arguments[1:3])
-            arguments = ()
         for index, argument in enumerate(arguments[1:], start=1):
             if isinstance(argument, int):
                 words.append(self._number(name, index, argument))
             elif isinstance(argument, bytes):
                 words.append(f"{len(argument)} bytes" if by_handle else to_text(argument))
+            elif isinstance(argument, Wanted):
+                words += _changes(argument)
+                break
         return PRIVATE if PRIVATE in words else " ".join(words)
 
     def _number(self, name: str, index: int, number: int) -> str:
@@ -94,20 +91,14 @@ class RequestLog:
         return f"0{number:o}" if index == _MODE.get(name) else str(number)
 
 
-def _changes(wanted: object, fields: object) -> list[str]:
+def _changes(wanted: Wanted) -> list[str]:
     """Return the attributes that a setattr request changes."""
-    found = []
-    for field, attribute in _ATTRIBUTES.items():
-        if getattr(fields, f"update_{field}", False):
-            value = getattr(wanted, attribute)
-            found.append(f"{field} 0{value & 0o7777:o}" if field == "mode" else f"{field} {value}")
-    return found
-
-
-def _caller(context: object) -> str:
-    """Return the process of a request's context; empty if the argument is none."""
-    pid, uid = getattr(context, "pid", None), getattr(context, "uid", None)
-    return "" if pid is None else f"pid {pid} uid {uid}"
+    values = [(name, getattr(wanted, name)) for name in _ATTRIBUTES]
+    return [
+        f"{name} 0{value & 0o7777:o}" if name == "mode" else f"{name} {value}"
+        for name, value in values
+        if value is not None
+    ]
 
 
 def _flags(number: int) -> str:

@@ -1,24 +1,22 @@
-"""The FUSE session through llfuse: mount, main loop, descriptor and lock.
+"""What a session is for the daemon, and the mount that every kind of session has to watch.
 
-llfuse supports one mount per process. Its global lock serves as the tree's lock.
-Contract: docs/spec/fuse.md, "Stopping" and "Waiting".
+A session mounts the file system, reads the kernel's requests and hands them to the handlers.
+Contract: docs/spec/session.md; docs/spec/fuse.md, "Stopping".
 """
 
 import contextlib
-import errno
 import logging
-import os
 import select
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-
-import llfuse
+from typing import Protocol
 
 from pmxcfs.errors import StartError
 from pmxcfs.fuse._notify import invalidate_entry, invalidate_inode
-from pmxcfs.fuse.handlers import Operations
+from pmxcfs.fuse.handlers import Handlers
 from pmxcfs.fuse.notifier import NotificationChannel
-from pmxcfs.fuse.workers import Workers
+from pmxcfs.fuse.waits import Waits
 from pmxcfs.host.mounts import (
     Mounted,
     abort_fuse_connection,
@@ -31,116 +29,107 @@ from pmxcfs.host.process import detach
 
 _log = logging.getLogger("pmxcfs.main")
 
-LOCK = llfuse.lock
-LOCK_RELEASED = llfuse.lock_released
-
 BACKGROUND = 12  # background requests (RELEASE, read-ahead) that the kernel sends at once
-UNMOUNT_TIMEOUT = 1.0  # seconds from the end of the connection to the end of an unmount
 CONGESTED = 9  # background requests above which the kernel does no read-ahead
-OPTIONS = (
-    "default_permissions",
-    "allow_other",
-    "nosuid",
-    "nodev",
-    "fsname=/dev/fuse",
-    "nonempty",  # files below the mountpoint give a warning, not an error
-    "big_writes",
-    "atomic_o_trunc",  # the open has O_TRUNC, so that a rewrite of a file is one change
-)
+UNMOUNT_TIMEOUT = 1.0  # seconds from the end of the connection to the end of an unmount
 
 
-class Mount:
-    """A mounted FUSE session, from construction to ``close``. Raises StartError."""
+class Session(Protocol):
+    """One mount and the threads that serve it, from ``mount`` to ``close``."""
 
-    def __init__(self, operations: Operations, mountpoint: Path, *, workers: Workers) -> None:
-        before, mounts_before = _fuse_descriptors(), mounts_on(mountpoint)
-        logging.getLogger("llfuse").addFilter(_is_worth_logging)
-        try:
-            llfuse.init(operations, str(mountpoint), [*OPTIONS, *_room_for(workers.count)])
-        except RuntimeError as error:
-            raise StartError(f"can't mount on {mountpoint}: {error}") from None
-        (self._descriptor,) = _fuse_descriptors() - before
-        self._mountpoint = mountpoint
-        self._mount = _new_mount(mountpoint, mounts_before)
-        self._workers = workers
-        workers.attach(self._descriptor)
+    @property
+    def name(self) -> str:
+        """The name of this kind of session."""
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """The tree's lock, which is held while a handler runs."""
+
+    @property
+    def waits(self) -> Waits:
+        """The waits of this session's threads."""
+
+    def mount(self, handlers: Handlers, mountpoint: Path) -> None:
+        """Mount on *mountpoint*. Raises StartError."""
 
     def notification_channel(self) -> NotificationChannel:
         """Return the functions that write notifications to the session's descriptor."""
-        descriptor = self._descriptor
-        return NotificationChannel(
-            inode=lambda node, pages: invalidate_inode(descriptor, node, pages=pages),
-            entry=lambda parent, name, kept: invalidate_entry(
-                descriptor, parent, name, expire=kept
-            ),
-        )
 
     def serve(self) -> None:
-        """Serve requests until a signal or an unmount. Blocks; call it without the tree's lock."""
-        llfuse.main(workers=self._workers.count, handle_signals=True)
+        """Serve requests until ``end`` or an unmount. Blocks; call it without the tree's lock."""
+
+    def end(self) -> None:
+        """Make ``serve`` return. Called in the thread that takes the signals, after a signal."""
 
     def was_aborted(self) -> bool:
-        """Tell whether the kernel has ended the session without an unmount, once ``serve`` is over.
+        """Tell whether the kernel has ended the session without an unmount, once it was served.
 
         ``umount --force`` ends the connection first. If a process uses the mount, it stays there,
         dead. Blocks for up to UNMOUNT_TIMEOUT.
         """
-        return self._mount is not None and not await_unmount(self._mount.id, UNMOUNT_TIMEOUT)
 
     def close(self) -> None:
-        """Detach the mount, if it is there, and end the session.
+        """Detach the mount, if it is there, and end the session."""
 
-        Requests without a reply fail with an error. Otherwise such a request could hold a
-        directory's lock in the kernel, for which a thread that sends a notification waits; that
-        thread keeps the session open. libfuse's own unmount goes by the path: it would detach what
-        another process has mounted there since.
+
+class OwnMount:
+    """The mount of this session: another one can be on its mountpoint since.
+
+    Made before *mountpoint* is mounted; ``note`` is called afterwards.
+    """
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+        self._before = mounts_on(mountpoint)
+        self._mount: Mounted | None = None  # also if it is gone already
+
+    def note(self) -> None:
+        """Find the mount, which is there now."""
+        self._mount = _new_mount(self._mountpoint, self._before)
+
+    def was_aborted(self) -> bool:
+        """Tell whether the mount stays, although its connection has ended."""
+        return self._mount is not None and not await_unmount(self._mount.id, UNMOUNT_TIMEOUT)
+
+    def detach(self, descriptor: int) -> None:
+        """Detach the mount, if it is there, so that requests without a reply fail.
+
+        Otherwise such a request could hold a directory's lock in the kernel, for which a thread
+        that sends a notification waits; that thread keeps the session open. *descriptor* is the
+        session's.
         """
-        if self._mount is not None:
-            self._detach(self._mount)
-        llfuse.close(unmount=False)
-
-    def _detach(self, mount: Mounted) -> None:
+        if self._mount is None:
+            return
         top = topmost_on(self._mountpoint)
-        if top is not None and top.id == mount.id:
+        if top is not None and top.id == self._mount.id:
             with contextlib.suppress(StartError):  # another process was faster
                 detach(self._mountpoint)
             return
-        if is_listed(mount.id):
+        if is_listed(self._mount.id):
             _log.warning(
                 "another file system is mounted over %s: the dead mount stays below it",
                 self._mountpoint,
             )
-        if self._is_connected():  # files on the mount are still open
-            abort_fuse_connection(mount)
+        if _is_connected(descriptor):  # files on the mount are still open
+            abort_fuse_connection(self._mount)
 
-    def _is_connected(self) -> bool:
-        """Tell whether the kernel still sends requests; after that, the device can be another's."""
-        poll = select.poll()
-        poll.register(self._descriptor, 0)
-        return not poll.poll(0)
+
+def channel_of(descriptor: int) -> NotificationChannel:
+    """Return the functions that write notifications to a session's *descriptor*."""
+    return NotificationChannel(
+        inode=lambda node, pages: invalidate_inode(descriptor, node, pages=pages),
+        entry=lambda parent, name, kept: invalidate_entry(descriptor, parent, name, expire=kept),
+    )
+
+
+def _is_connected(descriptor: int) -> bool:
+    """Tell whether the kernel still sends requests; after that, the device can be another's."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return not poll.poll(0)
 
 
 def _new_mount(mountpoint: Path, before: Sequence[Mounted]) -> Mounted | None:
     """Return the FUSE mount that was not there *before*; None if it is gone already."""
     new = (mount for mount in mounts_on(mountpoint) if mount not in before)
     return next((mount for mount in new if mount.is_fuse), None)
-
-
-def _room_for(parked: int) -> Sequence[str]:
-    """Return mount options for *parked* unanswered RELEASEs beside other background requests."""
-    return f"max_background={BACKGROUND + parked}", f"congestion_threshold={CONGESTED + parked}"
-
-
-def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Return False for llfuse's error about a reply to an aborted request, as at an unmount."""
-    return not record.getMessage().endswith(f"failed with {os.strerror(errno.ENOENT)}")
-
-
-def _fuse_descriptors() -> set[int]:
-    """Return this process's descriptors of /dev/fuse, as llfuse does not expose its own."""
-    found = set()
-    for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if os.readlink(link) == "/dev/fuse":
-                found.add(int(link.name))
-    return found

@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from pmxcfs._core import Tree
 from pmxcfs.cli import main as cli
 from pmxcfs.daemon import daemon, storage
-from pmxcfs.fuse import session
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.replica import replica
 from pmxcfs.replica.local_issuer import LocalIssuer
@@ -34,20 +35,26 @@ def reply_before_append() -> None:
     """Answer before the record is written, which happens ``DELAY`` later."""
     started: list[Replica] = []
 
-    def write_later(replica: Replica) -> None:
+    def write_later(replica: Replica, lock: AbstractContextManager[object]) -> None:
         while True:
             time.sleep(DELAY)
-            with session.LOCK:
+            with lock:
                 replica.flush()
 
     class Careless(Replica):
+        def __init__(
+            self, *parts: Any, lock: AbstractContextManager[object], **others: Any
+        ) -> None:
+            super().__init__(*parts, lock=lock, **others)
+            self.lock = lock
+
         def deliver(self, tickets: Sequence[Ticket]) -> None:
             for ticket in tickets:
                 self.defer(ticket)
                 ticket.finish()
             if not started:
                 started.append(self)
-                threading.Thread(target=write_later, args=[self], daemon=True).start()
+                threading.Thread(target=write_later, args=[self, self.lock], daemon=True).start()
 
     setattr(daemon, "Replica", Careless)  # noqa: B010, as mypy would object to an assignment
 

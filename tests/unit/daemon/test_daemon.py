@@ -2,7 +2,7 @@
 
 import pytest
 
-from pmxcfs.daemon.daemon import workers_for
+from pmxcfs.fuse.choice import workers_for
 from pmxcfs.settings import Settings
 from tests.conftest import ExpectLog
 

@@ -1,0 +1,162 @@
+"""Waits of the threads that handle requests: they release the tree's lock, and others go on.
+
+A session has one thread that reads requests, because each request costs more if the next one goes
+to another thread, often on another CPU. When that thread begins to wait inside a handler, another
+one has to read. It is called at once, or only when a request has come (``RequestWatch``), or when a
+write takes long (``StallWatch``). How another thread is called is the session's matter.
+
+Threads: all methods need the tree's lock, and release it while they block.
+Contract: docs/spec/fuse.md, "Waiting"; docs/spec/performance.md, "What costs time".
+"""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+from pmxcfs.errors import Busy
+from pmxcfs.fuse.stalls import StallWatch
+from pmxcfs.replica.tickets import Signal
+from pmxcfs.replica.waiting import RequestWatch
+
+PLACE_TIMEOUT = 0.05  # seconds that a thread waits until it may wait for something
+STALLED_AFTER = 0.25  # seconds without a begin or end of a wait: a device or the cluster stalls
+MAX_QUEUED = 64  # threads that wait until they may wait
+
+
+class Waits:
+    """The waits, of which at most *limit* may last at one time.
+
+    *lock_released* releases the tree's lock until its block ends.
+    """
+
+    def __init__(self, *, lock_released: AbstractContextManager[None], limit: int) -> None:
+        self.waiting_count = 0  # threads that wait for a device, another thread or other nodes
+        self.limit = limit
+        self._descriptor = -1  # of the session; -1 before ``attach``
+        self._lock_released = lock_released
+        self._queued: deque[Signal] = deque()  # of threads that want to wait, too
+        self._last_turn = 0.0  # monotonic second in which a wait last began or ended
+        self.stalls = StallWatch()  # its thread is started and closed by the daemon
+
+    def attach(self, descriptor: int) -> None:
+        """Note *descriptor*, the session's, from which requests are read."""
+        self._descriptor = descriptor
+
+    # What a session does.
+
+    def close(self) -> None:
+        """Let all threads go on that wait for their turn to read: the session ends."""
+
+    def _begin(self) -> bool:
+        """Note that the calling thread goes away; return whether no other one reads then."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Note that the calling thread is back."""
+
+    def _call_reader(self) -> None:
+        """Have another thread read requests. For any thread; does not need the lock."""
+        raise NotImplementedError
+
+    # The protocol ``replica.waiting.WatchfulYielding``.
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Release the lock for a write; another thread reads only if that takes long."""
+        return _Writing(self)
+
+    def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
+        """Stop *watch*, so that another thread reads, if the block takes long."""
+        return self.stalls.watching(watch) if watch.is_active else contextlib.nullcontext()
+
+    def begin_write(self) -> RequestWatch:
+        """Release the lock; the watch is for ``end_write``."""
+        watch = self._new_watch()
+        if watch.is_active:
+            self.stalls.begin(watch)
+        self._lock_released.__enter__()
+        return watch
+
+    def end_write(self, watch: RequestWatch) -> None:
+        """Take the lock again."""
+        self._lock_released.__exit__(None, None, None)
+        self.stalls.end(watch)
+        self._end()
+
+    def _new_watch(self) -> RequestWatch:
+        return RequestWatch(self._descriptor, self._call_reader, is_active=self._begin())
+
+    @contextlib.contextmanager
+    def _released_with_watch(self) -> Iterator[RequestWatch]:
+        watch = self._new_watch()
+        try:
+            with self._lock_released:
+                yield watch
+        finally:
+            self._end()
+
+    @contextlib.contextmanager
+    def waiting(self, *, must: bool = False) -> Iterator[None]:
+        """Release the lock to wait for a device, other threads or nodes.
+
+        Raises Busy if too many threads wait already, unless this one *must*.
+        """
+        with self.waiting_with_watch(must=must) as watch:
+            watch.stop()
+            yield
+
+    @contextlib.contextmanager
+    def waiting_with_watch(self, *, must: bool = False) -> Iterator[RequestWatch]:
+        """Release the lock to wait, and watch for requests meanwhile.
+
+        The block must stop the watch before it waits for anything that does not poll the watch.
+        Raises Busy if too many threads wait already, unless this one *must*.
+        """
+        if self.waiting_count >= self.limit and not must:
+            self._await_place()
+        self.waiting_count += 1
+        self._last_turn = time.monotonic()
+        try:
+            with self._released_with_watch() as watch:
+                yield watch
+        finally:
+            self.waiting_count -= 1
+            self._last_turn = time.monotonic()
+            if self._queued:
+                self._queued.popleft().give()
+
+    def _await_place(self) -> None:
+        """Wait until fewer threads wait, for a short time. Raises Busy.
+
+        Waits on a healthy device end within milliseconds. If none has ended for longer, there is no
+        use in keeping another thread from reading requests.
+        """
+        until = time.monotonic() + PLACE_TIMEOUT
+        while self.waiting_count >= self.limit:
+            left = until - time.monotonic()
+            is_stalled = time.monotonic() - self._last_turn > STALLED_AFTER
+            if left <= 0 or is_stalled or len(self._queued) >= MAX_QUEUED:
+                raise Busy(f"{self.waiting_count} changes are waiting already")
+            signal = Signal()
+            self._queued.append(signal)
+            with self._released_with_watch() as watch:
+                watch.stop()
+                is_given = signal.wait(left)
+            if not is_given and signal in self._queued:
+                self._queued.remove(signal)
+
+
+class _Writing(AbstractContextManager[None]):
+    """The block of ``Waits.writing``: a class, as a generator costs each change some us more."""
+
+    __slots__ = ("_waits", "_watch")
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+
+    def __enter__(self) -> None:
+        self._watch = self._waits.begin_write()
+
+    def __exit__(self, *_: object) -> None:
+        self._waits.end_write(self._watch)
