@@ -31,6 +31,8 @@ PACKAGES += fuse3
 TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime rrdtool
 # Tests of what the Debian package installs: the unit, the manual pages, the maintainer scripts.
 TEST_PACKAGES += systemd man-db dash
+# The floors of bench, and a client in Perl.
+BENCH_PACKAGES := liburing-dev libsqlite3-dev perl
 # Services that tests run. Their packages are unpacked below build/, not installed: that would
 # enable them on this machine (corosync would start as a cluster of its own at the next boot).
 UNPACKED := corosync corosync-qdevice corosync-qnetd rrdcached
@@ -71,6 +73,10 @@ packages:
 .PHONY: test-packages
 test-packages: packages
 	$(call install,$(TEST_PACKAGES))
+
+.PHONY: bench-packages
+bench-packages: packages
+	$(call install,$(BENCH_PACKAGES))
 
 .PHONY: deb-packages
 deb-packages:
@@ -273,9 +279,25 @@ cover: deps test-deps ## line coverage of all tests, extensions and daemons incl
 	$(CURDIR)/$(PYTEST) tests || true; \
 	$(CURDIR)/$(BIN)/coverage combine -q; $(CURDIR)/$(BIN)/coverage report
 
+# Servers that do nothing, for bench to compare with.
+FLOORS := $(addprefix build/floor/,floor floor_native member)
+build/floor/floor: LIBRARIES = $$(pkg-config --cflags --libs fuse)
+build/floor/floor_native: LIBRARIES = -luring -lpthread
+build/floor/member: LIBRARIES = -lcpg -lsqlite3
+$(FLOORS): build/floor/%: bench/floor/%.c | bench-packages
+	@mkdir -p $(@D)
+	gcc -O2 -Wall -Wextra -Werror -o $@ $< $(LIBRARIES)
+
+BENCH = PATH="$$PATH:$(CURDIR)/build/debian/usr/sbin" $(PYTEST) -c bench/pytest.ini \
+  $(if $(AGAINST),--against=$(abspath $(AGAINST))) $(if $(FUSE),--fuse=$(FUSE))
+
 .PHONY: bench
-bench: build test-deps ## measure against the floor, by turns; table, chart and JSON
-	PATH="$$PATH:$(CURDIR)/build/debian/usr/sbin" $(PYTEST) -c bench/pytest.ini bench
+bench: as-root build test-deps $(FLOORS) ## measure against the floor, by turns; table, chart and JSON
+	$(BENCH) bench
+
+.PHONY: bench-quick
+bench-quick: as-root build $(FLOORS) ## only a mount, nothing pinned; with AGAINST=DIR another checkout, too
+	$(BENCH) bench/bench_mount.py -k unpinned
 
 .PHONY: bench-compare
 bench-compare: build ## how the ratios of the last two runs of bench differ

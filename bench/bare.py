@@ -6,13 +6,8 @@ entry's row and the version row. Contract: docs/spec/storage.md.
 
 import contextlib
 import sqlite3
-import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from bench.data import REWRITTEN, VARIANTS, variant
-from bench.goals import KIB
-from bench.turns import Operation, times_us
 
 SCHEMA = """
 CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL,
@@ -74,26 +69,3 @@ def bare_database(directory: Path) -> Iterator[BareDatabase]:
         yield database
     finally:
         database.close()
-
-
-def commit_us(directory: Path, size: int, *, between: Operation) -> float:
-    """Return the average time of committing one row of *size* bytes, in microseconds.
-
-    *between* runs before each commit and is not timed. It stands for a request, after which the
-    CPU's caches no longer hold SQLite's code and data: a commit then takes half as long again as
-    in a tight loop. The average, unlike a median, includes the checkpoint that is due per 4 MiB of
-    log; in the daemon a thread on the same CPU does it.
-    """
-    contents = [bytes([byte]) * size for byte in VARIANTS]
-    count = 2000 if size <= KIB else 80
-    times = []
-    with bare_database(directory) as database:
-
-        def commit(number: int) -> None:
-            turn, file = divmod(number, REWRITTEN)
-            database.commit(1 + file, variant(contents, turn))
-
-        for number in range(count):
-            between(number)
-            times += times_us(commit, [number])
-    return statistics.mean(times)

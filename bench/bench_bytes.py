@@ -22,8 +22,8 @@ import pytest
 from bench.bare import BareDatabase, bare_database
 from bench.data import BIG, FIRST_VMID, GUESTS, NODE, SMALL, guest_files, variant
 from bench.device import SECTOR, disk
+from bench.files import CREATE, REWRITE, write_file
 from bench.goals import KIB, MIB, Goal
-from bench.operations import CREATE, REWRITE, write_file
 from bench.populate import write_database
 from bench.report import Report
 from bench.servers import REPOSITORY, ipc_name, pmxcfs_server

@@ -1,99 +1,191 @@
-"""The cost of a client's operations in a cluster of three nodes on this machine.
+"""A client's operations on one of three nodes on this machine, and the daemons' CPU time.
 
-The base is the same operation on the same node in local mode. The limits are the figures of the
-original in such a cluster (docs/spec/performance.md), scaled to this machine. Client and daemon run
-on any CPU, and each change wakes processes on other CPUs. So the scale is the quotient of the times
-of a FUSE message between two CPUs, here and on the machine where the original was measured. Two
-machines that are equally fast on one CPU differ by a factor of two and more in that time. Both CPUs
-are kept awake for the measurement, as three corosyncs keep them awake; a sleeping CPU doubles the
-time.
+The base of a change is the time of as many messages of the same size between bare members
+(``member``) on the same nodes, by turns with the operations. The base of a read is the floor, on
+the machine beside the cluster. Nothing is pinned.
 Skipped without corosync, which `make test-deps` installs.
 """
 
-import os
+import contextlib
 import shutil
 import statistics
-import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from bench.goals import Goal
+from bench import operations as do
+from bench.data import BIG_FILES, CREATED, GUESTS, mounted_files
+from bench.goals import KIB, MIB, MICROSECONDS, Figures, Goal
+from bench.member import Message, message
+from bench.operations import Prepare
+from bench.places import FloorPlace, Place
+from bench.populate import copy_files
 from bench.report import Report
-from bench.servers import floor_server, pin
+from bench.servers import Session, cpu_us, floor_server
+from bench.turns import Batch, p99
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
 
-# The original's microseconds: the upper end of the measured range.
-BETWEEN_CPUS = {
-    "open + read 1 KiB + close": 55,
-    "overwrite 1 KiB": 1500,
-    "tmp + write 1 KiB + close + rename": 2600,
-    "mkdir + rmdir": 1500,
-}
-ABSOLUTE = {
-    "write 1 MiB + close": 35_000,
-    "1000 x write 512 B, close": 60_000,
-}  # microseconds, on any machine
-BETWEEN_CPUS_THEN = 16.0  # microseconds of such a message where the original was measured
-MESSAGES = 3000
-CLIENT_TIMEOUT = 120.0  # seconds for all operations of a client
+TURNS = 3  # of the members and of each operation
+MESSAGES = {
+    60: 500,
+    1100: 500,
+    500 * KIB: 30,
+    MIB - 4 * KIB: 20,
+}  # size in bytes -> count in a turn
+SHORT, CONTENT, HALF, WHOLE = MESSAGES  # a name; 1 KiB; half of the largest file; nearly all of it
+CLIENT_TIMEOUT = 60.0  # seconds until a change is seen
 LAGS = 200  # changes whose arrival on another node is timed
+ORIGIN_CPU, PEER_CPU = Goal(2.2), Goal(1.2)  # times a bare member's CPU time per message
 
 pytestmark = pytest.mark.skipif(not shutil.which("corosync"), reason="needs corosync")
 
 
-def goal_of(name: str, *, pace: float) -> Goal:
-    """Return the limits of an operation where messages between CPUs take *pace* times as long."""
-    if name in ABSOLUTE:
-        return Goal(absolute=ABSOLUTE[name])
-    return Goal(must=BETWEEN_CPUS[name], pace=pace)
+class Change(NamedTuple):
+    """A row: an operation, the sizes of the messages that it needs, and its limit."""
+
+    name: str
+    operation: Prepare
+    messages: Sequence[int]
+    goal: Goal
+    batch: int
+    unit: str = "µs"
 
 
-@contextmanager
-def all_cpus() -> Iterator[None]:
-    """Let this process and its children use all CPUs."""
-    pinned = os.sched_getaffinity(0)
-    pin(set(range(os.cpu_count() or 1)))
-    try:
-        yield
-    finally:
-        pin(pinned)
+CHANGES = (
+    Change("overwrite 1 KiB", do.overwrite, [CONTENT], Goal(1.8), 200),
+    Change("tmp + write 1 KiB + close + rename", do.replace, [CONTENT, SHORT], Goal(1.8), 150),
+    Change(
+        "the same by file_set_contents, Perl", do.set_contents, [CONTENT, SHORT], Goal(1.8), 150
+    ),
+    Change("mkdir + rmdir", do.make_and_remove, [SHORT] * 2, Goal(2.0), 150),
+    Change(
+        f"{CREATED} x create + write 1 KiB + close", do.create_many, [CONTENT] * CREATED,
+        Goal(1.8), 1, "ms",
+    ),
+    Change("write 1 MiB + close", do.write_big, [WHOLE], Goal(), 10),
+    Change("1000 x write 512 B, close", do.write_sectors, [HALF], Goal(), 5),
+)  # fmt: skip
 
 
-@contextmanager
-def awake(cpus: Iterable[int]) -> Iterator[None]:
-    """Keep each of these CPUs busy with a process of idle priority."""
-    idle = ["chrt", "--idle", "0", "sh", "-c", "while :; do :; done"]
-    with ExitStack() as stack:
-        for cpu in cpus:
-            busy = subprocess.Popen(["taskset", "--cpu-list", str(cpu), *idle])
-            stack.callback(busy.wait)
-            stack.callback(busy.kill)
-        yield
+# A row without messages: an operation and the floor's.
+READS = (
+    ("open + read 1 KiB + close", do.open_read_close, do.open_read_close),
+    ("read .version", do.read_version, do.read_unseen("d90")),
+)
+READS_IN_A_TURN = 500
 
 
-def message_us(floor: Path, workdir: Path, *, cpus: tuple[int, int]) -> float:
-    """Return the microseconds of a message from a client on one CPU to the floor on the other."""
-    with floor_server(floor, workdir) as server, awake(set(cpus)):
-        pin({cpus[1]}, pids=[server.pid])
-        pin({cpus[0]})
-        times = []
-        for _ in range(MESSAGES):
-            start = time.perf_counter()
-            os.statvfs(server.root)
-            times.append((time.perf_counter() - start) * 1e6)
-    return statistics.median(times)
+class Meter:
+    """The times of one operation over all turns, and the CPU time of each node's daemon."""
+
+    def __init__(self, batch: Batch, tasks: Sequence[Path]) -> None:
+        self._batch = batch
+        self._tasks = tasks
+        self.times: list[float] = []
+        self._spent = [0.0 for _ in tasks]
+
+    def play(self, numbers: range) -> None:
+        """Run the operation once per number."""
+        before = [cpu_us(tasks) for tasks in self._tasks]
+        self.times += self._batch(numbers)
+        for node, (tasks, since) in enumerate(zip(self._tasks, before, strict=True)):
+            self._spent[node] += cpu_us(tasks) - since
+
+    def cpu_us(self) -> list[float]:
+        """Return each daemon's CPU time per operation."""
+        return [spent / len(self.times) for spent in self._spent]
+
+    def figures(self, unit: str = "µs") -> Figures:
+        """Return the figures, with the first node's CPU time, in *unit*."""
+        size = MICROSECONDS[unit]
+        values = statistics.median(self.times), p99(self.times), self.cpu_us()[0]
+        return Figures(*(value / size for value in values))
 
 
-def measure(node: Member) -> dict[str, float]:
-    """Return the median of each operation on *node* in microseconds."""
-    with closing(node.start_worker("bench.replicated:measure")) as worker:
-        medians: dict[str, float] = worker.receive(CLIENT_TIMEOUT)
-    return medians
+def bench_three_nodes(workdir: Callable[[], Path], session: Session, report: Report) -> None:
+    with Cluster(workdir()) as cluster, floor_server(session, workdir()) as floor:
+        cluster.start()
+        tasks = [daemon_tasks(node) for node in cluster.nodes]
+        with contextlib.chdir(cluster[1].path), ExitStack() as stack:
+            ours, base = Place("."), FloorPlace(floor.root)
+            copy_files(Path(), islice(mounted_files(), GUESTS + BIG_FILES))
+            changes = [Meter(row.operation(ours, stack), tasks) for row in CHANGES]
+            reads = [
+                (Meter(mine(ours, stack), tasks), Meter(other(base, stack), [floor.tasks]))
+                for _, mine, other in READS
+            ]
+            found: list[dict[int, Message]] = []
+            for turn in range(TURNS):
+                found.append(
+                    {
+                        n: message(cluster.nodes, size=n, count=count)
+                        for n, count in MESSAGES.items()
+                    }
+                )
+                for row, meter in zip(CHANGES, changes, strict=True):
+                    meter.play(range(turn * row.batch, (turn + 1) * row.batch))
+                for pair in reads:
+                    for meter in pair:
+                        meter.play(range(turn * READS_IN_A_TURN, (turn + 1) * READS_IN_A_TURN))
+        add_lag(cluster, report, base=statistics.median(changes[0].times))
+        cluster.finish()
+    messages = {size: average([turn[size] for turn in found]) for size in MESSAGES}
+    add_changes(changes, messages, report)
+    for (name, _, _), (mine, other) in zip(READS, reads, strict=True):
+        report.compare(
+            "cluster", name, unit="µs", ours=mine.figures(), base=other.figures(), goal=Goal()
+        )
+
+
+def daemon_tasks(node: Member) -> Path:
+    """Return the directory with the threads of a node's daemon."""
+    assert node.daemon.process
+    return node.root / "proc" / str(node.daemon.process.pid) / "task"
+
+
+def average(turns: Sequence[Message]) -> Message:
+    """Return the medians of several measurements of a message."""
+    return Message(*map(statistics.median, zip(*turns, strict=True)))
+
+
+def add_changes(changes: Sequence[Meter], messages: Mapping[int, Message], report: Report) -> None:
+    """Put a row per change into the report, and the CPU times of an overwrite on each node."""
+    for row, meter in zip(CHANGES, changes, strict=True):
+        needed = [messages[size] for size in row.messages]
+        size = MICROSECONDS[row.unit]
+        base = Figures(
+            sum(one.median for one in needed) / size,
+            needed[0].p99 if len(needed) == 1 else None,
+            sum(one.origin_cpu for one in needed) / size,
+        )
+        report.compare(
+            "cluster", row.name, unit=row.unit, ours=meter.figures(row.unit), base=base,
+            goal=row.goal,
+        )  # fmt: skip
+    one = messages[CONTENT]
+    origin, *peers = changes[0].cpu_us()
+    report.add(
+        "cluster", "CPU of an overwrite, its origin", unit="µs", ours=origin, base=one.origin_cpu,
+        goal=ORIGIN_CPU,
+    )  # fmt: skip
+    report.add(
+        "cluster", "CPU of an overwrite, a peer", unit="µs", ours=statistics.mean(peers),
+        base=one.peer_cpu, goal=PEER_CPU,
+    )  # fmt: skip
+
+
+def add_lag(cluster: Cluster, report: Report, *, base: float) -> None:
+    """Put the time until a change is seen on another node into the report."""
+    found = lags(cluster[1], cluster[2])
+    report.add(
+        "cluster", "a write's sight elsewhere; base: an overwrite", unit="µs",
+        ours=max(1.0, statistics.median(found)), base=base, goal=Goal(),
+    )  # fmt: skip  # a reader can be faster than the writer's return
 
 
 def lags(writer: Member, reader: Member) -> list[float]:
@@ -108,37 +200,3 @@ def lags(writer: Member, reader: Member) -> list[float]:
             written = publishing.receive(CLIENT_TIMEOUT)
             found.append((watching.receive(CLIENT_TIMEOUT) - written) * 1e6)
     return found
-
-
-def bench_three_nodes(workdir: Callable[[], Path], report: Report, floor: Path) -> None:
-    first, last = 0, (os.cpu_count() or 1) - 1
-    with all_cpus():
-        on_one = message_us(floor, workdir(), cpus=(last, last))
-        between = message_us(floor, workdir(), cpus=(first, last))
-    report.add(
-        "cluster", "floor: a message between two CPUs; on one", unit="µs", ours=between,
-        base=on_one, goal=Goal(),
-    )  # fmt: skip
-    with all_cpus(), Cluster(workdir()) as cluster:
-        node = cluster[1]
-        node.daemon.start("--local")
-        node.daemon.wait_until_mounted()
-        alone = measure(node)
-        assert node.daemon.stop() == 0
-        node.database.unlink()  # the daemon makes a new one, with the host's corosync.conf
-        cluster.start()
-        together = measure(node)
-        for name, base in alone.items():
-            report.add(
-                "cluster", name, unit="µs", ours=together[name], base=base,
-                goal=goal_of(name, pace=between / BETWEEN_CPUS_THEN),
-            )  # fmt: skip
-        found = lags(cluster[1], cluster[2])
-        lag = statistics.median(
-            max(1.0, one) for one in found
-        )  # negative if the reader is faster than the writer's return
-        report.add(
-            "cluster", "from a write's end to its sight elsewhere", unit="µs", ours=lag,
-            base=together["overwrite 1 KiB"], goal=Goal(),
-        )  # fmt: skip
-        cluster.finish()

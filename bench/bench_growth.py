@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.data import FEW, MANY, SMALL, many_files
+from bench.files import CREATE, write_file
 from bench.goals import KIB, MIB, Goal
-from bench.operations import CREATE, write_file
 from bench.populate import write_database
 from bench.report import Report
 from bench.servers import Server, pmxcfs_server

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.data import NODE, SMALL, mounted_files
+from bench.data import HOME, NODE, SMALL, mounted_files
 from bench.goals import Goal
 from bench.populate import write_database
 from bench.report import Report
-from bench.servers import ECHO_SOURCE, Server, echo_server, ipc_name, on_all_cpus, pmxcfs_server
+from bench.servers import ECHO_SOURCE, Server, echo_server, ipc_name, pmxcfs_server
 from pmxcfs.ipc._qbclient import Client
 from pmxcfs.ipc.requests import Number
 from tests.clients.serving import CClient, compile_client
@@ -19,7 +19,7 @@ from tests.clients.traffic import p99, users
 
 TURNS, REQUESTS = 10, 3000  # alternating: REQUESTS on one side, then on the other
 FACTOR = 1.5  # times the libqb server that answers with zeros
-CONFIG = "d1/f0"
+CONFIG = f"{HOME}/100.conf"
 READY = {
     "get version": (Number.GET_FS_VERSION, b""),
     "get members": (Number.GET_CLUSTER_INFO, b""),
@@ -72,7 +72,7 @@ def median_us(client: CClient, name: str, number: int, payload: bytes) -> float:
 def bench_properties_of_many_guests(workdir: Callable[[], Path], report: Report) -> None:
     directory = workdir()
     write_database(directory / "state" / "config.db", guests())
-    with pmxcfs_server(directory) as server, on_all_cpus(server), asking(directory) as ask:
+    with pmxcfs_server(directory) as server, asking(directory) as ask:
         number = Number.GET_GUEST_CONFIG_PROPERTIES
         first = ask(number, NAMES)
         report.add(
@@ -110,7 +110,7 @@ def bench_properties_of_many_guests(workdir: Callable[[], Path], report: Report)
 def bench_users_beside_property_queries(workdir: Callable[[], Path], report: Report) -> None:
     directory = workdir()
     write_database(directory / "state" / "config.db", guests())
-    with pmxcfs_server(directory) as server, on_all_cpus(server), asking(directory) as ask:
+    with pmxcfs_server(directory) as server, asking(directory) as ask:
         root = Path(server.root)
         with users(root, count=USERS, seconds=SECONDS) as traffic:
             alone = p99(traffic.times())

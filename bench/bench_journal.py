@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bench.data import BIG, NODE, SMALL, variant
-from bench.goals import Goal
+from bench.goals import Figures, Goal
 from bench.report import Report
-from bench.turns import Benchmark, by_turns, played
+from bench.turns import Benchmark, Turns, by_turns, played, timed
 from pmxcfs._cpg import encode
 from pmxcfs.host.callers import UNSET
 from pmxcfs.messages import Group, Normal, Write
@@ -82,16 +82,14 @@ def bench_append(
                 reserve(bare.fileno(), 0, limit * size)
             os.pwrite(bare.fileno(), raw[number % len(raw)], number % limit * size)
 
-        turns = played(benchmark, ours, base, rounds=rounds, batch=batch)
-    for label, pair in (("median", turns.medians()), ("p99", turns.tails())):
-        report.add(
-            "journal",
-            f"append {name}, {label}",
-            unit="µs",
-            ours=pair.ours,
-            base=pair.base,
-            goal=APPEND if label == "median" else Goal(),
-        )
+        turns = played(benchmark, timed(ours), timed(base), rounds=rounds, batch=batch)
+    add(report, f"append {name}", turns, APPEND)
+
+
+def add(report: Report, name: str, turns: Turns, goal: Goal, *, repeats: int = 1) -> None:
+    """Put a row into the report; a timed operation is *repeats* of it."""
+    ours, base = (Figures(median / repeats, tail / repeats) for median, tail in turns.figures())
+    report.compare("journal", name, unit="µs", ours=ours, base=base, goal=goal)
 
 
 def variant_of(bodies: list[list[bytes]], number: int) -> list[bytes]:
@@ -111,16 +109,8 @@ def bench_encode_change(benchmark: Benchmark, report: Report) -> None:
         for _ in range(REPEATS):
             message_of(content)
 
-    turns = played(benchmark, ours, base, rounds=50, batch=20)
-    for label, pair in (("median", turns.medians()), ("p99", turns.tails())):
-        report.add(
-            "journal",
-            f"encode a change of 1 KiB, {label}",
-            unit="µs",
-            ours=pair.ours / REPEATS,
-            base=pair.base / REPEATS,
-            goal=ENCODE if label == "median" else Goal(),
-        )
+    turns = played(benchmark, timed(ours), timed(base), rounds=50, batch=20)
+    add(report, "encode a change of 1 KiB", turns, ENCODE, repeats=REPEATS)
 
 
 def bench_checksum(benchmark: Benchmark, report: Report) -> None:

@@ -1,99 +1,163 @@
-"""Every operation on a mount of pmxcfs against the floor server, alternating in one run."""
+"""Every operation on a mount of pmxcfs against the session's floor, by turns, in three conditions.
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
+With ``--against DIR`` the daemon of another checkout takes its turns, too.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
+from typing import NamedTuple
 
 import pytest
 
-from bench.bare import commit_us
-from bench.clients import parallel_read_us
-from bench.data import REWRITTEN, SMALL, mounted_files
-from bench.goals import Goal
-from bench.operations import COMPARISONS, READING, REWRITE, STATUS_FILES, Comparison, write_file
-from bench.populate import write_database
+from bench.comparisons import COMPARISONS, Comparison
+from bench.conditions import CONDITIONS, PLACEMENTS, Condition, placed, scatter
+from bench.data import mounted_files
+from bench.goals import MICROSECONDS, Figures
+from bench.places import FloorPlace, Place
+from bench.populate import copy_files, write_database
 from bench.report import Report
-from bench.servers import Server, floor_server, on_all_cpus, pmxcfs_server
-from bench.turns import Benchmark, by_turns
+from bench.servers import (
+    REPOSITORY,
+    Server,
+    Session,
+    cpu_us,
+    floor_server,
+    pmxcfs_server,
+)
+from bench.turns import Batch, Benchmark, played
 
-PROCESSES, READS = 4, 2000  # as in the original's measurement; reads per process and turn
+
+class Mount(NamedTuple):
+    """A mounted side, and where its server's threads are."""
+
+    place: Place
+    tasks: Path | None = None  # None: there is no server
+
+    def cpu_us(self) -> float:
+        """Return the CPU time of the server so far, in microseconds."""
+        return cpu_us(self.tasks) if self.tasks else 0.0
+
+    def scattered(self, batch: Batch, size: int) -> Batch:
+        """Return a batch that begins with another placement on the CPUs each time."""
+
+        def run(numbers: range) -> list[float]:
+            if self.tasks:
+                scatter(numbers.start // size, self.tasks)
+            return batch(numbers)
+
+        return run
+
+
+class Mounts(NamedTuple):
+    """All sides under one condition."""
+
+    ours: Mount
+    floor: Mount
+    tmpfs: Mount
+    before: Mount | None  # of another checkout
+
+    def sides(self, case: Comparison) -> list[Mount]:
+        """Return the sides of a row: ours, the base, and perhaps another checkout."""
+        base = self.tmpfs if case.is_cached else self.floor
+        return [self.ours, base, *([self.before] if self.before else [])]
+
+
+@pytest.fixture(scope="module", params=CONDITIONS, ids=lambda condition: condition.name)
+def condition(request: pytest.FixtureRequest) -> Iterator[Condition]:
+    found: Condition = request.param
+    with placed(found):
+        yield found
 
 
 @pytest.fixture(scope="module")
-def floor_mount(floor: Path, workdir: Callable[[], Path]) -> Iterator[Server]:
-    with floor_server(floor, workdir()) as server:
-        yield server
+def mounts(
+    condition: Condition,
+    session: Session,
+    options: list[str],
+    workdir: Callable[[], Path],
+    pytestconfig: pytest.Config,
+    *,
+    self_check: bool,
+) -> Iterator[Mounts]:
+    """Start the servers under the condition; each has files that the kernel has not cached."""
+    other = pytestconfig.getoption("--against")
+    with ExitStack() as stack:
+        floor, *more = [
+            _served(stack.enter_context(floor_server(session, workdir())), FloorPlace)
+            for _ in range(1 + self_check)
+        ]
+        before = (
+            stack.enter_context(_populated(workdir(), checkout=other.resolve())) if other else None
+        )
+        ours = more[0] if more else stack.enter_context(_populated(workdir(), options=options))
+        yield Mounts(ours, floor, stack.enter_context(_tmpfs(workdir())), before)
 
 
-@pytest.fixture(scope="module")
-def our_mount(floor: Path, workdir: Callable[[], Path], *, self_check: bool) -> Iterator[Server]:
-    directory = workdir()
-    if self_check:
-        with floor_server(floor, directory) as server:
-            yield server
-        return
+def _served(server: Server, place: Callable[[str], Place]) -> Mount:
+    return Mount(place(server.root), server.tasks)
+
+
+@contextmanager
+def _populated(
+    directory: Path, *, checkout: Path = REPOSITORY, options: Sequence[str] = ()
+) -> Iterator[Mount]:
+    """Run the daemon of a checkout, this one by default, on the files of a mount."""
     write_database(directory / "state" / "config.db", mounted_files())
-    with pmxcfs_server(directory) as server:
-        yield server
+    with pmxcfs_server(directory, checkout=checkout, options=options) as server:
+        yield _served(server, Place)
 
 
-@pytest.fixture(scope="module")
-def bare_commit_us(floor_mount: Server, workdir: Callable[[], Path]) -> Callable[[int], float]:
-    """Map a size in bytes to the microseconds of one SQLite commit of that size."""
-
-    def request(number: int) -> None:
-        write_file(f"{floor_mount.root}/d1/f{number % REWRITTEN}", REWRITE, SMALL[0])
-
-    return cache(lambda size: commit_us(workdir(), size, between=request))
+@contextmanager
+def _tmpfs(directory: Path) -> Iterator[Mount]:
+    """Mount a tmpfs with the same files."""
+    mountpoint = directory / "mnt"  # paths as long as those of the servers
+    mountpoint.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mountpoint], check=True)
+    try:
+        copy_files(mountpoint, mounted_files())
+        yield Mount(Place(str(mountpoint)))
+    finally:
+        subprocess.run(["umount", mountpoint], check=True)
 
 
 @pytest.mark.parametrize("case", COMPARISONS, ids=lambda case: case.name)
 def bench_operation(
     case: Comparison,
-    our_mount: Server,
-    floor_mount: Server,
+    condition: Condition,
+    mounts: Mounts,
     benchmark: Benchmark,
     report: Report,
-    bare_commit_us: Callable[[int], float],
     *,
     self_check: bool,
 ) -> None:
-    if self_check and case.name in STATUS_FILES:
-        pytest.skip("the floor has no status files")
-    with ExitStack() as stack:
-        pair = by_turns(
-            benchmark,
-            case.prepare(our_mount.root, stack),
-            (case.prepare_base or case.prepare)(floor_mount.root, stack),
-            rounds=case.rounds,
-            batch=case.batch,
-        )
-    commits = case.goal.commits * bare_commit_us(case.goal.commit_bytes)
-    report.add(
-        "mount", case.name, unit=case.unit, ours=pair.ours, base=pair.base, goal=case.goal,
-        commit_us=commits,
+    if self_check and (case.is_cached or case.operation is not case.base):
+        pytest.skip("a row without the floor, or one for which the floor has another operation")
+    ours, base, *others = measure(case, mounts.sides(case), benchmark)
+    report.compare(
+        condition.section, case.name, unit=case.unit, ours=ours, base=base,
+        goal=condition.goal(case), before=others[0] if others else None,
     )  # fmt: skip
 
 
-def bench_parallel_readers(
-    our_mount: Server, floor_mount: Server, benchmark: Benchmark, report: Report
-) -> None:
-    figures: dict[str, list[float]] = {"ours": [], "base": []}
+def measure(case: Comparison, sides: Sequence[Mount], benchmark: Benchmark) -> list[Figures]:
+    """Return the figures of each side, in the unit of the row.
 
-    def play(side: str, server: Server) -> None:
-        figures[side].append(parallel_read_us(server.root, processes=PROCESSES, count=READS))
-
-    with on_all_cpus(our_mount, floor_mount):
-        benchmark.pedantic(
-            lambda: play("ours", our_mount), setup=lambda: play("base", floor_mount), rounds=5
-        )
-    report.add(
-        "mount",
-        "4 processes: open + read + close, each of all",
-        unit="µs",
-        ours=median(figures["ours"]),
-        base=median(figures["base"]),
-        goal=Goal(READING, must=20, base_then=11.8),
-    )
+    The CPU time includes what a server does during the other sides' turns, such as saving.
+    """
+    operations = [case.operation, case.base, case.operation]
+    with ExitStack() as stack:
+        batches = [
+            side.scattered(operation(side.place, stack), case.batch)
+            for operation, side in zip(operations, sides, strict=False)
+        ]
+        begun = [side.cpu_us() for side in sides]
+        turns = played(benchmark, *batches, rounds=case.rounds, batch=case.batch, kinds=PLACEMENTS)
+        spent = [side.cpu_us() - since for side, since in zip(sides, begun, strict=True)]
+    size = MICROSECONDS[case.unit]
+    count = (case.rounds + 1) * case.batch * case.each  # with the round to warm up
+    return [
+        Figures(median / size, tail / size, cpu / count / size)
+        for (median, tail), cpu in zip(turns.figures(), spent, strict=True)
+    ]

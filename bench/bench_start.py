@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.data import File
+from bench.files import CREATE, write_file
 from bench.goals import KIB, MIB, Goal
-from bench.operations import CREATE, write_file
 from bench.populate import write_database
 from bench.report import Report
 from bench.servers import pmxcfs_server

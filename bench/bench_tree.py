@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.data import NODE, guest_files
+from bench.data import HOME, NODE, guest_files
 from bench.goals import Goal
 from bench.populate import add_file
 from bench.report import Report
@@ -23,7 +23,7 @@ ROUNDS, BATCH = (
     4,
 )  # an operation looks up all guests, as a single look-up is too short for the clock
 
-DIRECTORY = f"nodes/{NODE}/qemu-server"  # the directory with most look-ups
+DIRECTORY = HOME  # the directory with most look-ups
 PATHS = [path for path, _ in guest_files()]
 NAMES = [path.rpartition("/")[2] for path in PATHS]
 

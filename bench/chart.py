@@ -1,4 +1,4 @@
-"""A bar chart of a run in SVG: for each row, ours / base as a bar, and the tighter limit as a mark.
+"""A bar chart of a run in SVG: for each row, ours / base as a bar, and the limit as a mark.
 
 The axis is logarithmic: twice as fast is as far from 1 as half as fast.
 """
@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from bench.goals import Row, Verdict
 
-LEFT, WIDTH, LINE, TOP = 330, 640, 18, 56  # pixels
+LEFT, WIDTH, LINE, TOP = 420, 640, 18, 56  # pixels
 LOWEST, HIGHEST = -3, 6  # the axis goes from 1/8 to 64, as powers of two
 MET, MISSED = "#4a90a4", "#c8553d"
 
@@ -48,9 +48,10 @@ def _bar(number: int, row: Row, verdict: Verdict) -> str:
     y, start, end = TOP + LINE * number, _x(1.0), _x(row.ratio)
     color = MISSED if verdict.missed else MET
     has_limit = isfinite(verdict.limit)
-    mark = _x(verdict.limit / row.base) if has_limit else start
+    mark = _x(verdict.limit / row.base.median) if has_limit else start
+    name = escape(f"{row.section}: {row.name}")
     parts = [
-        f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{escape(row.name)}</text>',
+        f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{name}</text>',
         f'<rect x="{min(start, end)}" y="{y + 2}" width="{max(abs(end - start), 1):.1f}"'
         f' height="{LINE - 5}" fill="{color}"/>',
         f'<text x="{max(start, end, mark) + 6}" y="{y + 12}">{row.ratio:.2f}</text>',

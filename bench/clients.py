@@ -4,6 +4,7 @@ Processes, because threads would also measure the wait for the interpreter lock.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import signal
 import time
@@ -13,8 +14,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any, TypeVar
 
-from bench.data import BIG, REWRITTEN, variant
-from bench.operations import REWRITE, read_file, write_file
+from bench.data import BIG, variant
+from bench.files import REWRITE, read_file, write_file
+from bench.places import Place
 from bench.turns import times_us
 
 Result = TypeVar("Result")
@@ -52,23 +54,26 @@ def _run(job: Callable[[], Any], barrier: Barrier, sink: Connection) -> None:
     sink.send(job())
 
 
-def parallel_read_us(root: str, *, processes: int, count: int) -> float:
+def parallel_read_us(files: Sequence[str], *, processes: int, count: int) -> float:
     """Return the elapsed microseconds divided by the number of reads of all processes.
 
     A read is open + read + close.
     """
+    turns = list(itertools.islice(itertools.cycle(files), count))
 
     def job() -> tuple[int, int]:
         start = time.perf_counter_ns()
-        for i in range(count):
-            read_file(f"{root}/d0/f{i % REWRITTEN}")
+        for path in turns:
+            read_file(path)
         return start, time.perf_counter_ns()
 
     starts, ends = zip(*together([job] * processes), strict=True)
     return float(max(ends) - min(starts)) / 1000 / (processes * count)
 
 
-def read_times_us(root: str, *, readers: int, seconds: float, pause: float | None) -> list[float]:
+def read_times_us(
+    place: Place, *, readers: int, seconds: float, pause: float | None
+) -> list[float]:
     """Return the microseconds of each open + read + close of *readers* threads beside a writer.
 
     The writer is a process that saves 1 MiB files and sleeps for *pause* seconds after each; None:
@@ -78,7 +83,7 @@ def read_times_us(root: str, *, readers: int, seconds: float, pause: float | Non
 
     def read_on() -> list[float]:
         numbers = _until(time.monotonic() + seconds)
-        return times_us(lambda i: read_file(f"{root}/d0/f{i % REWRITTEN}"), numbers)
+        return times_us(lambda i: read_file(place.files[i % len(place.files)]), numbers)
 
     def reading() -> list[float]:
         with ThreadPoolExecutor(readers) as pool:
@@ -87,7 +92,7 @@ def read_times_us(root: str, *, readers: int, seconds: float, pause: float | Non
 
     def writing() -> list[float]:
         for number in _until(time.monotonic() + seconds):
-            write_file(f"{root}/d5/F0", REWRITE, variant(BIG, number))
+            write_file(f"{place.root}/d5/F0", REWRITE, variant(BIG, number))
             time.sleep(pause or 0)
         return []
 

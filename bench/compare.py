@@ -14,18 +14,19 @@ NOISE = 0.1  # two runs of one program differ by this much
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of a result file, by name."""
-    return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    """Return the rows of a result file, by section and name."""
+    rows = json.loads(path.read_text())["rows"]
+    return {f"{row['section']}: {row['name']}": row for row in rows}
 
 
 def comparison(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
     """Return a line per row that both runs have."""
-    lines = [f"{'':<46}{'old':>10}{'new':>10}{'change':>10}"]
+    lines = [f"{'':<64}{'old':>10}{'new':>10}{'change':>10}"]
     for name in [name for name in new if name in old]:
         before, after = old[name]["ratio"], new[name]["ratio"]
         change = after / before - 1
         word = "" if abs(change) <= NOISE else "worse" if change > 0 else "better"
-        lines.append(f"{name:<46}{before:>10.2f}{after:>10.2f}{change:>+10.0%}  {word}".rstrip())
+        lines.append(f"{name:<64}{before:>10.2f}{after:>10.2f}{change:>+10.0%}  {word}".rstrip())
     return lines
 
 

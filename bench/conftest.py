@@ -1,9 +1,10 @@
-"""Fixtures of the benchmarks: report, floor server, CPU placement, and clean-up at SIGTERM."""
+"""Fixtures of the benchmarks: report, session, scratch directory, and clean-up at SIGTERM."""
 
 import itertools
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.report import RESULTS, Report
-from bench.servers import build_floor, pin, preferred
+from bench.servers import SESSIONS, Session, pmxcfs_server, session_of
 
 REPORT = pytest.StashKey[Report]()
 
@@ -26,6 +27,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--real-rate",
         action="store_true",
         help="also run the idle hour for ten minutes at its real rate",
+    )
+    parser.addoption(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="measure the rows of the mount with this built checkout, too, by turns",
+    )
+    parser.addoption(
+        "--fuse", choices=SESSIONS, help="the daemon's session, instead of what it chooses"
+    )
+    parser.addoption(
+        "--scratch",
+        type=Path,
+        metavar="DIR",
+        default="/var/tmp",
+        help="where all files of the run are: on a real disk (default: %(default)s)",
     )
 
 
@@ -56,20 +73,11 @@ def self_check(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--self-check"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def placement() -> Iterator[None]:
-    """Keep this process and its children on one CPU; ``servers`` has the reason."""
-    cpus = os.sched_getaffinity(0)
-    pin({max(cpus)})
-    with preferred():
-        yield
-    pin(cpus)
-
-
 @pytest.fixture(scope="session")
-def scratch() -> Iterator[Path]:
-    """The directory for all files of the run, on the disk for temporary files."""
-    directory = Path(tempfile.mkdtemp(prefix="pmxcfs-bench-")).resolve()
+def scratch(pytestconfig: pytest.Config) -> Iterator[Path]:
+    """The directory for all files of the run."""
+    place = pytestconfig.getoption("--scratch")
+    directory = Path(tempfile.mkdtemp(prefix="pmxcfs-bench-", dir=place)).resolve()
     yield directory
     shutil.rmtree(directory)
 
@@ -82,6 +90,20 @@ def workdir(scratch: Path) -> Callable[[], Path]:
 
 
 @pytest.fixture(scope="session")
-def floor(scratch: Path) -> Path:
-    """The floor server's program."""
-    return build_floor(scratch)
+def options(pytestconfig: pytest.Config) -> list[str]:
+    """What is added to the daemon's command line."""
+    name = pytestconfig.getoption("--fuse")
+    return ["--fuse", name] if name else []
+
+
+@pytest.fixture(scope="session")
+def session(
+    workdir: Callable[[], Path], scratch: Path, options: list[str], report: Report
+) -> Session:
+    """The session that the daemon chooses; the report names it, and the kind of disk."""
+    with pmxcfs_server(workdir(), options=options) as server:
+        found = session_of(server)
+    command = ["findmnt", "--noheadings", "--output=FSTYPE", "--target", str(scratch)]
+    disk = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    report.remark = f"session {found.name}, floor: {' '.join(found.floor)}; state on {disk}"
+    return found

@@ -1,7 +1,6 @@
 """The files and sizes of the benchmarks, each with its reason.
 
-The names in the mounted tree are those that floor.c knows in every directory (``f...`` is a file of
-1 KiB, ``F...`` a file of 1 MiB, ``d...`` a directory), so that an operation can run on both mounts.
+Beside the guests, the names in the mounted tree are those that a floor knows, too (``places``).
 """
 
 from collections.abc import Iterator
@@ -14,21 +13,21 @@ BIG = [bytes([byte]) * MIB for byte in VARIANTS]  # the largest file
 SECTOR = [bytes([byte]) * 512 for byte in VARIANTS]  # dd's default: the worst common block size
 SECTORS = 1000  # as in the original's measurement: half a file of the largest size
 
-LISTED = 500  # entries that floor.c lists; a large cluster has about as many guests on one node
-REWRITTEN = 20  # files written in rotation: more than one, few enough to stay in the CPU's cache
-TARGETS = 2050  # files replaced through rename, each once: the floor does not store a rename
-UNSEEN = 3300  # files looked up for the first time, each once
+NODE = "node1"
+HOME = f"nodes/{NODE}/qemu-server"
+GUESTS = 500  # on one node of a large cluster; also the entries that a floor lists
+CREATED = 500  # files that are created in one go, as by a restore of many guests
+BIG_FILES = 2  # files of 1 MiB that are written
+REPLACED = 1025  # files replaced in a row
+UNSEEN = 2100  # files looked up for the first time, each once
 UNSEEN_BIG = 40  # files of 1 MiB read for the first time, each once; more would only fill memory
-LISTINGS = 11  # directories of LISTED files listed for the first time, each once
-GUESTS = 500  # as in the original's measurement of .vmlist
+LISTINGS = 21  # directories of GUESTS files listed for the first time, each once
 FIRST_VMID = 100  # the lowest vmid that Proxmox VE assigns
 
 FEW, MANY = (
     100,
     100_000,
 )  # a fresh installation; far beyond the largest clusters (about 10,000 guests)
-
-NODE = "node1"
 
 File = tuple[str, bytes]
 
@@ -39,25 +38,19 @@ def variant(of: list[bytes], number: int) -> bytes:
 
 
 def mounted_files() -> Iterator[File]:
-    """Yield the files for bench_mount, with an own directory for operations that disturb others."""
-    yield from ((f"d0/f{i}", SMALL[0]) for i in range(LISTED))
-    yield "d0x/F0", BIG[0]
-    yield from ((f"d1/f{i}", SMALL[0]) for i in range(REWRITTEN))
-    yield "d2/f0", SMALL[0]
-    yield from ((f"d3/f{i}", SMALL[0]) for i in range(TARGETS))
-    yield "d4/f0", SMALL[0]
-    yield from ((f"d5/F{i}", BIG[0]) for i in range(2))
+    """Yield the files of a mount: the guests, and files that are read for the first time."""
+    yield from guest_files()
+    yield from ((f"d5/F{i}", BIG[0]) for i in range(BIG_FILES))
     yield from ((f"d6/F{i}", BIG[0]) for i in range(UNSEEN_BIG))
     yield from ((f"d7/f{i}", SMALL[0]) for i in range(UNSEEN))
     for directory in range(LISTINGS):
-        yield from ((f"d8/d{directory}/f{i}", SMALL[0]) for i in range(LISTED))
-    yield from guest_files()
+        yield from ((f"d8/d{directory}/f{i}", SMALL[0]) for i in range(GUESTS))
 
 
 def guest_files() -> Iterator[File]:
     """Yield the configurations of GUESTS guests."""
     for vmid in range(FIRST_VMID, FIRST_VMID + GUESTS):
-        yield f"nodes/{NODE}/qemu-server/{vmid}.conf", SMALL[0]
+        yield f"{HOME}/{vmid}.conf", SMALL[0]
 
 
 def many_files(count: int) -> Iterator[File]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from bench.operations import CREATE, write_file
+from bench.files import CREATE, write_file
 
 NODES = 5
 HOUR = 3600.0  # seconds

@@ -1,244 +1,204 @@
-"""The operations on a mount that are compared with the floor, and their limits.
+"""The operations on a mount.
 
-``prepare`` gets a directory and an ExitStack, does the work that must not be timed, and returns the
-operation. It runs on both mounts. Operations are Python's os calls, whose own time of 0.1 to 1
-microsecond is part of both figures. ``goals`` explains ``must`` and ``base_then``.
+Each function gets a place and an ExitStack, does the work that must not be timed, and returns a
+batch. It runs alike on each side. Most operations are Python's os calls, whose own time of 0.1 to 1
+microsecond is part of all figures.
 """
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from pathlib import Path
 
-from bench.data import (
-    BIG,
-    LISTED,
-    LISTINGS,
-    REWRITTEN,
-    SECTOR,
-    SECTORS,
-    SMALL,
-    TARGETS,
-    UNSEEN_BIG,
-    variant,
-)
-from bench.goals import KIB, MIB, Goal
-from bench.turns import Operation
+from bench.clients import parallel_read_us
+from bench.data import BIG, CREATED, GUESTS, REPLACED, SECTOR, SECTORS, SMALL, VARIANTS, variant
+from bench.files import CREATE, READ, REWRITE, read_file, write_file
+from bench.goals import MIB
+from bench.places import Place
+from bench.turns import Batch, timed
 
-READ = os.O_RDONLY
-REWRITE, CREATE = os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_EXCL
-BUFFER = 64 * KIB  # the size of a reader's buffer for a small file
+Prepare = Callable[[Place, ExitStack], Batch]
 
-READING, WRITING = 1.5, 2.0  # times the floor, for operations that read and operations that change
-Prepare = Callable[[str, ExitStack], Operation]
+PROCESSES, READS = 4, 1000  # as in the original's measurement; reads per process and figure
+SET_CONTENTS = Path(__file__).with_name("set_contents.pl")
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One row: the operation on both mounts, its rounds and batch, and its limits.
-
-    *prepare_base* replaces *prepare* on the floor.
-    """
-
-    name: str
-    prepare: Prepare
-    rounds: int
-    batch: int
-    goal: Goal
-    prepare_base: Prepare | None = None
-    unit: str = "µs"
+def statvfs(place: Place, stack: ExitStack) -> Batch:
+    return timed(lambda i: os.statvfs(place.root))
 
 
-def read_file(path: str, size: int = BUFFER) -> None:
-    """Open a file, read once, and close it."""
-    fd = os.open(path, READ)
-    os.read(fd, size)
-    os.close(fd)
-
-
-def write_file(path: str, flags: int, data: bytes, *, times: int = 1) -> None:
-    """Open a file, write *data* *times* times, and close it."""
-    fd = os.open(path, flags)
-    for _ in range(times):
-        os.write(fd, data)
-    os.close(fd)
-
-
-def statvfs(root: str, stack: ExitStack) -> Operation:
-    return lambda i: os.statvfs(root)
-
-
-def stat_seen(root: str, stack: ExitStack) -> Operation:
+def stat_seen(place: Place, stack: ExitStack) -> Batch:
     """Stat paths that were looked up over 1 s ago: an attribute timeout of 1 s would show."""
-    for i in range(LISTED):
-        os.stat(f"{root}/d0/f{i}")
+    for path in place.files:
+        os.stat(path)
     time.sleep(1.1)
-    return lambda i: os.stat(f"{root}/d0/f{i}")
+    return timed(lambda i: os.stat(place.files[i % GUESTS]))
 
 
-def stat_unseen(root: str, stack: ExitStack) -> Operation:
-    os.stat(f"{root}/d7")
-    return lambda i: os.stat(f"{root}/d7/f{i}")
+def stat_unseen(place: Place, stack: ExitStack) -> Batch:
+    os.stat(f"{place.root}/d7")
+    return timed(lambda i: os.stat(f"{place.root}/d7/f{i}"))
 
 
-def stat_absent(root: str, stack: ExitStack) -> Operation:
-    os.stat(f"{root}/d7")
-    return lambda i: os.path.lexists(f"{root}/d7/x{i}")
+def stat_absent(place: Place, stack: ExitStack) -> Batch:
+    os.stat(f"{place.root}/d7")
+    return timed(lambda i: os.path.lexists(f"{place.root}/d7/x{i}"))
 
 
-def open_read_close(root: str, stack: ExitStack) -> Operation:
-    return lambda i: read_file(f"{root}/d0/f{i % REWRITTEN}")
+def open_read_close(place: Place, stack: ExitStack) -> Batch:
+    for path in place.files:
+        read_file(path)
+    return timed(lambda i: read_file(place.files[i % GUESTS]))
 
 
-def pread(root: str, stack: ExitStack) -> Operation:
-    fd = os.open(f"{root}/d0x/F0", READ)
-    stack.callback(os.close, fd)
-    return lambda i: os.pread(fd, 4 * KIB, 0)
+def pread(size: int) -> Prepare:
+    """Read the first *size* bytes of an open file of 1 MiB whose pages are cached."""
 
-
-def list_directory(root: str, stack: ExitStack) -> Operation:
-    return lambda i: os.listdir(f"{root}/d0")
-
-
-def stat_entries(directory: str) -> None:
-    """Call stat for the LISTED files of a directory, without listing it."""
-    for n in range(LISTED):
-        os.stat(f"{directory}/f{n}")
-
-
-def stat_listed(root: str, stack: ExitStack) -> Operation:
-    stat_entries(f"{root}/d0")
-    return lambda i: stat_entries(f"{root}/d0")
-
-
-def list_and_stat_unseen(root: str, stack: ExitStack) -> Operation:
-    def operation(i: int) -> None:
-        os.listdir(f"{root}/d8/d{i}")
-        stat_entries(f"{root}/d8/d{i}")
-
-    return operation
-
-
-def read_big_unseen(root: str, stack: ExitStack) -> Operation:
-    return lambda i: read_file(f"{root}/d6/F{i}", MIB)
-
-
-def read_big(root: str, stack: ExitStack) -> Operation:
-    return lambda i: read_file(f"{root}/d0x/F0", MIB)
-
-
-def overwrite(root: str, stack: ExitStack) -> Operation:
-    def operation(i: int) -> None:
-        number, turn = i % REWRITTEN, i // REWRITTEN
-        write_file(f"{root}/d1/f{number}", REWRITE, variant(SMALL, turn))
-
-    return operation
-
-
-def create(root: str, stack: ExitStack) -> Operation:
-    return lambda i: write_file(f"{root}/d2/x{i}", CREATE, variant(SMALL, i))
-
-
-def replace(root: str, stack: ExitStack) -> Operation:
-    """Replace files that the kernel has cached, as it has in real use."""
-    for i in range(TARGETS):
-        os.stat(f"{root}/d3/f{i}")
-
-    def operation(i: int) -> None:
-        write_file(f"{root}/d3/x{i}", CREATE, variant(SMALL, i))
-        os.rename(f"{root}/d3/x{i}", f"{root}/d3/f{i}")
-
-    return operation
-
-
-def make_and_remove(root: str, stack: ExitStack) -> Operation:
-    def operation(i: int) -> None:
-        os.mkdir(f"{root}/d4/x{i}")
-        os.rmdir(f"{root}/d4/x{i}")
-
-    return operation
-
-
-def write_big(root: str, stack: ExitStack) -> Operation:
-    return lambda i: write_file(f"{root}/d5/F0", REWRITE, variant(BIG, i))
-
-
-def write_sectors(root: str, stack: ExitStack) -> Operation:
-    def operation(i: int) -> None:
-        write_file(f"{root}/d5/F1", REWRITE, variant(SECTOR, i), times=SECTORS)
-
-    return operation
-
-
-def read_version(root: str, stack: ExitStack) -> Operation:
-    return lambda i: read_file(f"{root}/.version")
-
-
-def read_guest_list(root: str, stack: ExitStack) -> Operation:
-    return lambda i: read_file(f"{root}/.vmlist")
-
-
-def read_unseen(directory: str) -> Prepare:
-    """Read files that the kernel has not cached, as the base for status files.
-
-    A status file gets a new inode each time it is opened, so nothing of it can be cached.
-    """
-
-    def prepare(root: str, stack: ExitStack) -> Operation:
-        os.stat(f"{root}/{directory}")
-        return lambda i: read_file(f"{root}/{directory}/f{i}")
+    def prepare(place: Place, stack: ExitStack) -> Batch:
+        fd = os.open(f"{place.root}/d5/F0", READ)
+        stack.callback(os.close, fd)
+        os.pread(fd, MIB, 0)
+        return timed(lambda i: os.pread(fd, size, 0))
 
     return prepare
 
 
-COMPARISONS = (
-    Comparison("statvfs", statvfs, 20, 100, Goal(READING)),
-    Comparison("stat, seen > 1 s ago", stat_seen, 4, 100, Goal(READING, must=4)),
-    Comparison("stat, first time", stat_unseen, 30, 100, Goal(READING, base_then=16)),
-    Comparison("stat, absent, first time", stat_absent, 20, 100, Goal(READING)),
-    Comparison(
-        "open + read 1 KiB + close", open_read_close, 40, 100,
-        Goal(READING, must=30, base_then=23),
-    ),
-    Comparison("pread 4 KiB, cached", pread, 20, 250, Goal(READING, must=2)),
-    Comparison("listdir of 500", list_directory, 20, 20, Goal(READING, must=400)),
-    Comparison("stat of 500, seen before", stat_listed, 20, 5, Goal(READING, must=1400)),
-    Comparison(
-        "listdir + stat of 500, first time", list_and_stat_unseen, LISTINGS - 1, 1, Goal(READING)
-    ),
-    Comparison(
-        "read 1 MiB, first time", read_big_unseen, UNSEEN_BIG // 5 - 1, 5,
-        Goal(READING, base_then=350),
-    ),
-    Comparison("read 1 MiB, cached", read_big, 20, 10, Goal(READING, must=300)),
-    Comparison("read .version", read_version, 20, 50, Goal(READING, must=100), read_unseen("d90")),
-    Comparison(
-        "read .vmlist, 500 guests", read_guest_list, 20, 50, Goal(READING, must=300),
-        read_unseen("d91"),
-    ),
-    Comparison(
-        "overwrite 1 KiB", overwrite, 40, 50, Goal(WRITING, commits=1, must=100, base_then=51)
-    ),
-    Comparison(
-        "create + write 1 KiB + close", create, 40, 50, Goal(WRITING, commits=1, must=140)
-    ),
-    Comparison(
-        "tmp + write 1 KiB + close + rename", replace, TARGETS // 50 - 1, 50,
-        Goal(WRITING, commits=2, must=190, base_then=96),
-    ),
-    Comparison(
-        "mkdir + rmdir", make_and_remove, 40, 50,
-        Goal(WRITING, commits=2, must=110, base_then=57),
-    ),
-    Comparison(
-        "write 1 MiB + close", write_big, 30, 4,
-        Goal(WRITING, commits=1, commit_bytes=MIB, must=7000, base_then=545),
-    ),
-    Comparison(
-        "1000 x write 512 B, close", write_sectors, 20, 1,
-        Goal(WRITING, commits=1, commit_bytes=512 * SECTORS, must=25_000, base_then=11_800),
-    ),
-)  # fmt: skip
+def list_directory(place: Place, stack: ExitStack) -> Batch:
+    return timed(lambda i: os.listdir(place.home))
 
-STATUS_FILES = {"read .version", "read .vmlist, 500 guests"}  # the floor does not have them
+
+def list_and_stat(directory: str) -> None:
+    """List a directory and stat each entry, as ls -l does."""
+    for name in os.listdir(directory):
+        os.stat(f"{directory}/{name}")
+
+
+def list_and_stat_seen(place: Place, stack: ExitStack) -> Batch:
+    return timed(lambda i: list_and_stat(place.home))
+
+
+def list_and_stat_unseen(place: Place, stack: ExitStack) -> Batch:
+    os.stat(f"{place.root}/d8")
+    return timed(lambda i: list_and_stat(f"{place.root}/d8/d{i}"))
+
+
+def read_big_unseen(place: Place, stack: ExitStack) -> Batch:
+    return timed(lambda i: read_file(f"{place.root}/d6/F{i}", MIB))
+
+
+def read_version(place: Place, stack: ExitStack) -> Batch:
+    return timed(lambda i: read_file(f"{place.root}/.version"))
+
+
+def read_guest_list(place: Place, stack: ExitStack) -> Batch:
+    return timed(lambda i: read_file(f"{place.root}/.vmlist"))
+
+
+def read_unseen(directory: str) -> Prepare:
+    """Read files that the kernel has not cached: what a status file costs on a floor.
+
+    A status file gets a new inode each time it is opened, so nothing of it can be cached.
+    """
+
+    def prepare(place: Place, stack: ExitStack) -> Batch:
+        os.stat(f"{place.root}/{directory}")
+        return timed(lambda i: read_file(f"{place.root}/{directory}/f{i}"))
+
+    return prepare
+
+
+def overwrite(place: Place, stack: ExitStack) -> Batch:
+    def operation(i: int) -> None:
+        turn, number = divmod(i, GUESTS)
+        write_file(place.files[number], REWRITE, variant(SMALL, turn))
+
+    return timed(operation)
+
+
+def replace(place: Place, stack: ExitStack) -> Batch:
+    targets = _known_targets(place, 0)
+
+    def operation(i: int) -> None:
+        temporary = place.temporary(targets[i], i)
+        write_file(temporary, CREATE, variant(SMALL, i // GUESTS))
+        os.rename(temporary, targets[i])
+
+    return timed(operation)
+
+
+def set_contents(place: Place, stack: ExitStack) -> Batch:
+    """Have a Perl program replace files. It uses one temporary name, as the library does."""
+    targets = _known_targets(place, REPLACED)
+    perl = stack.enter_context(
+        subprocess.Popen(
+            ["perl", SET_CONTENTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    )
+    assert perl.stdin is not None
+    assert perl.stdout is not None
+    stdin, stdout = perl.stdin, perl.stdout
+
+    def batch(numbers: range) -> list[float]:
+        for i in numbers:
+            byte = chr(VARIANTS[i // GUESTS % len(VARIANTS)])
+            stdin.write(f"{targets[i]}\t{place.temporary(targets[i], perl.pid)}\t{byte}\n")
+        stdin.write("\n")
+        stdin.flush()
+        return [float(figure) for figure in stdout.readline().split()]
+
+    return batch
+
+
+def _known_targets(place: Place, first: int) -> list[str]:
+    """Return REPLACED files to replace; the kernel has cached them, as it has in real use."""
+    targets = [place.target(first + number) for number in range(REPLACED)]
+    for target in targets:
+        os.stat(target)
+    return targets
+
+
+def make_and_remove(place: Place, stack: ExitStack) -> Batch:
+    def operation(i: int) -> None:
+        path = place.new_directory(i)
+        os.mkdir(path)
+        os.rmdir(path)
+
+    return timed(operation)
+
+
+def create_many(place: Place, stack: ExitStack) -> Batch:
+    """Create CREATED files in one go; remove them untimed."""
+
+    def batch(numbers: range) -> list[float]:
+        times = []
+        for i in numbers:
+            paths = [place.new_file(i * CREATED + number) for number in range(CREATED)]
+            start = time.perf_counter_ns()
+            for path in paths:
+                write_file(path, CREATE, variant(SMALL, i))
+            times.append((time.perf_counter_ns() - start) / 1000)
+            for path in paths:
+                os.unlink(path)
+        return times
+
+    return batch
+
+
+def write_big(place: Place, stack: ExitStack) -> Batch:
+    return timed(lambda i: write_file(f"{place.root}/d5/F0", REWRITE, variant(BIG, i)))
+
+
+def write_sectors(place: Place, stack: ExitStack) -> Batch:
+    def operation(i: int) -> None:
+        write_file(f"{place.root}/d5/F1", REWRITE, variant(SECTOR, i), times=SECTORS)
+
+    return timed(operation)
+
+
+def parallel_reads(place: Place, stack: ExitStack) -> Batch:
+    """Read in several processes at once; a figure is the elapsed time per read of all."""
+    return lambda numbers: [
+        parallel_read_us(place.files, processes=PROCESSES, count=READS) for _ in numbers
+    ]

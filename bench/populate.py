@@ -37,6 +37,14 @@ def write_database(path: Path, files: Iterator[File]) -> None:
         pass
 
 
+def copy_files(directory: Path, files: Iterator[File]) -> None:
+    """Write these files below a directory of any file system."""
+    for name, content in files:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def add_file(tree: Tree, path: str, content: bytes, *, now: int) -> Entry:
     """Add a file and its missing directories to a tree; return its entry."""
     directory, _, name = path.rpartition("/")

@@ -4,70 +4,81 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.chart import chart
-from bench.goals import Goal, Row, Verdict, judge, pace
+from bench.goals import NO_LIMIT, Figures, Goal, Row, Verdict, judge
 
 RESULTS = Path(__file__).parent / "results"
-# What "base" means in each section, in the order of the table.
+# What each section compares with, in the order of the table.
+FLOOR = "the floor: a server that answers with constants; for what the kernel caches, tmpfs"
 SECTIONS = {
-    "mount": "the floor: a FUSE server that answers with constants",
-    "load": "two readers without a writer",
-    "cluster": "the same node alone",
-    "growth": "100 files",
-    "tree": "the plain-Python oracle",
-    "sync": "hashing every entry; loading every entry",
-    "codec": "the plain-Python codec",
-    "journal": "a bare pwrite of as many bytes; encoding the message; the table of the CRC",
-    "database": "bare sqlite3",
-    "ipc": "a libqb server that answers with zeros",
-    "guests": "the first request for properties",
-    "clients": "three users of the mount without local clients",
-    "bytes": "bare sqlite3, a commit per transaction; one segment",
-    "idle": "a file that a bare pwrite extends by as many bytes as often",
-    "start": "the same database without a journal",
+    "mount": f"nothing pinned: what users have; base: {FLOOR}",
+    "mount, one CPU": f"client and server on one CPU; base: {FLOOR}",
+    "mount, a load": f"nothing pinned, a load on one CPU; base: {FLOOR}",
+    "load": "base: two readers without a writer",
+    "cluster": "three nodes; base: as many messages of a bare member; for reads, the floor",
+    "growth": "base: 100 files",
+    "tree": "base: the plain-Python oracle",
+    "sync": "base: hashing every entry; loading every entry",
+    "codec": "base: the plain-Python codec",
+    "journal": "base: a bare pwrite of as many bytes; encoding the message; the table of the CRC",
+    "database": "base: bare sqlite3",
+    "ipc": "base: a libqb server that answers with zeros",
+    "guests": "base: the first request for properties",
+    "clients": "base: three users of the mount without local clients",
+    "bytes": "base: bare sqlite3, a commit per transaction; one segment",
+    "idle": "base: a file that a bare pwrite extends by as many bytes as often",
+    "start": "base: the same database without a journal",
 }
-NO_LIMIT = float("inf")
 
 
 class Report:
-    """The rows of a run."""
+    """The rows of a run. *remark* says under which circumstances they were measured."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.remark = ""
 
     def add(
+        self, section: str, name: str, *, unit: str, ours: float, base: float, goal: Goal
+    ) -> None:
+        """Add one measurement of which only the medians matter."""
+        self.compare(section, name, unit=unit, ours=Figures(ours), base=Figures(base), goal=goal)
+
+    def compare(
         self,
         section: str,
         name: str,
         *,
         unit: str,
-        ours: float,
-        base: float,
+        ours: Figures,
+        base: Figures,
         goal: Goal,
-        commit_us: float = 0.0,
+        before: Figures | None = None,
     ) -> None:
         """Add one measurement; *section* is one of SECTIONS."""
-        self.rows.append(Row(section, name, unit, ours, base, goal, commit_us))
+        self.rows.append(Row(section, name, unit, ours, base, goal, before))
 
     def judged(self) -> list[tuple[Row, Verdict]]:
         """Return the rows in the order of their sections, each with its verdict."""
-        order, speed = list(SECTIONS), pace(self.rows)
+        order = list(SECTIONS)
         rows = sorted(self.rows, key=lambda row: order.index(row.section))
-        return [(row, judge(row, speed)) for row in rows]
+        return [(row, judge(row)) for row in rows]
 
     def table(self) -> str:
         """Return the report as text."""
-        lines = ["", f"{machine()}, pace {pace(self.rows):.2f}"]
+        lines = ["", machine(), self.remark]
         section = ""
         for row, verdict in self.judged():
             if row.section != section:
                 section = row.section
-                lines += ["", HEADER.format(f"{section}; base: {SECTIONS[section]}"), RULE]
+                lines += ["", f"{section}: {SECTIONS[section]}", HEADER, RULE]
             lines.append(_line(row, verdict))
-        limited = [verdict for _, verdict in self.judged() if verdict.limit != NO_LIMIT]
+        lines += _against(self.rows)
+        limited = [verdict for row, verdict in self.judged() if row.goal != Goal()]
         met = sum(not verdict.missed for verdict in limited)
         return "\n".join([*lines, "", f"{met} of {len(limited)} rows keep their limits"])
 
@@ -83,19 +94,27 @@ class Report:
     def _as_json(self) -> dict[str, Any]:
         rows = [
             {
-                **row._asdict(),
-                "goal": row.goal._asdict(),
+                "section": row.section,
+                "name": row.name,
+                "unit": row.unit,
+                "ours": row.ours._asdict(),
+                "base": row.base._asdict(),
+                "before": row.before._asdict() if row.before else None,
                 "ratio": row.ratio,
-                "limits": {"goal": _finite(verdict.goal), "must": _finite(verdict.must)},
+                "limit": None if verdict.limit == NO_LIMIT else verdict.limit,
                 "missed": verdict.missed,
             }
             for row, verdict in self.judged()
         ]
-        return {"machine": machine(), "pace": pace(self.rows), "rows": rows}
+        return {"machine": machine(), "remark": self.remark, "rows": rows}
 
 
-HEADER = "{:<58}" + f"{'ours':>11}{'base':>11}{'ratio':>8}{'goal <=':>11}{'must <=':>11}"
-RULE = "-" * 122
+COLUMNS = "{:<46}{:>4}{:>10}{:>10}{:>7}{:>10}{:>10}{:>9}{:>9}{:>10}  {}"
+HEADER = COLUMNS.format(
+    "", "", "ours", "base", "ratio", "p99", "base's", "CPU", "base's", "limit", ""
+).rstrip()
+RULE = "-" * len(HEADER)
+COMPARED = "{:<46}{:>4}{:>10}{:>10}{:>7}{:>10}{:>10}{:>9}{:>9}{:>10}{:>10}"
 
 
 def machine() -> str:
@@ -104,18 +123,36 @@ def machine() -> str:
 
 
 def _line(row: Row, verdict: Verdict) -> str:
-    figures = f"{_number(row.ours)}{_number(row.base)}{row.ratio:>8.2f}"
-    limits = f"{_number(verdict.goal)}{_number(verdict.must)}"
-    outcome = f"MISSED: {verdict.missed}" if verdict.missed else "ok"
-    if verdict.limit == NO_LIMIT:
-        outcome = ""
-    return f"{row.name:<50}{row.unit:>8}{figures}{limits}  {outcome}".rstrip()
+    outcome = f"MISSED {verdict.missed}" if verdict.missed else "ok" if row.goal != Goal() else ""
+    limit = None if verdict.limit == NO_LIMIT else verdict.limit
+    return COLUMNS.format(
+        row.name, row.unit, *_numbers(row.ours.median, row.base.median), f"{row.ratio:.2f}",
+        *_numbers(row.ours.p99, row.base.p99, row.ours.cpu, row.base.cpu, limit), outcome,
+    ).rstrip()  # fmt: skip
 
 
-def _number(value: float) -> str:
-    return f"{'-':>11}" if value == NO_LIMIT else f"{value:>11,.{1 if value < 1000 else 0}f}"
+def _against(rows: Sequence[Row]) -> list[str]:
+    """Return a table of this checkout and the other one, if there is one."""
+    compared = [(row, row.before) for row in rows if row.before]
+    if not compared:
+        return []
+    heads = ["ours", "before", "ratio", "p99", "before's", "CPU", "before's", "/ base", "before's"]
+    lines = ["", "against the other checkout", COMPARED.format("", "", *heads)]
+    section = ""
+    for row, before in compared:
+        if row.section != section:
+            section = row.section
+            lines.append(f"{section}:")
+        lines.append(
+            COMPARED.format(
+                row.name, row.unit, *_numbers(row.ours.median, before.median),
+                f"{row.ours.median / before.median:.2f}",
+                *_numbers(row.ours.p99, before.p99, row.ours.cpu, before.cpu),
+                f"{row.ratio:.2f}", f"{before.median / row.base.median:.2f}",
+            )
+        )  # fmt: skip
+    return lines
 
 
-def _finite(limit: float) -> float | None:
-    """Return None for infinity, which JSON lacks."""
-    return None if limit == NO_LIMIT else limit
+def _numbers(*values: float | None) -> list[str]:
+    return ["" if value is None else f"{value:,.{1 if value < 1000 else 0}f}" for value in values]

@@ -1,13 +1,8 @@
-"""The servers of the benchmarks: daemons on real mounts, which are always cleaned up.
-
-Placement: clients and servers share one CPU, where a message costs two context switches. On two
-CPUs it also costs two wake-ups of a sleeping CPU. On a virtual machine these take several times as
-long as the operations to measure. Benchmarks of several clients use ``on_all_cpus``.
-"""
+"""The servers of the benchmarks: daemons and floors on real mounts, which are always cleaned up."""
 
 import contextlib
 import os
-import shlex
+import re
 import subprocess
 import sys
 import time
@@ -19,9 +14,9 @@ from typing import NamedTuple
 from bench.data import NODE
 
 START_TIMEOUT, STOP_TIMEOUT = 60.0, 20.0  # seconds; the longest start loads 100,000 files
-FIRST, NORMAL = -20, 0  # nice values
+LOG_TIMEOUT = 5.0  # seconds
 REPOSITORY = Path(__file__).parents[1]
-FLOOR_SOURCE = Path(__file__).parent / "floor" / "floor.c"
+FLOORS = REPOSITORY / "build" / "floor"  # programs, which ``make`` builds from floor/
 ECHO_SOURCE = Path(__file__).parent / "floor" / "echo.c"
 
 
@@ -31,59 +26,57 @@ class Server(NamedTuple):
     root: str
     pid: int
     start_s: float  # seconds from the start of the process until the mount answered
+    log: Path
+
+    @property
+    def tasks(self) -> Path:
+        """The directory with the server's threads."""
+        return Path("/proc", str(self.pid), "task")
 
 
-def pin(cpus: set[int], *, pids: Sequence[int] = ()) -> None:
-    """Pin this process and all threads of *pids* to these CPUs; children inherit that."""
-    os.sched_setaffinity(0, cpus)
-    for pid in pids:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread), cpus)
+class Session(NamedTuple):
+    """How a daemon speaks with the kernel, and the command of the floor that does it alike."""
+
+    name: str
+    floor: Sequence[str]
 
 
-@contextlib.contextmanager
-def on_all_cpus(*servers: Server) -> Iterator[None]:
-    """Let this process and the servers use all CPUs within the block."""
-    before, pids = os.sched_getaffinity(0), [server.pid for server in servers]
-    pin(set(range(os.cpu_count() or 1)), pids=pids)
-    try:
-        yield
-    finally:
-        pin(before, pids=pids)
+# The daemon's log names the session; one that names none has llfuse.
+SESSIONS = {
+    "llfuse": Session("llfuse", ["floor"]),
+    "native": Session("native", ["floor_native", "-s", "20", "-n"]),
+    "uring": Session("uring", ["floor_native", "-u", "-n"]),
+}
+SERVING = re.compile(r"\bserving .*")
 
 
-@contextlib.contextmanager
-def preferred() -> Iterator[None]:
-    """Give this process and its children the highest nice priority within the block."""
-    group = Path("/proc/self/autogroup")  # with autogroups, nice values count only within a group
-    os.setpriority(os.PRIO_PROCESS, 0, FIRST)
-    if group.exists():
-        group.write_text(str(FIRST))
-    try:
-        yield
-    finally:
-        os.setpriority(os.PRIO_PROCESS, 0, NORMAL)
-        if group.exists():
-            group.write_text(str(NORMAL))
+def session_of(server: Server) -> Session:
+    """Return the session that a daemon has chosen, by the line of its log. Blocks."""
+    deadline = time.monotonic() + LOG_TIMEOUT
+    while not (line := SERVING.search(server.log.read_text(errors="replace"))):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the daemon does not log that it serves: {server.log}")
+        time.sleep(0.002)
+    named = [word for word in re.findall(r"\w+", line[0]) if word in SESSIONS]
+    return SESSIONS[named[-1] if named else "llfuse"]
 
 
-def build_floor(directory: Path) -> Path:
-    """Compile the floor server into *directory*; return the program's path."""
-    program = directory / "floor"
-    query = ["pkg-config", "--cflags", "--libs", "fuse"]
-    flags = subprocess.run(query, check=True, capture_output=True, text=True).stdout
-    options = ["-O2", "-Wall", "-Wextra", "-Werror", *shlex.split(flags)]
-    subprocess.run(["cc", os.fspath(FLOOR_SOURCE), "-o", os.fspath(program), *options], check=True)
-    return program
+def cpu_us(tasks: Path) -> float:
+    """Return the CPU time of all threads in /proc/PID/task, in microseconds."""
+    total = 0
+    for thread in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            total += int((thread / "schedstat").read_text().split()[0])
+    return total / 1000
 
 
 @contextlib.contextmanager
-def floor_server(program: Path, workdir: Path) -> Iterator[Server]:
-    """Run the floor server below *workdir*, which must not exist yet."""
+def floor_server(session: Session, workdir: Path) -> Iterator[Server]:
+    """Run the floor of a session below *workdir*, which must not exist yet."""
     mountpoint = workdir / "mnt"
     mountpoint.mkdir(parents=True)
-    with _mounted([program, mountpoint], mountpoint) as server:
+    program, *options = session.floor
+    with _mounted([FLOORS / program, *options, mountpoint], mountpoint) as server:
         yield server
 
 
@@ -105,12 +98,21 @@ def ipc_name(workdir: Path) -> str:
 
 
 @contextlib.contextmanager
-def pmxcfs_server(workdir: Path, *, statedir: Path | None = None) -> Iterator[Server]:
-    """Run pmxcfs on the database in *statedir*, by default ``workdir/state``; it may be missing."""
+def pmxcfs_server(
+    workdir: Path,
+    *,
+    statedir: Path | None = None,
+    checkout: Path = REPOSITORY,
+    options: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Run pmxcfs on the database in *statedir*, by default ``workdir/state``; it may be missing.
+
+    *checkout* has the program and its .venv; *options* are added to the command line.
+    """
     mountpoint, rundir, statedir = workdir / "mnt", workdir / "run", statedir or workdir / "state"
     for directory in (mountpoint, rundir, statedir):
         directory.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Path | str] = {
+    places: dict[str, Path | str] = {
         "--mountpoint": mountpoint,
         "--statedir": statedir,
         "--rundir": rundir,
@@ -118,23 +120,26 @@ def pmxcfs_server(workdir: Path, *, statedir: Path | None = None) -> Iterator[Se
         "--nodename": NODE,
         "--ipc-name": ipc_name(workdir),
     }
-    command = [sys.executable, "-m", "pmxcfs", "-f", "-l", *chain.from_iterable(options.items())]
-    with _mounted(command, mountpoint) as server:
+    python = sys.executable if checkout == REPOSITORY else checkout / ".venv" / "bin" / "python"
+    command = [python, "-m", "pmxcfs", "-f", "-l", *chain.from_iterable(places.items()), *options]
+    with _mounted(command, mountpoint, directory=checkout) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _mounted(command: Sequence[str | Path], mountpoint: Path) -> Iterator[Server]:
+def _mounted(
+    command: Sequence[str | Path], mountpoint: Path, *, directory: Path = REPOSITORY
+) -> Iterator[Server]:
     """Run a server until the block ends. Raises RuntimeError if its exit status is not 0."""
     log = mountpoint.parent / "log"
     with contextlib.ExitStack() as cleanup:
         output = cleanup.enter_context(log.open("wb"))
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=directory, stdout=output, stderr=output)
         cleanup.callback(_unmount, mountpoint)
         cleanup.callback(_stop, process)
         _await_mount(mountpoint, process, log=log)
-        yield Server(os.fspath(mountpoint), process.pid, time.perf_counter() - start)
+        yield Server(os.fspath(mountpoint), process.pid, time.perf_counter() - start, log)
     if process.returncode != 0:
         raise RuntimeError(f"{command[0]} ended with {process.returncode}: {log.read_text()}")
 

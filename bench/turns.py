@@ -1,17 +1,20 @@
-"""Timing of two sides in alternating batches of operations.
+"""Timing of two or three sides in alternating batches of operations.
 
-Changes of the machine's speed within seconds affect both sides alike, and their ratio stays. An
-operation is a function of a running number, from which it can make a new name; both sides get the
+Changes of the machine's speed within seconds affect all sides alike, and their ratios stay. An
+operation is a function of a running number, from which it can make a new name; all sides get the
 same numbers.
 """
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from math import ceil
 from typing import NamedTuple, Protocol
 
 Operation = Callable[[int], object]
+Batch = Callable[[range], list[float]]  # runs an operation once per number; microseconds of each
 
 
 class Benchmark(Protocol):
@@ -45,60 +48,74 @@ def times_us(operation: Operation, numbers: Iterable[int]) -> list[float]:
     return times
 
 
-class Turns:
-    """The two sides of an operation, and the times of their batches."""
+def timed(operation: Operation) -> Batch:
+    """Return a batch of an operation that this process runs."""
+    return lambda numbers: times_us(operation, numbers)
 
-    def __init__(self, ours: Operation, base: Operation, *, batch: int) -> None:
-        self._operations = ours, base
-        self._times: tuple[list[float], list[float]] = [], []
+
+def p99(times: Sequence[float]) -> float:
+    """Return the 99th percentile; the greatest of fewer than 100 values."""
+    return sorted(times)[ceil(0.99 * len(times)) - 1]
+
+
+class Turns:
+    """The sides of an operation, ours first, and the times of their batches.
+
+    Rounds whose numbers are equal modulo *kinds* have the same circumstances, such as CPUs.
+    """
+
+    def __init__(self, *sides: Batch, batch: int, kinds: int = 1) -> None:
+        self._sides = sides
+        self._kinds = kinds
+        self._times: list[list[list[float]]] = [[] for _ in sides]  # by side and round
         self._batch = batch
         self._round = 0
 
-    def play_base(self) -> None:
-        """Run the base's batch of the next round."""
-        self._play(1)
+    def play_others(self) -> None:
+        """Run the other sides' batches of the next round."""
+        for side in range(1, len(self._sides)):
+            self._play(side)
 
     def play_ours(self) -> None:
         """Run our batch, which ends the round. The first round is a warm-up without times."""
         self._play(0)
         if self._round == 0:
-            for times in self._times:
-                times.clear()
+            for rounds in self._times:
+                rounds.clear()
         self._round += 1
 
     def _play(self, side: int) -> None:
         first = self._round * self._batch
-        self._times[side].extend(
-            times_us(self._operations[side], range(first, first + self._batch))
-        )
+        self._times[side].append(self._sides[side](range(first, first + self._batch)))
 
-    def medians(self) -> Pair:
-        """Return the median time of each side."""
-        ours, base = (statistics.median(times) for times in self._times)
-        return Pair(ours, base)
+    def figures(self) -> list[tuple[float, float]]:
+        """Return median and 99th percentile of each side, in microseconds.
 
-    def tails(self) -> Pair:
-        """Return the 99th percentile of each side."""
-        ours, base = (statistics.quantiles(times, n=100)[-1] for times in self._times)
-        return Pair(ours, base)
+        With several kinds of rounds, the median is the mean of the medians of each kind: a median
+        of all would be that of one kind or of another, by chance.
+        """
+        return [(self._median(rounds), p99([*chain(*rounds)])) for rounds in self._times]
+
+    def _median(self, rounds: Sequence[list[float]]) -> float:
+        kinds = [[*chain(*rounds[first :: self._kinds])] for first in range(self._kinds)]
+        return statistics.mean(statistics.median(times) for times in kinds if times)
 
 
 def by_turns(
     benchmark: Benchmark, ours: Operation, base: Operation, *, rounds: int, batch: int
 ) -> Pair:
     """Time both sides alternately; the numbers run from 0 to (rounds + 1) x batch - 1."""
-    return played(benchmark, ours, base, rounds=rounds, batch=batch).medians()
+    turns = played(benchmark, timed(ours), timed(base), rounds=rounds, batch=batch)
+    return Pair(*(median for median, _ in turns.figures()))
 
 
-def played(
-    benchmark: Benchmark, ours: Operation, base: Operation, *, rounds: int, batch: int
-) -> Turns:
-    """Time both sides as ``by_turns`` does, and return all times."""
-    turns = Turns(ours, base, batch=batch)
+def played(benchmark: Benchmark, *sides: Batch, rounds: int, batch: int, kinds: int = 1) -> Turns:
+    """Time all sides as ``by_turns`` does, and return all times."""
+    turns = Turns(*sides, batch=batch, kinds=kinds)
     gc.collect()
     gc.disable()
     try:
-        benchmark.pedantic(turns.play_ours, setup=turns.play_base, rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(turns.play_ours, setup=turns.play_others, rounds=rounds, warmup_rounds=1)
     finally:
         gc.enable()
     return turns

@@ -1,0 +1,104 @@
+"""On which CPUs clients and servers run.
+
+Unpinned is what users have: the scheduler chooses. A message then often wakes a sleeping CPU, which
+takes several times as long as the message itself on a virtual machine. With client and server on
+one CPU there are only context switches: what is left is the work per message.
+"""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.comparisons import Comparison
+from bench.goals import Goal
+
+PLACEMENTS = 4  # of client and server on two CPUs
+
+
+class Condition(NamedTuple):
+    """One of the conditions of the rows on a mount."""
+
+    name: str
+    section: str  # of the report
+    is_pinned: bool = False
+    has_load: bool = False
+
+    def goal(self, case: Comparison) -> Goal:
+        """Return the limits of a row under this condition."""
+        if self.has_load:
+            return Goal()
+        return case.limits.one_cpu if self.is_pinned else case.limits.unpinned
+
+
+CONDITIONS = (
+    Condition("unpinned", "mount"),
+    Condition("one-cpu", "mount, one CPU", is_pinned=True),
+    Condition("load", "mount, a load", has_load=True),
+)
+
+
+@contextlib.contextmanager
+def placed(condition: Condition) -> Iterator[None]:
+    """Set the condition for this process and all that it starts within the block."""
+    cpus = os.sched_getaffinity(0)
+    with _favored(), contextlib.ExitStack() as stack:
+        if condition.has_load:
+            stack.enter_context(_busy(min(cpus)))
+        if condition.is_pinned:
+            stack.callback(os.sched_setaffinity, 0, cpus)
+            os.sched_setaffinity(0, {max(cpus)})
+        yield
+
+
+def scatter(turn: int, tasks: Path) -> None:
+    """Put this process and a server's threads each on one of two CPUs, by *turn*; let them go.
+
+    The scheduler leaves a thread where it has run. So by chance one side of a row has client and
+    server on one CPU throughout, which takes half as long, and the other side has not. Each batch
+    begins with another of the PLACEMENTS, on all sides in the same order.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    places = cpus[0], cpus[-1]
+    for thread in tasks.iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            if os.sched_getaffinity(int(thread.name)) == set(cpus):  # it is bound to no CPU
+                _visit(int(thread.name), places[turn // 2 % 2])
+    _visit(0, places[turn % 2])
+
+
+def _visit(thread: int, cpu: int) -> None:
+    cpus = os.sched_getaffinity(thread)
+    os.sched_setaffinity(thread, {cpu})
+    os.sched_setaffinity(thread, cpus)
+
+
+@contextlib.contextmanager
+def _favored() -> Iterator[None]:
+    """Give this session of processes the CPUs before all other sessions.
+
+    With autogroups the kernel shares the CPUs between sessions first. Among the processes of this
+    one, clients and servers and the load, nothing changes; nor on a machine that does nothing else.
+    """
+    group = Path("/proc/self/autogroup")
+    if not group.exists():
+        yield
+        return
+    group.write_text("-20")
+    try:
+        yield
+    finally:
+        group.write_text("0")
+
+
+@contextlib.contextmanager
+def _busy(cpu: int) -> Iterator[None]:
+    """Keep one CPU busy with a process that has the priority of all others."""
+    loop = ["taskset", "--cpu-list", str(cpu), "sh", "-c", "while :; do :; done"]
+    with subprocess.Popen(loop) as process:
+        try:
+            yield
+        finally:
+            process.kill()
