@@ -121,6 +121,13 @@ class Busy(PmxcfsError):
     errno = codes.EBUSY
 
 
+class Stalled(Busy):
+    """A change could not begin to be written in time, as the device stands still."""
+
+    def __init__(self) -> None:
+        super().__init__("the device takes no changes now, nothing was changed")
+
+
 class StoreError(PmxcfsError):
     """The database could not be read or written. *errno* is the error of the device."""
 

@@ -39,7 +39,7 @@ class Batches:
         *,
         lock: AbstractContextManager[object],
         settle: Callable[[], None],
-        write_out: Callable[[], None],
+        write_out: Callable[[], object],
         keep: Callable[[], None],
         unsaved: Iterable[int],
         must_save_all: bool,

@@ -8,27 +8,37 @@ cdef class ChangeLog:
     cdef public bint has_gap
     cdef object _journal
     cdef object _save
+    cdef bint _is_kept
     cdef object _monotonic
-    cdef object _pause
+    cdef object _maker
     cdef object _pending
     cdef bint _has_marker
     cdef object _version
+    cdef object _version_when_full
     cdef int64_t _added
     cdef int64_t _written
     cdef object _mutex
-    cdef object _attempt
+    cdef double _busy_since
     cdef bint _has_gap_again
-    cdef int64_t _attempts
-    cdef double _next_attempt
+    cdef int64_t _refused
+    cdef double _ahead_at
     cdef object _outage
 
     cpdef bint is_ready(self, Py_ssize_t size) except -1
     cpdef object add(self, bodies)
     cpdef object begin_segment_if_full(self, version)
-    cpdef object write(self)
-    cdef object _make_ready(self, size, version)
-    cdef object _begin_segment(self, version)
-    cdef object _write(self)
+    cpdef object write(self, double seconds=*)
+    cdef bint _write_what_fits(self, double until) except -1
+    cdef object _begin_writing(self, double until)
+    cdef object _end_writing(self)
+    cdef bint _has_room(self, Py_ssize_t size) except -1
     cdef list _take(self)
+    cdef object _put_back(self, list bodies)
+    cdef object _append(self, list bodies, double until)
+    cpdef object _attempt(self, size)
+    cdef object _note_failure(self, error, size)
+    cdef object _make_ready(self, size)
+    cdef object _begin_next(self)
+    cdef object _check_complete(self)
     cdef object _why_not(self)
     cdef object _forget(self)

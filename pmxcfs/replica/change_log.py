@@ -4,26 +4,33 @@ A change is applied to the tree first, because only that tells whether it is ref
 then waits here, in order, until a thread writes it: one ``Journal.append`` for all that wait. The
 caller of the change is answered after that.
 
-If the journal can't be written, ``failure`` says why. ``make_ready`` tries again, at most twice a
-second. When records were lost on the way (the journal broke, or too many wait), those behind them
-would lead nowhere. So nothing is written until the database has the whole tree; a new segment with
-a GAP record goes on from that.
+All other calls of the device are made by the thread ``room`` (``room_maker``): it makes room ahead
+of need, so that a change mostly finds it. A change that finds none waits for that thread.
+
+If the journal can't be written, ``failure`` says why; ``await_ready`` has it tried again. If only
+room was missing, it lasts until there is as much as was refused, and changes that need less go on.
+When records were lost on the way (the journal broke, or too many wait), those behind them would
+lead nowhere. So nothing is written until the database has the whole tree; a new segment with a GAP
+record goes on from that.
 
 Threads: the methods of the first part need the tree's lock. Those of the second part are called
-without it, because they block for as long as the device does.
+without it, because they block.
 Contract: docs/spec/storage.md, "Writing".
 """
 
 import contextlib
+import errno
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
-from pmxcfs.errors import StoreError
+from pmxcfs.errors import Stalled, StoreError
 from pmxcfs.host.outage import Outage
+from pmxcfs.replica.room_maker import ATTEMPT_INTERVAL, RoomMaker
 from pmxcfs.storage.journal import Journal, size_of
 from pmxcfs.storage.mark import Position
 
@@ -31,11 +38,16 @@ _log = logging.getLogger("pmxcfs.database")
 
 MAX_OWED = 8 << 20  # bytes of records that may wait while the journal can't be written
 MAX_STALLED = 4 * MAX_OWED  # bytes of records that may wait while it does not fail
-ATTEMPT_INTERVAL = 0.5  # seconds between attempts to write again
+AHEAD = 256 << 10  # bytes; with less room more is made, before a change needs it
+STALLED_AFTER = 0.25  # seconds that the device has not answered a thread that writes
+_FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 
 
 class ChangeLog:
-    """The records of one node's changes, on their way into *journal*."""
+    """The records of one node's changes, on their way into *journal*.
+
+    With *is_kept*, changes whose records can't be written stay, and their records are owed.
+    """
 
     def __init__(
         self,
@@ -44,6 +56,7 @@ class ChangeLog:
         save: Callable[[], None],
         consequence: str,
         has_gap: bool,
+        is_kept: bool,
         monotonic: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -51,19 +64,22 @@ class ChangeLog:
         self.has_gap = has_gap  # records are missing: the tree is saved before others follow
         self._journal = journal
         self._save = save  # has the tree saved into the database; blocks, raises StoreError
+        self._is_kept = is_kept
         self._monotonic = monotonic
-        self._pause = pause
         # A number stands for the begin of a segment, at this version of the tree.
         self._pending: deque[bytes | int] = deque()
         self._has_marker = False
-        self._version = 0  # of the tree, at the begin of the segment
+        self._version = 0  # of the tree, when room was last asked for
+        # Of the tree, when a full segment was last found, of which the next can begin: -1 if not.
+        self._version_when_full = -1
         # Bytes of records; the first is set with the tree's lock held, the second with the mutex.
         self._added = self._written = 0
         self._mutex = threading.Lock()  # held by the thread that writes
-        self._attempt = threading.Lock()  # held by the thread that tries to write again
+        self._busy_since = 0.0  # monotonic seconds since when it is; 0 if it is not
+        self._maker = RoomMaker(self._attempt, monotonic=monotonic, pause=pause)
         self._has_gap_again = False  # since the tree was taken to be saved
-        self._attempts = 0
-        self._next_attempt = 0.0  # monotonic seconds
+        self._refused = 0  # bytes for which there was no room, if that is the failure
+        self._ahead_at = 0.0  # monotonic seconds; before, no room is made ahead again
         self._outage: Outage[StoreError] = Outage(
             _log,
             describe=lambda error: f"{error}; {consequence}",
@@ -100,12 +116,23 @@ class ChangeLog:
     # With the tree's lock.
 
     def is_ready(self, size: int) -> bool:
-        """Tell whether records of *size* bytes can be added and written without ``make_ready``."""
-        if self._outage.cause is not None or self.has_gap:
+        """Tell whether records of *size* bytes can be added and written without ``await_ready``."""
+        if self.has_gap or (self._outage.cause is not None and not self._refused):
             return False
         if self._journal.is_full and not self._pending:
             return False  # a new segment is to begin
+        if self._busy_since and self._monotonic() - self._busy_since > STALLED_AFTER:
+            return False
         return self._journal.has_room(self._waiting_size + size)
+
+    def prepare(self, version: int) -> None:
+        """Let a new segment begin in ``await_ready``, if that is needed; *version* is the tree's.
+
+        Rows before changes are recorded anew from now on.
+        """
+        if self._journal.is_full and not self._pending:
+            self.segment += 1
+            self._version_when_full = version
 
     def add(self, bodies: Iterable[bytes]) -> None:
         """Append records, in order."""
@@ -186,10 +213,19 @@ class ChangeLog:
 
     # Without the tree's lock.
 
-    def write(self) -> None:
-        """Write all records that wait. Blocks. Raises StoreError; they wait on then."""
-        with self._mutex:
-            self._write()
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether a record waits to be written or is just being written. Never blocks."""
+        return bool(self._pending) or self._mutex.locked()  # in this order: a writer takes first
+
+    def write(self, seconds: float = math.inf) -> None:
+        """Write all records that wait. Blocks. Raises StoreError; they wait on then.
+
+        Raises Stalled if that could not begin within *seconds*.
+        """
+        until = self._monotonic() + seconds
+        while not self._write_what_fits(until):
+            self._maker.wait(self._maker.ask(0), until - self._monotonic())
 
     def await_writer(self) -> None:
         """Wait for the thread that writes, if one does. Blocks."""
@@ -207,79 +243,149 @@ class ChangeLog:
             if not self.has_gap:
                 return
         except StoreError as error:
-            self._outage.fails(error)
-        self.make_ready(0, version=version)
+            self._note_failure(error, 0)
+        self.await_ready(0, version=version)
 
-    def make_ready(self, size: int, *, version: int) -> None:
-        """Make room for records of *size* bytes; after a failure, write what is owed. Blocks.
+    def await_ready(self, size: int, *, version: int, seconds: float = math.inf) -> None:
+        """Have room made for records of *size* bytes; after a failure, have it tried again. Blocks.
 
         At most two attempts a second are made; a call in between waits for the next one. *version*
-        is the tree's. Raises StoreError.
+        is the tree's. Raises StoreError, and Stalled after *seconds*.
         """
-        before = self._attempts
-        with self._attempt:
-            if self._attempts != before and self._outage.cause is not None:
-                raise self._outage.cause.with_traceback(None)
-            if self._outage.cause is not None:
-                self._pause(max(0.0, self._next_attempt - self._monotonic()))
-            self._attempts += 1
-            try:
-                self._make_ready(size, version)
-            except StoreError as error:
-                self._next_attempt = self._monotonic() + ATTEMPT_INTERVAL
-                self._outage.fails(error)
-                raise
-            self._outage.works()
+        self._version = version
+        self._maker.wait(self._maker.ask(size), seconds)
 
-    def _make_ready(self, size: int, version: int) -> None:
-        if self._journal.is_broken or self.has_gap:
-            self._save()
-        with self._mutex:
-            if self._journal.is_full and not self._pending:
-                self._begin_segment(version)
-            self._journal.make_room(self._waiting_size + size, version=version)
-            if self._outage.cause is not None:
-                self._write()
+    def _write_what_fits(self, until: float) -> bool:
+        """Write the records for which there is room; tell whether that was all. Raises StoreError.
 
-    def _begin_segment(self, version: int) -> None:
-        self._journal.begin_segment(version=version, sync=False)
-        self.segment += 1
-
-    def _write(self) -> None:
-        """Write the records that wait; the caller holds the mutex."""
-        while self._pending:
-            if self.has_gap or self._journal.is_broken:
-                raise self._why_not()
-            bodies: list[bytes] = []
-            try:
+        Raises Stalled if that can't begin until then.
+        """
+        self._begin_writing(until)
+        try:
+            while self._pending:
+                self._check_complete()
                 bodies = self._take()
                 size = size_of(bodies)
-                if not self._journal.has_room(size):
-                    self._journal.make_room(size, version=self._version)
-                self._journal.append(bodies)
-            except StoreError as error:
-                self._pending.extendleft(reversed(bodies))
-                self._outage.fails(error)
-                raise
-            except Exception:
-                self.lose()  # as these records are gone
-                raise
-            self._written += size
+                if not bodies or not self._has_room(size):
+                    self._put_back(bodies)
+                    return not self._pending  # the begin of a segment, or too many records
+                self._append(bodies, until)
+        finally:
+            self._end_writing()
+        if not self._journal.has_room(AHEAD) and self._monotonic() >= self._ahead_at:
+            self._maker.ask(0)
+        return True
+
+    def _begin_writing(self, until: float) -> None:
+        left = until - self._monotonic()
+        if not self._mutex.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
+            raise Stalled
+        self._busy_since = self._monotonic()
+
+    def _end_writing(self) -> None:
+        self._busy_since = 0.0
+        self._mutex.release()
+
+    def _has_room(self, size: int) -> bool:
+        """Tell whether there is room for *size* bytes that wait.
+
+        For changes that can be refused, room was made before they were applied; if the saver has
+        used some of it meanwhile, there is spare room, which else is for the saver.
+        """
+        return self._journal.has_room(size) if self._is_kept else self._journal.can_take(size)
 
     def _take(self) -> list[bytes]:
-        """Take the records up to the next segment; begin it if they are its first ones."""
-        first = self._pending[0]
-        if isinstance(first, int):
-            self._version = first
-            self._journal.begin_segment(version=first, sync=False)
+        """Take the records up to the begin of a segment."""
         bodies: list[bytes] = []
         with contextlib.suppress(IndexError):  # another thread may have forgotten all of them
-            if self._pending[0] is first and isinstance(first, int):
-                self._pending.popleft()
-                self._has_marker = False
             while isinstance(self._pending[0], bytes):
                 bodies.append(cast(bytes, self._pending.popleft()))
         return bodies
+
+    def _put_back(self, bodies: list[bytes]) -> None:
+        self._pending.extendleft(reversed(bodies))
+
+    def _append(self, bodies: list[bytes], until: float) -> None:
+        """Append the records that were taken; put them back if that fails. Raises StoreError."""
+        try:
+            left = until - self._monotonic()
+            self._journal.append(bodies, min(max(left, 0.0), threading.TIMEOUT_MAX))
+            self._written += size_of(bodies)
+        except Stalled:
+            self._put_back(bodies)
+            raise
+        except StoreError as error:
+            self._put_back(bodies)
+            self._note_failure(error, 0)
+            raise
+        except Exception:
+            self.lose()  # as these records are gone
+            raise
+
+    # In the thread that makes room.
+
+    def _attempt(self, size: int) -> None:
+        """Make ready for records of *size* bytes. Raises StoreError."""
+        try:
+            if self._journal.is_broken or self.has_gap:
+                self._save()
+            with self._writing():
+                self._make_ready(size)
+        except StoreError as error:
+            self._note_failure(error, size)
+            raise
+        if not self._refused or self._journal.has_room(self._refused):
+            self._refused = 0
+            self._outage.works()
+
+    def _note_failure(self, error: StoreError, size: int) -> None:
+        is_only_room = error.errno in _FULL and not (self.has_gap or self._journal.is_broken)
+        self._refused = max(self._refused, self._waiting_size + size, 1) if is_only_room else 0
+        self._outage.fails(error)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let no other thread write during the block."""
+        self._begin_writing(math.inf)
+        try:
+            yield
+        finally:
+            self._end_writing()
+
+    def _make_ready(self, size: int) -> None:
+        """Begin the segment that is due, make room, and write what is owed. Raises StoreError."""
+        version, self._version_when_full = self._version_when_full, -1
+        if version >= 0 and self._journal.is_full and not self._pending:
+            self._journal.begin_segment(version=version, sync=False)
+        while True:
+            self._begin_next()
+            self._journal.make_room(self._waiting_size + size, version=self._version)
+            if not (self._pending and self._is_kept and self._outage.cause is not None):
+                break
+            self._check_complete()
+            bodies = self._take()
+            if self._journal.has_room(size_of(bodies)):
+                self._append(bodies, math.inf)
+            else:  # records were added meanwhile
+                self._put_back(bodies)
+        if not self._journal.has_room(max(AHEAD, self._refused)):
+            self._journal.make_room_ahead(max(2 * AHEAD, self._refused))
+            self._ahead_at = self._monotonic() + ATTEMPT_INTERVAL
+
+    def _begin_next(self) -> None:
+        """Begin a segment if the records that wait are to be its first."""
+        with contextlib.suppress(IndexError):  # another thread may forget them meanwhile
+            first = self._pending[0]
+            if isinstance(first, int):
+                self._journal.begin_segment(version=first, sync=False)
+                if self._pending[0] is first:
+                    self._pending.popleft()
+                    self._has_marker = False
+
+    def _check_complete(self) -> None:
+        """Raise StoreError if nothing may follow what the journal has."""
+        if self.has_gap or self._journal.is_broken:
+            raise self._why_not()
 
     def _why_not(self) -> StoreError:
         """Return the error for a record that can't be written before the tree is saved."""

@@ -25,7 +25,7 @@ from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable, outcome_unknown
 from pmxcfs.replica.progress import ATTEMPT_TIMEOUT
 from pmxcfs.replica.replica import Replica
-from pmxcfs.replica.tickets import Ticket, limit_for, timeout_for
+from pmxcfs.replica.tickets import CONTENT_TIMEOUT, Ticket, limit_for, timeout_for
 from pmxcfs.replica.waiting import RequestWatch, WatchfulYielding
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.apply import Change
@@ -76,10 +76,13 @@ class ClusterIssuer:
 
         Tries to make room for it first.
         """
+        return self._refusal(size, CONTENT_TIMEOUT)
+
+    def _refusal(self, size: int, seconds: float) -> PmxcfsError | None:
         if self._progress.refuses(now=time.monotonic()):
             return Busy("the cluster delivers no changes of this node, nothing was changed")
         try:
-            self._replica.check_writable(size)
+            self._replica.check_writable(size, seconds)
         except PmxcfsError as error:
             return error
         return None
@@ -148,21 +151,26 @@ class ClusterIssuer:
                 self._outbox.wake()
 
     def _propose(self, ticket: Ticket, bodies: Sequence[Sendable]) -> Change:
-        proposal = Proposal(ticket, bodies)
+        start, proposal = time.monotonic(), Proposal(ticket, bodies)
         ticket.done()  # creates the signal while the lock is held
         self._waiting[proposal] = None
         try:
-            if (refusal := self.refusal()) is not None:
+            if (refusal := self._refusal(0, timeout_for(ticket))) is not None:
                 raise refusal
             self._replica.await_saver()
             with self._yielding.waiting_with_watch() as watch:
                 failure = self._await(proposal, watch)
+                seconds = min(DELIVERY_TIMEOUT, start + limit_for(ticket) - time.monotonic())
                 with self._yielding.during_write(watch):
-                    self._replica.write_out()
+                    is_written = self._replica.write_out(max(seconds, 0.0))
+            if ticket.is_done and ticket.error is None and not is_written:
+                raise outcome_unknown("its record could not begin to be written in time")
             if failure is not None and not ticket.is_done:
                 self._note_failure(failure)
         except PmxcfsError as error:
             failure = error
+            if ticket.is_done:
+                raise
         finally:
             del self._waiting[proposal]
         if not ticket.is_done:

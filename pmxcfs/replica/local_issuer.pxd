@@ -21,7 +21,8 @@ cdef class LocalIssuer:
     cdef object _wait_at_gate(self, Ticket ticket)
     cdef object _check(self, Ticket ticket)
     cdef object _deliver_queue(self, Ticket ticket, double seconds)
-    cdef object _deliver(self)
+    cdef object _deliver(self, list group)
+    cdef bint _take_back(self, Ticket ticket, error) except -1
     cdef object _await(self, Ticket ticket)
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pmxcfs.errors import Busy, PmxcfsError
+from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.replica import Replica
@@ -22,8 +22,8 @@ class LocalIssuer:
     """Carries out mutations on this node. Mutations queued at the same time are one group.
 
     While the records of one group are written, with the tree's lock released, other threads queue
-    their tickets. The first of them that gets the lock after that delivers all queued tickets; the
-    other threads then find their tickets done.
+    their tickets. The first of them that gets the lock after that delivers all queued tickets, or
+    only its own if there is no room for all; the other threads then find their tickets done.
 
     All methods need the tree's lock and release it while they wait.
     """
@@ -99,28 +99,40 @@ class LocalIssuer:
     def _deliver_queue(self, ticket: Ticket, seconds: float) -> None:
         """Deliver all queued tickets, or wait until another thread has finished *ticket*. Blocks.
 
-        A ticket that still waits after *seconds* is taken back. Raises Busy then.
+        A ticket that still waits after *seconds*, or for which there is no room, is taken back.
+        Raises Busy and StoreError then.
         """
         until = time.monotonic() + seconds
         try:
             while not ticket.is_done:
                 if not ticket.is_queued:  # another thread carries it out
                     self._await(ticket)
-                elif not self._replica.is_writing:
-                    self._deliver()
-                elif not self._replica.await_idle(until - time.monotonic()) and ticket.is_queued:
-                    raise Busy("the device takes no changes now, nothing was changed")
-        except Busy as error:
-            if ticket.is_queued:
-                self._queue.remove(ticket)
-                ticket.is_queued = False
-                ticket.finish(error)
+                elif self._replica.is_ready(self._queue):
+                    self._deliver(self._queue)
+                elif self._replica.is_ready([ticket]):
+                    self._deliver([ticket])  # another one waits for more room
+                else:
+                    self._replica.await_ready([ticket], until - time.monotonic())
+        except (Busy, StoreError) as error:
+            if self._take_back(ticket, error):
                 raise
             if not ticket.is_done:  # another thread has taken it meanwhile
                 self._await(ticket)
+        except Exception:
+            self._take_back(ticket, Failed("the change could not be made, by a bug"))
+            raise
 
-    def _deliver(self) -> None:
-        group, self._queue = self._queue, []
+    def _take_back(self, ticket: Ticket, error: PmxcfsError) -> bool:
+        """Finish *ticket* with *error* if it is still queued; tell whether it was."""
+        if not ticket.is_queued:
+            return False
+        self._queue.remove(ticket)
+        ticket.is_queued = False
+        ticket.finish(error)
+        return True
+
+    def _deliver(self, group: list[Ticket]) -> None:
+        self._queue = [ticket for ticket in self._queue if ticket not in group]
         for ticket in group:
             ticket.is_queued = False
         self._replica.deliver(group)
@@ -133,7 +145,7 @@ class LocalIssuer:
     def create(self, mutation: Create, caller: Caller = UNKNOWN) -> Change:
         """Apply *mutation*; it is written together with the file's first content, or within 1 s."""
         ticket = Ticket(mutation, mtime=int(self._clock()), caller=caller)
-        if self._hold.is_closed or not self._replica.can_defer(ticket):
+        if self._hold.is_closed or not self._replica.is_ready([ticket]):
             return self.carry_out(ticket)
         self._replica.defer(ticket)
         return ticket.result()

@@ -25,7 +25,7 @@ class Records(Protocol):
     def is_degraded(self) -> bool:
         """Whether changes can't be stored now."""
 
-    def write_out(self) -> None:
+    def write_out(self) -> object:
         """Write the records that wait; a failure makes ``is_degraded`` true. Blocks."""
 
     def try_again(self) -> bool:

@@ -29,9 +29,8 @@ cdef class Replica:
     cdef object _yielding
     cdef object _on_pending
     cdef object _wall_clock_ns
-    cdef bint _is_writing
+    cdef object _turn
     cdef bint _has_configuration
-    cdef list _idle
     cdef list _on_change
     cdef list _on_undone
     cdef list _on_reload
@@ -39,14 +38,19 @@ cdef class Replica:
     cpdef object deliver(self, tickets)
     cpdef object defer(self, Ticket ticket)
     cpdef object flush(self)
-    cpdef object check_writable(self, size=*)
+    cpdef object check_writable(self, size=*, double seconds=*)
+    cpdef bint is_ready(self, tickets) except -1
+    cpdef object await_ready(self, tickets, double seconds)
     cdef list _deliver_locally(self, tickets)
-    cdef object _make_ready(self, tickets)
+    cdef object _undo(self, error)
+    cdef object _await_room(self, Py_ssize_t size, double seconds)
     cpdef object await_saver(self)
-    cdef object _write(self)
+    cdef object _write(self, double seconds)
     cdef object _finish(self, tickets, error)
-    cdef object _await_idle_for(self, double seconds)
     cdef object _deliver_deferred(self)
+
+    @cython.locals(ticket=Ticket)
+    cdef Py_ssize_t _size_of(self, tickets) except -1
 
     @cython.locals(ticket=Ticket, done=list)
     cdef list _apply(self, tickets)

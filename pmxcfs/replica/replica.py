@@ -12,13 +12,14 @@ The database follows behind the journal: ``batches`` has what it lacks.
 
 Threads: callers hold the tree's lock, unless a method says otherwise. In local mode it is released
 while records are written. Other threads can read the tree then; one that wants to change it first
-waits in ``Replica.await_idle``.
+waits in ``Replica.await_ready``.
 Contract: docs/spec/storage.md, "Writing"; cluster.md, "State machine", "Delivery to the tree" and
 "Forks".
 """
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +27,7 @@ from enum import Enum
 from typing import Protocol, TypeAlias
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Busy, Failed, NoCopy, PmxcfsError, StoreError
+from pmxcfs.errors import Busy, Failed, NoCopy, PmxcfsError, Stalled, StoreError
 from pmxcfs.messages import Kind, Mutation, Record
 from pmxcfs.replica.batches import Batches
 from pmxcfs.replica.change_log import ChangeLog
@@ -38,7 +39,8 @@ from pmxcfs.replica.recording import (
     records_of_adoption,
     size_of,
 )
-from pmxcfs.replica.tickets import NAME_TIMEOUT, Signal, Ticket
+from pmxcfs.replica.tickets import CONTENT_TIMEOUT, NAME_TIMEOUT, Ticket, timeout_for
+from pmxcfs.replica.turn import Turn
 from pmxcfs.replica.waiting import Yielding
 from pmxcfs.storage import conflicts
 from pmxcfs.storage.database import Database
@@ -123,6 +125,7 @@ class Replica:
             save=self._save_soon,
             consequence="this node sends no changes" if is_kept else "changes are refused",
             has_gap=must_save_all,
+            is_kept=is_kept,
         )
         self._batches = Batches(
             tree,
@@ -144,9 +147,8 @@ class Replica:
         self._yielding = yielding
         self._on_pending = on_pending  # called when a record waits for ``write_out``
         self._wall_clock_ns = wall_clock_ns
-        self._is_writing = False  # whether a thread writes records with the lock released
+        self._turn = Turn(yielding)  # of a thread that writes records with the lock released
         self._has_configuration = False  # whether a deferred change is one of configuration
-        self._idle: list[Signal] = []  # of threads that wait until none does
         self._on_change: list[Listener] = []
         self._on_undone: list[UndoListener] = []
         self._on_reload: list[ReloadListener] = []
@@ -191,8 +193,8 @@ class Replica:
     def deliver(self, tickets: Sequence[Ticket]) -> None:
         """Apply *tickets* in order, record them, finish them, and announce the changes.
 
-        In local mode this blocks until the records are written, with the lock released meanwhile.
-        In a cluster it does not block: ``write_out`` writes them.
+        In local mode ``is_ready`` was true, and this blocks until the records are written, with the
+        lock released meanwhile. In a cluster it does not block: ``write_out`` writes them.
         """
         if self.policy is Policy.KEEP:
             done = self._apply(tickets)
@@ -207,44 +209,60 @@ class Replica:
         """Apply *tickets*, and undo all of them if they can't be written. Blocks."""
         done: list[Applied] = []
         error: PmxcfsError | None = Failed("the change could not be stored, by a bug")
-        has_begun = False
         try:
-            self._make_ready(tickets)
-            has_begun = True
             done = self._apply(tickets)
             self._record(done)
-            self._write()
+            self._write(min([timeout_for(ticket) for ticket in tickets]))
             self._mark_written(done)
             error = None
-        except (Busy, StoreError) as cause:
+        except (Stalled, StoreError) as cause:
             error = cause
         finally:
             if error is not None:
                 done = []
             try:
-                self._undo(error, has_begun=has_begun)
+                self._undo(error)
             finally:
                 self._finish(tickets, error)
         return done
 
-    def _undo(self, error: PmxcfsError | None, *, has_begun: bool) -> None:
-        """Undo what was not written, if that is what *error* means."""
-        if isinstance(error, StoreError):
-            if not self._is_writing:  # else the deferred changes are part of another group
-                self._roll_back(error)  # deferred changes, too, which can't be written either
-        elif error is not None and has_begun:
-            self._log.lose()  # as it is not known whether the records were written
+    def _undo(self, error: PmxcfsError | None) -> None:
+        """Undo what *error* has kept from being written."""
+        if error is not None:
+            if not isinstance(error, Stalled | StoreError):
+                self._log.lose()  # as it is not known whether the records were written
             self._roll_back(StoreError(str(error), error.errno))
 
-    def _make_ready(self, tickets: Sequence[Ticket]) -> None:
-        """Wait until records of *tickets* can be written. Blocks. Raises StoreError and Busy."""
-        size = sum([size_of(ticket.mutation, self.tree) for ticket in tickets])
-        self._await_idle_for(NAME_TIMEOUT)
-        self.await_saver()
-        while not self._log.is_ready(size):
-            with self._yielding.waiting():
-                self._log.make_ready(size, version=self.tree.version)
-            self._await_idle_for(NAME_TIMEOUT)
+    def is_ready(self, tickets: Sequence[Ticket]) -> bool:
+        """Tell whether *tickets* can be delivered in local mode without waiting first."""
+        if self._turn.is_taken or self.saver.is_overdue:
+            return False
+        return self._log.is_ready(self._size_of(tickets))
+
+    def await_ready(self, tickets: Sequence[Ticket], seconds: float) -> None:
+        """Wait for one of the things that keep *tickets* from being delivered. Blocks.
+
+        Raises Stalled after *seconds*, StoreError, and Busy.
+        """
+        if self._turn.is_taken:
+            self._turn.await_end(seconds)
+        elif self.saver.is_overdue:
+            self.await_saver()
+        else:
+            try:
+                self._await_room(self._size_of(tickets), seconds)
+            except StoreError as error:
+                if not self._turn.is_taken:  # else the deferred changes are part of another group
+                    self._roll_back(error)  # the deferred changes, which can't be written either
+                raise
+
+    def _size_of(self, tickets: Sequence[Ticket]) -> int:
+        return sum([size_of(ticket.mutation, self.tree) for ticket in tickets])
+
+    def _await_room(self, size: int, seconds: float) -> None:
+        self._log.prepare(self.tree.version)
+        with self._yielding.waiting():
+            self._log.await_ready(size, version=self.tree.version, seconds=seconds)
 
     def await_saver(self) -> None:
         """Let the database catch up if too much waits to be saved. Blocks. Raises Busy."""
@@ -253,49 +271,21 @@ class Replica:
                 self.saver.await_save(timeout=NAME_TIMEOUT)
             if self.saver.is_overdue:
                 raise Busy("too many changes wait to be saved, nothing was changed")
-            self._await_idle_for(NAME_TIMEOUT)
 
-    def _write(self) -> None:
-        """Write the records that wait, with the lock released. Raises StoreError."""
+    def _write(self, seconds: float) -> None:
+        """Write the records that wait, with the lock released. Raises StoreError and Stalled."""
         if self._log.is_waiting:
-            self._is_writing = True
+            self._turn.begin()
             try:
                 with self._yielding.writing():
-                    self._log.write()
+                    self._log.write(seconds)
             finally:
-                self._is_writing = False
-                waiting, self._idle = self._idle, []
-                for signal in waiting:
-                    signal.give()
+                self._turn.end()
             self.writes += 1
 
     def _finish(self, tickets: Sequence[Ticket], error: PmxcfsError | None) -> None:
         for ticket in tickets:
             ticket.finish(error)
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a group is being written, in local mode; the tree must not be changed then."""
-        return self._is_writing
-
-    def await_idle(self, seconds: float) -> bool:
-        """Wait until no group is being written, *seconds* at most; tell whether none is. Blocks.
-
-        Releases the lock meanwhile, so other threads may have changed the tree. Raises Busy if too
-        many threads wait.
-        """
-        until = time.monotonic() + seconds
-        while self._is_writing:
-            signal = Signal()
-            self._idle.append(signal)
-            with self._yielding.waiting():
-                if not signal.wait(max(0.0, until - time.monotonic())):
-                    break
-        return not self._is_writing
-
-    def _await_idle_for(self, seconds: float) -> None:
-        if self._is_writing and not self.await_idle(seconds):
-            raise Busy("the device takes no changes now, nothing was changed")
 
     def inject(self, mutation: Mutation, *, writer: int, mtime: int) -> Change:
         """Apply *mutation* as if the node *writer* had sent it; return the change. Blocks.
@@ -303,15 +293,13 @@ class Replica:
         Raises PmxcfsError.
         """
         ticket = Ticket(mutation, writer=writer, mtime=mtime, foreign=True)
+        while self.policy is Policy.ROLL_BACK and not self.is_ready([ticket]):
+            self.await_ready([ticket], timeout_for(ticket))
         self.deliver([ticket])
         return ticket.result()
 
-    def can_defer(self, ticket: Ticket) -> bool:
-        """Tell whether *ticket* could be applied now and written with a later change."""
-        return not self._is_writing and self._log.is_ready(size_of(ticket.mutation, self.tree))
-
     def defer(self, ticket: Ticket) -> None:
-        """Apply *ticket*, if ``can_defer``; it is written with the next change, or by ``flush``.
+        """Apply *ticket*, if ``is_ready``; it is written with the next change, or by ``flush``.
 
         A crash before loses the change.
         """
@@ -327,15 +315,15 @@ class Replica:
     def flush(self) -> None:
         """Write deferred changes. Blocks. Raises StoreError after undoing them, and Busy."""
         if self.policy is Policy.ROLL_BACK:
-            self._await_idle_for(NAME_TIMEOUT)
+            self._turn.await_end(NAME_TIMEOUT)
             if self._log.is_waiting:
                 self._deliver_deferred()
 
     def _deliver_deferred(self) -> None:
         try:
-            self._write()
-        except StoreError as error:
-            self._roll_back(error)
+            self._write(NAME_TIMEOUT)
+        except (Stalled, StoreError) as error:
+            self._undo(error)
             raise
         self._mark_written(())
 
@@ -348,7 +336,7 @@ class Replica:
             if self._log.is_writable:
                 self.flush()
             else:
-                self._await_idle_for(NAME_TIMEOUT)
+                self._turn.await_end(NAME_TIMEOUT)
         except Busy as error:
             raise StoreError(str(error), error.errno) from error
 
@@ -358,15 +346,26 @@ class Replica:
         self.tree.mark_written()
         self.guests.mark_written()
 
-    def write_out(self) -> None:
-        """Write what waits; in a cluster a failure degrades this node. Blocks. Needs no lock."""
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether the record of a change that was delivered may not be written yet."""
+        return self._log.has_unwritten
+
+    def write_out(self, seconds: float = math.inf) -> bool:
+        """Write what waits; in a cluster a failure degrades this node. Blocks. Needs no lock.
+
+        Return False if that could not begin within *seconds*.
+        """
         if self.policy is Policy.KEEP:
             try:
-                self._log.write()
+                self._log.write(seconds)
+            except Stalled:
+                return False
             except StoreError:
                 pass  # which the log has noted
             except Exception:  # noqa: BLE001, as other nodes have the changes
                 _log.exception("records could not be written, which is a bug: the tree is saved")
+        return True
 
     def sync(self) -> None:
         """Bring all changes to the device. Blocks. Needs no lock. Raises StoreError."""
@@ -374,20 +373,19 @@ class Replica:
             self._log.write()
         self._log.sync(version=self.tree.version)
 
-    def check_writable(self, size: int = 0) -> None:
+    def check_writable(self, size: int = 0, seconds: float = CONTENT_TIMEOUT) -> None:
         """Raise StoreError if a change with *size* bytes can't be stored now. Blocks.
 
-        Makes room, or tries again after a failure, with the lock released. A node that is degraded
-        in a cluster must not send changes of its own.
+        Has room made, or a failure tried again, with the lock released; raises Stalled if that
+        takes *seconds*. A node that is degraded in a cluster must not send changes of its own.
         """
-        if not self._is_writing and not self._log.is_ready(size):
-            with self._yielding.waiting():
-                self._log.make_ready(size, version=self.tree.version)
+        if not self._turn.is_taken and not self._log.is_ready(size):
+            self._await_room(size, seconds)
 
     def try_again(self) -> bool:
         """Try to write what is owed; tell whether that succeeded. Blocks. Needs no lock."""
         try:
-            self._log.make_ready(0, version=self.tree.version)
+            self._log.await_ready(0, version=self.tree.version)
         except StoreError:
             return False
         return True

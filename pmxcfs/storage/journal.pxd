@@ -31,5 +31,6 @@ cdef class Journal:
     cdef object _tried
 
     cpdef bint has_room(self, int64_t size) except -1
-    cpdef object append(self, list bodies)
+    cpdef bint can_take(self, int64_t size) except -1
+    cpdef object append(self, list bodies, double seconds=*)
     cdef object _check_usable(self)

@@ -5,9 +5,9 @@ to say when the next one begins and what they mean. After a failed write or sync
 written since can be trusted: the journal is broken until ``begin_segment``, and the owner must have
 the tree saved, or write what the database lacks again, before it tells anybody of success.
 
-Threads: any. ``has_room``, ``is_full``, ``is_broken``, ``failure``, ``position`` and ``size_since``
-wait for no lock and make no system call, so that a device that stands still stops only those who
-write. All else blocks. Errors are StoreError, with the errno of the device.
+Threads: any. ``has_room``, ``can_take``, ``is_full``, ``is_broken``, ``failure``, ``position`` and
+``size_since`` wait for no lock and make no system call, so that a device that stands still stops
+only those who write. All else blocks. Errors are StoreError, with the errno of the device.
 Contract: docs/spec/storage.md, "Journal".
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from pmxcfs.errors import StoreError
+from pmxcfs.errors import Stalled, StoreError
 from pmxcfs.host.directories import open_directory
 from pmxcfs.host.files import make_private_directory, sync_directory
 from pmxcfs.storage._journal import FRAME_SIZE, frame
@@ -113,6 +113,10 @@ class Journal:
         """Tell whether *size* bytes, frames included, and 1 MiB more are reserved."""
         return size <= self._room
 
+    def can_take(self, size: int) -> bool:
+        """Tell whether *size* bytes are reserved, the 1 MiB more included."""
+        return self._current is not None and size <= self._room + SPARE
+
     @property
     def is_full(self) -> bool:
         """Whether the owner should begin a new segment ahead of the next group.
@@ -152,12 +156,29 @@ class Journal:
                 else:
                     self._tried.wait(delay)
 
-    def append(self, bodies: list[bytes]) -> None:
-        """Append the records with these bodies, with one system call. Blocks.
+    def make_room_ahead(self, size: int) -> None:
+        """Reserve *size* bytes and 1 MiB more if that is possible now; else nothing fails. Blocks.
 
-        Raises StoreError; then none of them counts, and the journal is broken.
+        Needs a segment, and lets no history go.
         """
         with self._lock:
+            current = self._current
+            if current is None or self.is_broken or size <= self._room:
+                return
+            with contextlib.suppress(OSError):
+                current.reserve(size + SPARE)
+                self._room = current.room - SPARE
+
+    def append(self, bodies: list[bytes], seconds: float = -1.0) -> None:
+        """Append the records with these bodies, with one system call. Blocks.
+
+        Raises StoreError; then none of them counts, and the journal is broken. Raises Stalled if
+        another thread has kept it from beginning for *seconds*, which are without limit if
+        negative; then nothing has happened.
+        """
+        if not self._lock.acquire(timeout=seconds):
+            raise Stalled
+        try:
             if self.is_broken or self._is_closed:
                 self._check_usable()
             current = self._current
@@ -172,6 +193,8 @@ class Journal:
             self._total += len(data)
             sequence = self.position.sequence + len(bodies)
             self.position = Position(current.first, current.end, sequence)
+        finally:
+            self._lock.release()
 
     def begin_segment(self, *, version: int, sync: bool = True) -> None:
         """End the current segment and begin a new one; *version* is the tree's. Blocks.

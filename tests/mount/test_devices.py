@@ -150,6 +150,54 @@ def test_a_device_that_stands_still_stops_changes_only(
         assert not (root / "later" / "second").exists()
 
 
+@pytest.mark.parametrize("full", ["segment", "reserved space"])
+def test_a_device_that_stands_still_while_it_makes_room_holds_no_change_for_longer(
+    tmp_path: Path, disk: Ext4, report: Callable[[object], None], full: str
+) -> None:
+    """The thread that makes room waits for the device; no change has begun to be written."""
+    count = 8 if full == "segment" else 3  # files of half a MiB
+    with (
+        mounted(tmp_path, "--test-control", program=NEVER_SAVING) as mount,
+        ThreadPoolExecutor() as pool,
+    ):
+        root = mount.path
+        for name in ("names", "content", "elsewhere"):
+            (root / name).mkdir()
+        (root / "elsewhere" / "file").write_bytes(b"content")
+        descriptor = os.open(root / "content" / "file", os.O_CREAT | os.O_WRONLY)
+        for number in range(count):
+            (root / "content" / f"{number}").write_bytes(bytes(1 << 19))
+        looks = Looks(mount, tmp_path)
+
+        def write() -> None:
+            os.pwrite(descriptor, bytes(1 << 20), 0)  # more than there is room for
+            os.fsync(descriptor)
+
+        with frozen(mount.state):
+            content = pool.submit(timed, write)
+            wait_for(lambda: mount.control("info")["waiting"] > 0, mount)
+            names = pool.submit(timed, (root / "names" / "new").mkdir)
+            start = time.monotonic()
+            while time.monotonic() < start + CONTENT_TIMEOUT + LATE:
+                looks.look()
+        results = {"names": names.result(60), "content": content.result(60)}
+        report(f"{full}: slowest {looks.slowest}; {results}")
+        with contextlib.suppress(OSError):  # that the bytes are lost is told already
+            os.close(descriptor)
+        if full != "segment":  # part of the bytes had room
+            mount.expect_log("the last writes to content/file are lost: EBUSY")
+        assert max(looks.slowest.values()) < QUICK
+        assert results["content"][0] == errno.EBUSY
+        assert CONTENT_TIMEOUT <= results["content"][1] < CONTENT_TIMEOUT + LATE
+        assert results["names"][0] == errno.EBUSY
+        assert NAME_TIMEOUT <= results["names"][1] < NAME_TIMEOUT + LATE
+        assert not (root / "names" / "new").exists()
+        (root / "names" / "new").mkdir()
+        mount.kill()
+    with mounted(tmp_path) as mount:
+        assert (mount.path / "names" / "new").is_dir()
+
+
 def test_a_stop_while_the_device_stands_still_ends_after_it(
     tmp_path: Path, disk: Ext4, report: Callable[[object], None]
 ) -> None:

@@ -64,8 +64,9 @@ def lose_a_record() -> None:
     kept = itertools.count(1)
 
     class Careless(Journal):
-        def append(self, bodies: list[bytes]) -> None:
-            super().append([b for b in bodies if b[0] != Kind.CHANGE or next(kept) % LOST])
+        def append(self, bodies: list[bytes], seconds: float = -1.0) -> None:
+            kept_bodies = [b for b in bodies if b[0] != Kind.CHANGE or next(kept) % LOST]
+            super().append(kept_bodies, seconds)
 
     setattr(storage, "Journal", Careless)  # noqa: B010
 
@@ -76,9 +77,9 @@ def before_each_save(step: Callable[[Database, Batch, Mark, Journal], None]) -> 
     journals: list[Journal] = []
 
     class Known(Journal):
-        def append(self, bodies: list[bytes]) -> None:
+        def append(self, bodies: list[bytes], seconds: float = -1.0) -> None:
             journals[:] = [self]
-            super().append(bodies)
+            super().append(bodies, seconds)
 
     def save_later(database: Database, batch: Batch, mark: Mark | None) -> None:
         if mark is not None:

@@ -114,12 +114,12 @@ def set_points_in_journal(death: Death) -> None:
             death.meet("journal-begun")
             return begun
 
-        def append(self, bodies: list[bytes]) -> None:
+        def append(self, bodies: list[bytes], seconds: float = -1.0) -> None:
             kinds = {body[0] for body in bodies}
             is_change = Kind.CHANGE in kinds
             death.meet("append" if is_change else "")
             death.is_appending = is_change
-            super().append(bodies)
+            super().append(bodies, seconds)
             death.meet("appended" if is_change else "")
             death.meet("save-announced" if Kind.SAVING in kinds else "")
             death.meet("save-noted" if Kind.SAVED in kinds else "")

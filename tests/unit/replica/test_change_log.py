@@ -38,10 +38,11 @@ class World:
             save=self.save,
             consequence="nothing is changed",
             has_gap=False,
+            is_kept=True,
             monotonic=lambda: self.now,
             pause=self._pause,
         )
-        self.log.make_ready(0, version=1)
+        self.log.await_ready(0, version=1)
 
     def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -104,7 +105,7 @@ def test_all_that_waits_is_one_write_in_order(world: World, below: Device) -> No
 def test_it_is_ready_only_for_what_there_is_room_for(world: World) -> None:
     assert world.log.is_ready(0)
     assert not world.log.is_ready(100 << 20)
-    world.log.make_ready(3 << 20, version=1)
+    world.log.await_ready(3 << 20, version=1)
     assert world.log.is_ready(3 << 20)
     world.add(2, size=1 << 20)
     assert not world.log.is_ready(3 << 20)  # what waits counts
@@ -135,13 +136,25 @@ def test_a_full_segment_is_followed_by_a_new_one(world: World) -> None:
     assert world.versions() == [*range(2, 9)]
 
 
-def test_make_ready_begins_a_segment_if_the_current_one_is_full(world: World) -> None:
+def test_the_next_segment_begins_ahead_of_a_change_if_the_current_one_is_full(world: World) -> None:
     world.add(*range(2, 8), size=SEGMENT_LIMIT // 6)
     world.log.write()
     segment = world.log.segment
-    world.log.make_ready(10, version=7)
+    world.log.prepare(7)
+    assert world.log.segment == segment + 1  # before it begins: no row may be missing in it
+    world.log.await_ready(10, version=7)
     assert world.log.is_ready(10)
-    assert world.log.segment == segment + 1
+    headers = [place.header for place in scan(world.directory).segments]
+    assert [header and header.version for header in headers] == [1, 7]
+
+
+def test_without_preparation_no_segment_begins(world: World) -> None:
+    """Its rows before changes would be recorded for the one before it."""
+    world.add(*range(2, 8), size=SEGMENT_LIMIT // 6)
+    world.log.write()
+    world.log.await_ready(10, version=7)
+    assert not world.log.is_ready(10)
+    assert len(scan(world.directory).segments) == 1
 
 
 # Failures
@@ -160,7 +173,7 @@ def test_records_that_could_not_be_written_wait_on(
     assert not world.log.is_ready(0)
     world.add(8)
     below.failures.clear()
-    world.log.make_ready(0, version=8)
+    world.log.await_ready(0, version=8)
     assert world.versions() == [*range(2, 9)]
     assert world.log.is_writable
     assert world.saves == 0
@@ -180,9 +193,9 @@ def test_after_a_failed_write_the_tree_is_saved_before_anything_follows(
     below.failures.clear()
     world.save_error = StoreError("the database can't be written", errno.EIO)
     with pytest.raises(StoreError, match="the database"):
-        world.log.make_ready(0, version=2)
+        world.log.await_ready(0, version=2)
     world.save_error = None
-    world.log.make_ready(0, version=2)
+    world.log.await_ready(0, version=2)
     world.add(10)
     world.log.write()
     assert world.versions() == [2, -9, 10]
@@ -197,13 +210,13 @@ def test_attempts_are_at_least_half_a_second_apart(
     world.save_error = StoreError("the database can't be written", errno.EIO)
     for _ in range(3):
         with pytest.raises(StoreError):
-            world.log.write() if world.log.failure is None else world.log.make_ready(0, version=1)
+            world.log.write() if world.log.failure is None else world.log.await_ready(0, version=1)
     assert world.saves == 2
-    assert world.pauses[-1] == pytest.approx(0.5)
+    assert world.pauses == [pytest.approx(0.5)]
     world.now += 3
     with pytest.raises(StoreError):
-        world.log.make_ready(0, version=1)
-    assert world.pauses[-1] == 0
+        world.log.await_ready(0, version=1)
+    assert len(world.pauses) == 1
 
 
 def test_who_comes_during_an_attempt_gets_its_result(world: World, expect_log: ExpectLog) -> None:
@@ -215,14 +228,16 @@ def test_who_comes_during_an_attempt_gets_its_result(world: World, expect_log: E
         assert may_fail.wait(WAIT)
 
     world.save_error = StoreError("the database can't be written", errno.EIO)
-    waiting = ChangeLog(world.journal, save=world.save, consequence="", has_gap=True, pause=pause)
+    waiting = ChangeLog(
+        world.journal, save=world.save, consequence="", has_gap=True, is_kept=True, pause=pause
+    )
     with ThreadPoolExecutor() as pool:
         with pytest.raises(StoreError):
-            waiting.make_ready(0, version=1)
-        first = pool.submit(waiting.make_ready, 0, version=1)
+            waiting.await_ready(0, version=1)
+        first = pool.submit(waiting.await_ready, 0, version=1)
         assert has_begun.wait(WAIT)
         before = world.saves
-        others = [pool.submit(waiting.make_ready, 0, version=1) for _ in range(3)]
+        others = [pool.submit(waiting.await_ready, 0, version=1) for _ in range(3)]
         may_fail.set()
         for future in (first, *others):
             with pytest.raises(StoreError):
@@ -243,7 +258,9 @@ def test_a_failed_sync_succeeds_if_the_tree_is_saved(
         below.failures.clear()
         world.save()
 
-    log = ChangeLog(world.journal, save=save, consequence="nothing is changed", has_gap=False)
+    log = ChangeLog(
+        world.journal, save=save, consequence="nothing is changed", has_gap=False, is_kept=True
+    )
     world.log = log
     log.sync(version=2)
     assert world.saves == 1
@@ -266,7 +283,7 @@ def test_too_much_owed_is_forgotten_until_the_tree_is_saved(
     assert not world.log.is_waiting
     below.failures.clear()
     world.add(99)  # leads nowhere, as those before it are gone
-    world.log.make_ready(0, version=20)
+    world.log.await_ready(0, version=20)
     world.add(21)
     world.log.write()
     assert world.versions() == [-9, 21]
@@ -347,7 +364,7 @@ def test_a_record_that_can_not_be_written_at_all_is_replaced_by_a_save_of_the_tr
     with pytest.raises(ValueError, match="a record has 1 to"):
         world.log.write()
     assert world.log.has_gap
-    world.log.make_ready(0, version=3)
+    world.log.await_ready(0, version=3)
     world.add(4)
     world.log.write()
     assert world.versions() == [-9, 4]

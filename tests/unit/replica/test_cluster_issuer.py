@@ -35,8 +35,9 @@ class FakeReplica:
         self.failure: StoreError | None = None
         self.busy: Busy | None = None
         self.writes = 0
+        self.can_write = True
 
-    def check_writable(self, size: int = 0) -> None:
+    def check_writable(self, size: int = 0, seconds: float = 0.0) -> None:
         if self.failure is not None:
             raise self.failure
 
@@ -44,8 +45,9 @@ class FakeReplica:
         if self.busy is not None:
             raise self.busy
 
-    def write_out(self) -> None:
+    def write_out(self, seconds: float = LONG) -> bool:
         self.writes += 1
+        return self.can_write
 
 
 class World:

@@ -2,18 +2,24 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from pmxcfs.errors import Busy
-from pmxcfs.messages import Mkdir
+from pmxcfs.messages import Create, Mkdir, Mutation, Write
+from pmxcfs.replica import local_issuer, replica
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
+from pmxcfs.replica.tickets import Ticket
 from pmxcfs.replica.waiting import RequestWatch
+from pmxcfs.storage.saver import Saver
 from tests.fakes.doubles.device import device
-from tests.fakes.doubles.replicas import WAIT, StoredReplica
-from tests.fakes.doubles.yielding import Yielding
+from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
+from tests.fakes.doubles.yielding import SingleYielding, Yielding
 
 
 class Crowded(Yielding):
@@ -59,3 +65,71 @@ def test_a_change_that_another_thread_has_made_meanwhile_is_not_called_busy(
         assert [version for version, _ in stored.changes()] == [2, 3, 4]
         yielding.go.set()
         assert waiting.result(WAIT) == "b"
+
+
+def test_a_bug_before_the_delivery_leaves_no_change_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=SingleYielding())
+
+    def fail(saver: Saver) -> bool:
+        raise ZeroDivisionError
+
+    with contextlib.closing(stored):
+        ticket = Ticket(Mkdir("a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Saver, "is_overdue", property(fail))
+            with pytest.raises(ZeroDivisionError):
+                issuer.carry_out(ticket)
+        assert ticket.is_done
+        issuer.submit(Mkdir("b"))
+        assert [mutation for _, mutation in stored.changes()] == [Mkdir("b")]
+
+
+BRIEF, LONG = 0.2, 1.0  # seconds in place of the limits for names and for content
+LARGE = Write("f.x", 0, bytes(1 << 20), truncate=True)
+
+
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [
+        ("reserving", LARGE),  # only what needs room waits
+        ("beginning a segment", Mkdir("d")),
+        ("beginning a segment", Write("f.x", 0, b"x", truncate=True)),
+        ("a write of the saver", Mkdir("d")),
+        ("a write of the saver", Write("f.x", 0, b"x", truncate=True)),
+    ],
+)
+def test_a_change_that_can_not_begin_to_be_written_is_taken_back_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, change: Mutation
+) -> None:
+    """Whatever the device holds another thread at."""
+    limit = BRIEF if isinstance(change, Mkdir) else LONG
+    for module in (local_issuer, replica):
+        monkeypatch.setattr(module, "timeout_for", lambda ticket: limit)
+    yielding = Yielding(room=8)
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK, yielding=yielding, lock=yielding.lock)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=yielding)
+    with contextlib.closing(stored), device() as below, ThreadPoolExecutor() as pool:
+        with yielding.lock:
+            issuer.submit(Create("f.x"))
+            while at == "beginning a segment" and not stored.journal.is_full:
+                issuer.submit(LARGE)
+            before = stored.tree.checksum()
+        below.runs.clear()
+        if at == "a write of the saver":
+            pool.submit(stored.replica.saver.save)
+            assert below.stands_still.wait(WAIT)
+        start = time.monotonic()
+        with yielding.lock, pytest.raises(Busy, match="the device takes no changes now"):
+            issuer.submit(change)
+        assert limit <= time.monotonic() - start < limit + LONG
+        assert stored.tree.checksum() == before
+        below.runs.set()
+        with yielding.lock:
+            issuer.submit(change)
+        stored.replica.saver.save()
+        assert stored.replica.store_error is None
+        after = stored.tree.checksum()
+    assert recovered_tree(tmp_path).checksum() == after

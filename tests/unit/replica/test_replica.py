@@ -19,7 +19,6 @@ from pmxcfs.replica.replica import Policy
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage import records, segment_file
 from pmxcfs.storage.records import Before
-from pmxcfs.storage.saver import Saver
 from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import Device, device
@@ -170,7 +169,7 @@ def test_requests_that_arrive_during_a_write_are_the_next_group(tmp_path: Path) 
         futures += [pool.submit(submit, path) for path in ("b", "c")]
         yielding.await_away(3)
         with yielding.lock:  # which is free while the device stands still
-            assert stored.replica.is_writing
+            assert not stored.replica.is_ready([])
             assert [entry.name for entry in stored.tree.root.children()] == ["a"]
             assert not any(future.done() for future in futures)
         below.runs.set()
@@ -289,7 +288,7 @@ def test_a_change_without_room_does_not_undo_one_that_is_being_written(
             issuer.submit(Create("f.x"))
         monkeypatch.setattr(segment_file, "reserve", full)
         large = pool.submit(submit, Write("f.x", 0, bytes(1 << 20), True))
-        assert is_asked.wait(WAIT)
+        assert is_asked.wait(WAIT)  # by the thread that makes room
         small = pool.submit(submit, Mkdir("d"))
         yielding.await_away(2)
         below.runs.clear()
@@ -341,7 +340,7 @@ def check_changes_work(world: World, before: bytes) -> None:
     assert world.restart().checksum() == tree
 
 
-@pytest.mark.parametrize("where", ["write", "make_ready", "note_change", "remove", "record"])
+@pytest.mark.parametrize("where", ["write", "note_change", "remove", "record"])
 def test_an_unexpected_exception_gives_the_whole_group_an_error(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -354,8 +353,6 @@ def test_an_unexpected_exception_gives_the_whole_group_an_error(
             patch.setattr(world.replica.departures, where, fail)
         elif where == "record":
             patch.setattr(world, "wall_clock_ns", fail)
-        elif where == "make_ready":  # before anything is applied
-            patch.setattr(Saver, "is_overdue", property(fail))
         else:
             patch.setattr(os, "pwrite", fail)
         mutations = (Create(GUEST), Write("f.x", 0, b"new", True), Delete("f.x"), Mkdir("f.x"))
@@ -452,7 +449,7 @@ def test_a_creation_that_can_not_be_recorded_is_rolled_back(
 ) -> None:
     before = world.tree.checksum()
     with monkeypatch.context() as patch:
-        assert world.replica.can_defer(Ticket(Create("f.x")))
+        assert world.replica.is_ready([Ticket(Create("f.x"))])
         patch.setattr(world, "wall_clock_ns", fail)
         with pytest.raises(Bug):
             world.issuer.create(Create("f.x"))
