@@ -2,15 +2,17 @@
 
 import contextlib
 import errno
+import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pmxcfs.errors import StoreError
-from pmxcfs.replica.change_log import MAX_OWED, MAX_STALLED, ChangeLog
+from pmxcfs.replica.change_log import AHEAD, MAX_OWED, MAX_STALLED, ChangeLog
 from pmxcfs.storage._journal import MAX_BODY
 from pmxcfs.storage.journal import SEGMENT_LIMIT, Journal
 from pmxcfs.storage.records import Gap, Record, encode
@@ -21,6 +23,13 @@ from tests.fakes.doubles.device import Device, device
 
 FULL = r"can't be written.*; nothing is changed"
 WAIT = 30.0  # seconds until a wait fails the test
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 class World:
@@ -368,3 +377,51 @@ def test_a_record_that_can_not_be_written_at_all_is_replaced_by_a_save_of_the_tr
     world.add(4)
     world.log.write()
     assert world.versions() == [-9, 4]
+
+
+# Room
+
+
+def test_a_lack_of_room_is_over_when_there_is_as_much_as_was_refused(
+    world: World, below: Device, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Changes that need less go on meanwhile."""
+    caplog.set_level(logging.INFO, logger="pmxcfs.database")
+    expect_log(FULL)
+    below.failures["reserve"] = errno.ENOSPC
+    with pytest.raises(StoreError, match="No space left"):
+        world.log.await_ready(3 << 20, version=1)
+    for version in range(2, 5):
+        assert world.log.is_ready(1000)
+        world.add(version)
+        world.log.write()
+        world.log.await_ready(0, version=version)  # as the thread that tries again does
+    assert not world.log.is_writable
+    assert not world.log.is_ready(3 << 20)
+    below.failures.clear()
+    world.log.await_ready(0, version=4)
+    assert world.log.is_writable
+    assert world.log.is_ready(3 << 20)
+    assert world.versions() == [2, 3, 4]
+    lines = [record.message for record in caplog.records]
+    assert [line.rpartition("; ")[2] for line in lines] == [
+        "nothing is changed",
+        "changes can be stored again",
+    ]
+
+
+def test_room_is_made_before_a_change_needs_it(world: World) -> None:
+    world.add(2, size=900_000)
+    world.log.write()
+    wait_for(lambda: world.journal.has_room(AHEAD))
+    assert world.log.is_writable
+
+
+def test_without_room_ahead_nothing_has_failed(world: World, below: Device) -> None:
+    below.failures["reserve"] = errno.ENOSPC
+    world.add(2, size=900_000)
+    world.log.write()
+    wait_for(lambda: below.count("reserve") > 0)
+    world.log.await_ready(0, version=2)  # after that attempt
+    assert world.log.is_writable
+    assert world.journal.failure is None
