@@ -108,13 +108,19 @@ class ClusterIssuer:
     def wait(self, ticket: Ticket, seconds: float) -> Change:
         """Return or raise the result of *ticket*, which another thread carries out. Blocks.
 
-        Raises Busy after *seconds*.
+        Its record is written then. After *seconds* raises Busy, or Failed if only that is missing.
         """
-        if not ticket.is_done:
-            done = ticket.done()
+        until = time.monotonic() + seconds
+        done = None if ticket.is_done else ticket.done()
+        is_written = done is None and not self._replica.has_unwritten
+        if not is_written:
             with self._yielding.waiting():
-                done.wait(seconds)
-        if not ticket.is_done:
+                if done is None or done.wait(seconds):  # its record waits, or is being written
+                    left = max(until - time.monotonic(), 0.0)
+                    is_written = self._replica.write_out(left)
+        if not is_written:
+            if ticket.is_done:
+                raise _unwritten()
             raise Busy("an earlier change of the same file is still in progress")
         return ticket.result()
 
@@ -164,7 +170,7 @@ class ClusterIssuer:
                 with self._yielding.during_write(watch):
                     is_written = self._replica.write_out(max(seconds, 0.0))
             if ticket.is_done and ticket.error is None and not is_written:
-                raise outcome_unknown("its record could not begin to be written in time")
+                raise _unwritten()
             if failure is not None and not ticket.is_done:
                 self._note_failure(failure)
         except PmxcfsError as error:
@@ -248,6 +254,11 @@ class ClusterIssuer:
     def _limited(self, seconds: float) -> float:
         """Return *seconds*, or less if the daemon is stopping."""
         return max(0.0, min(seconds, self._stops_at - time.monotonic()))
+
+
+def _unwritten() -> PmxcfsError:
+    """Return the error for a change that was delivered, and that this node may not have stored."""
+    return outcome_unknown("its record could not begin to be written in time")
 
 
 def split(mutation: Mutation) -> list[Mutation]:

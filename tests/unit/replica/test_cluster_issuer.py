@@ -36,6 +36,7 @@ class FakeReplica:
         self.busy: Busy | None = None
         self.writes = 0
         self.can_write = True
+        self.has_unwritten = False
 
     def check_writable(self, size: int = 0, seconds: float = 0.0) -> None:
         if self.failure is not None:
@@ -279,6 +280,35 @@ def test_expiring_a_lock_sends_an_unlock_request_and_a_utime(world: World) -> No
     assert not future.done()
     world.arrive(proposal, Exists("as delivered"))
     with pytest.raises(Exists):
+        future.result(DEADLINE)
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["written", "device stands still"])
+def test_who_waits_for_a_change_of_another_thread_is_answered_when_it_is_written(
+    world: World, is_written: bool
+) -> None:
+    """The ticket is done at the delivery, before its record is written."""
+    change = Change(Kind.MKDIR, "a", cast(Entry, None))
+    ticket = Ticket(Mkdir("a"))
+    ticket.change = change
+    ticket.finish()
+    world.replica.has_unwritten, world.replica.can_write = True, is_written
+    with world.lock:
+        if is_written:
+            assert world.issuer.wait(ticket, ENOUGH) is change
+        else:
+            with pytest.raises(Failed, match="its outcome is unknown"):
+                world.issuer.wait(ticket, ENOUGH)
+    assert world.replica.writes == 1
+
+
+def test_a_change_that_was_delivered_and_can_t_begin_to_be_written_has_an_unknown_outcome(
+    world: World,
+) -> None:
+    world.replica.can_write = False
+    future = world.mkdir()
+    world.arrive(world.send())
+    with pytest.raises(Failed, match="its outcome is unknown"):
         future.result(DEADLINE)
 
 
