@@ -103,6 +103,10 @@ class Saver:
         self._checkpoints = _outage(
             "a copy of it alone is older", over=f"the write-ahead log of {database.path} is cut"
         )
+        self._releases = _outage(
+            "the next save lets go of what the journal need not have",
+            over="the journal has let go of what it need not have",
+        )
         if database.unwritten is not None:
             if journal.failure is not None:
                 self._saves.cause = database.unwritten  # one warning, the journal's, is enough
@@ -322,8 +326,9 @@ class Saver:
         try:
             self._journal.append([encode(Saved(mark.save_id)), *bodies])
             self._journal.release(mark.position)
+            self._releases.works()
         except StoreError as error:
-            _log.warning("%s; the next save lets go of what the journal need not have", error)
+            self._releases.fails(error)
         self._released = mark.position
 
     def _note_saved(self, position: Position) -> None:

@@ -14,7 +14,7 @@ from pmxcfs.errors import StoreError
 from pmxcfs.storage import database as database_module
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.divergence import Note
-from pmxcfs.storage.mark import Mark
+from pmxcfs.storage.mark import Mark, Position
 from pmxcfs.storage.records import (
     Change,
     Check,
@@ -428,3 +428,28 @@ def test_an_adoption_that_fails_leaves_the_database_with_our_tree(
     assert world.saver.error is not None
     world.saver.save_adoption(way_to(world.tree, leader), notes={})
     assert stored(world.store.path).index() == leader.index()
+
+
+def test_segments_that_can_not_be_let_go_of_are_told_once_and_when_that_is_over(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    expect_log: ExpectLog,
+) -> None:
+    expect_log("can't be read; the next save lets go of what the journal need not have")
+    caplog.set_level(logging.INFO, logger="pmxcfs.database")
+
+    def fail(position: Position) -> None:
+        raise StoreError("the journal's directory can't be read", errno.ENOENT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.journal, "release", fail)
+        for name in "abc":
+            world.change(name)
+            world.saver.save()
+    for name in "de":
+        world.change(name)
+        world.saver.save()
+    lines = [record.message for record in caplog.records if "let" in record.message]
+    assert len(lines) == 2
+    assert lines[1] == "the journal has let go of what it need not have"
