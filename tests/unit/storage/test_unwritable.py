@@ -1,5 +1,6 @@
 """Reading a database whose directory can't be written."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def test_what_only_the_log_has_is_read_without_a_file_beside_it(tmp_path: Path) 
     assert not has_log(path)
     memory = read_into_memory(copy, scratch=scratch)
     assert memory is not None
-    assert [record.data for record in read_tree(memory, copy).records[1:]] == [b"late"]
+    with contextlib.closing(memory):
+        assert [record.data for record in read_tree(memory, copy).records[1:]] == [b"late"]
     assert list(scratch.iterdir()) == []
     assert {p.name for p in tmp_path.glob("copy.db*")} == {"copy.db", "copy.db-wal"}
 
