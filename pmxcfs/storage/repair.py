@@ -4,15 +4,18 @@ Input are rows as SQLite stores them. Output are the records of a sound tree, an
 for each repair. A damaged entry keeps its content and moves to ``priv/lost+found``, because its
 content may have been secret. The lines name entries by inode, not by path, for the same reason.
 
-A repair never raises the version: it only gives a missing or too low version row the highest
-version found. The repaired tree has mtime 0, so that at equal version an intact member of the
-cluster leads the next sync and its tree replaces this one. The same rows always give the same
-records. This module uses no SQLite, no files and no clock.
+A repair never raises the version: a version row that is there counts, and only a missing one gets
+the highest version found. No entry is newer than the tree, and no inode is one that a future
+mutation gives to a new entry. The repaired tree has mtime 0, so that at equal version an intact
+member of the cluster leads the next sync and its tree replaces this one. The same rows always give
+the same records, and a repaired tree needs no repair. This module uses no SQLite, no files and no
+clock.
 Contract: docs/spec/storage.md, "Loading".
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, count
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
 from pmxcfs.messages import MAX_FILE_SIZE, EntryType, Record
@@ -22,11 +25,13 @@ VERSION_NAME = b"__version__"  # the name of the row that holds the tree's versi
 FRESH_VERSION = 1  # the version of an unchanged new tree
 MAX_NAME = 1024  # bytes in a name; the kernel can't list longer names
 
+_BAD_NAME = re.compile(rb"[/\0]|\A\.\.?\Z")
 _DIRECTORY = int(EntryType.DIRECTORY)  # plain integers compare faster than enum members
 _FILE = int(EntryType.FILE)
+_VERSIONS = range(FRESH_VERSION, 1 << 63)  # that a tree can have
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
-_OUT_OF_REACH = (1 << 63) - 1  # SQLite's largest rowid; no version ever counts up to it
+LAST_INODE = (1 << 63) - 1  # SQLite's largest rowid; no version ever counts up to it
 
 # The columns inode, parent, version, writer, mtime, type as SQLite stores them: signed integers, or
 # values of any type (except the inode) if the table has no CHECKs. Then the bytes of name and data.
@@ -38,6 +43,11 @@ class Repaired(NamedTuple):
 
     records: list[Record]  # the root first, then by ascending inode
     repairs: list[str]  # one line per repair; empty when the rows were sound
+
+
+def has_version(row: Row | None) -> bool:
+    """Tell whether the version row *row* is there and has a version that a tree can have."""
+    return row is not None and type(row[2]) is int and row[2] in _VERSIONS
 
 
 def repair(rows: Iterable[Row], *, vmid_of: Callable[[str], int | None]) -> Repaired:
@@ -69,10 +79,12 @@ class _Repair:
         """Apply all rules, from single rows to the whole tree. Each relies on the earlier ones."""
         self._mend_types()
         self._mend_names()
+        self._mend_versions()
         self._mend_contents()
         self._displace_orphans()
         self._displace_cycles()
-        self._displace_duplicates()
+        self._part_duplicates()
+        self._renumber()
         self._displace_second_guests(vmid_of)
         if self._displaced or self._with_data:
             self._move_to_lost_and_found()
@@ -118,12 +130,15 @@ class _Repair:
 
     def _read_version(self, row: Row | None) -> Record:
         """Return the root's record, made from the version row and repaired."""
-        highest = max((r.version for r in self._entries.values()), default=FRESH_VERSION)
-        highest = max(highest, FRESH_VERSION)
+        found = (r.version for r in self._entries.values() if r.version in _VERSIONS)
+        highest = max(found, default=FRESH_VERSION)
         if row is None:
             self._note(f"the version row is missing; version set to {highest}")
             return Record(0, 0, highest, 0, 0, _DIRECTORY, b"", None)
-        root = self._mend_numbers(row, "version row")
+        version = row[2] if has_version(row) else highest
+        if version != row[2]:
+            self._note(f"version row: no version of a tree; set to {highest}, the highest found")
+        root = self._mend_numbers((*row[:2], version, *row[3:]), "version row")
         if root.parent != 0:
             self._note("version row: its parent is not 0; set to 0")
         if root.name != VERSION_NAME:
@@ -132,11 +147,7 @@ class _Repair:
             self._note(f"version row: unknown type; set to {_FILE}")
         if root.data:
             self._detach_data(root._replace(name=VERSION_NAME))
-        if root.version < highest:
-            self._note(f"version row: {root.version} is below {highest}, the highest version found")
-        return Record(
-            0, 0, max(root.version, highest), root.writer, root.mtime, _DIRECTORY, b"", None
-        )
+        return Record(0, 0, root.version, root.writer, root.mtime, _DIRECTORY, b"", None)
 
     # Rules for a single entry.
 
@@ -166,6 +177,14 @@ class _Repair:
                 self._put(record._replace(data=record.data[:MAX_FILE_SIZE]))
                 self._displace(inode, f"{len(record.data)} bytes, cut to {MAX_FILE_SIZE}")
 
+    def _mend_versions(self) -> None:
+        """Let no entry be newer than the tree; negative numbers are above all versions."""
+        newest = self._root.version
+        for inode, record in self._entries.items():
+            if record.version > newest:
+                self._note(f"entry {inode}: version {record.version} is above {newest}; set to it")
+                self._put(record._replace(version=newest))
+
     # Rules for the tree.
 
     def _displace_orphans(self) -> None:
@@ -194,17 +213,58 @@ class _Repair:
                     self._displace(min(cycle), f"{len(cycle)} directories contain each other")
                 grounded.update(trail)
 
-    def _displace_duplicates(self) -> None:
-        holders: dict[tuple[int, bytes], int] = {}
+    def _part_duplicates(self) -> None:
+        """Let each place be that of one entry: merge directories, displace the older of others.
+
+        From the top down, as merging two directories brings their entries to one place.
+        """
+        children: dict[int, list[int]] = {}
         for inode, record in self._entries.items():
-            if inode not in self._displaced:
-                place = (record.parent, record.name)
-                holder = holders.setdefault(place, inode)
-                if holder != inode:
-                    holders[place] = self._displace_older(holder, inode, "name")
+            parent = -1 if inode in self._displaced else record.parent
+            children.setdefault(parent, []).append(inode)
+        waiting = [0, *self._displaced]
+        for parent in waiting:
+            places: dict[bytes, list[int]] = {}
+            for inode in sorted(children.pop(parent, ())):
+                places.setdefault(self._entries[inode].name, []).append(inode)
+            for same in places.values():
+                directories = [i for i in same if self._entries[i].type == _DIRECTORY]
+                if len(directories) > 1:
+                    children.setdefault(self._merge(directories, children), [])
+                self._displace_older([i for i in same if i in self._entries], "name")
+                waiting += [i for i in directories if i in self._entries]
+
+    def _merge(self, directories: Sequence[int], children: dict[int, list[int]]) -> int:
+        """Make one directory of several; return its inode."""
+        *older, newest = sorted(directories, key=self._age)
+        for inode in older:
+            del self._entries[inode]
+            self._note(f"entry {inode}: merged into entry {newest}, a directory of the same name")
+            for child in children.pop(inode, ()):
+                self._put(self._entries[child]._replace(parent=newest))
+                children.setdefault(newest, []).append(child)
+        return newest
+
+    def _renumber(self) -> None:
+        """Give inodes that a future mutation could give to a new entry the smallest free ones."""
+        wild = [inode for inode in self._entries if inode > self._root.version]
+        if not wild:
+            return
+        numbers = list(islice(self._free_inodes(besides=wild), len(wild)))
+        kept = set(numbers).intersection(wild)  # nothing better is free
+        moving = [inode for inode in wild if inode not in kept]
+        fresh = dict(zip(moving, (n for n in numbers if n not in kept), strict=True))
+        for inode, number in fresh.items():
+            self._note(f"entry {inode}: its number is above the version; now entry {number}")
+        entries = (
+            r._replace(inode=fresh.get(i, i), parent=fresh.get(r.parent, r.parent))
+            for i, r in self._entries.items()
+        )
+        self._entries = {record.inode: record for record in sorted(entries)}
+        self._displaced = dict.fromkeys(fresh.get(inode, inode) for inode in self._displaced)
 
     def _displace_second_guests(self, vmid_of: Callable[[str], int | None]) -> None:
-        holders: dict[int, int] = {}
+        guests: dict[int, list[int]] = {}
         for inode, record in self._entries.items():
             # Building a path is slow, so entries that can't be a guest are skipped first.
             if record.type != _FILE or not record.name.endswith(b".conf"):
@@ -212,15 +272,18 @@ class _Repair:
             path = self._path(record)
             vmid = None if path is None else vmid_of(path)
             if vmid is not None:
-                holder = holders.setdefault(vmid, inode)
-                if holder != inode:
-                    holders[vmid] = self._displace_older(holder, inode, f"vmid {vmid}")
+                guests.setdefault(vmid, []).append(inode)
+        for vmid, same in guests.items():
+            self._displace_older(same, f"vmid {vmid}")
 
-    def _displace_older(self, one: int, other: int, what: str) -> int:
-        """Displace the older of two entries that share *what*; return the inode that stays."""
-        loser, winner = sorted((one, other), key=lambda i: (self._entries[i].version, i))
-        self._displace(loser, f"entry {winner} has the same {what} and is not older")
-        return winner
+    def _displace_older(self, inodes: Sequence[int], what: str) -> None:
+        """Displace all but the newest of the entries that share *what*."""
+        *older, newest = sorted(inodes, key=self._age)
+        for inode in older:
+            self._displace(inode, f"entry {newest} has the same {what} and is not older")
+
+    def _age(self, inode: int) -> tuple[int, int]:
+        return self._entries[inode].version, inode
 
     def _path(self, record: Record) -> str | None:
         """Return the path of *record*, or None if it or an ancestor is displaced."""
@@ -269,11 +332,15 @@ class _Repair:
         self._note(f"entry {inode}: made the directory {to_text(name)}")
         return inode
 
-    def _free_inodes(self) -> Iterator[int]:
-        """Yield free inodes that no future mutation gives to a new entry."""
+    def _free_inodes(self, besides: Iterable[int] = ()) -> Iterator[int]:
+        """Yield free inodes that no future mutation gives to a new entry; *besides* count as free.
+
+        The smallest first; when all versions of the tree are in use, the largest of all downwards.
+        """
+        free = set(besides)
         reachable = self._root.version + 1  # the inode of the next new entry
-        for inode in chain(range(2, reachable), count(_OUT_OF_REACH, -1)):
-            if inode not in self._entries:
+        for inode in chain(range(2, reachable), count(LAST_INODE, -1)):
+            if inode not in self._entries or inode in free:
                 yield inode
 
     # Recording repairs.
@@ -321,7 +388,7 @@ def _is_sound(row: Row) -> bool:
 def _is_name(name: bytes | None) -> bool:
     if not name:
         return False
-    return len(name) <= MAX_NAME and b"/" not in name and b"\0" not in name
+    return len(name) <= MAX_NAME and not _BAD_NAME.search(name)
 
 
 def _free_name(record: Record, taken: set[bytes]) -> bytes:

@@ -120,7 +120,7 @@ def test_recorded_databases_stay_in_the_original_s_format(tmp_path: Path, name: 
 
 def test_what_was_saved_is_loaded_again(store: Store) -> None:
     directory = store.tree.create(store.tree.root, "d", EntryType.DIRECTORY, **BY)
-    for name in ("plain", "näme", "raw\udcff", "n" * 1024, ".."):
+    for name in ("plain", "näme", "raw\udcff", "n" * 1024, "..."):
         entry = store.tree.create(directory, name, EntryType.FILE, **BY)
         store.tree.write(entry, 0, name.encode("utf-8", "surrogateescape"), truncate=True, **BY)
     store.save()
@@ -131,15 +131,16 @@ def test_what_was_saved_is_loaded_again(store: Store) -> None:
     assert stored(store.path).checksum() == expected
 
 
-def test_numbers_of_64_bits_survive(tmp_path: Path) -> None:
-    path = tmp_path / "config.db"
+def test_numbers_of_63_bits_survive(tmp_path: Path) -> None:
+    path, high = tmp_path / "config.db", 1 << 63
     Database.open(path, now=1).close()
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE tree SET version = -100 WHERE inode = 0")
-        connection.execute("INSERT INTO tree VALUES (-200, 0, -150, 1, 1, 4, 'd', NULL)")
+        connection.execute("UPDATE tree SET version = ? WHERE inode = 0", (high - 100,))
+        row = (high - 200, high - 150)
+        connection.execute("INSERT INTO tree VALUES (?, 0, ?, 1, 1, 4, 'd', NULL)", row)
     store = Store(path)
     with contextlib.closing(store.database):
-        directory = store.tree.get((1 << 64) - 200)
+        directory = store.tree.get(high - 200)
         assert directory is not None
         store.tree.create(directory, "f", EntryType.FILE, writer=(1 << 32) - 1, mtime=(1 << 32) - 1)
         store.save()
@@ -147,9 +148,9 @@ def test_numbers_of_64_bits_survive(tmp_path: Path) -> None:
         store.tree.create(directory, "g", EntryType.FILE, writer=1, mtime=1)
         store.save()
     assert [row[:3] for row in query(path, SELECT)] == [
-        (-200, 0, -150),
-        (-97, -200, -97),
-        (0, 0, -97),
+        (0, 0, high - 97),
+        (high - 200, 0, high - 150),
+        (high - 97, high - 200, high - 97),
     ]
 
 

@@ -1,7 +1,6 @@
 """The rules of ``repair``, applied to rows as SQLite stores them; test_repair_files has files."""
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -103,14 +102,14 @@ def test_order_of_rows_does_not_matter(rows: list[Row]) -> None:
     "odd",
     [
         row(2, 0, b"n" * MAX_NAME, b"x"),
-        row(2, 0, b"..", b"x"),
+        row(2, 0, b"...", b"x"),
         row(2, 0, b"\xff\xfe", b"x"),
         row(2, 0, b"f", b"x" * MAX_FILE_SIZE),
         row(2, 0, b"f", None, kind=FILE),
         row(2, 0, b"d", b"", kind=DIRECTORY),
         row(2, 0, b"f", b"x", writer=(1 << 32) - 1, mtime=(1 << 32) - 1),
         row(2, 0, b"f", b"x", version=0),
-        row(VERSION + 5, 0, b"f", b"x", version=3),
+        row(VERSION, 0, b"f", b"x", version=3),
     ],
     ids=lambda odd: str(odd)[:30],
 )
@@ -121,12 +120,12 @@ def test_unusual_but_legal_rows_are_kept(odd: Row) -> None:
     assert (*record[:7], record.data or None) == (*odd[:7], odd[7] or None)
 
 
-def test_numbers_are_unsigned() -> None:
-    repaired = mend(version_row(-1), row(2, -3, b"f", b"x", version=-2), row(-3, 0, b"d"))
+def test_versions_up_to_the_last_one_are_legal() -> None:
+    repaired = mend(version_row(LAST), row(2, LAST, b"f", b"x", version=LAST), row(LAST, 0, b"d"))
     assert [record[:3] for record in repaired.records] == [
-        (0, 0, (1 << 64) - 1),
-        (2, (1 << 64) - 3, (1 << 64) - 2),
-        ((1 << 64) - 3, 0, (1 << 64) - 3),
+        (0, 0, LAST),
+        (2, LAST, LAST),
+        (LAST, 0, LAST),
     ]
     assert repaired.repairs == []
 
@@ -145,11 +144,12 @@ def test_the_total_size_is_not_checked() -> None:
     [
         ([], 1),
         ([row(2, 0, b"f", b"x", version=9), row(3, 0, b"g", b"y")], 9),
-        ([version_row(8), row(2, 0, b"f", b"x", version=9)], 9),
+        ([row(2, 0, b"f", b"x", version=9), row(3, 0, b"g", b"y", version=-1)], 9),
         ([version_row(0)], 1),
+        ([version_row(-1), row(2, 0, b"f", b"x", version=9)], 9),
         ([version_row("x"), row(2, 0, b"f", b"x", version=9)], 9),
     ],
-    ids=["no rows", "missing", "too low", "zero", "not a number"],
+    ids=["no rows", "missing", "a negative one besides", "zero", "negative", "not a number"],
 )
 def test_the_version_becomes_the_highest_version_found(rows: list[Row], version: int) -> None:
     repaired = mend(*rows)
@@ -157,8 +157,39 @@ def test_the_version_becomes_the_highest_version_found(rows: list[Row], version:
     assert (root.version, root.mtime, root.type, root.name) == (version, 0, DIRECTORY, b"")
     assert repaired.repairs
     assert [record[1:] for record in repaired.records[1:]] == [
-        (*r[1:7], r[7]) for r in rows if r[0] != 0
+        (r[1], r[2] if r[2] > 0 else version, *r[3:7], r[7]) for r in rows if r[0] != 0
     ]
+
+
+@pytest.mark.parametrize("wild", [VERSION + 1, 1 << 62, LAST, -1, -(1 << 63)])
+def test_a_version_row_counts_and_entries_are_not_newer(wild: int) -> None:
+    repaired = mend(version_row(), row(2, 0, b"f", b"x", version=wild), row(3, 0, b"g", b"y"))
+    assert [record.version for record in repaired.records] == [VERSION, VERSION, 3]
+    assert repaired.records[0].mtime == 0
+    assert len(repaired.repairs) == 1
+
+
+@pytest.mark.parametrize("wild", [VERSION + 1, 1 << 62, LAST, -1, -(1 << 63)])
+def test_inodes_above_the_version_get_the_smallest_free_ones(wild: int) -> None:
+    repaired = mend(
+        version_row(),
+        row(2, 0, b"a", b"x"),
+        row(wild, 0, b"d", version=7),
+        row(4, wild, b"f", b"y"),
+    )
+    assert contents_of(repaired) == {"a": b"x", "d": None, "d/f": b"y"}
+    assert record_at(repaired, "d")[:3] == (3, 0, 7)
+    assert len(repaired.repairs) == 1
+
+
+def test_inodes_without_a_smaller_free_one_stay() -> None:
+    wild = (*range(LAST - 2, LAST + 1),)
+    rows = [row(inode, 0, b"%d" % inode, b"x", version=1) for inode in (2, 3, *wild)]
+    repaired = mend(version_row(3), *rows)
+    assert repaired.repairs == []
+    assert [record.inode for record in repaired.records] == [0, 2, 3, *wild]
+    several = mend(version_row(3), *rows[:2], *(row(n, 0, b"%d" % n, b"x") for n in (7, LAST)))
+    assert [record.inode for record in several.records] == [0, 2, 3, LAST - 1, LAST]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +264,15 @@ def test_unknown_types_with_children_are_directories_and_move() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kept"),
-    [(None, "2-"), (b"", "2-"), (b"a/b", "2-a_b"), (b"a\0b", "2-a_b"), (b"/", "2-_")],
+    [
+        (None, "2-"),
+        (b"", "2-"),
+        (b"a/b", "2-a_b"),
+        (b"a\0b", "2-a_b"),
+        (b"/", "2-_"),
+        (b".", "2-."),
+        (b"..", "2-.."),
+    ],
     ids=str,
 )
 def test_impossible_names_move(name: bytes | None, kept: str) -> None:
@@ -310,20 +349,57 @@ def test_of_two_with_one_name_the_higher_version_stays(
     assert contents_of(repaired) == {"f": b"%d" % winner, "priv": None, LOST: None, **lost}
 
 
-def test_of_two_directories_with_one_name_the_loser_keeps_its_entries() -> None:
+def test_directories_with_one_name_are_merged_with_all_below_them() -> None:
     repaired = mend(
         version_row(),
-        row(2, 0, b"d"),
+        row(2, 0, b"d", version=9, mtime=7),
         row(3, 0, b"d"),
-        row(4, 2, b"f", b"x"),
-        row(5, 3, b"f", b"y"),
+        row(4, 0, b"d"),
+        row(5, 2, b"f", b"older"),
+        row(6, 3, b"f", b"newer"),
+        row(7, 4, b"g", b"z"),
+        row(10, 2, b"e"),
+        row(11, 4, b"e"),
+        row(12, 10, b"h", b"1"),
+        row(13, 11, b"i", b"2"),
     )
     assert contents_of(repaired) == {
         "d": None,
-        "d/f": b"y",
-        **found(_2_d=None),
-        f"{LOST}/2-d/f": b"x",
+        "d/f": b"newer",
+        "d/g": b"z",
+        "d/e": None,
+        "d/e/h": b"1",
+        "d/e/i": b"2",
+        **found(_5_f=b"older"),
     }
+    assert record_at(repaired, "d")[:5] == (2, 0, 9, 1, 7)
+    assert record_at(repaired, "d/e").inode == 11
+
+
+@pytest.mark.parametrize(("version", "winner"), [(9, "file"), (5, "directory")])
+def test_a_file_is_compared_with_the_merged_directories(version: int, winner: str) -> None:
+    repaired = mend(
+        version_row(),
+        row(2, 0, b"d"),
+        row(3, 0, b"d", b"file", version=version),
+        row(4, 0, b"d", version=7),
+        row(5, 2, b"f", b"x"),
+    )
+    expected: dict[str, Contents] = {
+        "file": {"d": b"file", **found(_4_d=None), f"{LOST}/4-d/f": b"x"},
+        "directory": {"d": None, "d/f": b"x", **found(_3_d=b"file")},
+    }
+    assert contents_of(repaired) == expected[winner]
+
+
+def test_the_guests_of_two_directories_of_one_node_stay() -> None:
+    """The report that this is from: 51 guests went to lost+found."""
+    rows = [row(2, 0, b"nodes"), row(3, 2, b"pve1"), row(4, 3, b"qemu-server")]
+    rows += [row(5, 2, b"pve1"), row(6, 5, b"qemu-server")]
+    rows += [row(100 + n, 4 + n % 2 * 2, b"%d.conf" % n, b"%d" % n) for n in range(100, 151)]
+    contents = contents_of(mend(version_row(999), *rows))
+    assert len(contents) == 3 + 51
+    assert contents["nodes/pve1/qemu-server/101.conf"] == b"101"
 
 
 def guest_rows(*places: tuple[bytes, bytes, int]) -> list[Row]:
@@ -483,8 +559,8 @@ def test_any_rows_become_a_tree(rows: list[Row]) -> None:
 @EXAMPLES
 def test_no_entry_or_content_is_lost(rows: list[Row]) -> None:
     repaired = mend(*rows)
-    after = {record.inode for record in repaired.records}
-    assert {inode % (1 << 64) for inode, *_ in rows} <= after
+    merged = sum("merged" in line for line in repaired.repairs)
+    assert len(repaired.records[1:]) >= len([inode for inode, *_ in rows if inode]) - merged
     before = sorted(data for *_, data in rows if data)
     assert sorted(record.data for record in repaired.records if record.data) == before
 
@@ -502,9 +578,83 @@ def test_a_repaired_tree_is_sound(rows: list[Row]) -> None:
 @given(ROWS)
 @EXAMPLES
 def test_a_repair_never_raises_the_version(rows: list[Row]) -> None:
-    def versions(select: Callable[[Row], bool]) -> list[int]:
-        return [r[2] % (1 << 64) for r in rows if isinstance(r[2], int) and select(r)]
+    records = mend(*rows).records
+    found = {r[0]: r[2] for r in rows if isinstance(r[2], int) and r[2] > 0}
+    assert records[0].version == found.get(0, max(found.values(), default=1))
+    assert all(record.version <= records[0].version for record in records)
+    numbers = [record.inode for record in records]
+    assert all(number <= records[0].version or number > LAST - 50 for number in numbers[1:])
 
-    root = mend(*rows).records[0]
-    assert root.version in [1, *versions(lambda _: True)]
-    assert root.version >= max(versions(lambda r: r[0] == 0), default=0)
+
+# A thousand random tables, with duplicates and wild numbers.
+
+TABLES = 1000
+WILD = (-1, -2, -(1 << 63), LAST, LAST - 1, 1 << 62, 100, None, b"x", 1.5)
+TABLE_NAMES = (b"a", b"b", b"priv", b"lost+found", b"nodes", b"lxc", b"100.conf", b"..", b".", b"")
+
+
+def random_table(chance: random.Random) -> list[Row]:
+    def number() -> object:
+        return chance.randint(0, 14) if chance.random() < 0.8 else chance.choice(WILD)
+
+    inodes = {number() for _ in range(chance.randint(0, 16))}
+    rows: list[Row] = []
+    for inode in sorted(n for n in inodes if type(n) is int):
+        kind = chance.choice((DIRECTORY, DIRECTORY, FILE, FILE, 5 if chance.random() < 0.3 else 8))
+        data = chance.choice((None, b"", b"%d" % inode)) if kind != DIRECTORY else None
+        name = chance.choice(TABLE_NAMES) if chance.random() < 0.6 else b"n%d" % inode
+        below = [r[0] for r in rows if r[5] == DIRECTORY]
+        parent = chance.choice((0, *below)) if chance.random() < 0.8 else number()
+        rows.append((inode, parent, number(), 1, 1000, kind, name, data))
+    return rows
+
+
+def places(rows: list[Row]) -> Contents:
+    """Return the content by path of each entry that is the only one in its place, as are those
+    above it; in which nothing needs a repair but numbers that are no part of a place.
+    """
+    by_place: dict[tuple[object, bytes], list[Row]] = {}
+    for each in rows:
+        if each[0] != 0:
+            by_place.setdefault((each[1], each[6]), []).append(each)
+    found: Contents = {}
+    waiting: list[tuple[int, str]] = [(0, "")]
+    while waiting:
+        parent, path = waiting.pop()
+        for (above, name), same in by_place.items():
+            (inode, _, _, _, _, kind, _, data), *others = same
+            is_named = name not in (b"", b".", b"..")
+            if above != parent or type(above) is not int or others or not is_named:
+                continue
+            if kind == DIRECTORY:
+                found[f"{path}{name.decode()}"] = None
+                waiting.append((inode, f"{path}{name.decode()}/"))
+            elif kind == FILE and not any(r[1] == inode for r in rows):
+                found[f"{path}{name.decode()}"] = data or b""
+    return found
+
+
+def test_a_thousand_random_tables_keep_all_that_has_a_place() -> None:
+    repaired_tables = kept = 0
+    for seed in range(TABLES):
+        chance = random.Random(seed)
+        rows = random_table(chance)
+        repaired = mend(*rows)
+        assert mend(*chance.sample(rows, len(rows))) == repaired
+        root, *entries = repaired.records
+        again = mend((0, 0, *root[2:5], FILE, b"__version__", None), *entries)
+        assert again == (repaired.records, [])
+        contents = contents_of(repaired)
+        # lost+found takes the place of files of its name, and of another guest with a vmid.
+        expected = {
+            path: data
+            for path, data in places(rows).items()
+            if not path.startswith("priv") and not path.endswith(".conf")
+        }
+        assert {path: contents.get(path, "none") for path in expected} == expected
+        stored = sorted(data for *_, data in rows if data)
+        assert sorted(data for data in contents.values() if data) == stored
+        repaired_tables += bool(repaired.repairs)
+        kept += len(expected)
+    assert repaired_tables > TABLES * 0.8
+    assert kept > TABLES

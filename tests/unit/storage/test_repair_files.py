@@ -86,7 +86,29 @@ ZOO = [
         1,
         28,
     ),
-    Specimen("version row too low", "UPDATE tree SET version = 30 WHERE inode = 0", SOUND, 1),
+    Specimen("version row too low", "UPDATE tree SET version = 30 WHERE inode = 0", SOUND, 1, 30),
+    Specimen("version row negative", "UPDATE tree SET version = -1 WHERE inode = 0", SOUND, 1),
+    Specimen("negative version", "UPDATE tree SET version = -1 WHERE inode = 12", SOUND, 1),
+    Specimen("version far ahead", "UPDATE tree SET version = 1 << 62 WHERE inode = 12", SOUND, 1),
+    Specimen(
+        "directory with an inode far ahead",
+        "UPDATE tree SET inode = 1 << 62 WHERE inode = 4;"
+        "UPDATE tree SET parent = 1 << 62 WHERE parent = 4",
+        SOUND,
+        1,
+    ),
+    Specimen(
+        "dots for a name",
+        "UPDATE tree SET name = '..' WHERE inode = 12",
+        {**without("a.cfg"), f"{LOST}/12-..": b"a"},
+    ),
+    Specimen(
+        "directory twice",
+        "INSERT INTO tree VALUES (14, 2, 14, 1, 9, 4, 'n1', NULL);"
+        "INSERT INTO tree VALUES (15, 14, 15, 1, 9, 8, 'new', 'x')",
+        {**SOUND, "nodes/n1/new": b"x"},
+        1,
+    ),
     Specimen("version row renamed", "UPDATE tree SET name = 'x' WHERE inode = 0", SOUND, 1),
     Specimen("version row elsewhere", "UPDATE tree SET parent = 10 WHERE inode = 0", SOUND, 1),
     Specimen("version row of no type", "UPDATE tree SET type = 6 WHERE inode = 0", SOUND, 1),
