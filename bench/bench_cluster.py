@@ -107,9 +107,11 @@ class Meter:
         return Figures(*(value / size for value in values))
 
 
-def bench_three_nodes(workdir: Callable[[], Path], session: Session, report: Report) -> None:
+def bench_three_nodes(
+    workdir: Callable[[], Path], session: Session, options: list[str], report: Report
+) -> None:
     with Cluster(workdir()) as cluster, floor_server(session, workdir()) as floor:
-        cluster.start()
+        start(cluster, options)
         tasks = [daemon_tasks(node) for node in cluster.nodes]
         with contextlib.chdir(cluster[1].path), ExitStack() as stack:
             ours, base = Place("."), FloorPlace(floor.root)
@@ -140,6 +142,16 @@ def bench_three_nodes(workdir: Callable[[], Path], session: Session, report: Rep
         report.compare(
             "cluster", name, unit="µs", ours=mine.figures(), base=other.figures(), goal=Goal()
         )
+
+
+def start(cluster: Cluster, options: Sequence[str]) -> None:
+    """Start all services, the daemons with *options*, and wait until they are one cluster."""
+    cluster.start_corosync()
+    for node in cluster.nodes:
+        node.daemon.start(*options)
+    for node in cluster.nodes:
+        node.daemon.wait_until_mounted()
+    cluster.wait_for_agreement()
 
 
 def daemon_tasks(node: Member) -> Path:

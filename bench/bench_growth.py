@@ -11,12 +11,15 @@ import pytest
 from bench.data import FEW, MANY, SMALL, many_files
 from bench.files import CREATE, write_file
 from bench.goals import KIB, MIB, Goal
+from bench.placement import PLACEMENTS, scatter
 from bench.populate import write_database
 from bench.report import Report
 from bench.servers import Server, pmxcfs_server
-from bench.turns import times_us
+from bench.turns import times_us, typical
 
-ROUNDS = 7  # each with a new daemon for FEW, so that the kernel has not cached its names
+ROUNDS = (
+    2 * PLACEMENTS
+)  # each with a new daemon for FEW, so that the kernel has not cached its names
 CREATED = 100  # files per round; with MANY, the content stays far below 128 MiB
 FLAT = 1.3  # times the latency with FEW
 MOST_SECONDS, MOST_MIB = 3, 250  # the limits of start and memory with MANY
@@ -50,6 +53,7 @@ def resident_mib(server: Server) -> float:
 
 def latencies(server: Server, *, present: range, number: int) -> dict[str, list[float]]:
     """Time look-ups and creations; a new *number* gives new names for absent and created files."""
+    scatter(number, server.tasks)
     root = f"{server.root}/d0"
     unused = range(number * CREATED, (number + 1) * CREATED)
     for i in unused:
@@ -64,7 +68,7 @@ def latencies(server: Server, *, present: range, number: int) -> dict[str, list[
 
 
 def bench_growth(many: Server, workdir: Callable[[], Path], report: Report) -> None:
-    times: dict[str, tuple[list[float], list[float]]] = {}
+    times: dict[str, tuple[list[list[float]], list[list[float]]]] = {}
     starts, resident = [], []
     for number in range(ROUNDS):
         spread = range(number, MANY, MANY // FEW)  # every thousandth file of the directory
@@ -75,12 +79,13 @@ def bench_growth(many: Server, workdir: Callable[[], Path], report: Report) -> N
         ours = latencies(many, present=spread, number=number)
         for name in base:
             both = times.setdefault(name, ([], []))
-            both[0].extend(ours[name])
-            both[1].extend(base[name])
+            both[0].append(ours[name])
+            both[1].append(base[name])
     for name, (grown, small) in times.items():
         report.add(
-            "growth", f"{name}, 100,000 files", unit="µs", ours=statistics.median(grown),
-            base=statistics.median(small), goal=Goal(FLAT),
+            "growth", f"{name}, 100,000 files", unit="µs",
+            ours=typical(grown, kinds=PLACEMENTS), base=typical(small, kinds=PLACEMENTS),
+            goal=Goal(FLAT),
         )  # fmt: skip
     report.add(
         "growth", "start, 100,000 files", unit="ms", ours=many.start_s * 1000,

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import pytest
 
 from bench.comparisons import COMPARISONS, Comparison
-from bench.conditions import CONDITIONS, PLACEMENTS, Condition, placed, scatter
+from bench.conditions import CONDITIONS, Condition, placed
 from bench.data import mounted_files
 from bench.goals import MICROSECONDS, Figures
+from bench.placement import PLACEMENTS, scatter
 from bench.places import FloorPlace, Place
 from bench.populate import copy_files, write_database
 from bench.report import Report

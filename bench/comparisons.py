@@ -85,7 +85,7 @@ COMPARISONS = (
         REPLACED // 25 - 1, 25,
     ),
     _alike("mkdir + rmdir", do.make_and_remove, CHANGING, 40, 25),
-    _alike(f"{CREATED} x create + write 1 KiB + close", do.create_many, CHANGING, 8, 1, "ms"),
+    _alike(f"{CREATED} x create + write 1 KiB + close", do.create_many, CHANGING, 12, 1, "ms"),
     _alike("write 1 MiB + close", do.write_big, NONE, 20, 4),
     _alike("1000 x write 512 B, close", do.write_sectors, NONE, 12, 1),
     _alike("open + read 1 KiB + close, after writes", do.open_read_close, READING, 40, 50),

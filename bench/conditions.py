@@ -15,8 +15,6 @@ from typing import NamedTuple
 from bench.comparisons import Comparison
 from bench.goals import Goal
 
-PLACEMENTS = 4  # of client and server on two CPUs
-
 
 class Condition(NamedTuple):
     """One of the conditions of the rows on a mount."""
@@ -51,28 +49,6 @@ def placed(condition: Condition) -> Iterator[None]:
             stack.callback(os.sched_setaffinity, 0, cpus)
             os.sched_setaffinity(0, {max(cpus)})
         yield
-
-
-def scatter(turn: int, tasks: Path) -> None:
-    """Put this process and a server's threads each on one of two CPUs, by *turn*; let them go.
-
-    The scheduler leaves a thread where it has run. So by chance one side of a row has client and
-    server on one CPU throughout, which takes half as long, and the other side has not. Each batch
-    begins with another of the PLACEMENTS, on all sides in the same order.
-    """
-    cpus = sorted(os.sched_getaffinity(0))
-    places = cpus[0], cpus[-1]
-    for thread in tasks.iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            if os.sched_getaffinity(int(thread.name)) == set(cpus):  # it is bound to no CPU
-                _visit(int(thread.name), places[turn // 2 % 2])
-    _visit(0, places[turn % 2])
-
-
-def _visit(thread: int, cpu: int) -> None:
-    cpus = os.sched_getaffinity(thread)
-    os.sched_setaffinity(thread, {cpu})
-    os.sched_setaffinity(thread, cpus)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from bench.clients import parallel_read_us
 from bench.data import BIG, CREATED, GUESTS, REPLACED, SECTOR, SECTORS, SMALL, VARIANTS, variant
 from bench.files import CREATE, READ, REWRITE, read_file, write_file
 from bench.goals import MIB
+from bench.placement import fetch
 from bench.places import Place
 from bench.turns import Batch, timed
 
@@ -146,6 +147,7 @@ def set_contents(place: Place, stack: ExitStack) -> Batch:
             stdin.write(f"{targets[i]}\t{place.temporary(targets[i], perl.pid)}\t{byte}\n")
         stdin.write("\n")
         stdin.flush()
+        fetch(perl.pid)  # it has been woken anywhere
         return [float(figure) for figure in stdout.readline().split()]
 
     return batch

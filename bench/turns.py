@@ -58,6 +58,15 @@ def p99(times: Sequence[float]) -> float:
     return sorted(times)[ceil(0.99 * len(times)) - 1]
 
 
+def typical(rounds: Sequence[list[float]], *, kinds: int) -> float:
+    """Return the mean of the medians of each kind of rounds: every *kinds*-th is of one kind.
+
+    A median of all would be that of one kind or of another, by chance.
+    """
+    alike = [[*chain(*rounds[first::kinds])] for first in range(kinds)]
+    return statistics.mean(statistics.median(times) for times in alike if times)
+
+
 class Turns:
     """The sides of an operation, ours first, and the times of their batches.
 
@@ -89,16 +98,10 @@ class Turns:
         self._times[side].append(self._sides[side](range(first, first + self._batch)))
 
     def figures(self) -> list[tuple[float, float]]:
-        """Return median and 99th percentile of each side, in microseconds.
-
-        With several kinds of rounds, the median is the mean of the medians of each kind: a median
-        of all would be that of one kind or of another, by chance.
-        """
-        return [(self._median(rounds), p99([*chain(*rounds)])) for rounds in self._times]
-
-    def _median(self, rounds: Sequence[list[float]]) -> float:
-        kinds = [[*chain(*rounds[first :: self._kinds])] for first in range(self._kinds)]
-        return statistics.mean(statistics.median(times) for times in kinds if times)
+        """Return median and 99th percentile of each side, in microseconds."""
+        return [
+            (typical(rounds, kinds=self._kinds), p99([*chain(*rounds)])) for rounds in self._times
+        ]
 
 
 def by_turns(
