@@ -151,6 +151,7 @@ class Daemon:
         cleanup.callback(self._storage.close)
         self._tree, self._guests = self._storage.recovered.tree, self._storage.recovered.guests
         self._repairs = len(self._storage.recovered.repairs)
+        self._stamp = _stamp(self._tree)
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
 
@@ -442,14 +443,33 @@ class Daemon:
         try:
             self._replica.saver.save_now(timeout=STOP_SAVE_TIMEOUT)
         except StoreError as error:
-            self.could_save = False
+            self._note_unsaved(error)
+        self._replica.saver.close()
+
+    def _note_unsaved(self, error: StoreError) -> None:
+        """Tell what is not in the database at the stop, and where it is."""
+        is_unchanged = _stamp(self._tree) == self._stamp and not self._storage.recovered.replayed
+        if is_unchanged:  # all is on disk as this daemon has found it
+            return
+        self.could_save = False
+        if self._replica.is_degraded:
+            _log.error(
+                "%s: the last changes are in no file of this node; it gets them from the cluster "
+                "at the next start",
+                error,
+            )
+        else:
             _log.error(
                 "%s: the last changes are in %s only; pmxcfs checkpoint brings them into the "
                 "database, and so does the next start",
                 error,
                 self._settings.journal,
             )
-        self._replica.saver.close()
+
+
+def _stamp(tree: Tree) -> tuple[int, int, int]:
+    """Return what every change of *tree* changes."""
+    return tree.root.version, tree.root.writer, tree.root.mtime
 
 
 def _turn_debug(on: bool) -> None:

@@ -190,6 +190,9 @@ class StateLock:
         if is_writable:
             is_writable = _write_pid(file)
         self._lock_directory(descriptors, is_kept=not is_writable)
+        if not is_writable and file >= 0 and not os.fstat(file).st_size:
+            with contextlib.suppress(OSError):  # nobody is to take it for a trace of use
+                self._path.unlink()  # the lock on the directory is kept
 
     def _lock(self, descriptor: int, path: Path) -> None:
         if path == self._path and _has_dying_holder(descriptor):

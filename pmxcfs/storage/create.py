@@ -47,6 +47,8 @@ def making(path: Path, *, now: int) -> Iterator[Database]:
 def traces_of_use(path: Path) -> list[str]:
     """Return the names of files beside the database *path* that only a used one leaves. Blocks.
 
+    A start on a full device can leave an empty directory for the journal.
+
     An empty list also if the database is there. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError):
@@ -59,8 +61,9 @@ def traces_of_use(path: Path) -> list[str]:
     return sorted(
         name
         for name in names
-        if name in ("conflicts", DIRECTORY_NAME, LOCKFILE_NAME)
+        if name in ("conflicts", LOCKFILE_NAME)
         or name.startswith(f"{path.name}.bak")
+        or (name == DIRECTORY_NAME and any(path.with_name(name).iterdir()))
     )
 
 
