@@ -199,7 +199,7 @@ def _encode_before(record: Before) -> bytes:
         record.size,
         record.offset,
     )
-    return b"".join([head, _string(record.name), _string(record.path), record.data])
+    return b"".join([head, _string(record.name), _path(record.path), record.data])
 
 
 def _encode_check(record: Check) -> bytes:
@@ -217,7 +217,7 @@ def _encode_saved(record: Saved) -> bytes:
 
 def _encode_adopted(record: Adopted) -> bytes:
     """Encode the paths, or none of them if they have more than MAX_PATHS bytes."""
-    paths, flags = [_string(path) for path in record.paths], _SHORT * record.is_short
+    paths, flags = [_path(path) for path in record.paths], _SHORT * record.is_short
     if sum(map(len, paths)) > MAX_PATHS:
         paths, flags = [], _SHORT
     head = _ADOPTED.pack(Kind.ADOPTED, record.before, record.after, flags, len(paths))
@@ -231,11 +231,16 @@ def _encode_gap(record: Gap) -> bytes:
 def _encode_notes(record: Notes) -> bytes:
     notes = [_NOTE.pack(node, *note) for node, note in record.notes.items()]
     removals = [
-        _REMOVAL.pack(removal.inode, removal.version) + _string(removal.path)
+        _REMOVAL.pack(removal.inode, removal.version) + _path(removal.path)
         for removal in record.removals
     ]
     head = _NOTES.pack(Kind.NOTES, len(notes))
     return b"".join([head, *notes, _REMOVALS.pack(len(removals)), *removals])
+
+
+def _path(path: bytes) -> bytes:
+    """Encode *path*, of which the end is cut off if it has too many bytes."""
+    return _string(path[:_MAX_STRING])
 
 
 def _string(text: bytes) -> bytes:

@@ -118,6 +118,27 @@ def test_a_refused_mutation_does_not_affect_its_group(world: World) -> None:
     assert world.written() == ["Mkdir d", "Create f.x"]
 
 
+def test_changes_at_a_path_that_is_longer_than_a_record_can_tell_are_stored(
+    world: World, tmp_path: Path
+) -> None:
+    """Relative paths can lead as deep as that."""
+    name = "n" * 250
+    paths = ["/".join([name] * depth) for depth in range(1, 270)]
+    world.make(*paths, f"{paths[-1]}/f.x", f"{paths[-1]}/g.x")
+    assert len(paths[-1]) > 65_535
+    world.close()
+    with contextlib.closing(World(tmp_path)) as later:  # the next segment needs the rows before
+        later.issuer.submit(Write(f"{paths[-1]}/f.x", 0, b"content", True))
+        later.issuer.submit(Rename(f"{paths[-1]}/f.x", f"{paths[-1]}/g.x"))
+        later.issuer.submit(Delete(f"{paths[-1]}/g.x"))
+        later.issuer.submit(Rename(paths[-1], "d"))
+        rows = [record for record in later.records() if isinstance(record, Before)]
+        assert max(len(row.path) for row in rows) == 65_535
+        assert not later.replica.is_degraded
+        tree = later.tree.checksum()
+        assert later.restart().checksum() == tree
+
+
 def test_a_group_of_refusals_is_not_written(world: World) -> None:
     with pytest.raises(NotFound):
         world.issuer.submit(Delete("missing"))
