@@ -19,6 +19,7 @@ from pmxcfs.storage.mark import Position
 from pmxcfs.storage.repair import Row
 from pmxcfs.storage.schema import entries, entry_row, signed, version_row
 
+MAX_CHECKED = 5000  # entries of a tree that is copied, row by row, only to be checksummed: 8 ms
 ATTEMPTS = 100  # to find a moment in which no record waits
 
 
@@ -80,11 +81,12 @@ class Batches:
 
     # For the saver, without the lock.
 
-    def take_batch(self, *, whole: bool) -> tuple[Batch, Position | None] | None:
+    def take_batch(self, *, whole: bool, with_state: bool) -> tuple[Batch, Position | None] | None:
         """Return what the database lacks, and the position behind its last record. Blocks.
 
-        The position is None if records are missing. With *whole* it is the whole tree. Return None
-        if nothing has changed. Raises StoreError.
+        The position is None if records are missing. With *whole* it is the whole tree; *with_state*
+        it has all rows beside, unless these are too many. Return None if nothing has changed.
+        Raises StoreError.
         """
         for _ in range(ATTEMPTS):
             self._write_out()
@@ -95,7 +97,11 @@ class Batches:
                     if is_paused:
                         has_gap = self._log.begin_bridge()
                         if has_gap or not self._log.is_waiting:
-                            return self._take(is_whole=whole or self._is_whole, has_gap=has_gap)
+                            return self._take(
+                                is_whole=whole or self._is_whole,
+                                has_gap=has_gap,
+                                with_state=with_state,
+                            )
                         self._log.check()
         raise StoreError("the tree can't be saved while records wait to be written", errno.EAGAIN)
 
@@ -117,19 +123,26 @@ class Batches:
             if self._was_bridging:
                 self._log.end_bridge(is_saved=False)
 
-    def _take(self, *, is_whole: bool, has_gap: bool) -> tuple[Batch, Position | None] | None:
+    def _take(
+        self, *, is_whole: bool, has_gap: bool, with_state: bool
+    ) -> tuple[Batch, Position | None] | None:
         notes = self._departures.notes
         if not (is_whole or has_gap or self._unsaved or notes != self._saved_notes):
             return None
         if has_gap:  # the batch has what the missing records would have said
             self._keep()
+        rows = self._all_rows() if is_whole else self._rows()
+        state = None
+        if with_state and (is_whole or self._tree.entry_count <= MAX_CHECKED):
+            state = rows if is_whole else self._all_rows()
         batch = Batch(
-            rows=self._all_rows() if is_whole else self._rows(),
+            rows=rows,
             gone=[] if is_whole else self._gone(),
             version_row=version_row(self._tree.root),
             notes=notes if notes != self._saved_notes else None,
             removals=tuple(self._departures.removals),
             is_whole=is_whole,
+            state=state,
         )
         self._saving, self._unsaved = self._unsaved, {}
         self._saving_removals, self._departures.removals = self._departures.removals, []

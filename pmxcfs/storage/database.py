@@ -99,7 +99,7 @@ class Batch(NamedTuple):
     notes: Mapping[int, Note] | None = None  # of what other nodes miss; None: as they are
     removals: Sequence[Removal] = ()  # to add
     is_whole: bool = False  # *rows* are the whole tree
-    checksum: bytes | None = None  # of the tree at this version, for the journal
+    state: Sequence[Row] | None = None  # the rows of the whole tree, to be checksummed
 
 
 def whole_batch(tree: Tree) -> Batch:

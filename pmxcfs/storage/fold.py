@@ -62,7 +62,7 @@ class _Missing:
         self._recovered = recovered
         self._journal = journal
 
-    def take_batch(self, *, whole: bool) -> tuple[Batch, Position | None] | None:
+    def take_batch(self, *, whole: bool, with_state: bool) -> tuple[Batch, Position | None] | None:
         """Return all of it, or the whole tree."""
         position = Position(*self._journal.position)
         return self._batch(is_whole=whole), position

@@ -15,6 +15,7 @@ Contract: docs/spec/storage.md, "Start".
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -46,6 +47,8 @@ from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import record_of
 from pmxcfs.tree.apply import Change, HalfRenamed, apply
 from pmxcfs.tree.guests import Guests
+
+_log = logging.getLogger("pmxcfs.database")
 
 MAX_READINGS = 5  # of a database and a journal that a daemon writes to meanwhile
 _U64 = (1 << 64) - 1
@@ -79,6 +82,7 @@ class Recovered(NamedTuple):
     must_save: bool  # the tree must be saved before the next record is appended
     left_over: LeftOver | None
     end: Break | None  # what stands behind this place in the journal must go
+    is_altered: bool = False  # the rows are not those that were saved; mtime is 0 therefore
 
 
 def find(database: Database, loaded: Loaded) -> Found:
@@ -136,11 +140,12 @@ def recover(found: Found, directory: Path | None) -> Recovered:
     reading = files.read_from(mark.position, lineage=mark.lineage) if mark is not None else None
     if mark is None or reading is None or not _belongs(found, files):
         return _without_journal(found, tree, guests, files)
+    is_altered = not found.repairs and _is_altered(tree, reading.in_order)
     replay = _Replay(tree, guests, found.notes)
     done = replay.run(reading.in_order)
     end = reading.end if done == len(reading.in_order) else reading.in_order[done].start
     changes = _changes((*reading.in_order[done:], *reading.behind))
-    if found.repairs:
+    if found.repairs or is_altered:
         tree = _with_mtime_0(tree)
     return Recovered(
         tree,
@@ -152,9 +157,10 @@ def recover(found: Found, directory: Path | None) -> Recovered:
         found.repairs,
         mark.lineage,
         end.sequence,
-        must_save=bool(changes or found.repairs),
+        must_save=bool(changes or found.repairs or is_altered),
         left_over=_left_over(files, changes, is_damage=True),
         end=end,
+        is_altered=is_altered,
     )
 
 
@@ -171,7 +177,21 @@ def settle(recovered: Recovered, directory: Path, *, now: int) -> Path | None:
     if recovered.end is not None:
         with translated(directory, "written"):
             _cut(directory, recovered.end)
+    if recovered.is_altered:
+        _log.warning(
+            "the rows of the database are not those that were saved: another program or the device "
+            "has changed them; they are used as they are"
+        )
     return kept
+
+
+def _is_altered(tree: Tree, steps: Iterable[Step]) -> bool:
+    """Tell whether *tree*, as it was saved, has another checksum than the journal says."""
+    for step in steps:
+        record = step.record() if step.kind == _Kind.CHECK else None
+        if isinstance(record, records.Check) and record.version == tree.version:
+            return tree.checksum() != record.checksum
+    return False
 
 
 def _cut(directory: Path, end: Break) -> None:

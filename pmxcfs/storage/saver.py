@@ -23,7 +23,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -36,14 +36,20 @@ from pmxcfs.storage.divergence import Note
 from pmxcfs.storage.journal import Journal, size_of
 from pmxcfs.storage.mark import ID_SIZE, Mark, Position
 from pmxcfs.storage.records import Check, Gap, Saved, Saving, encode
+from pmxcfs.storage.repair import Row
 from pmxcfs.storage.schedule import NEVER, NOW, SAVE_SIZE, Schedule
+from pmxcfs.storage.schema import state_checksum
 from pmxcfs.tree.adoption import Adoption
 
 _log = logging.getLogger("pmxcfs.database")
 
 OVERDUE_SIZE = 16 << 20  # bytes of journal to save or to let go of; then changes wait for a save
+CHECK_INTERVAL = (
+    3600.0  # seconds between checksums of the tree in the journal: hashing it takes long
+)
 CHECKPOINT_INTERVAL = 2.0  # seconds between attempts to cut the database's log
 READER_TIMEOUT = 60.0  # seconds that a reader may keep the log from being cut unnoticed
+_U64 = (1 << 64) - 1
 RETRY_AFTER = 2.0  # seconds after a failed save; twice as long after each further one, up to:
 MAX_RETRY_AFTER = 10.0
 
@@ -51,8 +57,10 @@ MAX_RETRY_AFTER = 10.0
 class Source(Protocol):
     """What has changes to save: the replica. Each method takes the tree's lock itself."""
 
-    def take_batch(self, *, whole: bool) -> tuple[Batch, Position | None] | None:
+    def take_batch(self, *, whole: bool, with_state: bool) -> tuple[Batch, Position | None] | None:
         """Return what is to be saved; None if nothing is unsaved and *whole* is false.
+
+        *with_state*: its checksum is wanted, too, if that is cheap.
 
         The position in the journal is that behind the last record that the batch includes. It is
         None if the journal does not lead to the batch: then the batch is the whole tree, a new
@@ -96,6 +104,7 @@ class Saver:
         self._is_in_gap = False
         self._retry_at = NOW
         self._failures = 0  # in a row
+        self._check_at = NOW  # of the next checksum
         self._checkpoint_at = NEVER  # of the next attempt to cut the log
         self._blocked_since = NEVER  # since when the log can't be cut
         self._is_reader_named = False
@@ -238,7 +247,7 @@ class Saver:
             except StoreError as error:
                 self._saves.fails(error)
                 raise
-            self._conclude(mark, [])
+            self._conclude(mark)
             self._checkpoint()
 
     # Saving. All need the mutex.
@@ -277,7 +286,8 @@ class Saver:
 
     def _save_batch(self, *, whole: bool) -> None:
         end = self._journal.position
-        taken = self._source.take_batch(whole=whole)
+        is_check_due = self._clock() >= self._check_at
+        taken = self._source.take_batch(whole=whole, with_state=is_check_due)
         if taken is None:
             self._note_saved(end)
             return
@@ -290,8 +300,9 @@ class Saver:
             self._source.batch_failed()
             raise
         self._source.batch_saved()
-        checks = [] if batch.checksum is None else [Check(_stamp(batch)[0], batch.checksum)]
-        self._conclude(mark, [*map(encode, checks)])
+        self._conclude(mark)
+        if batch.state is not None:
+            self._append_check(batch.version_row, batch.state)
 
     def _announce(self, version: int, writer: int, mtime: int, position: Position | None) -> Mark:
         """Write to the journal's device that a save of this version begins; return its mark.
@@ -317,14 +328,21 @@ class Saver:
             with contextlib.suppress(StoreError):  # which the journal has noted
                 self._journal.make_room(size, version=version, wait=False)
 
-    def _conclude(self, mark: Mark, bodies: list[bytes]) -> None:
-        """Write to the journal that the database has *mark*, and *bodies*; let go of old segments.
+    def _append_check(self, root: Row, rows: Sequence[Row]) -> None:
+        """Write to the journal the checksum of the tree that was saved."""
+        self._check_at = self._clock() + CHECK_INTERVAL
+        check = Check(root[2] & _U64, state_checksum(rows, root))
+        with contextlib.suppress(StoreError):  # which the next change meets
+            self._journal.append([encode(check)])
+
+    def _conclude(self, mark: Mark) -> None:
+        """Write to the journal that the database has *mark*; let go of old segments.
 
         A failure is the journal's: the save is on the device.
         """
         self._note_saved(mark.position)
         try:
-            self._journal.append([encode(Saved(mark.save_id)), *bodies])
+            self._journal.append([encode(Saved(mark.save_id))])
             self._journal.release(mark.position)
             self._releases.works()
         except StoreError as error:
@@ -407,7 +425,7 @@ class Saver:
 def _stamp(batch: Batch) -> tuple[int, int, int]:
     """Return version, writer and mtime of the tree in *batch*."""
     version, writer, mtime = batch.version_row[2:5]
-    return version & ((1 << 64) - 1), writer, mtime
+    return version & _U64, writer, mtime
 
 
 def _outage(consequence: str, *, over: str) -> Outage[StoreError]:

@@ -5,6 +5,8 @@ changes a file.
 Contract: docs/spec/storage.md, "The database".
 """
 
+import hashlib
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -48,6 +50,9 @@ DELETE = "DELETE FROM tree WHERE inode = ?"
 _COLUMNS = frozenset(b"inode parent version writer mtime type name data".split())
 
 _FILE = int(EntryType.FILE)
+_U64 = (1 << 64) - 1
+# What a state checksum has of an entry: inode, version, writer, mtime, size, type, parent.
+_SUMMED = struct.Struct("<QQIIIBQ")
 _MAX_SIGNED = (1 << 63) - 1
 
 
@@ -90,6 +95,22 @@ def record_row(record: Record) -> Row:
         return version_row(record)
     inode, parent, version, *rest, data = record
     return (signed(inode), signed(parent), signed(version), *rest, data or None)
+
+
+def state_checksum(rows: Iterable[Row], root: Row) -> bytes:
+    """Return the state checksum of a tree with these *rows*; *root* is its version row. Slow."""
+    _, _, version, writer, mtime, *_ = root
+    top = (0, 0, version, writer, mtime, int(EntryType.DIRECTORY), b"", None)
+    digest = hashlib.sha256()
+    for row in sorted([top, *rows], key=lambda row: row[0] & _U64):
+        inode, parent, version, writer, mtime, kind, name, data = row
+        size = len(data or b"")
+        digest.update(
+            _SUMMED.pack(inode & _U64, version & _U64, writer, mtime, size, kind, parent & _U64)
+        )
+        digest.update(name)
+        digest.update(data or b"")  # large ones without the interpreter's lock
+    return digest.digest()
 
 
 def signed(number: int) -> int:

@@ -34,7 +34,7 @@ class World:
         self.saver = Saver(self.database, self.journal, self, clock=lambda: self.now)
         self.calls: list[str] = []  # of the source
         self.is_gap = False  # the journal does not lead to the tree
-        self.checksum: bytes | None = None
+        self.has_state = False  # its rows are offered for a checksum
         self.may_be_saved = threading.Event()  # a batch is taken only then
         self.may_be_saved.set()
         self.is_being_saved, self.was_saved = threading.Event(), threading.Event()
@@ -46,7 +46,7 @@ class World:
 
     # The source.
 
-    def take_batch(self, *, whole: bool) -> tuple[Batch, Position | None] | None:
+    def take_batch(self, *, whole: bool, with_state: bool) -> tuple[Batch, Position | None] | None:
         self.calls.append("take whole" if whole else "take")
         self.is_being_saved.set()
         assert self.may_be_saved.wait(WAIT)
@@ -54,7 +54,8 @@ class World:
         batch = self.store.batch(whole=whole)
         if not (whole or batch.rows or batch.gone):
             return None
-        batch = batch._replace(checksum=self.checksum)
+        if with_state and self.has_state:
+            batch = batch._replace(state=self.store.batch(whole=True).rows)
         return batch, None if self.is_gap else self.journal.position
 
     def batch_saved(self) -> None:

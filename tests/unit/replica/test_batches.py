@@ -12,13 +12,15 @@ import pytest
 
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import Create, Delete, Mkdir, Write
+from pmxcfs.replica import batches
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
 from pmxcfs.storage.database import Batch
 from pmxcfs.storage.mark import Position
+from pmxcfs.storage.records import Check
 from pmxcfs.storage.saver import Source
 from pmxcfs.storage.schedule import PAUSE
-from pmxcfs.storage.schema import version_row
+from pmxcfs.storage.schema import state_checksum, version_row
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
@@ -34,7 +36,7 @@ def node(tmp_path: Path) -> Iterator[StoredReplica]:
 
 
 def take(node: StoredReplica, *, whole: bool = False) -> tuple[Batch, Position | None]:
-    taken = source(node).take_batch(whole=whole)
+    taken = source(node).take_batch(whole=whole, with_state=True)
     assert taken is not None
     return taken
 
@@ -48,7 +50,7 @@ def inodes(batch: Batch) -> list[int]:
 
 
 def test_a_batch_has_what_changed_since_the_last_one(node: StoredReplica) -> None:
-    assert source(node).take_batch(whole=False) is None
+    assert source(node).take_batch(whole=False, with_state=False) is None
     node.deliver(Mkdir("d"), Create("f"), Create("gone"))
     batch, position = take(node)
     assert (inodes(batch), list(batch.gone), batch.is_whole) == ([2, 3, 4], [], False)
@@ -60,7 +62,7 @@ def test_a_batch_has_what_changed_since_the_last_one(node: StoredReplica) -> Non
     batch, _ = take(node)
     assert (inodes(batch), list(batch.gone)) == ([3], [4])
     source(node).batch_saved()
-    assert source(node).take_batch(whole=False) is None
+    assert source(node).take_batch(whole=False, with_state=False) is None
 
 
 def test_what_could_not_be_saved_is_in_the_next_batch(node: StoredReplica) -> None:
@@ -197,3 +199,38 @@ def test_records_that_a_bug_keeps_from_the_journal_are_replaced_by_a_save_of_the
     expected = node.tree.checksum()
     node.close()
     assert recovered_tree(tmp_path).checksum() == expected
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_checksum_of_what_is_saved_is_that_of_the_tree(
+    node: StoredReplica, *, whole: bool
+) -> None:
+    node.deliver(Mkdir("d"), Create("d/f"), Write("d/f", 0, b"content", True), Create("empty"))
+    batch, _ = take(node, whole=whole)
+    assert batch.state is not None
+    assert state_checksum(batch.state, batch.version_row) == node.tree.checksum()
+
+
+def test_a_tree_of_many_entries_is_not_copied_for_a_checksum(
+    node: StoredReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tree's lock is held meanwhile."""
+    monkeypatch.setattr(batches, "MAX_CHECKED", 1)
+    node.deliver(Create("a"), Create("b"))
+    batch, _ = take(node)
+    assert batch.state is None
+
+
+def test_a_node_writes_a_checksum_that_its_next_start_agrees_with(tmp_path: Path) -> None:
+    StoredReplica(tmp_path).close()  # which has saved the empty tree
+    with contextlib.closing(StoredReplica(tmp_path)) as node:
+        node.deliver(Create("f"), Write("f", 0, b"content", True))
+        node.replica.saver.save()
+        *_, check = [record for record in node.records() if isinstance(record, Check)]
+        assert check == Check(node.tree.version, node.tree.checksum())
+        node.deliver(Mkdir("later"))
+        node.replica.write_out()
+        node.journal.sync()
+    with contextlib.closing(StoredReplica(tmp_path)) as again:
+        assert not again.storage.recovered.is_altered
+        assert again.tree.find("later") is not None

@@ -414,3 +414,48 @@ def test_changes_of_a_new_lineage_are_replayed(
     recovered = recover(found, journal)
     assert content(recovered.tree) == content(node.tree)
     assert recovered.replayed == 1
+
+
+# Checksums
+
+
+def test_a_replay_from_the_rows_that_were_saved_agrees_with_their_checksum(
+    node: JournalingNode, journal: Path
+) -> None:
+    node.change(Create("f"), Write("f", 0, b"x", True))
+    found = node.save()
+    saved = records.Check(node.tree.version, node.tree.checksum())
+    node.change(Mkdir("d"))
+    node.append(saved)  # a change can come before the checksum
+    recovered = recover(found, journal)
+    assert not recovered.is_altered
+    assert not recovered.must_save
+    assert recovered.tree.checksum() == node.tree.checksum()
+
+
+def test_rows_that_were_altered_under_their_version_are_used_and_lead_no_synchronization(
+    node: JournalingNode, journal: Path, expect_log: ExpectLog
+) -> None:
+    node.change(Create("f"), Write("f", 0, b"x", True))
+    found = node.save()
+    node.append(records.Check(node.tree.version, node.tree.checksum()))
+    node.change(Mkdir("d"))
+    altered = [r._replace(data=b"y") if r.name == b"f" else r for r in found.records]
+    recovered = recover(found._replace(records=altered), journal)
+    assert recovered.is_altered
+    assert recovered.must_save
+    assert recovered.tree.root.mtime == 0
+    file = recovered.tree.find("f")
+    assert file is not None
+    assert file.content == b"y"
+    assert recovered.tree.find("d") is not None  # which was replayed
+    assert recovered.left_over is None
+    expect_log("the rows of the database are not those that were saved")
+    settle(recovered, journal, now=1)
+
+
+def test_a_checksum_of_another_version_says_nothing(node: JournalingNode, journal: Path) -> None:
+    node.change(Create("f"))
+    found = node.save()
+    node.append(records.Check(node.tree.version - 1, bytes(32)))
+    assert not recover(found, journal).is_altered

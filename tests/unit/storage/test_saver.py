@@ -22,6 +22,7 @@ from pmxcfs.storage.records import (
     Saved,
     Saving,
 )
+from pmxcfs.storage.saver import CHECK_INTERVAL
 from pmxcfs.storage.segments import HEADER_SIZE, scan
 from tests.conftest import ExpectLog
 from tests.fakes.data.trees import ROOT, file, tree_of, way_to
@@ -120,11 +121,17 @@ def test_a_save_of_the_whole_tree_is_one_without_changes_too(world: World) -> No
     assert world.mark() is not None
 
 
-def test_a_checksum_is_written_behind_the_save(world: World) -> None:
-    world.checksum = b"c" * 32
-    world.change("a")
-    world.saver.save()
-    assert world.records()[-1] == Check(world.tree.version, b"c" * 32)
+def test_a_checksum_is_written_behind_a_save_once_an_hour(world: World) -> None:
+    world.has_state = True
+    expected: list[Check] = []
+    for seconds in (0.0, CHECK_INTERVAL - 1, 1.0, 1.0):
+        world.now += seconds
+        world.change("a")
+        world.saver.save()
+        if seconds != CHECK_INTERVAL - 1 and len(expected) < 2:
+            expected.append(Check(world.tree.version, world.tree.checksum()))
+            assert world.records()[-1] == expected[-1]
+    assert [record for record in world.records() if isinstance(record, Check)] == expected
 
 
 def test_segments_that_the_database_has_are_let_go(world: World) -> None:

@@ -120,7 +120,7 @@ def test_changes_wait_for_segments_that_become_history_if_too_much_is_on_the_dis
 def test_the_thread_outlives_a_bug(
     running: World, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
-    def fail(*, whole: bool) -> None:
+    def fail(*, whole: bool, with_state: bool) -> None:
         raise RuntimeError("a bug")
 
     expect_log("the tree could not be saved, which is a bug")
