@@ -155,22 +155,29 @@ class Departures:
         found = [self._note_of(nodeid) for nodeid in side]
         return min((note for note in found if note is not None), default=None)
 
-    def adopted(self, *, side: Collection[int], fork: int | None) -> None:
-        """Note that our tree becomes that of the nodes on the leader's *side*.
+    def after_adoption(self, *, side: Collection[int], fork: int | None) -> dict[int, Note]:
+        """Return the notes that are right when our tree has become that of the leader's *side*.
 
         *fork* is the last version that the two trees have in common; None: the adopted tree has all
-        of our changes. Other nodes do not have what the adopted tree has above *fork*.
+        of our changes. Other nodes do not have what the adopted tree has above *fork*. Until the
+        tree is replaced the notes stay as they are, so that a crash finds those of our tree.
         """
+        agreed = frozenset(side) & (self._settled | self._members)
+        left = {nodeid: note for nodeid, note in self.notes.items() if nodeid not in agreed}
+        if fork is None:
+            return left
+        return {
+            nodeid: Note(min(note.common, fork), min(note.parted, fork))
+            for nodeid, note in left.items()
+        }
+
+    def adopted(self, *, side: Collection[int], fork: int | None) -> None:
+        """Note that our tree has become that of the leader's *side*; as in ``after_adoption``."""
         self._versions.clear()
         self._recent.clear()
-        self._settled &= frozenset(side)
-        self.agree(side)
-        if fork is not None:
-            lowered = {
-                nodeid: Note(min(note.common, fork), min(note.parted, fork))
-                for nodeid, note in self.notes.items()
-            }
-            self._replace(lowered)
+        notes = self.after_adoption(side=side, fork=fork)
+        self._settled = frozenset(side) & (self._settled | self._members)
+        self._replace(notes)
 
     def _reopen(self) -> None:
         """Let no note end: the members may not have one tree, or not for much longer."""

@@ -441,12 +441,13 @@ class Replica:
         if lost.is_fork or lost.older:
             self._keep_copy(lost, now=now, is_current=is_current)
         bodies = records_of_adoption(adoption, self.tree)
+        fork = lost.fork if lost.is_fork else None
         with self.saver.alone():  # or our tree could be saved over the leader's
             with lock:
-                self.departures.adopted(side=side, fork=lost.fork if lost.is_fork else None)
-                notes = self.departures.notes
+                notes = self.departures.after_adoption(side=side, fork=fork)
             is_saved = is_current and self._save_adoption(adoption, notes)
             with lock:
+                self.departures.adopted(side=side, fork=fork)
                 self._swap(adoption, notes, is_saved=is_saved)
                 self._log.begin_segment_with(bodies, version=self.tree.version)
         self._on_pending()

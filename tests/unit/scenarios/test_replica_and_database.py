@@ -20,7 +20,7 @@ from pmxcfs.replica.change_log import MAX_OWED
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.create import making, tree_with
-from pmxcfs.storage.database import whole_batch
+from pmxcfs.storage.database import Database, whole_batch
 from pmxcfs.storage.records import Gap
 from pmxcfs.tree import index
 from pmxcfs.tree.locks import LockTable
@@ -240,6 +240,39 @@ def test_an_adopted_tree_replaces_the_registered_guests(replica: Replica) -> Non
     deliver(replica, Mkdir("nodes/b/lxc"))
     (moved,) = deliver(replica, Create("nodes/b/lxc/200.conf"))
     assert moved.error is not None
+
+
+class Killed(BaseException):
+    """The daemon ends here."""
+
+
+def test_notes_of_before_an_adoption_are_there_after_a_crash_ahead_of_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    """Whatever is recorded while it is saved."""
+    expect_log("the cluster's tree replaces entries")
+    expect_log("replaced by another node's version: d")
+    leader = tree_of(file(2, "f"))
+    with contextlib.closing(StoredReplica(tmp_path, nodes=(2, 3))) as node:
+        replica = node.replica
+        node.deliver(Mkdir("d"))  # while no other node is there
+        replica.departures.follow((1, 2), me=1, version=replica.tree.version, now=1.0)
+        before = dict(replica.departures.notes)
+        assert set(before) == {2, 3}
+
+        def crash(*args: object, **kwargs: object) -> None:
+            replica.save_notes()
+            replica.write_out()
+            raise Killed
+
+        monkeypatch.setattr(Database, "adopt", crash)
+        needed = index.records_needed(leader.index(), [replica.state()])
+        sent = [way_to(Tree(), leader).written[inode] for inode in needed]
+        with pytest.raises(Killed):
+            replica.adopt(leader.index(), sent, side=(2,), now=1, lock=contextlib.nullcontext())
+    with contextlib.closing(StoredReplica(tmp_path, nodes=(2, 3))) as again:
+        assert again.tree.find("d") is not None
+        assert again.replica.departures.notes == before
 
 
 class Delivered(NamedTuple):
