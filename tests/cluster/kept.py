@@ -1,4 +1,4 @@
-"""Copies of their databases that nodes have kept, as a synchronization replaced changes."""
+"""Copies of their databases, and parts of their journals, that nodes have kept."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from pmxcfs._core import Tree
 from pmxcfs.storage.database import inspect
 from pmxcfs.storage.kept_copies import kept_copies
+from pmxcfs.storage.kept_journals import read_kept_tree
 from tests.cluster.node import Node
 
 
@@ -15,11 +16,14 @@ def copies(nodes: Sequence[Node]) -> list[Path]:
 
 
 def trees(nodes: Sequence[Node]) -> Iterator[Tree]:
-    """Yield the tree of each kept copy."""
+    """Yield the tree of each kept copy; that of a journal has only what was changed."""
     for copy in copies(nodes):
-        tree = Tree()
-        tree.load(inspect(copy).records)
-        yield tree
+        if ".journal" in copy.name:
+            yield read_kept_tree(copy)
+        else:
+            tree = Tree()
+            tree.load(inspect(copy).records)
+            yield tree
 
 
 def kept(nodes: Sequence[Node], path: str) -> list[bytes]:

@@ -13,6 +13,8 @@ import pytest
 from tests.cluster.kept import copies, kept
 from tests.cluster.lab import Member
 from tests.cluster.together import Cluster
+from tests.fakes.programs.mortal import Plan
+from tests.harness import PROGRAM
 
 pytestmark = [pytest.mark.needs_corosync, pytest.mark.long]
 
@@ -20,6 +22,7 @@ Report = Callable[[object], None]
 
 CONTENT = b"content"
 STOP = 3.0  # seconds
+NEVER_SAVING = Plan(pause=3600.0, size=1 << 40).program()
 MANY = 12  # changes of a status file
 
 
@@ -32,6 +35,16 @@ def back_up(node: Member, to: Path) -> Path:
     assert not node.daemon.is_running
     shutil.copy(node.database, to)
     return to
+
+
+def lose(node: Member) -> None:
+    """Kill the daemon; nothing stays in the state directory."""
+    node.daemon.kill()
+    for path in node.database.parent.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def put_in_place(backup: Path, node: Member) -> None:
@@ -57,8 +70,7 @@ def test_a_node_is_installed_from_the_backup_of_another(
     (agent,) = cluster.agents(one)
     agent.do(("create", "common", CONTENT), ("create", "gone", CONTENT))
     cluster.wait_for_agreement()
-    two.daemon.kill()
-    two.database.unlink()
+    lose(two)
     cluster.wait_for_agreement(one, three)
     rewrite(cluster, one, "status", MANY)
     agent("unlink", "gone")
@@ -107,7 +119,39 @@ def test_a_copy_that_is_newer_than_the_others_replaces_them(
     cluster.wait_for_agreement()
     for each in cluster.agents():
         assert each("get", "common") == b"%d" % (MANY - 1)
-    assert not copies(cluster.nodes)
+    # Only node 1 has its own database of an earlier time: its journal had what was changed since.
+    assert kept([one], "common") == [b"%d" % (MANY - 1)]
+    assert not copies([two, three])
+    cluster.finish()
+
+
+def test_what_only_the_journal_has_is_kept_beside_the_backup_of_another(
+    idle_cluster: Cluster, tmp_path: Path, report: Report
+) -> None:
+    cluster = idle_cluster
+    one, two, _ = cluster.nodes
+    two.daemon.program = NEVER_SAVING
+    cluster.start()
+    (agent,) = cluster.agents(one)
+    agent.do(("create", "common", CONTENT), ("mkdir", "priv"), ("create", "priv/key", CONTENT))
+    cluster.wait_for_agreement()
+    stop(one)
+    backup = back_up(one, tmp_path / "backup.db")
+    cluster.agents(two)[0]("create", "later", CONTENT)
+    two.daemon.kill()
+    put_in_place(backup, two)
+    two.daemon.program = PROGRAM
+    cluster.launch(one, two)
+    cluster.wait_for_agreement()
+    for path in ("common", "priv/key", "later"):
+        assert kept([two], path) == [CONTENT]
+    for each in cluster.agents():
+        assert [each("get", path) for path in ("common", "later")] == [CONTENT] * 2
+    assert not copies([one, cluster[3]])
+    lines = two.daemon.log_lines("changed in the journal only: ")
+    report(f"a backup of node1 on node2, whose journal was not saved: {lines}")
+    assert len(lines) == 4
+    assert not [line for line in lines if "key" in line]
     cluster.finish()
 
 
@@ -121,7 +165,7 @@ def test_a_copy_knows_what_a_third_node_misses(
     (agent,) = cluster.agents(one)
     agent.do(("put", "status", b"common"), ("create", "gone", CONTENT))
     cluster.wait_for_agreement()
-    two.daemon.kill()
+    lose(two)
     cluster.cut_off(three)
     cluster.wait_until(lambda: not three.daemon.info()["quorate"], 30, "the loss of quorum")
     three.run("corosync-quorumtool", "-e", "1")
