@@ -1,4 +1,4 @@
-"""Builds the C extensions; everything else about the package is in pyproject.toml.
+"""Builds the C extensions, and finds the folders; all else about the package is in pyproject.toml.
 
 Each ``.pyx`` below ``pmxcfs`` becomes one extension, and so does each ``.py`` with a ``.pxd``
 beside it, which gives the types of what runs for every change. Environment variables change the
@@ -22,7 +22,7 @@ from typing import Any
 
 from Cython.Build import cythonize
 from Cython.Compiler import ExprNodes, Nodes
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 WARNINGS = [
     "-Wall",
@@ -135,4 +135,6 @@ if version("Cython").startswith("3.0."):
     nodes: Any = Nodes
     nodes.warning = functools.partial(warn_unless_wrong, nodes.warning)
 
-setup(license="Apache-2.0", ext_modules=extensions())
+# From the package's own folder: beside it, in build and run, are Debian trees and mounts.
+folders = [f"pmxcfs.{name}" for name in find_packages("pmxcfs")]
+setup(license="Apache-2.0", packages=["pmxcfs", *folders], ext_modules=extensions())
