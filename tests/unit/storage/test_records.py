@@ -256,8 +256,9 @@ def test_a_second_path_that_could_be_written_otherwise_is_refused(tail: bytes, r
 
 @pytest.mark.parametrize("field", range(8))
 def test_a_number_that_is_too_large_is_refused(field: int) -> None:
+    large: dict[str, Any] = {Change._fields[field]: 1 << 64}
     with pytest.raises(OverflowError):
-        encode(WRITE._replace(**{Change._fields[field]: 1 << 64}))
+        encode(WRITE._replace(**large))
 
 
 def test_a_long_process_name_is_cut() -> None:
