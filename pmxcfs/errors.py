@@ -136,6 +136,10 @@ class StoreError(PmxcfsError):
         self.errno = errno
 
 
+class UnreadableDatabase(StoreError):
+    """SQLite can't read the file: parts of it are damaged, or it is something else."""
+
+
 class NoCopy(StoreError):
     """This node's own changes could not be copied, so the leader's tree was not adopted."""
 

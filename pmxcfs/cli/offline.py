@@ -10,15 +10,24 @@ Contract: docs/spec/operations.md, "Command line".
 import contextlib
 import errno
 import os
+import shlex
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Exists, NoSpace, NotADirectory, StoreError, TooBig, Unsupported
+from pmxcfs.errors import (
+    Exists,
+    NoSpace,
+    NotADirectory,
+    StoreError,
+    TooBig,
+    UnreadableDatabase,
+    Unsupported,
+)
 from pmxcfs.host import clock
 from pmxcfs.host.directories import (
     make_new_file,
@@ -27,12 +36,16 @@ from pmxcfs.host.directories import (
     open_file,
     opened,
 )
-from pmxcfs.storage import database
+from pmxcfs.storage.connect import COMPANIONS
 from pmxcfs.storage.create import making
+from pmxcfs.storage.damaged import lost_of_log, read_damaged
 from pmxcfs.storage.database import Database, whole_batch
 from pmxcfs.storage.fold import fold
+from pmxcfs.storage.integrity import find_damage, is_in_rows, kind_of
 from pmxcfs.storage.recovery import Recovered, inspect, journal_of
+from pmxcfs.storage.salvage import inspect_damaged, report, salvage
 from pmxcfs.storage.segments import DIRECTORY_NAME
+from pmxcfs.storage.sqlite_errors import OTHER_ADVICE
 from pmxcfs.text import escape, to_bytes, to_text
 from pmxcfs.tree.apply import apply
 from pmxcfs.tree.guests import Guests
@@ -49,26 +62,65 @@ def fsck(path: Path, *, repair: bool) -> int:
     """Check a database and its journal, and print their faults; return 0 if they are sound, else 1.
 
     With *repair*, write the repairs first, and what only the journal has; a copy of the unrepaired
-    file stays beside it.
+    file stays beside it. Of a file with damaged pages, what can be read is saved into a new file.
     """
+    damage = _find_damage(path)
+    if damage and not repair:
+        return _report_damage(path, damage)
+    if damage:
+        _salvage(path)
     found = _inspect(path, repair=repair)
-    damage = database.find_damage(path)
     if repair:
         _repair(path, found)
-        damage = database.find_damage(path)
     done = "repaired" if repair else "to repair"
     for line in found.repairs:
         print(f"{path}: {done}: {line}")
     for line in _journal_lines(path, found, done=done):
         print(line)
-    for line in damage:
-        print(f"{path}: damaged: {escape(line)}")
-    if damage and (repair or not found.repairs):
-        print(f"{path}: the sqlite3 command .recover can save the readable rows into a new file")
-    if damage or ((found.repairs or found.left_over) and not repair):
+    if (found.repairs or found.left_over) and not repair:
         return 1
     print(f"{path}: sound, version {found.tree.version}, {found.tree.entry_count} entries")
     return 0
+
+
+def _find_damage(path: Path) -> list[str]:
+    """Return what is damaged in the structure of the file and its log, by lines.
+
+    The log is looked at first, as SQLite drops what is damaged of it. Raises StoreError, also if
+    the file is no database of pmxcfs.
+    """
+    lost = lost_of_log(path)
+    try:
+        inspect(path)
+        damage = [line for line in find_damage(path) if not is_in_rows(line)]
+    except UnreadableDatabase as error:
+        if kind := kind_of(path):
+            raise StoreError(f"{path} is {kind}, no database: {OTHER_ADVICE}") from error
+        read_damaged(path)
+        damage = [str(error).removeprefix(f"{path} ").partition(": pmxcfs fsck")[0]]
+    except StoreError as error:
+        if error.errno != errno.EROFS:  # an interrupted transaction
+            raise
+        damage = []
+    return [lost, *damage] if lost else damage
+
+
+def _report_damage(path: Path, damage: Sequence[str]) -> int:
+    for line in damage:
+        print(f"{path}: damaged: {escape(line)}")
+    for line in report(read_damaged(path), with_names=True):
+        print(f"{path}: {line}")
+    command = f"pmxcfs fsck --repair {shlex.quote(str(path))}"
+    print(f"{path}: to save what can be read into a new file: {command}")
+    return 1
+
+
+def _salvage(path: Path) -> None:
+    """Replace a damaged file by one with what can be read of it, and report what is missing."""
+    damaged, copy = salvage(path, now=clock.seconds())
+    for line in report(damaged, with_names=True):
+        print(f"{path}: {line}")
+    print(f"{path}: repaired: a new file has what could be read; the damaged one is {copy}")
 
 
 def _inspect(path: Path, *, repair: bool) -> Recovered:
@@ -109,8 +161,11 @@ def _journal_lines(path: Path, found: Recovered, *, done: str) -> Iterator[str]:
 
 
 def dump(path: Path) -> int:
-    """Print a line for each entry, in the order of paths, without content; return 0."""
-    tree = load(path)
+    """Print a line for each entry, in the order of paths, without content.
+
+    Return 1 if these may not be all, as the file is damaged, else 0.
+    """
+    tree, status = _load(path)
     root = tree.root
     print(f"version {root.version}, writer {root.writer}, mtime {root.mtime}")
     print(f"{tree.entry_count} entries, {tree.content_bytes} bytes of content")
@@ -122,12 +177,16 @@ def dump(path: Path) -> int:
             f"{entry.inode:10d} {entry.version:10d} {entry.writer:10d} {entry.mtime:10d} "
             f"{entry.size:7d}  {escape(entry.path)}{mark}"
         )
-    return 0
+    return status
 
 
 def export(path: Path, directory: Path) -> int:
-    """Write the files of a database into a new or empty directory, as ``export_tree`` does."""
-    return export_tree(load(path), directory)
+    """Write the files of a database into a new or empty directory, as ``export_tree`` does.
+
+    Return 1 also if these may not be all, as the file is damaged.
+    """
+    tree, status = _load(path)
+    return max(export_tree(tree, directory), status)
 
 
 def export_tree(tree: Tree, directory: Path) -> int:
@@ -214,7 +273,7 @@ def _make(entry: Entry, directory: int) -> None:
 
 def import_(directory: Path, path: Path) -> int:
     """Make the new database *path* of the files and directories below *directory*; return 0."""
-    for suffix in database.COMPANIONS:
+    for suffix in COMPANIONS:
         if os.path.lexists(f"{path}{suffix}"):
             raise Exists(f"{path}{suffix} already exists: move it away or name another file")
     if not path.parent.is_dir():
@@ -313,11 +372,25 @@ def _read_file(name: bytes, directory: int, *, shown: str) -> bytes:
 
 def load(path: Path) -> Tree:
     """Return the tree of a database and its journal, with the repairs that a daemon would make."""
-    found = inspect(path)
+    return _load(path)[0]
+
+
+def _load(path: Path) -> tuple[Tree, int]:
+    """Return the tree, and 1 if that is only what can be read of a damaged file, else 0."""
+    status = 0
+    try:
+        found = inspect(path)
+    except UnreadableDatabase as error:
+        try:
+            found = inspect_damaged(path)
+        except UnreadableDatabase:
+            raise error from None
+        status = 1
+        print(f"{path} is damaged: this is what can be read of it", file=sys.stderr)
     if found.repairs or found.left_over:
         faults = len(found.repairs) + (found.left_over is not None)
         print(f"{path} needs {faults} repairs: see pmxcfs fsck {path}", file=sys.stderr)
-    return found.tree
+    return found.tree, status
 
 
 def walk(top: Entry) -> Iterator[Entry]:

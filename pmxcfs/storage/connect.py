@@ -27,6 +27,7 @@ _KINDS: Mapping[int, str] = MappingProxyType(
         stat.S_IFBLK: "a device",
     }
 )
+COMPANIONS = ("", "-wal", "-shm", "-journal")  # suffixes of a database's files
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process that writes
 # To execute on a new connection that writes.
 SETTINGS = (
@@ -47,8 +48,13 @@ def real(path: Path) -> Path:
 def connect(path: Path, *, timeout: float, options: str = "mode=rw") -> sqlite3.Connection:
     """Open a connection in autocommit mode that returns TEXT as bytes.
 
-    *timeout* is the busy timeout in seconds, *options* are URI parameters. Raises sqlite3.Error.
+    *timeout* is the busy timeout in seconds, *options* are URI parameters. Raises sqlite3.Error,
+    and StoreError if something else is where SQLite would make a file.
     """
+    for suffix in COMPANIONS[1:]:
+        with contextlib.suppress(OSError):
+            if kind := _KINDS.get(stat.S_IFMT(os.stat(f"{path}{suffix}").st_mode)):
+                raise StoreError(f"{path}{suffix} is {kind}, so {path} can't be used: move it away")
     connection = sqlite3.connect(
         f"file:{quote(os.fsencode(path))}?{options}",
         uri=True,

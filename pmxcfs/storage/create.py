@@ -15,7 +15,8 @@ from pmxcfs.errors import StoreError
 from pmxcfs.host.files import sync_directory
 from pmxcfs.messages import Create, Write
 from pmxcfs.settings import LOCKFILE_NAME
-from pmxcfs.storage.database import COMPANIONS, Database
+from pmxcfs.storage.connect import COMPANIONS
+from pmxcfs.storage.database import Database
 from pmxcfs.storage.segments import DIRECTORY_NAME
 from pmxcfs.storage.sqlite_errors import translated
 from pmxcfs.tree.apply import apply

@@ -33,16 +33,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs._core import Tree
-from pmxcfs.errors import StoreError
+from pmxcfs.errors import StoreError, UnreadableDatabase
 from pmxcfs.host.files import make_file, make_private, sync_directory
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.storage import divergence
-from pmxcfs.storage.connect import BUSY_TIMEOUT, SETTINGS, connect, reader, real
+from pmxcfs.storage.connect import BUSY_TIMEOUT, COMPANIONS, SETTINGS, connect, reader, real
 from pmxcfs.storage.copying import copy_to, put_in_place
 from pmxcfs.storage.divergence import Execute, Note, Removal
+from pmxcfs.storage.incomplete import Incomplete
 from pmxcfs.storage.log_index import LogIndex, check_room
 from pmxcfs.storage.mark import Mark, read_mark, write_mark
-from pmxcfs.storage.repair import FRESH_VERSION, VERSION_NAME, Row, repair
+from pmxcfs.storage.repair import FRESH_VERSION, VERSION_NAME, Row, has_version, repair
 from pmxcfs.storage.schema import (
     SELECT_ROW,
     SELECT_ROWS,
@@ -50,6 +51,7 @@ from pmxcfs.storage.schema import (
     WRITE,
     check_format,
     check_written,
+    data_version,
     difference,
     entries,
     entry_row,
@@ -60,9 +62,9 @@ from pmxcfs.storage.schema import (
     write_rows,
 )
 from pmxcfs.storage.sqlite_errors import (
-    CORRUPT_ADVICE,
     FAILURES,
     is_harmless,
+    out_of_order,
     translate,
     translated,
 )
@@ -73,7 +75,6 @@ from pmxcfs.tree.guests import vmid_of
 _log = logging.getLogger("pmxcfs.database")
 
 PAGE_SIZE = 1024  # bytes, in a new file: most changes are small, and a save logs whole pages
-COMPANIONS = ("", "-wal", "-shm", "-journal")
 CLOSE_TIMEOUT = 0.5  # seconds
 _NO_WAIT = 0.0  # seconds that a checkpoint waits for readers and writers
 _STAMP = slice(2, 5)  # of the version row: version, writer and mtime of the tree
@@ -125,6 +126,7 @@ class Database:
         self.notes: Mapping[int, Note] = {}  # by nodeid
         self._data_version: object = None  # changes when another connection has committed
         self._stamp: Row | None = None  # of the version row in the file, as far as we know
+        self.incomplete = Incomplete()
         self._index: LogIndex | None = None  # of the log; None: alone, or not open
         self._connection = connection
         self._unwritten: StoreError | None = None  # why the connection is to a copy in RAM
@@ -147,6 +149,7 @@ class Database:
                 database._prepare(now)
                 database._note_found()
             except BaseException:
+                database._is_suspect = True  # the log stays as it is
                 database._disconnect()
                 raise
         return database
@@ -179,6 +182,7 @@ class Database:
         execute = self._connection.execute
         self.mark, self.version_row = _identity(execute)
         self.notes = divergence.read_notes(execute)
+        self.incomplete.read(execute)
 
     @property
     def unwritten(self) -> StoreError | None:
@@ -213,6 +217,7 @@ class Database:
                 _log.warning("repaired %s: %s", self._path, line)
             if loaded.repairs:
                 self._is_different = True
+                self.incomplete.is_set |= not has_version(self.version_row)
                 self._backup_time = now
                 with contextlib.suppress(*FAILURES):  # the next save tries again and reports it
                     self._back_up()
@@ -230,6 +235,7 @@ class Database:
                 return loaded, None
             with translated(self._path, "repaired"):
                 copy = copy_to(self._connection, self._backup_path(now), is_complete=True)
+            self.incomplete.is_set |= not has_version(self.version_row)
             root, *others = map(record_row, loaded.records)
             self._save(Batch(others, (), root, is_whole=True), None)
         return loaded, copy
@@ -266,6 +272,7 @@ class Database:
                 divergence.write_notes(execute, notes)
                 check_written(execute, self._path, rows=[*rows, root], count=adoption.count + 1)
                 write_mark(execute, mark)
+                self.incomplete.clear(execute)
 
     def read_removals(self) -> Sequence[Removal]:
         """Return the removals that other nodes may miss. Blocks. Raises StoreError."""
@@ -360,7 +367,7 @@ class Database:
         if not self._alone:
             self._index = LogIndex(self._path)
             self._index.reserve()
-        self._data_version = _data_version(execute)
+        self._data_version = data_version(execute)
         self._stamp = _stamp(execute(SELECT_ROW, (0,)).fetchone())
         if is_new:
             self._cut_log()  # the file alone is a database from now on
@@ -441,8 +448,12 @@ class Database:
     # Reading.
 
     def _read(self) -> Loaded:
-        with translated(self._path, "read"):
-            return read_tree(self._connection, self._path)
+        try:
+            with translated(self._path, "read"):
+                return read_tree(self._connection, self._path)
+        except UnreadableDatabase:
+            self._is_suspect = True
+            raise
 
     # Writing.
 
@@ -506,6 +517,7 @@ class Database:
                 elif batch.removals:
                     divergence.add_removals(execute, batch.removals)
                 write_mark(execute, mark)
+                self.incomplete.write(execute)
             self._is_different = False
 
     def _needs_whole(self) -> NeedsWhole:
@@ -513,7 +525,7 @@ class Database:
 
     def _others_have_written(self, execute: Execute) -> bool:
         """Tell whether another program has written since our last transaction; needs one."""
-        return _data_version(execute) != self._data_version
+        return data_version(execute) != self._data_version
 
     def _meet_others(self, execute: Execute, batch: Batch) -> None:
         """Decide what another program's writes mean for a save. Raises NeedsWhole.
@@ -538,7 +550,7 @@ class Database:
                 "mounted file system",
                 self._path,
             )
-        self._data_version = _data_version(execute)
+        self._data_version = data_version(execute)
 
     def _back_up(self) -> None:
         """Make the copy of the file before its repair."""
@@ -561,16 +573,6 @@ def inspect(path: Path) -> Loaded:
         return read_tree(connection, path)
 
 
-def find_damage(path: Path) -> list[str]:
-    """Return the result of SQLite's integrity check: one line per error. Blocks.
-
-    Raises StoreError.
-    """
-    with reader(path) as connection:
-        lines = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-    return [line.decode("utf-8", "replace") for line in lines if line != b"ok"]
-
-
 def read_tree(connection: sqlite3.Connection, path: Path) -> Loaded:
     """Return the tree of an open file, repaired in RAM only. Blocks.
 
@@ -579,17 +581,13 @@ def read_tree(connection: sqlite3.Connection, path: Path) -> Loaded:
     rows = connection.execute(SELECT_ROWS).fetchall()
     inodes = [row[0] for row in rows]
     if any(one >= other for one, other in pairwise(inodes)):
-        raise StoreError(f"{path} can't be read: its rows are out of order: {CORRUPT_ADVICE}")
+        raise out_of_order(path)
     return Loaded(*repair(rows, vmid_of=vmid_of))
 
 
 def _identity(execute: Execute) -> tuple[Mark | None, Row | None]:
     """Return what tells a save from every other one."""
     return read_mark(execute), execute(SELECT_ROW, (0,)).fetchone()
-
-
-def _data_version(execute: Execute) -> object:
-    return execute("PRAGMA data_version").fetchone()[0]
 
 
 def _stamp(row: Row | None) -> Row | None:

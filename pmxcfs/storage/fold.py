@@ -8,7 +8,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from pmxcfs.storage.database import COMPANIONS, Batch, Database, whole_batch
+from pmxcfs.storage.connect import COMPANIONS
+from pmxcfs.storage.database import Batch, Database, whole_batch
 from pmxcfs.storage.history import History, private_in
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.mark import Position
@@ -28,7 +29,8 @@ def fold(path: Path, *, now: int, alone: bool = False, mend: bool = False) -> Re
     StoreError.
     """
     recovered = inspect(path)
-    if not (recovered.replayed or recovered.left_over or (mend and recovered.repairs)):
+    is_mended = bool(recovered.repairs) or recovered.is_incomplete
+    if not (recovered.replayed or recovered.left_over or (mend and is_mended)):
         if any(os.path.lexists(f"{path}{suffix}") for suffix in COMPANIONS[1:]):
             Database.open(path, now=now, alone=alone).close()
         return recovered

@@ -47,9 +47,14 @@ def read_mark(execute: Execute) -> Mark | None:
     rows = execute(
         "SELECT save_id, lineage, segment, offset, sequence FROM pmxcfs_journal LIMIT 2"
     ).fetchall()
-    if len(rows) != 1 or not _is_sound(rows[0]):
+    return mark_of(rows[0]) if len(rows) == 1 else None
+
+
+def mark_of(row: Sequence[Any]) -> Mark | None:
+    """Return the mark in the columns behind the id; None if they can't be one."""
+    if not _is_sound(row):
         return None
-    save_id, lineage, *position = rows[0]
+    save_id, lineage, *position = row
     return Mark(save_id, lineage, Position(*position))
 
 

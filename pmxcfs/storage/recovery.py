@@ -30,6 +30,7 @@ from pmxcfs.storage import records
 from pmxcfs.storage.connect import reader
 from pmxcfs.storage.database import Database, Loaded, read_tree
 from pmxcfs.storage.divergence import ENDING, Note, Removal, read_notes
+from pmxcfs.storage.incomplete import read_incomplete
 from pmxcfs.storage.journal_reader import (
     START,
     Break,
@@ -65,6 +66,7 @@ class Found(NamedTuple):
     records: Sequence[Record]  # the tree, repaired in RAM only
     repairs: Sequence[str]  # one line per repair
     notes: Mapping[int, Note]  # by nodeid
+    is_incomplete: bool = False  # rows could not be read
 
 
 class Recovered(NamedTuple):
@@ -83,11 +85,18 @@ class Recovered(NamedTuple):
     left_over: LeftOver | None
     end: Break | None  # what stands behind this place in the journal must go
     is_altered: bool = False  # the rows are not those that were saved; mtime is 0 therefore
+    is_incomplete: bool = False  # rows of the database could not be read
 
 
 def find(database: Database, loaded: Loaded) -> Found:
     """Return what an open *database*, which *loaded* was read from, held when it was opened."""
-    return Found(database.version_row, database.mark, *loaded, database.notes)
+    return Found(
+        database.version_row,
+        database.mark,
+        *loaded,
+        notes=database.notes,
+        is_incomplete=database.incomplete.is_set,
+    )
 
 
 def journal_of(path: Path) -> Path | None:
@@ -120,7 +129,8 @@ def _read(path: Path) -> Found:
         execute("BEGIN")
         row = execute(SELECT_ROW, (0,)).fetchone()
         mark, notes = read_mark(execute), read_notes(execute)
-        return Found(row, mark, *read_tree(connection, path), notes)
+        is_incomplete = read_incomplete(execute)
+        return Found(row, mark, *read_tree(connection, path), notes, is_incomplete)
 
 
 def _read_mark(path: Path) -> Mark | None:
@@ -140,12 +150,13 @@ def recover(found: Found, directory: Path | None) -> Recovered:
     reading = files.read_from(mark.position, lineage=mark.lineage) if mark is not None else None
     if mark is None or reading is None or not _belongs(found, files):
         return _without_journal(found, tree, guests, files)
-    is_altered = not found.repairs and _is_altered(tree, reading.in_order)
+    is_whole = not (found.repairs or found.is_incomplete)
+    is_altered = is_whole and _is_altered(tree, reading.in_order)
     replay = _Replay(tree, guests, found.notes)
     done = replay.run(reading.in_order)
     end = reading.end if done == len(reading.in_order) else reading.in_order[done].start
     changes = _changes((*reading.in_order[done:], *reading.behind))
-    if found.repairs or is_altered:
+    if is_altered or not is_whole:
         tree = _with_mtime_0(tree)
     return Recovered(
         tree,
@@ -161,6 +172,7 @@ def recover(found: Found, directory: Path | None) -> Recovered:
         left_over=_left_over(files, changes, is_damage=True),
         end=end,
         is_altered=is_altered,
+        is_incomplete=found.is_incomplete,
     )
 
 
@@ -215,6 +227,8 @@ def _with_mtime_0(tree: Tree) -> Tree:
 
 def _without_journal(found: Found, tree: Tree, guests: Guests, files: JournalFiles) -> Recovered:
     """Return the state for a database that the journal does not go on from."""
+    if found.is_incomplete:
+        tree = _with_mtime_0(tree)
     mark = found.mark
     later = files.since(mark.position.sequence, lineage=mark.lineage) if mark else None
     changes = _unsaved(files.unsaved()) if later is None else _changes(later)
@@ -231,6 +245,7 @@ def _without_journal(found: Found, tree: Tree, guests: Guests, files: JournalFil
         must_save=True,
         left_over=_left_over(files, changes, is_damage=False),
         end=None,
+        is_incomplete=found.is_incomplete,
     )
 
 

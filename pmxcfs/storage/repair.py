@@ -65,6 +65,7 @@ class _Repair:
         self._entries: dict[int, Record] = {}  # by ascending inode, without the root
         self._unsound: list[int] = []  # entries whose own row is invalid
         self._displaced: dict[int, None] = {}  # entries to move to lost+found, in the order found
+        self._stored_as: dict[int, int] = {}  # the inodes of renumbered entries in the rows
         self._with_data: list[Record] = []  # directories with data, which moves to lost+found
         self._lines: list[str] = []
         version_row = None
@@ -254,6 +255,7 @@ class _Repair:
         kept = set(numbers).intersection(wild)  # nothing better is free
         moving = [inode for inode in wild if inode not in kept]
         fresh = dict(zip(moving, (n for n in numbers if n not in kept), strict=True))
+        self._stored_as = {number: inode for inode, number in fresh.items()}
         for inode, number in fresh.items():
             self._note(f"entry {inode}: its number is above the version; now entry {number}")
         entries = (
@@ -305,11 +307,11 @@ class _Repair:
         taken = {r.name for r in self._entries.values() if r.parent == home}
         for inode in self._displaced:
             record = self._entries[inode]
-            name = _free_name(record, taken)
+            name = _free_name(record, taken, self._stored_as.get(inode, inode))
             self._put(record._replace(parent=home, name=name))
             taken.add(name)
         for owner in self._with_data:
-            name = _free_name(owner, taken)
+            name = _free_name(owner, taken, owner.inode)
             content = (owner.data or b"")[:MAX_FILE_SIZE]
             self._put(
                 owner._replace(
@@ -391,10 +393,10 @@ def _is_name(name: bytes | None) -> bool:
     return len(name) <= MAX_NAME and not _BAD_NAME.search(name)
 
 
-def _free_name(record: Record, taken: set[bytes]) -> bytes:
-    """Return a free name for *record* in lost+found: its inode, ``-`` and its old name."""
+def _free_name(record: Record, taken: set[bytes], inode: int) -> bytes:
+    """Return a free name for *record* in lost+found: *inode*, ``-`` and its old name."""
     rest = record.name.replace(b"/", b"_").replace(b"\0", b"_")
-    prefix = start = b"%d-" % record.inode
+    prefix = start = b"%d-" % inode
     while True:
         name = prefix + rest[: max(MAX_NAME - len(prefix), 0)]
         if name not in taken:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import StoreError
+from pmxcfs.errors import StoreError, UnreadableDatabase
 from pmxcfs.messages import EntryType, Record
 from pmxcfs.storage.divergence import Execute
 from pmxcfs.storage.repair import VERSION_NAME, Row
@@ -47,7 +47,7 @@ WRITE = (
     "name = excluded.name, data = excluded.data"
 )
 DELETE = "DELETE FROM tree WHERE inode = ?"
-_COLUMNS = frozenset(b"inode parent version writer mtime type name data".split())
+COLUMNS = tuple(b"inode parent version writer mtime type name data".split())
 
 _FILE = int(EntryType.FILE)
 _U64 = (1 << 64) - 1
@@ -127,8 +127,13 @@ def is_blank(execute: Execute) -> bool:
     return not tables and execute("PRAGMA page_count").fetchone()[0] <= 1
 
 
+def data_version(execute: Execute) -> object:
+    """Return a value that is another one when another connection has committed."""
+    return execute("PRAGMA data_version").fetchone()[0]
+
+
 def check_format(execute: Execute, path: Path) -> None:
-    """Raise StoreError if a file does not have the table of a pmxcfs database. Reads no rows."""
+    """Raise UnreadableDatabase if a file does not have the table of pmxcfs. Reads no rows."""
     found = execute(
         "SELECT 1 FROM pragma_table_list('tree') "
         "WHERE schema = 'main' AND type = 'table' AND NOT wr"
@@ -138,13 +143,15 @@ def check_format(execute: Execute, path: Path) -> None:
     encoding = execute("PRAGMA encoding").fetchone()[0]
     if not found:
         reason = "it has no table named tree"
-    elif {column[1] for column in columns} != _COLUMNS or keys != [(b"inode", b"INTEGER")]:
+    elif {column[1] for column in columns} != set(COLUMNS) or keys != [(b"inode", b"INTEGER")]:
         reason = "its table has other columns"
     elif encoding != b"UTF-8":
         reason = "its names are not stored byte by byte"
     else:
         return
-    raise StoreError(f"{path} is the database of another program ({reason}): {OTHER_ADVICE}")
+    raise UnreadableDatabase(
+        f"{path} is the database of another program ({reason}): {OTHER_ADVICE}"
+    )
 
 
 def check_written(execute: Execute, path: Path, *, rows: Sequence[Row], count: int) -> None:

@@ -5,18 +5,19 @@ The only module that interprets SQLite's error codes. Contract: docs/spec/storag
 
 import contextlib
 import errno
+import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pmxcfs.errors import StoreError
+from pmxcfs.errors import StoreError, UnreadableDatabase
 from pmxcfs.host.os_errors import reason_of
 
+# The path takes the place of FILE.
 CORRUPT_ADVICE = (
-    "restore a backup, or try: sqlite3 FILE .recover | sqlite3 NEWFILE; "
-    "if a copy was put in its place, first remove FILE-wal and FILE-shm of the old file"
+    "restore a backup, or save what can be read into a new file: pmxcfs fsck --repair FILE"
 )
 # For a file that may be somebody's data.
 OTHER_ADVICE = (
@@ -58,6 +59,7 @@ FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
 # A limit on our own files: EFBIG would tell users of the mount that *their* file is too large.
 _LIMITS = frozenset([errno.EFBIG, errno.EDQUOT])
+_UNREADABLE = frozenset([sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB])
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
 
@@ -87,7 +89,15 @@ def translate(path: Path, attempt: str, exc: Exception) -> StoreError:
         exc = sqlite3.DatabaseError("database disk image is malformed")
         exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     meaning = _MEANINGS.get(_code(exc)) or _MEANINGS.get(_code(exc) & 0xFF, _UNKNOWN)
-    return StoreError(f"{path} can't be {attempt}: {exc}: {meaning.advice}", meaning.errno)
+    advice = meaning.advice.replace("FILE", shlex.quote(str(path)))
+    kind = UnreadableDatabase if _code(exc) & 0xFF in _UNREADABLE else StoreError
+    return kind(f"{path} can't be {attempt}: {exc}: {advice}", meaning.errno)
+
+
+def out_of_order(path: Path) -> UnreadableDatabase:
+    """Return the error for a file whose rows are not in the order of their keys."""
+    advice = CORRUPT_ADVICE.replace("FILE", shlex.quote(str(path)))
+    return UnreadableDatabase(f"{path} can't be read: its rows are out of order: {advice}")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.ipc.client import IpcClient
-from pmxcfs.storage.database import find_damage
+from pmxcfs.storage.integrity import find_damage
 from pmxcfs.storage.recovery import inspect
 from tests.fakes.programs import careless
 from tests.fakes.programs.mortal import Plan
