@@ -18,6 +18,7 @@ from pmxcfs.settings import DATABASE_NAME
 from pmxcfs.storage.kept_copies import (
     DAMAGE,
     FORK,
+    INCOMPLETE,
     OLDER,
     OTHER_DATABASE,
     Copy,
@@ -32,6 +33,7 @@ from pmxcfs.text import escape
 REASONS = {
     FORK: "only this node had these changes when another node's tree replaced them",
     OLDER: "another node's tree, although older, replaced these changes",
+    INCOMPLETE: "the database of this node was damaged, so the other nodes' tree was to replace it",
     OTHER_DATABASE: "the journal had these changes, but the database was another one",
     DAMAGE: "the journal had these changes behind a damaged place, or they did not fit the tree",
     "": "not described",

@@ -30,6 +30,7 @@ from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.status.counters import Status
 from pmxcfs.status.kvstore import ADDRESS
+from pmxcfs.storage.incomplete import Incomplete
 from pmxcfs.tree.apply import Change
 
 COROSYNC_CONF = "corosync.conf"  # its path in the tree
@@ -50,6 +51,7 @@ class Clustering:
         host_file: Path,
         rundir: Path,
         on_quorum: Callable[[bool], None],
+        incomplete: Incomplete,
     ) -> None:
         self._forced_quorum: bool | None = None  # set by a test, overrides corosync
         self._replica = replica
@@ -62,7 +64,7 @@ class Clustering:
         tree_wakeup, status_wakeup = Wakeup(), Wakeup()
         self.outbox = Outbox(quorum, wake=tree_wakeup.set)
         proposals = Proposals()
-        tree = TreeContent(
+        self._content = tree = TreeContent(
             replica,
             self.outbox,
             proposals,
@@ -70,6 +72,7 @@ class Clustering:
             quorum=self,
             lock_has_expired=lock_has_expired,
             when_synced=self._follow_host_file,
+            incomplete=incomplete,
         )
         source = TreeSource(self.outbox, proposals, lock=lock)
         self.tree = TreeGroup(tree, source, wakeup=tree_wakeup, explain=self._host_file.examine)
@@ -217,6 +220,7 @@ class Clustering:
     def _take_config(self, config: ClusterConfig) -> None:
         with self._lock:
             self._status.members.configure(config)
+            self._content.configure([node.nodeid for node in config.nodes])
             if config.nodes:  # else the nodes are not known
                 room = room_for(config.token, config.consensus, nodes=len(config.nodes))
                 self._replica.departures.set_nodes(

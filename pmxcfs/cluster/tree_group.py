@@ -30,7 +30,8 @@ from pmxcfs.host.threads import Wakeup
 from pmxcfs.replica.outbox import Outbox, Proposal
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.tree.index import records_needed
+from pmxcfs.storage.incomplete import Incomplete
+from pmxcfs.tree.index import below_all, records_needed
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
@@ -165,8 +166,12 @@ class TreeContent:
         lock_has_expired: Callable[[str, bytes], bool],
         when_synced: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        incomplete: Incomplete | None = None,
     ) -> None:
         self._replica = replica
+        self._incomplete = incomplete or Incomplete()  # whether our tree must not lead
+        self._must_lead = False  # although it must not, as there is no better one
+        self._nodes: frozenset[int] = frozenset()  # of the cluster's configuration
         self._clock = clock
         self._outbox = outbox
         self._proposals = proposals
@@ -178,8 +183,27 @@ class TreeContent:
         self._members: Sequence[messages.Member] = ()
 
     def state(self) -> bytes:
-        """Return the tree's index, the payload of a STATE message."""
-        return self._replica.state()
+        """Return the tree's index, the payload of a STATE message; as old if it must not lead."""
+        state = self._replica.state()
+        return below_all(state) if self._is_hidden else state
+
+    @property
+    def _is_hidden(self) -> bool:
+        return self._incomplete.is_set and not self._must_lead
+
+    def configure(self, nodes: Collection[int]) -> None:
+        """Set the nodes of the cluster's configuration."""
+        self._nodes = frozenset(nodes)
+
+    def may_lead(self) -> bool:
+        """Tell whether other members can adopt the tree that this node has announced.
+
+        If not, it may be announced as it is from the next join on: no member has a better one.
+        """
+        if not self._is_hidden:
+            return True
+        self._must_lead = True
+        return False
 
     def checksum(self) -> bytes:
         """Return the state checksum (32 bytes)."""
@@ -198,6 +222,7 @@ class TreeContent:
             now=seconds(),
             lock=self._lock,
         )
+        self._incomplete.is_set = False
 
     def can_keep_copy(self) -> bool:
         """Try whether this node's database could be copied before an adoption. Blocks."""
@@ -232,6 +257,12 @@ class TreeContent:
             self._replica.departures.remember(self._replica.tree.version, now=now)
             self._replica.departures.settle(is_common=is_common, now=now)
             self._replica.save_notes()
+        if self._incomplete.is_set and is_common and self._have_all_joined():
+            self._incomplete.is_set = False
+            _log.info("all nodes of the cluster have this node's tree, which lacked entries")
+
+    def _have_all_joined(self) -> bool:
+        return bool(self._nodes) and self._nodes <= {member.nodeid for member in self._members}
 
     def on_left(self) -> None:
         """Finish all sent proposals with Failed: their outcome is unknown."""
@@ -304,6 +335,9 @@ class Replicated(Content, Protocol):
         NoCopy means that this node's own changes would be lost, and could not be copied.
         """
 
+    def may_lead(self) -> bool:
+        """Tell whether other members can adopt the copy that this node has announced."""
+
     def can_keep_copy(self) -> bool:
         """Try whether this node's changes could be copied now."""
 
@@ -370,6 +404,9 @@ class TreeGroup(GroupThread):
         self._tree.on_tick(is_common=self.dfsm.is_common)
 
     def _send_updates(self, effect: SendUpdates) -> None:
+        if len(effect.states) > 1 and not self._tree.may_lead():
+            reason = "no member has a tree with all its entries, so this node's is to lead"
+            self._carry_out(self.dfsm.leave(reason))
         for record in self._tree.updates(effect):
             self._sender.put(messages.Update(effect.time, effect.epoch, record))
         self._sender.put(messages.UpdateComplete(effect.time, effect.epoch))

@@ -48,6 +48,7 @@ from pmxcfs.rrd.writer import Recorder
 from pmxcfs.settings import Settings
 from pmxcfs.status.counters import Status
 from pmxcfs.status.files import links, status_files
+from pmxcfs.storage.conflicts import keep_incomplete
 from pmxcfs.storage.create import traces_of_use, tree_with
 from pmxcfs.tree.locks import LockTable
 from pmxcfs.vfs.filesystem import FileSystem
@@ -124,6 +125,8 @@ class Daemon:
         has_peers = self._tree.find(COROSYNC_CONF) is not None
         is_clustered = has_peers and not settings.local
         self._make_replica(is_clustered=is_clustered, has_peers=has_peers)
+        if is_clustered and self._storage.database.incomplete.is_set:
+            self._keep_incomplete()
         self._make_status()
         self._make_kernel_cache()
         self._clustering = self._make_clustering() if is_clustered else None
@@ -147,10 +150,11 @@ class Daemon:
             lock=self._session.lock,
             scratch=settings.rundir,
             fresh=_tree_by_host_file(settings.corosync_conf, now=now) if is_new else None,
+            host_file=None if settings.local else settings.corosync_conf,
         )
         cleanup.callback(self._storage.close)
         self._tree, self._guests = self._storage.recovered.tree, self._storage.recovered.guests
-        self._repairs = len(self._storage.recovered.repairs)
+        self._repairs = len(self._storage.recovered.repairs) + len(self._storage.salvaged)
         self._stamp = _stamp(self._tree)
         self._locks = LockTable()
         self._locks.reload(self._tree, now=time.monotonic())
@@ -177,6 +181,14 @@ class Daemon:
         if recovered.must_save:
             with contextlib.suppress(StoreError):  # which the saver has logged
                 self._replica.saver.save(whole=True)
+
+    def _keep_incomplete(self) -> None:
+        """Keep a copy of our tree, which lacks entries: any other node's replaces it."""
+        try:
+            self._replica.saver.save()
+            keep_incomplete(self._storage.database, now=clock.seconds())
+        except StoreError as error:
+            _log.error("no copy of the damaged database is kept: %s", error)
 
     def _make_status(self) -> None:
         self._start_time, self._running_since = clock.seconds(), time.monotonic()
@@ -215,6 +227,7 @@ class Daemon:
             host_file=self._settings.corosync_conf,
             rundir=self._settings.rundir,
             on_quorum=self._quorum_switch.set,
+            incomplete=self._storage.database.incomplete,
         )
 
     def _lock_has_expired(self, path: str, checksum: bytes) -> bool:

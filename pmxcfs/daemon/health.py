@@ -188,7 +188,7 @@ KINDS: Mapping[str, Kind] = {
         "The database was damaged when the daemon was started. It was repaired, and a copy of the "
         "damaged file is kept.",
         "see what was repaired: journalctl -t pmxcfs; look for the cause, such as a failing disk",
-        "Back up and restore",
+        "A damaged database",
     ),
     "metrics": Kind(
         State.DEGRADED,

@@ -23,23 +23,28 @@ database was restored; that is kept, too, but is no fork.
 Contract: docs/spec/cluster.md, "Forks".
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.host.files import make_private_directory, sync_directory
-from pmxcfs.storage.database import Database
+from pmxcfs.messages import Record
+from pmxcfs.storage.database import Database, inspect
 from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.kept_copies import (
     FORK,
     HOME,
+    INCOMPLETE,
     OLDER,
     Description,
     describe_copy,
+    kept_copies,
     log_paths,
 )
 from pmxcfs.storage.sqlite_errors import translated
@@ -166,6 +171,35 @@ def keep_copy(database: Database, lost: Lost, *, now: int) -> None:
             copy,
         )
         log_paths(_log, "replaced by an older version", map(_loggable, lost.older))
+
+
+def keep_incomplete(database: Database, *, now: int) -> None:
+    """Copy *database*, whose tree may lack rows, to ``conflicts/<now>.db``. Blocks.
+
+    A copy of the same entries is not kept twice. *now* is in seconds since 1970. Logs a warning.
+    Raises StoreError.
+    """
+    home = database.path.parent / HOME
+    with translated(home, "written"):
+        entries = database.read().records[1:]
+        for copy in kept_copies(database.path.parent):
+            if copy.description.reason == INCOMPLETE and _entries_of(copy.path) == entries:
+                return
+        make_private_directory(home)
+        kept = database.copy_to(home / f"{now}.db")
+        describe_copy(kept, Description(now, INCOMPLETE, (), ()))
+        sync_directory(home)
+    _log.warning(
+        "the database of this node was damaged and may lack entries: the tree of the other nodes "
+        "replaces it, whatever its version is; a copy is %s",
+        kept,
+    )
+
+
+def _entries_of(copy: Path) -> Sequence[Record] | None:
+    with contextlib.suppress(StoreError):
+        return inspect(copy).records[1:]
+    return None
 
 
 def _description(lost: Lost, now: int) -> Description:

@@ -29,6 +29,7 @@ HOME = "conflicts"  # in the state directory
 DONE = "done"  # in HOME
 FORK, OLDER = "fork", "older"  # reasons for a copy of the database
 OTHER_DATABASE, DAMAGE = "other database", "damage"  # reasons for a copy of the journal
+INCOMPLETE = "incomplete"  # a reason for a copy of the database, too
 MAX_LOGGED_PATHS = 100  # paths that are logged for one copy
 _NAME = re.compile(r"[0-9]+\.(db|journal)(\.[0-9]+)?")
 

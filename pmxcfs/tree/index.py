@@ -47,6 +47,12 @@ def parse_header(raw: bytes) -> Header:
     return Header(version, mtime, writer)
 
 
+def below_all(raw: bytes) -> bytes:
+    """Return an index with the lowest rank of all: another member's tree leads, if there is one."""
+    _, last_inode, writer, _, count, total = HEADER.unpack_from(raw)
+    return HEADER.pack(1, last_inode, writer, 0, count, total) + raw[HEADER.size :]
+
+
 def parse(raw: bytes) -> Index:
     """Parse and check an index from another node. Raises BadMessage."""
     header = parse_header(raw)

@@ -51,6 +51,7 @@ class FakeContent:
         self.members: list[list[Member]] = []
         self.synced = self.left = 0
         self.is_common = self.has_room = False
+        self.is_hidden = False  # whether the tree must not lead
         self.trials = 0
         self.agreed: Collection[Member] = ()
         self.commits: list[Commit] = []
@@ -102,6 +103,10 @@ class FakeContent:
             raise self.commit_failure
         self.commits.append(effect)
         self._note()
+
+    def may_lead(self) -> bool:
+        was_hidden, self.is_hidden = self.is_hidden, False
+        return not was_hidden
 
     def can_keep_copy(self) -> bool:
         self.trials += 1

@@ -420,6 +420,18 @@ def test_a_leader_sends_updates_of_what_differs(node: Node) -> None:
     assert node.thread.mode is Mode.SYNCED
 
 
+@pytest.mark.expect_log("no member has a tree with all its entries, so this node's is to lead")
+def test_a_tree_that_must_not_lead_is_announced_anew_if_it_is_to_lead(node: Node) -> None:
+    node.start()
+    node.content.is_hidden = True
+    epoch = node.meet(OTHER)
+    node.world.others.clear()
+    node.world.deliver(OTHER, State(0, epoch, index(3)))
+    node.until_connected(2)
+    node.until_synced(2)
+    assert not [message for message in node.world.messages if isinstance(message, Update)]
+
+
 def test_a_follower_adopts_the_leader_s_tree(node: Node) -> None:
     node.start()
     epoch = node.meet(OTHER)

@@ -11,6 +11,7 @@ from pmxcfs.messages import Create, Member, Mutation, Rename, Write
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.status.counters import Status
+from pmxcfs.storage.incomplete import Incomplete
 from tests.fakes.doubles.replicas import StoredReplica
 
 ME = Member(1, 100)
@@ -31,6 +32,7 @@ class World:
             host_file=directory / "corosync.conf",
             rundir=directory,
             on_quorum=lambda quorate: None,
+            incomplete=Incomplete(),
         )
         clustering.tree.dfsm.join(ME)
         clustering._host_file = self  # type: ignore[assignment]

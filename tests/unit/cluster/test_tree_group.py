@@ -30,8 +30,10 @@ from pmxcfs.replica.progress import OVERDUE
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.divergence import Note
+from pmxcfs.storage.incomplete import Incomplete
 from pmxcfs.storage.records import Notes
 from pmxcfs.tree.apply import Change
+from pmxcfs.tree.index import parse, parse_header
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import StoredReplica
 
@@ -71,6 +73,7 @@ class World:
         self.syncs = 0
         self.outbox = Outbox(QuorumFlag(is_quorate=True), wake=self._note_wake)
         self.proposals = Proposals()
+        self.incomplete = Incomplete()
         self.stored = StoredReplica(directory, lock=self.lock)
         self.replica = self.stored.replica
         self.replica.subscribe(on_change=self._on_change)
@@ -84,6 +87,7 @@ class World:
             lock_has_expired=self._has_expired,
             when_synced=self._note_synced,
             clock=lambda: self.seconds,
+            incomplete=self.incomplete,
         )
         self.content.on_members([ME, PEER], me=ME)
 
@@ -465,3 +469,58 @@ def test_the_end_of_each_synchronization_is_told(world: World) -> None:
     world.content.on_synced([ME])
     world.content.on_synced([ME, PEER])
     assert world.syncs == 2
+
+
+# A tree that may lack entries
+
+
+def test_an_incomplete_tree_is_announced_as_the_lowest(world: World) -> None:
+    world.deliver(of(PEER, Mkdir("a")))
+    real = parse(world.content.state())
+    world.incomplete.is_set = True
+    hidden = parse(world.content.state())
+    assert (hidden.header.version, hidden.header.mtime) == (1, 0)
+    assert real.header.version == world.replica.tree.version > 1
+    assert hidden.digests == real.digests
+    assert not world.content.may_lead()
+    assert parse(world.content.state()) == real
+    assert world.content.may_lead()
+
+
+def test_a_complete_tree_may_lead(world: World) -> None:
+    assert world.content.may_lead()
+
+
+def test_a_tree_is_complete_when_another_one_was_adopted(world: World) -> None:
+    world.incomplete.is_set = True
+    replica = SimpleNamespace(adopt=lambda *_, **__: None)
+    setattr(world.content, "_replica", replica)  # noqa: B010
+    world.content.commit(Commit(PEER, b"", cast("list[Record]", []), agreed=[PEER]))
+    assert not world.incomplete.is_set
+
+
+@pytest.mark.parametrize(
+    ("nodes", "members", "is_common", "is_set"),
+    [
+        ((2, 3), (ME, PEER), True, False),
+        ((2,), (ME,), True, False),
+        ((2, 3), (ME, PEER), False, True),
+        ((2, 3, 4), (ME, PEER), True, True),
+        ((), (ME, PEER), True, True),
+    ],
+    ids=["all", "a single node", "not in sync", "one is absent", "nodes unknown"],
+)
+def test_a_tree_counts_as_complete_when_all_nodes_have_it(
+    world: World,
+    nodes: Sequence[int],
+    members: Sequence[Member],
+    is_common: bool,
+    is_set: bool,
+) -> None:
+    world.incomplete.is_set = True
+    world.content.configure(nodes)
+    world.content.on_members(members, me=ME)
+    world.content.on_tick(is_common=is_common)
+    assert world.incomplete.is_set == is_set
+    version = parse_header(world.content.state()).version
+    assert version == (1 if is_set else world.replica.tree.version)

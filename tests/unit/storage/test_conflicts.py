@@ -15,10 +15,11 @@ from pmxcfs.cli import offline
 from pmxcfs.errors import NoCopy, StoreError
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Record, Rename, Write
 from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage.conflicts import keep_incomplete
 from pmxcfs.storage.create import making
-from pmxcfs.storage.database import whole_batch
+from pmxcfs.storage.database import Database, whole_batch
 from pmxcfs.storage.divergence import Note, Removal
-from pmxcfs.storage.kept_copies import FORK, Description, find_copy
+from pmxcfs.storage.kept_copies import FORK, INCOMPLETE, Description, find_copy, kept_copies
 from pmxcfs.storage.saver import Saver
 from pmxcfs.tree.adoption import Adoption
 from tests.conftest import ExpectLog
@@ -553,3 +554,23 @@ def test_no_save_comes_between_the_leaders_tree_in_the_database_and_in_ram(
     assert others == [False]
     node.replica.saver.save(whole=True)
     assert stored(node.path).index() == node.tree.index() == a_majority().index()
+
+
+# A tree that may lack entries
+
+
+def test_an_incomplete_tree_is_kept_once(tmp_path: Path, expect_log: ExpectLog) -> None:
+    """Before it joins, and again only if it has changed."""
+    expect_log("was damaged and may lack entries: the tree of the other nodes replaces it")
+    trees = [tree_of(directory(2, "d"), file(3, "f", data, parent=2)) for data in (b"x", b"y")]
+    path = tmp_path / "config.db"
+    with contextlib.closing(Database.open(path, now=1)) as database:
+        for number, tree in enumerate(trees, 1):
+            database.save(whole_batch(tree), None)
+            for now in (NOW, NOW + 7):
+                keep_incomplete(database, now=now + 100 * number)
+            names = [copy.name for copy in kept_copies(tmp_path)]
+            assert names == [f"{NOW + 100 * n}.db" for n in range(1, number + 1)]
+    copy = find_copy(tmp_path, names[0])
+    assert copy.description == Description(NOW + 100, INCOMPLETE, [], [])
+    assert contents_of(stored(copy.path)) == {"d": None, "d/f": b"x"}
