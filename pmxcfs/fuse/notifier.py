@@ -1,9 +1,10 @@
 """Queues and threads that send invalidation notifications to the kernel.
 
-Queuing a notification never blocks; sending one can. An entry's notification blocks for as long as
-the kernel holds the lock of its directory, which is as long as a mutation in that directory waits.
-So inode notifications have a thread of their own. Entry notifications have several threads, each
-busy with one directory at a time, so a blocked directory does not delay the others.
+Queuing a notification never blocks; sending one can, unless it is of attributes alone. An entry's
+notification blocks for as long as the kernel holds the lock of its directory, which is as long as a
+mutation in that directory waits. So inode notifications have a thread of their own. Entry
+notifications have as many threads as are needed, each busy with one directory at a time, so a
+blocked directory does not delay the others.
 
 A lookup's reply can reach the kernel after the notification of a later change, and leave a stale
 inode. An entry notification waits until lookups in its directory are over; so the inode is notified
@@ -25,6 +26,8 @@ from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread
 
 _log = logging.getLogger("pmxcfs.fuse")
 
+KEPT_THREADS = 1  # for entries; others end when they are idle
+IDLE_TIMEOUT = 5.0  # seconds without a notification after which a thread that is not kept ends
 AGAIN_AFTER = 0.1  # seconds after which the reply of a concurrent lookup has reached the kernel
 
 
@@ -55,7 +58,10 @@ class NotificationChannel:
 
 
 class Notifier:
-    """Unbounded, coalescing queues of notifications, and the threads that send them."""
+    """Unbounded, coalescing queues of notifications, and the threads that send them.
+
+    At most *entry_threads* threads send notifications of entries.
+    """
 
     def __init__(self, *, entry_threads: int) -> None:
         self._lock = threading.Lock()
@@ -71,17 +77,30 @@ class Notifier:
         self._outstanding: OrderedDict[int, None] = OrderedDict()  # unsent numbers, ascending
         self._is_closed = False
         self._again: deque[tuple[float, list[int]]] = deque()  # (monotonic second, node ids)
-        self._entry_threads = entry_threads
+        self._max_entry_threads = entry_threads
+        self._entry_threads = self._idle_threads = 0  # for entries
+        self._channel: NotificationChannel | None = None
         self._threads: list[BackgroundThread] = []
 
     def start(self, channel: NotificationChannel) -> None:
         """Send what is queued, and all that will be, through *channel*."""
-        work = [self._send_inodes] + [self._send_entries] * self._entry_threads
-        for send in work:
-            target = functools.partial(send, channel)
-            self._threads.append(BackgroundThread("invalidation", target))
-        for thread in self._threads:
-            thread.start()
+        with self._lock:
+            self._channel = channel
+            self._start_thread(functools.partial(self._send_inodes, channel))
+            for _ in range(max(1, len(self._ready))):
+                self._start_entry_thread()
+
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        thread = BackgroundThread("invalidation", target)
+        self._threads = [known for known in self._threads if known.is_alive]
+        self._threads.append(thread)
+        thread.start()
+
+    def _start_entry_thread(self) -> None:
+        """Start another thread for entries, if there may be one."""
+        if self._channel is not None and self._entry_threads < self._max_entry_threads:
+            self._entry_threads += 1
+            self._start_thread(functools.partial(self._send_entries, self._channel))
 
     @property
     def handed(self) -> int:
@@ -90,9 +109,16 @@ class Notifier:
             return next(iter(self._outstanding), self.sequence + 1) - 1
 
     def inode(self, node: int, *, pages: bool) -> None:
-        """Queue the invalidation of the attributes of *node*, and of its pages if *pages*."""
-        with self._lock:
-            self._queue_inode(node, pages=pages)
+        """Invalidate the attributes of *node*; with *pages*, queue that and its pages'.
+
+        The kernel takes no lock for attributes alone, so that never blocks, and no thread is woken.
+        """
+        channel = self._channel
+        if pages or channel is None:
+            with self._lock:
+                self._queue_inode(node, pages=pages)
+        else:
+            self._try(channel.inode, node, False)
 
     def entry(self, name: Name, *, inode: int = 0, pages: bool = False) -> None:
         """Queue the invalidation of the entry *name*, then of its inode.
@@ -104,6 +130,8 @@ class Notifier:
             if name.parent not in self._directories:
                 self._directories[name.parent] = OrderedDict()
                 self._ready[name.parent] = None
+                if len(self._ready) > self._idle_threads:
+                    self._start_entry_thread()
                 self._has_directory.notify()
             names = self._directories[name.parent]
             queued = names.get(name.name) or _Queued(self._next_number())
@@ -127,10 +155,12 @@ class Notifier:
         """End the threads; wait *timeout* seconds in all, as the kernel may block a thread."""
         with self._lock:
             self._is_closed = True
+            self._channel = None
             self._has_inode.notify_all()
             self._has_directory.notify_all()
-        for thread in self._threads:
-            thread.close(timeout / len(self._threads))
+            threads = self._threads
+        for thread in threads:
+            thread.close(timeout / len(threads))
 
     def _queue_inode(self, node: int, *, pages: bool) -> None:
         number, known_pages = self._inodes.get(node) or (self._next_number(), False)
@@ -177,9 +207,18 @@ class Notifier:
                 self._finish_entry(parent, queued)
 
     def _next_directory(self) -> int | None:
+        """Return the next directory; None if the thread is to end. Blocks."""
         with self._lock:
-            self._has_directory.wait_for(lambda: self._ready or self._is_closed)
-            return None if self._is_closed else self._ready.popitem(last=False)[0]
+            while not self._ready and not self._is_closed:
+                self._idle_threads += 1
+                is_notified = self._has_directory.wait(IDLE_TIMEOUT)
+                self._idle_threads -= 1
+                if not (is_notified or self._ready) and self._entry_threads > KEPT_THREADS:
+                    break
+            if self._ready and not self._is_closed:
+                return self._ready.popitem(last=False)[0]
+            self._entry_threads -= 1
+            return None
 
     def _finish_entry(self, parent: int, queued: _Queued) -> None:
         del self._outstanding[queued.number]

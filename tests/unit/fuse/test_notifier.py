@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pmxcfs.fuse import notifier as module
 from pmxcfs.fuse.notifier import AGAIN_AFTER, Name, Notifier
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.kernel import TIMEOUT, Kernel
@@ -189,3 +190,27 @@ def test_an_error_of_the_kernel_is_a_warning(
     notifier.entry(Name(1, b"f"))
     wait_until_handed(kernel, notifier)
     assert len(kernel.sent) == 2
+
+
+def test_a_thread_is_made_for_each_blocked_directory_and_ends_when_it_is_idle(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE_TIMEOUT", 0.01)
+    before = threading.active_count()
+    notifier = Notifier(entry_threads=5)
+    notifier.start(kernel.channel)
+    try:
+        assert threading.active_count() == before + 2
+        with kernel.locked(*range(1, 6)):
+            for directory in range(1, 6):
+                notifier.entry(Name(directory, b"f"))
+            kernel.wait_for(lambda: len(kernel.blocked) == 5)
+            assert threading.active_count() == before + 6
+        deadline = time.monotonic() + TIMEOUT
+        while threading.active_count() > before + 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        notifier.entry(Name(9, b"f"))
+        kernel.wait_for(lambda: ("entry", 9, b"f", False) in kernel.sent)
+    finally:
+        notifier.close(TIMEOUT)
