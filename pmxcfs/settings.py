@@ -13,6 +13,7 @@ JOURNAL_NAME = "journal"  # a directory in the state directory
 LOCKFILE_NAME = ".pmxcfs.lockfile"  # in the state directory
 HISTORY_SIZE = 64 << 20  # bytes that the history of changes takes at most
 HISTORY_SHARE = 3  # of what is free on the file system, it takes at most one part of so many
+SESSIONS = ("auto", "native", "llfuse")  # ways to speak with the kernel
 PERMISSIONS = ("strict", "lenient")  # whether a chmod or chown without effect is refused
 
 
@@ -30,7 +31,8 @@ class Settings:
     rrddir: Path = Path("/var/lib/rrdcached/db")
     rrdcached_socket: Path = Path("/var/run/rrdcached.sock")
     ipc_name: str = "pve2"
-    workers: int | None = None  # threads that handle FUSE requests; None: the default of the mode
+    fuse: str = "llfuse"  # one of SESSIONS
+    workers: int | None = None  # llfuse's threads; None: the default
     permissions: str = "strict"  # one of PERMISSIONS
     local: bool = False  # local mode: no cluster, always quorate
     foreground: bool = False

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from pmxcfs.settings import Settings
+
 POLL_INTERVAL = 0.005  # seconds
 PROGRAM = ("-m", "pmxcfs")  # arguments of Python
 # Seconds for steps of milliseconds on an idle machine; tests assert the deadlines of the contract.
@@ -232,10 +234,22 @@ def launch(
     argv += ["-l"] if local else []
     argv += ["--mountpoint", mountpoint, "--statedir", state, "--rundir", run]
     argv += ["--nodename", nodename, "--ipc-name", ipc_name(workdir)]
-    argv += ["--rrddir", workdir / "rrd", "--rrdcached-socket", workdir / "rrdcached.sock", *flags]
+    argv += ["--rrddir", workdir / "rrd", "--rrdcached-socket", workdir / "rrdcached.sock"]
+    argv += [*session_flags(), *flags]
     with log.open("wb") as stderr:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, cwd=workdir)
     return Daemon(mountpoint, state, run, log, process)
+
+
+def session_flags() -> list[str]:
+    """Return the option for the session that PMXCFS_TEST_FUSE names."""
+    name = os.environ.get("PMXCFS_TEST_FUSE", "")
+    return ["--fuse", name] if name else []
+
+
+def session_in_use() -> str:
+    """Return the kind of session that daemons of this run have."""
+    return os.environ.get("PMXCFS_TEST_FUSE", "") or Settings.fuse
 
 
 def arguments(workdir: Path, *, nodename: str = "node1") -> list[str]:

@@ -19,7 +19,7 @@ import pmxcfs
 from pmxcfs.errors import NoAnswer, PmxcfsError, StartError
 from pmxcfs.host.os_errors import PERMISSION, in_words
 from pmxcfs.messages import PRIORITIES
-from pmxcfs.settings import DATABASE_NAME, PERMISSIONS, Settings
+from pmxcfs.settings import DATABASE_NAME, PERMISSIONS, SESSIONS, Settings
 
 FAILED = 1  # also: not found, not sound
 CANNOT_TELL = 3  # no daemon, no permission, or no answer
@@ -150,10 +150,18 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
         "-l", "--local", action="store_true", help="ignore corosync.conf, be quorate alone"
     )
     group.add_argument(
+        "--fuse",
+        choices=SESSIONS,
+        metavar="SESSION",
+        default=Settings.fuse,
+        help="how to speak with the kernel: native, llfuse, or auto, which is native if that can "
+        "run here (default: %(default)s)",
+    )
+    group.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="threads that answer the kernel (default: 16, at least 5)",
+        help="with llfuse, threads that answer the kernel (default: 16, at least 5)",
     )
     group.add_argument(
         "--permissions",

@@ -297,6 +297,7 @@ def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         "node",
         [f"{report['node']}, pmxcfs {report['version']}, pid {report['pid']}, for {running}"],
     )
+    yield "session", [report["session"]]
     yield "quorum", ["yes" if report["quorate"] else "no"]
     yield "members", _members_of(report["members"])
     cluster = report["cluster"]

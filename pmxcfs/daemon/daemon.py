@@ -99,7 +99,12 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         cleanup.enter_context(process.pid_file(settings.pidfile))
         waiter.start(daemon.stop)
         cleanup.callback(waiter.close)
-        _log.info("serving %s for node %s", settings.mountpoint, settings.nodename)
+        _log.info(
+            "serving %s for node %s, FUSE session %s",
+            settings.mountpoint,
+            settings.nodename,
+            daemon.session_name,
+        )
         process.notify_service_manager("READY=1")
         ready()
         status = daemon.serve()
@@ -137,6 +142,11 @@ class Daemon:
         self._mount(cleanup)
         self._start_threads(cleanup)
         _keep_collector_off_the_tree()
+
+    @property
+    def session_name(self) -> str:
+        """The kind of session that serves the mount."""
+        return self._session.name
 
     # Making the parts
 
@@ -371,6 +381,7 @@ class Daemon:
             troubles=self._troubles,
             start_time=self._start_time,
             running_since=self._running_since,
+            session=self._session.name,
         )
         self._clients.start(lambda: describe(parts))
         cleanup.callback(self._clients.stop)

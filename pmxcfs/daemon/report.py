@@ -72,6 +72,7 @@ class ReportSources(NamedTuple):
     troubles: RecentWarnings
     start_time: int  # seconds since 1970
     running_since: float  # monotonic second of the start
+    session: str  # the kind of session with the kernel
 
 
 def describe(parts: ReportSources) -> Mapping[str, object]:
@@ -85,6 +86,7 @@ def describe(parts: ReportSources) -> Mapping[str, object]:
         "uptime": round(time.monotonic() - parts.running_since, 1),
         "state": state_of(findings).value,
         "findings": [_as_data(finding) for finding in findings],
+        "session": parts.session,
         "quorate": parts.quorum.is_quorate,
         "members": json.loads(parts.members_file.content),
         "cluster": parts.clustering.describe() if parts.clustering else None,

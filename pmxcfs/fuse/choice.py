@@ -5,6 +5,7 @@ Contract: docs/spec/session.md.
 """
 
 import logging
+import os
 
 from pmxcfs.fuse.session import Session
 from pmxcfs.fuse.workers import RESERVED_WORKERS
@@ -13,17 +14,36 @@ from pmxcfs.settings import Settings
 _log = logging.getLogger("pmxcfs.main")
 
 WORKERS = 16  # one that reads; most of them may wait for the device or for other nodes
+NATIVE_SINCE = (5, 4)  # version of Linux
 
 
 def make_session(settings: Settings) -> Session:
     """Return a session that is not mounted yet."""
+    kind = settings.fuse
+    if kind == "auto":
+        kind = "native" if can_be_native() else "llfuse"
+    if kind == "native":
+        from pmxcfs.fuse.native import NativeSession
+
+        return NativeSession()
     from pmxcfs.fuse.llfuse_session import LlfuseSession
 
     return LlfuseSession(workers=workers_for(settings))
 
 
+def can_be_native() -> bool:
+    """Tell whether the native session can run here: as root, on a kernel that is new enough."""
+    return os.geteuid() == 0 and _version(os.uname().release) >= NATIVE_SINCE
+
+
+def _version(release: str) -> tuple[int, ...]:
+    """Return the first two numbers of a kernel's release, such as 6.1.0-18-amd64."""
+    numbers = release.replace("-", ".").split(".")[:2]
+    return tuple(int(number) for number in numbers if number.isdigit())
+
+
 def workers_for(settings: Settings) -> int:
-    """Return how many threads answer the kernel."""
+    """Return how many threads answer the kernel through llfuse."""
     workers = settings.workers or WORKERS
     least = RESERVED_WORKERS + 1  # with fewer no change could wait, so all would be refused
     if workers < least:

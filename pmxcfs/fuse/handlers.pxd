@@ -51,12 +51,12 @@ cdef class Handlers:
     cpdef object rmdir(self, uint64_t parent, bytes name, Requester requester)
     cpdef object rename(
         self, uint64_t parent, bytes raw_name, uint64_t new_parent, bytes raw_new_name,
-        Requester requester)
+        Requester requester, exclusive=*)
     cpdef object link(self, uint64_t node, uint64_t new_parent, bytes new_name)
     cpdef Attributes setattr(self, uint64_t node, Wanted wanted, handle, Requester requester)
     cpdef uint64_t open(self, uint64_t node, uint32_t flags, Requester requester) except 0
     cpdef bytes read(self, uint64_t handle, int64_t offset, Py_ssize_t size)
-    cpdef Py_ssize_t write(self, uint64_t handle, int64_t offset, bytes data) except -1
+    cpdef Py_ssize_t write(self, uint64_t handle, int64_t offset, bytes data, append=*) except -1
     cpdef object flush(self, uint64_t handle)
     cpdef object fsync(self, uint64_t handle)
     cpdef object release(self, uint64_t handle)

@@ -13,7 +13,6 @@ Contract: docs/spec/fuse.md; docs/spec/filesystem.md, "Operations".
 import errno
 import logging
 import stat
-import time
 from collections.abc import Callable, Sequence
 from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC
 from typing import TypeAlias
@@ -32,14 +31,13 @@ from pmxcfs.errors import (
 )
 from pmxcfs.fuse.attributes import Attributes, Requester, Statistics, Wanted
 from pmxcfs.fuse.node_ids import ROOT, Node, NodeIds
-from pmxcfs.fuse.request_log import RequestLog
+from pmxcfs.fuse.request_log import OPENING, RequestLog
 from pmxcfs.host.callers import UNKNOWN, Caller, Callers
 from pmxcfs.host.outage import Repetitions
 from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
 from pmxcfs.status.files import Link, Snapshot, StatusFile, Switch
 from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree import modes
-from pmxcfs.tree.modes import PRIVATE
 from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.ownership import Ownership
 from pmxcfs.vfs.writeback import OpenFile
@@ -122,25 +120,17 @@ class Handlers:
     def call(
         self, name: str, arguments: tuple[object, ...], requester: Requester | None = None
     ) -> object:
-        """Call the handler *name*; in debug mode log request, outcome and time in microseconds."""
+        """Call the handler *name*; in debug mode log it."""
         handler = getattr(self, name)
         if not self.is_logging_requests:
             return handler(*arguments)
-        outcome, start_ns = "EIO", time.perf_counter_ns()
-        subject, caller = self.requests.describe(name, arguments, requester)
-        try:
+        with self.requests.begin(name, arguments, requester) as logged:
             answer = handler(*arguments)
-            outcome = "ENOENT" if answer is self._absent else "ok"
-            self.requests.note(name, answer, caller)
+            if answer is self._absent:
+                logged.outcome = "ENOENT"
+            elif name in OPENING:
+                logged.note_handle(answer[0] if isinstance(answer, tuple) else answer)
             return answer
-        except PmxcfsError as error:
-            outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
-            raise
-        finally:
-            elapsed = (time.perf_counter_ns() - start_ns) // 1000
-            if subject == PRIVATE:
-                outcome = outcome.partition(":")[0]
-            _log.debug("%s %s [%s] -> %s (%d us)", name, subject, caller, outcome, elapsed)
 
     def turn_debug(self, on: bool) -> None:
         """Log requests from now on, or no longer."""
@@ -373,13 +363,15 @@ class Handlers:
         new_parent: int,
         raw_new_name: bytes,
         requester: Requester,
+        exclusive: bool = False,
     ) -> None:
-        """Move an entry, replacing what is there."""
+        """Move an entry, replacing what is there unless *exclusive*."""
         entry, new_name = self._find(parent, to_text(raw_name)), to_text(raw_new_name)
         if self._special(new_parent, new_name) is not None:
             raise Denied(f"{new_name} can't be replaced")
         caller = self._caller(requester)
-        self._files.rename(entry, self._directory(new_parent), new_name, caller=caller)
+        directory = self._directory(new_parent)
+        self._files.rename(entry, directory, new_name, exclusive=exclusive, caller=caller)
 
     def link(self, node: int, new_parent: int, new_name: bytes) -> None:
         """Refuse a hard link."""
@@ -470,11 +462,14 @@ class Handlers:
             return opened.entry.read(offset, size)
         return opened.content[offset : offset + size]
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write to an open file; return how many bytes were used."""
+    def write(self, handle: int, offset: int, data: bytes, append: bool | None = None) -> int:
+        """Write to an open file; return how many bytes were used.
+
+        *append*: whatever the offset is, to the end; None: the session does not know.
+        """
         opened = self._handles[handle]
         if isinstance(opened, OpenFile):
-            self._files.write(opened, offset, data)
+            self._files.write(opened, offset, data, append)
             return len(data)
         if isinstance(opened, Switch):
             return opened.write(data)

@@ -4,16 +4,25 @@ They contain no content of files and nothing about private entries. Needs the tr
 Contract: docs/spec/operations.md, "Logging".
 """
 
+import errno
+import logging
 import os
+import time
 from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
 
 from pmxcfs._core import Entry
+from pmxcfs.errors import PmxcfsError
 from pmxcfs.fuse.attributes import Requester, Wanted
 from pmxcfs.fuse.node_ids import ROOT
 from pmxcfs.status.files import Link, Snapshot, Switch
 from pmxcfs.text import to_text
 from pmxcfs.tree.modes import PRIVATE
 
+_log = logging.getLogger("pmxcfs.fuse")
+
+OPENING = frozenset({"open", "opendir", "create"})  # requests whose answer has a handle
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_LISTING = frozenset({"readdir", "releasedir", "fsyncdir"})
 _ENDS = frozenset({"release", "releasedir"})
@@ -30,6 +39,38 @@ _NAMED_FLAGS = {
 _NAMED_FLAGS[0o100000] = "O_LARGEFILE"  # the kernel's number on x86; Python has 0
 
 
+class LoggedRequest:
+    """A request in debug mode: logged with its outcome and duration when the block ends."""
+
+    def __init__(self, name: str, subject: str, caller: str, callers: dict[int, str]) -> None:
+        self.outcome = "ok"
+        self._name = name
+        self._subject = subject
+        self._caller = caller
+        self._callers = callers
+
+    def note_handle(self, handle: int) -> None:
+        """Remember who opened *handle*."""
+        self._callers[handle] = self._caller
+
+    def __enter__(self) -> Self:
+        self._start_ns = time.perf_counter_ns()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        microseconds = (time.perf_counter_ns() - self._start_ns) // 1000
+        if isinstance(error, PmxcfsError):
+            self.outcome = f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
+        elif error is not None:
+            self.outcome = "EIO"
+        if self._subject == PRIVATE:
+            self.outcome = self.outcome.partition(":")[0]
+        parts = (self._name, self._subject, self._caller, self.outcome, microseconds)
+        _log.debug("%s %s [%s] -> %s (%d us)", *parts)
+
+
 class RequestLog:
     """Describes requests, and remembers who opened what: a request by handle does not tell."""
 
@@ -44,23 +85,17 @@ class RequestLog:
         self._directories = directories
         self._callers: dict[int, str] = {}  # by handle
 
-    def describe(
+    def begin(
         self, name: str, arguments: tuple[object, ...], requester: Requester | None
-    ) -> tuple[str, str]:
-        """Return a description of the request *name*, and of the process that makes it."""
+    ) -> LoggedRequest:
+        """Return a context that logs the request *name*; None: its process is not known."""
         caller = f"pid {requester.pid} uid {requester.uid}" if requester is not None else ""
         if not caller and arguments and isinstance(arguments[0], int):
             known = self._callers.get(arguments[0])
             caller = f"opened by {known}" if known else "opened before debug mode"
-            if name in _ENDS:
-                self._callers.pop(arguments[0], None)
-        return self._subject(name, arguments), caller
-
-    def note(self, name: str, answer: object, caller: str) -> None:
-        """Remember whose handle the *answer* of an open is."""
-        handle = answer[0] if name == "create" and isinstance(answer, tuple) else answer
-        if name in ("open", "opendir", "create") and isinstance(handle, int):
-            self._callers[handle] = caller
+        if name in _ENDS and isinstance(arguments[0], int):
+            self._callers.pop(arguments[0], None)
+        return LoggedRequest(name, self._subject(name, arguments), caller, self._callers)
 
     def clear(self) -> None:
         """Forget the callers, as what ends while debug mode is off is not seen."""

@@ -26,7 +26,7 @@ cdef class FileSystem:
     cdef object _remove(self, Entry entry, caller, bint is_directory)
 
     @cython.locals(entry=Entry)
-    cpdef object write(self, OpenFile handle, offset, bytes data)
+    cpdef object write(self, OpenFile handle, offset, bytes data, append=*)
     cdef str _new_path(self, Entry parent, str name)
     cdef object _need_quorum(self)
     cdef object _need_issuer(self, Entry entry, Py_ssize_t size=*)

@@ -145,8 +145,18 @@ class FileSystem:
             return NotADirectory(f"{path} has become a file")
         return IsADirectory(f"{path} has become a directory")
 
-    def rename(self, entry: Entry, parent: Entry, name: str, *, caller: Caller = UNKNOWN) -> None:
+    def rename(
+        self,
+        entry: Entry,
+        parent: Entry,
+        name: str,
+        *,
+        exclusive: bool = False,
+        caller: Caller = UNKNOWN,
+    ) -> None:
         """Move *entry* to *name* in *parent*, replacing the entry of that name.
+
+        With *exclusive* raises Exists instead, as far as this node knows when it sends the change.
 
         What this node can know is checked before anything changes. A guest number that a file can't
         get is found at delivery, when the draft of *entry* is already published. Raises NoQuorum,
@@ -160,6 +170,8 @@ class FileSystem:
         _check_empty(entry)
         replaced = parent.child(name)
         if replaced is not None:
+            if exclusive:
+                raise Exists(f"{target} is there already")
             _check_empty(replaced)
         if entry.is_directory:
             _refuse_guest_name(target)
@@ -174,8 +186,19 @@ class FileSystem:
             # The existing implementation uses freed memory on such a RENAME.
             raise NotFound(f"another node has moved {source} onto or above the new name")
         timeout, limit = self.writeback.remaining(until_ns), self.writeback.remaining(limit_ns)
-        rename = messages.Rename(source, target)
-        self._issuer.carry_out(Ticket(rename, timeout=timeout, limit=limit, caller=caller))
+        self._issuer.carry_out(
+            Ticket(
+                messages.Rename(source, target),
+                timeout=timeout,
+                limit=limit,
+                objection=functools.partial(self._existing, target) if exclusive else None,
+                caller=caller,
+            )
+        )
+
+    def _existing(self, path: str) -> PmxcfsError | None:
+        """Return the error of a change that must not replace what is at *path*."""
+        return None if self._tree.find(path) is None else Exists(f"{path} is there already")
 
     def _new_path(self, parent: Entry, name: str) -> str:
         self._need_quorum()
@@ -269,8 +292,8 @@ class FileSystem:
             self.writeback.add_writer(handle)
         return handle
 
-    def write(self, handle: OpenFile, offset: int, data: bytes) -> None:
-        """Write to the file's draft in RAM.
+    def write(self, handle: OpenFile, offset: int, data: bytes, append: bool | None = None) -> None:
+        """Write to the file's draft in RAM, at its end if *append*; None: this is found out.
 
         Raises NoQuorum, TooBig, NoSpace; and why earlier writes of *handle* were lost, until a
         close or fsync has raised that. Raises Busy if the issuer refuses changes. Busy and NoSpace
@@ -282,11 +305,12 @@ class FileSystem:
         self.writeback.raise_lost_writes(handle)
         self._need_issuer_to_write(handle, len(data))
         entry, end = handle.entry, offset + len(data)
-        is_append = handle.append and not _is_of_mapping(handle, offset)
-        start = entry.visible_size if is_append else offset
+        if append is None:
+            append = handle.append and not _is_of_mapping(handle, offset)
+        start = entry.visible_size if append else offset
         self._check_size(handle, start + len(data))
         self._tree.write_unpublished(entry, start, data, now_ns=self._now_ns())
-        if is_append:
+        if append:
             entry.kernel_size = handle.append_end = end
         else:
             entry.kernel_size = max(end, entry.kernel_size)

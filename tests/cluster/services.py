@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.node import PATIENCE, POLL_INTERVAL, Node, Process
-from tests.harness import PROGRAM, Control
+from tests.harness import PROGRAM, Control, session_flags
 
 CONTROL_SOCKET = Path("run/pve-cluster/control.sock")  # below the node's root
 CONTROL_PATIENCE = 5.0  # seconds for an answer of the test control
@@ -179,7 +179,7 @@ class Daemon(Service):
         argv = [sys.executable, "-X", "faulthandler", *self.program, "-f", "--test-control"]
         self.log = self.node.log.with_name(f"{self.name}{next(self._lives)}.log")
         self.launch(
-            [*argv, "--nodename", self.node.name, *flags],
+            [*argv, "--nodename", self.node.name, *session_flags(), *flags],
             clock(clock_offset, file=self._clock_file),
         )
 

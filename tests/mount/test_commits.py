@@ -112,7 +112,8 @@ def calls_in(trace: Path) -> list[Call]:
 
 def is_request(call: Call, opcode: int) -> bool:
     """Tell whether *call* has read a request with *opcode*."""
-    return call[:2] == ("read", "fuse") and REQUEST.unpack_from(call.data)[0] == opcode
+    is_read = call[:2] == ("read", "fuse") and len(call.data) >= REQUEST.size
+    return is_read and REQUEST.unpack_from(call.data)[0] == opcode
 
 
 def calls_of_request(calls: list[Call], opcode: int) -> list[Call]:

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.fuse.turns import MAX_WAITING
 from pmxcfs.fuse.workers import RESERVED_WORKERS
 from pmxcfs.replica.tickets import NAME_TIMEOUT
-from tests.harness import Daemon, mounted, wait_for
+from tests.harness import Daemon, mounted, session_in_use, wait_for
 from tests.mount.observed import status
 
 pytestmark = pytest.mark.needs_fuse
 
 WORKERS = 16
-MOST = WORKERS - RESERVED_WORKERS  # changes that may wait
+IS_NATIVE = session_in_use() == "native"
+MOST = MAX_WAITING if IS_NATIVE else WORKERS - RESERVED_WORKERS  # changes that may wait
 AT_ONCE = 200
 PROMPT = 0.1  # seconds; the contract for everything that does not wait
 SLACK = 3  # tolerance for a busy machine

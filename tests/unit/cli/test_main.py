@@ -79,6 +79,7 @@ def test_defaults_are_those_of_a_proxmox_node(started: list[Settings]) -> None:
         (["--local"], "local", True),
         (["--test-control"], "test_control", True),
         (["--workers", "7"], "workers", 7),
+        (["--fuse", "native"], "fuse", "native"),
         (["--mountpoint", "/a/b"], "mountpoint", Path("/a/b")),
         (["--statedir", "/a/b"], "statedir", Path("/a/b")),
         (["--pidfile", "/a/b"], "pidfile", Path("/a/b")),

@@ -20,6 +20,7 @@ REPORT: dict[str, Any] = {
     "uptime": 3.0 * 86400,
     "state": "healthy",
     "findings": [],
+    "session": "native",
     "quorate": True,
     "members": {"nodename": "node1", "version": 1},
     "cluster": None,
@@ -49,6 +50,7 @@ def test_a_healthy_node_alone() -> None:
     assert status().splitlines() == [
         "state     healthy",
         "node      node1, pmxcfs 1.2, pid 77, for 3 d",
+        "session   native",
         "quorum    yes",
         "members   node1",
         "sync      not in a cluster",

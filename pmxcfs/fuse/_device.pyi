@@ -1,0 +1,16 @@
+MIN_MINOR: int
+BACKGROUND: int
+CONGESTED: int
+
+class Device:
+    """An open /dev/fuse, and who may read it."""
+
+    turn: int  # the number of the reader whose turn it is to read
+    @property
+    def descriptor(self) -> int: ...
+    @property
+    def end_errno(self) -> int: ...  # by which the kernel has ended the session; 0: it has not
+    def mount(self, target: bytes) -> None: ...
+    def agree(self, seconds: float) -> int: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,162 @@
+"""Decoding of requests: each kind whole, cut off at each byte, too long, and with random bytes."""
+
+import random
+import struct
+
+import pytest
+
+from pmxcfs.fuse._decode import decoded
+
+HEADER = struct.Struct("<IIQQIIII")  # len, opcode, unique, node, uid, gid, pid, padding
+LOOKUP, FORGET, GETATTR, SETATTR, READLINK, MKNOD, MKDIR = 1, 2, 3, 4, 5, 8, 9
+UNLINK, RMDIR, RENAME, OPEN, READ, WRITE, STATFS, RELEASE = 10, 11, 12, 14, 15, 16, 17, 18
+FSYNC, FLUSH, OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, CREATE = 20, 25, 27, 28, 29, 30, 35
+BATCH_FORGET, READDIRPLUS, RENAME2, UNKNOWN = 42, 44, 45, 4000
+ROUNDS = 20_000
+LONG_ROUNDS = 3_000_000
+
+# Opcode, what follows the header, and the fields that it stands for.
+SAMPLES = [
+    (LOOKUP, b"name\0", {"name": b"name"}),
+    (UNLINK, b"name\0", {"name": b"name"}),
+    (RMDIR, b"name\0", {"name": b"name"}),
+    (READLINK, b"", {}),
+    (STATFS, b"", {}),
+    (FORGET, struct.pack("<Q", 7), {"count": 7}),
+    (BATCH_FORGET, struct.pack("<II4Q", 2, 0, 5, 1, 6, 3), {"count": 2}),
+    (GETATTR, struct.pack("<IIQ", 1, 0, 9), {}),
+    (
+        SETATTR,
+        struct.pack("<IIQQQQQQIIIIIIII", 9, 0, 4, 100, 0, 0, 50, 0, 0, 0, 0, 0o640, 0, 1, 2, 0),
+        {"valid": 9, "handle": 4, "size": 100, "mtime": 50, "mode": 0o640, "owner": 1, "group": 2},
+    ),
+    (
+        MKNOD,
+        struct.pack("<IIII", 0o100644, 3, 0, 0) + b"n\0",
+        {"mode": 0o100644, "device": 3, "name": b"n"},
+    ),
+    (MKDIR, struct.pack("<II", 0o755, 0) + b"n\0", {"mode": 0o755, "name": b"n"}),
+    (
+        CREATE,
+        struct.pack("<IIII", 0o101, 0o644, 0, 0) + b"n\0",
+        {"flags": 0o101, "mode": 0o644, "name": b"n"},
+    ),
+    (
+        RENAME,
+        struct.pack("<Q", 3) + b"old\0new\0",
+        {"new_node": 3, "name": b"old", "new_name": b"new"},
+    ),
+    (
+        RENAME2,
+        struct.pack("<QII", 3, 1, 0) + b"old\0new\0",
+        {"new_node": 3, "flags": 1, "name": b"old", "new_name": b"new"},
+    ),
+    (OPEN, struct.pack("<II", 0o2001, 0), {"flags": 0o2001}),
+    (OPENDIR, struct.pack("<II", 0, 0), {}),
+    (
+        READ,
+        struct.pack("<QQIIQII", 4, 8, 16, 0, 0, 0, 0),
+        {"handle": 4, "offset": 8, "size": 16},
+    ),
+    (
+        READDIRPLUS,
+        struct.pack("<QQIIQII", 4, 8, 16, 0, 0, 0, 0),
+        {"handle": 4, "offset": 8, "size": 16},
+    ),
+    (
+        WRITE,
+        struct.pack("<QQIIQII", 4, 8, 3, 1, 0, 0o2001, 0) + b"abc",
+        {"handle": 4, "offset": 8, "write_flags": 1, "flags": 0o2001, "data": b"abc"},
+    ),
+    (RELEASE, struct.pack("<QIIQ", 4, 0, 0, 0), {"handle": 4}),
+    (RELEASEDIR, struct.pack("<QIIQ", 4, 0, 0, 0), {"handle": 4}),
+    (FLUSH, struct.pack("<QIIQ", 4, 0, 0, 0), {"handle": 4}),
+    (FSYNC, struct.pack("<QII", 4, 0, 0), {"handle": 4}),
+    (FSYNCDIR, struct.pack("<QII", 4, 0, 0), {"handle": 4}),
+]
+OPCODES = [opcode for opcode, _, _ in SAMPLES]
+
+
+def request(opcode: int, body: bytes, *, length: int | None = None) -> bytes:
+    """Return a request of the process 1234 for node 77."""
+    size = HEADER.size + len(body) if length is None else length
+    return HEADER.pack(size, opcode, 99, 77, 1000, 1000, 1234, 0) + body
+
+
+@pytest.mark.parametrize(("opcode", "body", "fields"), SAMPLES, ids=map(str, OPCODES))
+def test_a_request_is_decoded(opcode: int, body: bytes, fields: dict[str, object]) -> None:
+    found = decoded(request(opcode, body))
+    assert found is not None
+    if opcode == BATCH_FORGET:
+        assert found.pop("data") == body[8:]
+    given = {key: value for key, value in found.items() if value}
+    assert given == {"opcode": opcode, "unique": 99, "node": 77, "pid": 1234, "uid": 1000, **fields}
+
+
+@pytest.mark.parametrize(("opcode", "body", "_"), SAMPLES, ids=map(str, OPCODES))
+def test_a_request_that_is_cut_off_is_refused(opcode: int, body: bytes, _: object) -> None:
+    whole = request(opcode, body)
+    for size in range(len(whole)):
+        assert decoded(whole[:size]) is None
+        if size >= HEADER.size:
+            assert decoded(request(opcode, whole[HEADER.size : size])) is None
+
+
+@pytest.mark.parametrize(("opcode", "body", "_"), SAMPLES, ids=map(str, OPCODES))
+def test_a_request_with_bytes_too_many_is_refused(opcode: int, body: bytes, _: object) -> None:
+    assert decoded(request(opcode, body + b"\0")) is None
+    assert decoded(request(opcode, body) + b"\0") is None
+
+
+def test_a_name_is_not_empty() -> None:
+    assert decoded(request(LOOKUP, b"\0")) is None
+    assert decoded(request(RENAME, struct.pack("<Q", 3) + b"old\0\0")) is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 1 << 28, (1 << 32) - 1])
+def test_a_wrong_number_of_references_is_refused(count: int) -> None:
+    assert decoded(request(BATCH_FORGET, struct.pack("<II4Q", count, 0, 5, 1, 6, 3))) is None
+
+
+@pytest.mark.parametrize("size", [0, 2, 4, (1 << 32) - 1])
+def test_a_wrong_size_of_a_write_is_refused(size: int) -> None:
+    assert decoded(request(WRITE, struct.pack("<QQIIQII", 4, 8, size, 0, 0, 0, 0) + b"abc")) is None
+
+
+def test_a_negative_offset_is_refused() -> None:
+    assert decoded(request(READ, struct.pack("<QqIIQII", 4, -1, 16, 0, 0, 0, 0))) is None
+
+
+def test_of_an_unknown_request_the_header_is_decoded() -> None:
+    found = decoded(request(UNKNOWN, b"anything"))
+    assert found is not None
+    assert (found["opcode"], found["unique"]) == (UNKNOWN, 99)
+
+
+def fuzz(rounds: int) -> int:
+    """Decode samples with changed, missing and added bytes; return how many were accepted."""
+    chance = random.Random(1)
+    accepted = 0
+    for _ in range(rounds):
+        opcode, body, _fields = chance.choice(SAMPLES)
+        raw = bytearray(request(chance.choice([opcode, *OPCODES]), body))
+        for _ in range(chance.randrange(4)):
+            raw[chance.randrange(len(raw))] = chance.choice([0, 1, 0x7F, 0x80, 0xFF])
+        if chance.random() < 0.3:
+            del raw[chance.randrange(len(raw)) :]
+        if chance.random() < 0.5 and len(raw) >= 4:
+            raw[:4] = struct.pack("<I", len(raw))
+        found = decoded(bytes(raw))
+        if found is not None:
+            accepted += 1
+            assert found["opcode"] == struct.unpack_from("<I", raw, 4)[0]
+    return accepted
+
+
+def test_random_requests_are_decoded_or_refused() -> None:
+    assert 0 < fuzz(ROUNDS) < ROUNDS
+
+
+@pytest.mark.long
+def test_many_random_requests_are_decoded_or_refused() -> None:
+    assert 0 < fuzz(LONG_ROUNDS) < LONG_ROUNDS
