@@ -7,14 +7,25 @@ Contract: docs/spec/operations.md, "Command line".
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 DATABASE_NAME = "config.db"  # in the state directory
 JOURNAL_NAME = "journal"  # a directory in the state directory
 LOCKFILE_NAME = ".pmxcfs.lockfile"  # in the state directory
 HISTORY_SIZE = 64 << 20  # bytes that the history of changes takes at most
+HISTORY_AGE = 180  # days that a change stays in it
 HISTORY_SHARE = 3  # of what is free on the file system, it takes at most one part of so many
+DAY = 86400  # seconds
 SESSIONS = ("auto", "native", "llfuse")  # ways to speak with the kernel
 PERMISSIONS = ("strict", "lenient")  # whether a chmod or chown without effect is refused
+
+
+class HistoryLimits(NamedTuple):
+    """How much of the history is kept, and whether what private files hold is kept in it."""
+
+    size: int = HISTORY_SIZE  # bytes
+    age: int = HISTORY_AGE * DAY  # seconds
+    keeps_private: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,9 @@ class Settings:
     fuse: str = "llfuse"  # one of SESSIONS
     workers: int | None = None  # llfuse's threads; None: the default
     permissions: str = "strict"  # one of PERMISSIONS
+    history_size: int = HISTORY_SIZE  # bytes
+    history_age: int = HISTORY_AGE  # days
+    history_private: bool = False  # whether what private files hold stays in the history
     local: bool = False  # local mode: no cluster, always quorate
     foreground: bool = False
     debug: bool = False
@@ -48,6 +62,11 @@ class Settings:
     def journal(self) -> Path:
         """The path of the directory that has the journal."""
         return self.statedir / JOURNAL_NAME
+
+    @property
+    def history(self) -> HistoryLimits:
+        """How much of the history is kept."""
+        return HistoryLimits(self.history_size, self.history_age * DAY, self.history_private)
 
     @property
     def lockfile(self) -> Path:

@@ -29,6 +29,8 @@ INTERRUPTED = 130
 NO_READER = 141
 MAX_SERVICE_NAME = 100  # bytes; the address of a Unix socket has at most 107
 
+_UNITS = {"K": 10, "M": 20, "G": 30}  # powers of 2
+
 # Functions of the bash completion (pmxcfs/cli/completion.py) that list values to choose from.
 DIRECTORIES = "_pmxcfs_directories"
 FILES = "_pmxcfs_files"
@@ -116,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(action=run_daemon, json=False)
     parser.add_argument("--version", action="version", version=f"pmxcfs {pmxcfs.__version__}")
     add_mode_options(parser)
+    add_history_options(parser)
     add_place_options(parser)
     add_cluster_options(parser)
     add_client_options(parser)
@@ -175,6 +178,31 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
         "--test-control",
         action="store_true",
         help="open RUNDIR/control.sock, through which tests change quorum and inject messages",
+    )
+
+
+def add_history_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what is kept of earlier changes."""
+    group = parser.add_argument_group("history of changes")
+    group.add_argument(
+        "--history-size",
+        type=byte_count,
+        metavar="SIZE",
+        default=Settings.history_size,
+        help="bytes to keep, with K, M or G behind the number for KiB, MiB or GiB, at most a third "
+        "of what is free; 0 keeps none (default: 64M)",
+    )
+    group.add_argument(
+        "--history-age",
+        type=positive,
+        metavar="DAYS",
+        default=Settings.history_age,
+        help="days to keep (default: %(default)s)",
+    )
+    group.add_argument(
+        "--history-private",
+        action="store_true",
+        help="also keep what files below priv hold, readable for root only",
     )
 
 
@@ -436,6 +464,14 @@ def service_name(text: str) -> str:
     if not text or "/" in text or len(os.fsencode(text)) > MAX_SERVICE_NAME:
         raise argparse.ArgumentTypeError(f"not a valid IPC name: {text!r}")
     return text
+
+
+def byte_count(text: str) -> int:
+    """Return a number of bytes, which can end with K, M or G."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"not a number of bytes, as 64M: {text!r}")
+    return int(number) << _UNITS.get(unit, 0)
 
 
 def positive(text: str) -> int:

@@ -311,6 +311,9 @@ def _details(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
             f"{content['entries']} of {content['most_entries']} files and directories",
         ],
     )
+    history = report["history"]
+    begin = "none" if history["since"] is None else f"since {_stamp(history['since'])}"
+    yield "history", [f"{begin}, {_size(history['bytes'])}"]
     yield "locks", [f"{path} for {_span(age)}" for path, age in report["locks"].items()]
     waiting = report["metrics_waiting"]
     yield "clients", [f"{report['clients']} connected, {waiting} metrics in the queue"]

@@ -161,6 +161,7 @@ class Daemon:
             scratch=settings.rundir,
             fresh=_tree_by_host_file(settings.corosync_conf, now=now) if is_new else None,
             host_file=None if settings.local else settings.corosync_conf,
+            limits=settings.history,
         )
         cleanup.callback(self._storage.close)
         self._tree, self._guests = self._storage.recovered.tree, self._storage.recovered.guests
@@ -370,6 +371,7 @@ class Daemon:
             settings=self._settings,
             tree=self._tree,
             replica=self._replica,
+            history=self._storage.history,
             quorum=self._quorum,
             locks=self._locks,
             members=self._status.members,

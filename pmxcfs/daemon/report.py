@@ -27,6 +27,7 @@ from pmxcfs.replica.replica import Replica
 from pmxcfs.settings import Settings
 from pmxcfs.status.files import StatusFile
 from pmxcfs.status.members import Members
+from pmxcfs.storage.history import History
 from pmxcfs.tree.locks import LockTable
 
 MAX_WARNINGS = 10  # warnings and errors in the report
@@ -61,6 +62,7 @@ class ReportSources(NamedTuple):
     settings: Settings
     tree: Tree
     replica: Replica
+    history: History
     quorum: QuorumFlag
     locks: LockTable
     members: Members
@@ -100,6 +102,7 @@ def describe(parts: ReportSources) -> Mapping[str, object]:
             "bytes": parts.state.journal_bytes,
             "unsaved_bytes": parts.replica.saver.waiting_bytes,
         },
+        "history": {"bytes": parts.history.size, "since": _begin_of(parts.history)},
         "content": {
             "bytes": parts.tree.content_bytes,
             "most_bytes": MAX_TOTAL_SIZE,
@@ -111,6 +114,12 @@ def describe(parts: ReportSources) -> Mapping[str, object]:
         "metrics_waiting": parts.clients.recorder.waiting,
         "troubles": parts.troubles.latest(),
     }
+
+
+def _begin_of(history: History) -> int | None:
+    """Return how far *history* reaches back, in seconds since 1970; None if there is none."""
+    begin_ns = history.begin_ns
+    return None if begin_ns is None else begin_ns // 10**9
 
 
 def summary(parts: ReportSources) -> str:

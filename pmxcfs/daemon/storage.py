@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pmxcfs._core import Tree
 from pmxcfs.errors import StoreError, UnreadableDatabase
 from pmxcfs.messages import EntryType
+from pmxcfs.settings import HistoryLimits
 from pmxcfs.storage.create import making
 from pmxcfs.storage.damaged import Damaged, lost_of_log, read_damaged
 from pmxcfs.storage.database import Database, Loaded, whole_batch
@@ -40,6 +41,7 @@ class Storage(NamedTuple):
     database: Database
     journal: Journal
     recovered: Recovered
+    history: History
     salvaged: Sequence[str] = ()  # what could be read of a damaged database, in lines
 
     @classmethod
@@ -53,15 +55,16 @@ class Storage(NamedTuple):
         scratch: Path,
         fresh: Tree | None = None,
         host_file: Path | None = None,
+        limits: HistoryLimits | None = None,
     ) -> "Storage":
         """Open the database *path* and the journal in *directory*, and replay the journal. Blocks.
 
         A missing database is created, with the tree *fresh* if there is one. *now* is in seconds
         since 1970, *lock* is the lock of the tree to come, *scratch* a directory for temporary
-        files. *host_file* is the host's corosync.conf; None in local mode. What can be read of a
-        damaged database of a cluster is saved into a new one. Raises StoreError if either can't be
-        read. If nothing can be written, the ``failure`` of the journal says so, and ``unwritten``
-        of the database.
+        files, *limits* are those of ``History``. *host_file* is the host's corosync.conf; None in
+        local mode. What can be read of a damaged database of a cluster is saved into a new one.
+        Raises StoreError if either can't be read. If nothing can be written, the ``failure`` of the
+        journal says so, and ``unwritten`` of the database.
         """
         salvaged = _salvage_if_log_is_damaged(path, now=now, host_file=host_file)
         with contextlib.ExitStack() as undo:
@@ -74,17 +77,19 @@ class Storage(NamedTuple):
                 database, loaded = _read(path, now=now, scratch=scratch, fresh=fresh)
             undo.callback(database.close)
             recovered = recover(find(database, loaded), directory)
+            private_now = private_in(recovered.tree, lock)
+            history = History(directory, private_now=private_now, limits=limits)
             journal = Journal.start(
                 directory,
                 lineage=recovered.lineage,
                 sequence=recovered.sequence,
                 version=recovered.tree.version,
-                history=History(directory, private_now=private_in(recovered.tree, lock)),
+                history=history,
                 # No record is appended, and so none is let go, before what is left over is kept.
                 prepare=functools.partial(settle, recovered, directory, now=now),
             )
             undo.pop_all()
-        return cls(database, journal, recovered, salvaged)
+        return cls(database, journal, recovered, history, salvaged)
 
     def close(self) -> None:
         """Close both. Blocks. Raises StoreError if the journal's last sync fails."""

@@ -3,10 +3,11 @@
 No start needs them any more; they only tell what has changed. So each is rewritten, compressed,
 and what private files held is left out, while the fact, time, node and path of each change stay.
 All of them together stay within a budget, the oldest go first, and they go before a change is
-refused for lack of room.
+refused for lack of room. They also go when they are old.
 
 An entry counts as private in a segment if any path that it has had in it, or has when the segment
-is rewritten, is private.
+is rewritten, is private. If the daemon was told to keep what private files held, the segment says
+so from its beginning, since also a command that runs after a crash may rewrite it.
 
 Threads: ``take`` and ``trim`` are for one thread at a time, ``drop_oldest`` for any. All block.
 Contract: docs/spec/storage.md, "Journal".
@@ -17,9 +18,11 @@ import errno
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 from zstandard import ZstdCompressor
 
@@ -28,13 +31,25 @@ from pmxcfs._cpg import decode as decode_message
 from pmxcfs._cpg import encode as encode_message
 from pmxcfs.host.files import FILE_MODE, replace_file
 from pmxcfs.messages import Group, Mutation, Normal, Rename, Write
-from pmxcfs.settings import HISTORY_SHARE, HISTORY_SIZE
+from pmxcfs.settings import HISTORY_SHARE, HistoryLimits
 from pmxcfs.storage._journal import frame
-from pmxcfs.storage.records import BadRecord, Before, Change, Record, encode, mutation_of
+from pmxcfs.storage.history_index import Index, encode_index, marks_of, plain, read_index
+from pmxcfs.storage.records import (
+    Adopted,
+    BadRecord,
+    Before,
+    Change,
+    Gap,
+    Record,
+    encode,
+    mutation_of,
+)
 from pmxcfs.storage.segments import (
     COMPRESSED,
+    HEADER_SIZE,
     HISTORY,
-    Header,
+    INDEXED,
+    WITH_PRIVATE,
     Place,
     Segment,
     Verdict,
@@ -48,6 +63,8 @@ from pmxcfs.text import to_bytes
 _PRIVATE = re.compile(rb"(nodes/[^/]+/)?priv(/|\Z)")
 _LEVEL = 3  # of compression; a higher one takes several times as long for a tenth of the size
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
+_SECOND = 10**9  # ns
+_REWRITTEN = HISTORY | COMPRESSED | INDEXED
 
 # Returns which of the entries with these inodes have a private path now.
 PrivateNow = Callable[[Collection[int]], Collection[int]]
@@ -64,31 +81,64 @@ def private_in(tree: Tree, lock: AbstractContextManager[object]) -> PrivateNow:
     return private_now
 
 
+class _Kept(NamedTuple):
+    """A segment of the history."""
+
+    size: int  # bytes
+    first_ns: int  # time of its first change, in ns since 1970
+    last_ns: int  # of its last one
+
+
 class History:
     """The history in the directory of a journal.
 
-    *private_now* may take the tree's lock. *size* is the budget in bytes.
+    *private_now* may take the tree's lock. Without *limits* nothing is dropped but for room.
     """
 
     def __init__(
-        self, directory: Path, *, private_now: PrivateNow, size: int = HISTORY_SIZE
+        self,
+        directory: Path,
+        *,
+        private_now: PrivateNow,
+        limits: HistoryLimits | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._directory = directory
         self._private_now = private_now
-        self._limit = size
-        self._sizes: dict[int, int] = {}  # bytes of each segment, by its first sequence number
+        self._limits = limits
+        self._clock_ns = clock_ns  # ns since 1970
+        self._kept: dict[int, _Kept] = {}  # by first sequence number
         self._lock = threading.Lock()  # held for moments
+
+    @property
+    def flags(self) -> int:
+        """What a new segment of the journal says of the history that becomes of it."""
+        return WITH_PRIVATE if self._limits is not None and self._limits.keeps_private else 0
 
     @property
     def size(self) -> int:
         """The bytes that the history takes."""
         with self._lock:
-            return sum(self._sizes.values())
+            return sum([kept.size for kept in self._kept.values()])
+
+    @property
+    def begin_ns(self) -> int | None:
+        """The time of its oldest change, in ns since 1970; None without a history."""
+        with self._lock:
+            return self._kept[min(self._kept)].first_ns if self._kept else None
 
     def note(self, place: Place) -> None:
-        """Note a segment of the history that an earlier run has left."""
+        """Note a segment of the history that an earlier run has left. Blocks."""
+        index = read_index(place.path, header_size=HEADER_SIZE)
+        if index is not None:
+            kept = _Kept(place.size, index.first_ns, index.last_ns)
+        else:
+            time_ns = 0
+            with contextlib.suppress(OSError):
+                time_ns = place.path.stat().st_mtime_ns
+            kept = _Kept(place.size, time_ns, time_ns)
         with self._lock:
-            self._sizes[place.first] = place.size
+            self._kept[place.first] = kept
 
     def take(self, first: int, *, before: int) -> None:
         """Rewrite the segment with this first number, which the database does not need any more.
@@ -102,28 +152,47 @@ class History:
         if segment.verdict is Verdict.NEWER:
             return
         with translated(path, "rewritten"):
-            content = self._rewritten(segment, before) if self._limit else b""
-            if content and self._replace(path, content):
+            found = self._rewritten(segment, before) if self._is_wanted else None
+            if found is not None and self._replace(path, found[0]):
+                content, index = found
                 with self._lock:
-                    self._sizes[first] = len(content)
+                    self._kept[first] = _Kept(len(content), index.first_ns, index.last_ns)
             else:
                 _remove(path)
 
+    @property
+    def _is_wanted(self) -> bool:
+        return self._limits is None or self._limits.size > 0
+
     def trim(self) -> None:
-        """Drop the oldest segments that are beyond the budget. Raises StoreError."""
+        """Drop the oldest segments that are beyond the budget, and one that is old.
+
+        Not more of them, because a clock can jump. Raises StoreError.
+        """
         with translated(self._directory, "read"):
             device = os.statvfs(self._directory)
-        free = device.f_bavail * device.f_frsize
-        while self.size > min(self._limit, free // HISTORY_SHARE) and self.drop_oldest():
+        most = device.f_bavail * device.f_frsize // HISTORY_SHARE
+        if self._limits is not None:
+            most = min(most, self._limits.size)
+        while self.size > most and self.drop_oldest():
             pass
+        if self._is_oldest_too_old():
+            self.drop_oldest()
+
+    def _is_oldest_too_old(self) -> bool:
+        if self._limits is None:
+            return False
+        eldest = self._clock_ns() - self._limits.age * _SECOND
+        with self._lock:
+            return bool(self._kept) and self._kept[min(self._kept)].last_ns < eldest
 
     def drop_oldest(self) -> bool:
         """Drop the oldest segment; False if there is none. Raises StoreError."""
         with self._lock:
-            if not self._sizes:
+            if not self._kept:
                 return False
-            first = min(self._sizes)
-            del self._sizes[first]
+            first = min(self._kept)
+            del self._kept[first]
         path = self._directory / name_of(first)
         with translated(path, "removed"):
             _remove(path)
@@ -143,30 +212,51 @@ class History:
             else:
                 return True
 
-    def _rewritten(self, segment: Segment, before: int) -> bytes:
-        """Return the bytes of *segment* as history, empty without records."""
+    def _rewritten(self, segment: Segment, before: int) -> tuple[bytes, Index] | None:
+        """Return the bytes of *segment* as history, and its index; None without records."""
         records = [found.record for found in segment.records if found.sequence < before]
         if segment.header is None or not records:
-            return b""
+            return None
         mutations = [_mutation_of(record) for record in records]
         pairs = list(zip(records, mutations, strict=True))
         paths = list(_paths_in(pairs))
-        private = {inode for inode, path in paths if is_private_path(path)}
-        private.update(self._private_now({inode for inode, _ in paths}))
-        bodies = [encode(_public(record, mutation, private)) for record, mutation in pairs]
-        header = Header(
-            segment.header.lineage,
-            segment.header.first,
-            segment.header.version,
-            HISTORY | COMPRESSED,
-        )
+        header = segment.header._replace(flags=segment.header.flags | _REWRITTEN)
+        private: set[int] = set()
+        if not header.keeps_private:
+            private = {inode for inode, path in paths if is_private_path(path)}
+            private.update(self._private_now({inode for inode, _ in paths}))
+            pairs = [(_public(record, mutation, private), mutation) for record, mutation in pairs]
+        bodies = [encode(record) for record, _ in pairs]
         compressor = ZstdCompressor(level=_LEVEL, write_checksum=True)
-        return encode_header(header) + compressor.compress(frame(bodies, header.first))
+        compressed = compressor.compress(frame(bodies, header.first))
+        index = _index_of(pairs, now_ns=self._clock_ns())
+        return b"".join([encode_header(header), compressed, encode_index(index)]), index
 
 
 def is_private_path(path: bytes) -> bool:
     """Tell whether only root may read what is at *path*, as the cluster has sent it."""
-    return _PRIVATE.match(b"/".join(filter(None, path.split(b"/")))) is not None
+    return _PRIVATE.match(plain(path)) is not None
+
+
+def _index_of(pairs: list[tuple[Record, Mutation | None]], *, now_ns: int) -> Index:
+    """Return the index of a segment with these records and their mutations.
+
+    Without a change, its time is *now_ns*.
+    """
+    times = [record.time_ns for record, _ in pairs if isinstance(record, Change)] or [now_ns]
+    paths: list[bytes] = []
+    for record, mutation in pairs:
+        if isinstance(record, Before):
+            paths.append(record.path)
+        elif mutation is not None:
+            paths.append(to_bytes(mutation.path))
+            if isinstance(mutation, Rename):
+                paths.append(to_bytes(mutation.to))
+        elif isinstance(record, Adopted) and not record.is_short:
+            paths.extend(record.paths)
+        elif isinstance(record, Change | Adopted | Gap):
+            return Index(min(times), max(times), None)
+    return Index(min(times), max(times), marks_of(paths))
 
 
 def _remove(path: Path) -> None:

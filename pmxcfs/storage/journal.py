@@ -351,7 +351,8 @@ class Journal:
             old = None
         self._make_way(sequence)
         path = self._directory / name_of(sequence)
-        header = Header(self.lineage, sequence, version)
+        flags = 0 if self._history is None else self._history.flags
+        header = Header(self.lineage, sequence, version, flags)
         current = SegmentFile.make(path, header, directory=self._descriptor)
         self._is_listed = False
         if old is not None:

@@ -18,6 +18,7 @@ from zstandard import ZstdDecompressor, ZstdError
 from pmxcfs.host.directories import opened
 from pmxcfs.host.os_errors import reason_of
 from pmxcfs.storage._journal import FRAME_SIZE, crc32c, is_zero, search, split
+from pmxcfs.storage.history_index import without_index
 from pmxcfs.storage.records import BadRecord, Record, decode
 from pmxcfs.storage.sqlite_errors import translated
 
@@ -26,9 +27,11 @@ HEADER_SIZE = 64  # bytes
 MAX_SEGMENT = 128 << 20  # bytes; a file that is larger is read up to here
 HISTORY = 1  # flag: rewritten, behind the database's position; never replayed
 COMPRESSED = 2  # flag: what follows the header is one zstd frame of the records
+INDEXED = 4  # flag: an index ends the file (``history_index``)
+WITH_PRIVATE = 8  # flag: what private files hold is to stay when it becomes history
 _MAGIC = b"pmxcfs\0J"
 _FORMAT = 1
-_KNOWN_FLAGS = HISTORY | COMPRESSED
+_KNOWN_FLAGS = HISTORY | COMPRESSED | INDEXED | WITH_PRIVATE
 _HEADER = struct.Struct("<8sII16sQQ12sI")
 _RESERVED = bytes(12)
 _NAME = re.compile(r"([0-9a-f]{16})\.log")
@@ -59,8 +62,13 @@ class Header(NamedTuple):
 
     @property
     def is_history(self) -> bool:
-        """Whether private content was left out; such a segment is not replayed."""
+        """Whether no start needs it any more; such a segment is not replayed."""
         return bool(self.flags & HISTORY)
+
+    @property
+    def keeps_private(self) -> bool:
+        """Whether what private files hold stays in the history."""
+        return bool(self.flags & WITH_PRIVATE)
 
     @property
     def is_compressed(self) -> bool:
@@ -199,7 +207,10 @@ def _read_records(path: Path, header: Header, content: bytes, size: int) -> Segm
     """Read the records behind a sound header; the file has *size* bytes."""
     verdict, failure = Verdict.WHOLE, ""
     if header.is_compressed:
-        content, failure = _decompressed(content)
+        compressed = content[HEADER_SIZE:]
+        if header.flags & INDEXED:
+            compressed = without_index(content, HEADER_SIZE)
+        content, failure = _decompressed(content[:HEADER_SIZE], compressed)
     elif size > len(content):
         failure = f"it has more than {MAX_SEGMENT} bytes"
     bounds, end = split(content, HEADER_SIZE, header.first)
@@ -229,14 +240,12 @@ def _decoded(
     return records, ""
 
 
-def _decompressed(content: bytes) -> tuple[bytes, str]:
-    """Return header and decompressed records; if that ends early, also the reason why."""
-    parts = [content[:HEADER_SIZE]]
+def _decompressed(header: bytes, compressed: bytes) -> tuple[bytes, str]:
+    """Return *header* and decompressed records; if that ends early, also the reason why."""
+    parts = [header]
     left = MAX_SEGMENT
     try:
-        with ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
-            content[HEADER_SIZE:]
-        ) as reader:
+        with ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(compressed) as reader:
             while left and (part := reader.read(min(left, _PART))):
                 parts.append(part)
                 left -= len(part)

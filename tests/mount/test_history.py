@@ -1,14 +1,19 @@
 """History of a real daemon: what private files held is nowhere in it, all else is."""
 
+import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pmxcfs.messages import Rename, Write
 from pmxcfs.storage.records import Before, Change, mutation_of
 from pmxcfs.storage.segments import Place, Segment, scan
-from tests.harness import Daemon, mounted, wait_for
+from tests.harness import PROGRAM, Daemon, ipc_name, mounted, wait_for
 
 pytestmark = pytest.mark.needs_fuse
 
@@ -37,6 +42,42 @@ def history_of(daemon: Daemon) -> list[Segment]:
 def fill_segment(daemon: Daemon, byte: bytes) -> None:
     for number in range(5):
         replace(daemon.path / f"large{number}", os.urandom(LARGE - 1) + byte)
+
+
+def has_nothing_sealed(daemon: Daemon) -> bool:
+    """Tell whether of several segments the journal has the one only that is being written."""
+    segments = journal_of(daemon)
+    return len(segments) == 1 and segments[0].first > 1
+
+
+def report(workdir: Path) -> dict[str, Any]:
+    command = [sys.executable, *PROGRAM, "status", "--json", "--ipc-name", ipc_name(workdir)]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=workdir)
+    found: dict[str, Any] = json.loads(done.stdout)["history"]
+    return found
+
+
+def test_without_a_size_there_is_no_history(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--history-size", "0") as daemon:
+        for byte in (b"1", b"2"):
+            fill_segment(daemon, byte)
+        wait_for(lambda: has_nothing_sealed(daemon), daemon)
+        assert report(tmp_path) == {"bytes": 0, "since": None}
+
+
+def test_a_size_of_the_history_is_its_most(tmp_path: Path) -> None:
+    begin = int(time.time())
+    with mounted(tmp_path, "--history-size", "6M", "--history-private") as daemon:
+        (daemon.path / "priv").mkdir(exist_ok=True)
+        for _ in range(15):
+            replace(daemon.path / "priv" / "shadow.cfg", SECRET)
+            replace(daemon.path / "large", os.urandom(LARGE))
+        wait_for(lambda: len(journal_of(daemon)) == 2, daemon)
+        (history,) = history_of(daemon)
+        told = report(tmp_path)
+        assert told["bytes"] == history.path.stat().st_size < 6 << 20
+        assert begin <= told["since"] <= time.time()
+        assert SECRET in history.content
 
 
 def test_the_history_of_a_daemon_has_no_private_content(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pmxcfs.cli import main as cli
 from pmxcfs.cli import offline
 from pmxcfs.daemon import daemon
 from pmxcfs.errors import StartError, StoreError
-from pmxcfs.settings import Settings
+from pmxcfs.settings import HistoryLimits, Settings
 from tests import foreign
 
 DEFAULTS = Settings(nodename="unused")
@@ -80,6 +80,13 @@ def test_defaults_are_those_of_a_proxmox_node(started: list[Settings]) -> None:
         (["--test-control"], "test_control", True),
         (["--workers", "7"], "workers", 7),
         (["--fuse", "native"], "fuse", "native"),
+        (["--history-size", "0"], "history_size", 0),
+        (["--history-size", "1000"], "history_size", 1000),
+        (["--history-size", "7K"], "history_size", 7 << 10),
+        (["--history-size", "7M"], "history_size", 7 << 20),
+        (["--history-size", "7G"], "history_size", 7 << 30),
+        (["--history-age", "7"], "history_age", 7),
+        (["--history-private"], "history_private", True),
         (["--mountpoint", "/a/b"], "mountpoint", Path("/a/b")),
         (["--statedir", "/a/b"], "statedir", Path("/a/b")),
         (["--pidfile", "/a/b"], "pidfile", Path("/a/b")),
@@ -98,6 +105,19 @@ def test_an_option_changes_its_setting_alone(
     changed = settings_for("--nodename", "n", *argv, started=started)
     assert getattr(changed, field) == value
     assert changed == dataclasses.replace(plain, **{field: value})
+
+
+@pytest.mark.parametrize("size", ["", "M", "7m", "7MB", "-7", "7.5M", "x"])
+def test_a_size_that_is_none_is_refused(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        cli.main([f"--history-size={size}"])
+    assert refusal.value.code == cli.WRONG_USAGE
+    assert f"not a number of bytes, as 64M: {size!r}" in capsys.readouterr().err
+
+
+def test_the_limits_of_the_history(started: list[Settings]) -> None:
+    settings = settings_for("--history-size", "1M", "--history-age", "2", started=started)
+    assert settings.history == HistoryLimits(1 << 20, 2 * 86400, keeps_private=False)
 
 
 def test_short_flags_combine(started: list[Settings]) -> None:

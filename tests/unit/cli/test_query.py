@@ -26,6 +26,7 @@ REPORT: dict[str, Any] = {
     "cluster": None,
     "database": {"path": "/db", "bytes": 3 << 20, "version": 9},
     "content": {"bytes": 500, "most_bytes": 128 << 20, "entries": 3, "most_entries": 10},
+    "history": {"bytes": 5 << 20, "since": 0},
     "locks": {"priv/lock/a": 3.2, "priv/lock/b": 300.0},
     "clients": 2,
     "metrics_waiting": 0,
@@ -56,10 +57,15 @@ def test_a_healthy_node_alone() -> None:
         "sync      not in a cluster",
         "database  /db, 3.0 MiB, version 9",
         "          500 bytes of 128.0 MiB content, 3 of 10 files and directories",
+        f"history   since {query._stamp(0)}, 5.0 MiB",
         "locks     priv/lock/a for 3 s",
         "          priv/lock/b for 5 min",
         "clients   2 connected, 0 metrics in the queue",
     ]
+
+
+def test_a_node_without_history() -> None:
+    assert "history   none, 0 bytes" in status(history={"bytes": 0, "since": None})
 
 
 QUORUM = {

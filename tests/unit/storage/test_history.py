@@ -12,16 +12,25 @@ from zstandard import ZstdCompressor
 
 from pmxcfs.errors import StoreError
 from pmxcfs.messages import Create, Delete, Mutation, Rename, Write
+from pmxcfs.settings import DAY, HistoryLimits
 from pmxcfs.storage import history as history_module
 from pmxcfs.storage._journal import crc32c, frame
 from pmxcfs.storage.history import History, is_private_path
 from pmxcfs.storage.journal import SPARE, Journal, size_of
 from pmxcfs.storage.mark import Position
-from pmxcfs.storage.records import Before, Change, Gap, Record, encode, mutation_of
+from pmxcfs.storage.records import (
+    Before,
+    Change,
+    Gap,
+    Record,
+    encode,
+    mutation_of,
+)
 from pmxcfs.storage.segments import (
     COMPRESSED,
     HEADER_SIZE,
     HISTORY,
+    INDEXED,
     Header,
     Segment,
     Verdict,
@@ -30,7 +39,17 @@ from pmxcfs.storage.segments import (
     read,
     scan,
 )
-from tests.fakes.data.journals import LINEAGE, SAMPLES, WRITE, before, change, message_of, written
+from tests.fakes.data.journals import (
+    LINEAGE,
+    NOW,
+    NOW_NS,
+    SAMPLES,
+    WRITE,
+    before,
+    change,
+    message_of,
+    written,
+)
 from tests.fakes.doubles.device import device
 
 SECRET = b"-----BEGIN PRIVATE KEY-----"
@@ -42,8 +61,21 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
-def history_of(home: Path, *, size: int = 1 << 20, private: Collection[int] = ()) -> History:
-    return History(home, private_now=lambda inodes: set(inodes) & set(private), size=size)
+def history_of(
+    home: Path,
+    *,
+    size: int = 1 << 20,
+    private: Collection[int] = (),
+    age: int = DAY,
+    keeps_private: bool = False,
+    now: float = NOW,
+) -> History:
+    return History(
+        home,
+        private_now=lambda inodes: set(inodes) & set(private),
+        limits=HistoryLimits(size, age, keeps_private),
+        clock_ns=lambda: int(now * 10**9),
+    )
 
 
 def rewritten(home: Path, *records: Record, private: Collection[int] = ()) -> Segment:
@@ -69,7 +101,7 @@ def test_what_is_public_stays_as_it_was(home: Path) -> None:
     segment = rewritten(home, *public)
     assert records_of(segment) == public
     assert [located.sequence for located in segment.records] == list(range(1, 1 + len(public)))
-    assert segment.header == Header(LINEAGE, 1, 7, HISTORY | COMPRESSED)
+    assert segment.header == Header(LINEAGE, 1, 7, HISTORY | COMPRESSED | INDEXED)
     assert segment.verdict is Verdict.WHOLE
     assert (home / name_of(1)).stat().st_mode & 0o777 == 0o600
     assert os.listdir(home) == [name_of(1)]
@@ -315,6 +347,92 @@ def test_a_segment_that_can_not_be_rewritten_stays_and_is_told(
     assert (home / name_of(1)).read_bytes() == content
 
 
+def aged_history(
+    home: Path, *ages: int, damaged: Collection[int] = (), now: float = NOW
+) -> History:
+    """A history of an earlier run with a segment that ended each of *ages* days before NOW."""
+    groups: list[list[Record]] = []
+    for number, age in enumerate(ages):
+        record, time_ns = change(number, write("a", b"x")), NOW_NS - age * DAY * 10**9
+        groups.append([record._replace(time_ns=time_ns - 10**9), record._replace(time_ns=time_ns)])
+    written(home, *groups)
+    for number in range(len(groups)):
+        first = 1 + 2 * number
+        history_of(home).take(first, before=first + 2)
+        if first in damaged:
+            path = home / name_of(first)
+            path.write_bytes(path.read_bytes()[:-1])
+            os.utime(path, ns=(NOW_NS, NOW_NS))
+    history = history_of(home, age=180 * DAY, now=now)
+    for place in scan(home).segments:
+        history.note(place)
+    return history
+
+
+def test_what_is_old_goes_one_segment_at_a_time(home: Path) -> None:
+    history = aged_history(home, 300, 181, 179, 0)
+    for expected in ([3, 5, 7], [5, 7], [5, 7]):
+        history.trim()
+        assert names(home) == expected
+
+
+def test_a_clock_that_jumps_drops_one_segment(home: Path) -> None:
+    history = aged_history(home, 3, 2, 1, now=NOW * 2)
+    history.trim()
+    assert names(home) == [3, 5]
+
+
+def test_a_segment_without_an_index_is_as_old_as_its_file(home: Path) -> None:
+    history = aged_history(home, 300, 300, damaged=[1])
+    history.trim()
+    assert names(home) == [1, 3]
+
+
+def test_the_begin_of_the_history_is_that_of_its_oldest_change(home: Path) -> None:
+    history = aged_history(home, 2, 1)
+    assert history.begin_ns == NOW_NS - 2 * DAY * 10**9 - 10**9
+    assert history.drop_oldest()
+    assert history.begin_ns == NOW_NS - DAY * 10**9 - 10**9
+    assert history.drop_oldest()
+    assert history.begin_ns is None
+
+
+def test_without_limits_only_a_lack_of_room_drops_history(home: Path) -> None:
+    aged_history(home, 300, 200)
+    history = History(home, private_now=lambda inodes: ())
+    for place in scan(home).segments:
+        history.note(place)
+    history.trim()
+    assert names(home) == [1, 3]
+
+
+# Private content that is to stay.
+
+
+def test_what_private_files_hold_can_be_kept(home: Path) -> None:
+    records: list[Record] = [
+        before("priv/a", SECRET, is_private=True),
+        change(8, write("priv/a", SECRET)),
+    ]
+    history = history_of(home, keeps_private=True)
+    with journal_with(home, history) as journal:
+        journal.append([encode(record) for record in records])
+        journal.begin_segment(version=9)
+    # Another History, as that of ``pmxcfs checkpoint``, does the same.
+    history_of(home).take(1, before=3)
+    segment = read(home / name_of(1))
+    assert segment.header is not None
+    assert segment.header.is_history
+    assert segment.header.keeps_private
+    assert records_of(segment) == records
+
+
+def test_a_later_wish_to_keep_it_is_not_for_earlier_segments(home: Path) -> None:
+    written(home, [change(8, write("priv/a", SECRET))])
+    history_of(home, keeps_private=True).take(1, before=2)
+    assert SECRET not in read(home / name_of(1)).content
+
+
 # Reading what is compressed.
 
 
@@ -343,7 +461,7 @@ def test_damage_of_a_compressed_segment_never_makes_a_record(compressed: Path) -
 
 
 def test_a_frame_that_grows_without_end_is_cut(compressed: Path) -> None:
-    header = encode_header(Header(LINEAGE, 1, 7, HISTORY | COMPRESSED))
+    header = encode_header(Header(LINEAGE, 1, 7, HISTORY | COMPRESSED | INDEXED))
     bomb = ZstdCompressor().compress(bytes(200 << 20))
     assert len(bomb) < 1 << 20
     compressed.write_bytes(header + bomb)
