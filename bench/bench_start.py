@@ -1,7 +1,7 @@
 """The start with a large database and a long history.
 
-The journal's segments are history and are not read at a start, except for their headers; only what
-the database lacks is replayed.
+The journal's segments are history and are not read at a start, except for their headers and
+indexes; only what the database lacks is replayed.
 """
 
 import os

@@ -25,6 +25,7 @@ SECTIONS = {
     "sync": "base: hashing every entry; loading every entry",
     "codec": "base: the plain-Python codec",
     "journal": "base: a bare pwrite of as many bytes; encoding the message; the table of the CRC",
+    "history": "base: reading all its records",
     "database": "base: bare sqlite3",
     "ipc": "base: a libqb server that answers with zeros",
     "guests": "base: the first request for properties",

@@ -10,6 +10,13 @@ def pack_change(
     process: bytes,
     message: bytes,
 ) -> bytes: ...
+def last_naming(
+    content: bytes,
+    bounds: list[tuple[int, int]],
+    number: int,
+    names: frozenset[bytes],
+    below: tuple[bytes, ...],
+) -> int: ...
 def unpack_change(
     body: bytes,
 ) -> tuple[int, int, int, int, int, int, int, int, bytes, bytes]: ...

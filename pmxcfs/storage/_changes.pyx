@@ -23,7 +23,12 @@ cdef enum:  # sizes in bytes
     LONGEST_NAME = 255
 
 cdef enum:
-    CHANGE = 1  # the kind of record
+    CHANGE = 1  # kinds of records
+    BEFORE = 2
+    ADOPTED = 6
+    GAP = 7
+    WITHOUT_DATA = 9
+    BEFORE_NUMBERS = 42  # bytes of the numbers of BEFORE behind its kind
     VERBATIM = 0  # instead of a subtype: the whole message follows
     SECOND = 1000000000  # nanoseconds
 
@@ -254,6 +259,83 @@ def unpack_change(bytes body not None):
         raise ValueError("the mtime has more than 32 bits")
     message = unpack_message(&source, mtime)
     return version, writer, mtime, time_ns, inode, pid, uid, login_uid, process, message
+
+
+def last_naming(bytes content not None, list bounds not None, Py_ssize_t number, frozenset names,
+                tuple below):
+    """Return the index of the last record before *number* that may name a path; -1 if none does.
+
+    *bounds* are those of the records' bodies in *content*. A path is one of *names*, or begins with
+    one of *below*. Adoptions and gaps may name any, and what can't be decoded as far as that none.
+    """
+    cdef Py_ssize_t start, end
+    cdef Input source
+    cdef const unsigned char *base = <const unsigned char *>PyBytes_AS_STRING(content)
+    while number > 0:
+        number -= 1
+        start, end = bounds[number]
+        if not 0 <= start < end <= len(content):
+            raise ValueError("a record is outside of the content")
+        source.at = base + start
+        source.left = <uint64_t>(end - start)
+        try:
+            if may_name(&source, names, below):
+                return number
+        except ValueError:
+            pass
+    return -1
+
+
+cdef bint may_name(Input *source, frozenset names, tuple below) except -1:
+    cdef unsigned char kind = take(source, 1)[0]
+    cdef uint64_t size
+    if kind == ADOPTED or kind == GAP:
+        return True
+    if kind == BEFORE:
+        take(source, BEFORE_NUMBERS)
+        take(source, little(take(source, 2), 2))  # the name
+        size = little(take(source, 2), 2)
+        return is_among(text(take(source, size), size), names, below)
+    if kind == WITHOUT_DATA:
+        take(source, 4)
+    elif kind != CHANGE:
+        return False
+    return change_may_name(source, names, below)
+
+
+cdef bint change_may_name(Input *source, frozenset names, tuple below) except -1:
+    cdef int _index
+    cdef const unsigned char *path
+    cdef bytes to
+    number(source, 0xFFFFFFFFFFFFFFFF)
+    number(source, LAST_U32)
+    take(source, 8)
+    for _index in range(2):
+        signed_number(source)
+    for _index in range(3):
+        number(source, LAST_U32)
+    take(source, number(source, LONGEST_NAME))
+    if number(source, LAST_SUBTYPE) == VERBATIM:
+        return True
+    for _index in range(2):
+        number(source, LAST_U32)
+    cdef uint64_t path_size = number(source, LAST_U32 - 1)
+    cdef uint64_t to_size = number(source, LAST_U32)
+    cdef uint64_t shared = number(source, to_size - 1) if to_size else 0
+    path = take(source, path_size)
+    if is_among(text(path, path_size), names, below):
+        return True
+    if not to_size:
+        return False
+    if shared > path_size:
+        raise ValueError("the paths share more bytes than the first one has")
+    to_size -= 1 + shared
+    to = text(path, shared) + text(take(source, to_size), to_size)
+    return is_among(to, names, below)
+
+
+cdef bint is_among(bytes path, frozenset names, tuple below) except -1:
+    return path in names or path.startswith(below)
 
 
 cdef bytes unpack_message(Input *source, uint64_t mtime):

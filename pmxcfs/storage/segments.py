@@ -38,7 +38,7 @@ _NAME = re.compile(r"([0-9a-f]{16})\.log")
 _FAR = 1 << 32  # records that a damaged place can hide at most
 _MAX_SEQUENCE = (1 << 64) - 1
 _MAX_WINDOW = 1 << 27  # bytes that a decompressor may keep, however large a frame says
-_PART = 1 << 20  # bytes that are decompressed at once
+_PART = 1 << 12  # bytes that are decompressed at once
 
 
 class Verdict(Enum):
@@ -203,15 +203,38 @@ def read(path: Path) -> Segment:
     return _read_records(path, header, content, size)
 
 
+def read_bodies(path: Path) -> tuple[Header | None, bytes, list[tuple[int, int]]]:
+    """Read a segment, but do not decode its records: header, content, bounds of their bodies.
+
+    Blocks. Raises nothing of the file.
+    """
+    try:
+        content, _ = _content_of(path, MAX_SEGMENT)
+    except OSError:
+        return None, b"", []
+    header, _, _ = _check_header(path, content)
+    if header is None:
+        return None, b"", []
+    content, _ = _records_in(header, content)
+    bounds, _ = split(content, HEADER_SIZE, header.first)
+    return header, content, bounds
+
+
+def _records_in(header: Header, content: bytes) -> tuple[bytes, str]:
+    """Return header and records without compression; if that ends early, also the reason why."""
+    if not header.is_compressed:
+        return content, ""
+    is_indexed = header.flags & INDEXED
+    compressed = without_index(content, HEADER_SIZE) if is_indexed else content[HEADER_SIZE:]
+    return _decompressed(content[:HEADER_SIZE], compressed)
+
+
 def _read_records(path: Path, header: Header, content: bytes, size: int) -> Segment:
     """Read the records behind a sound header; the file has *size* bytes."""
-    verdict, failure = Verdict.WHOLE, ""
-    if header.is_compressed:
-        compressed = content[HEADER_SIZE:]
-        if header.flags & INDEXED:
-            compressed = without_index(content, HEADER_SIZE)
-        content, failure = _decompressed(content[:HEADER_SIZE], compressed)
-    elif size > len(content):
+    verdict = Verdict.WHOLE
+    is_cut = size > len(content)
+    content, failure = _records_in(header, content)
+    if is_cut and not header.is_compressed:
         failure = f"it has more than {MAX_SEGMENT} bytes"
     bounds, end = split(content, HEADER_SIZE, header.first)
     records, reason = _decoded(content, bounds, header.first)
@@ -241,17 +264,25 @@ def _decoded(
 
 
 def _decompressed(header: bytes, compressed: bytes) -> tuple[bytes, str]:
-    """Return *header* and decompressed records; if that ends early, also the reason why."""
-    parts = [header]
-    left = MAX_SEGMENT
+    """Return *header* and decompressed records; if that ends early, also the reason why.
+
+    A part of the input is small, as it can become 32,768 times as much.
+    """
+    parts, size = [header], 0
+    decompressor = ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
     try:
-        with ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(compressed) as reader:
-            while left and (part := reader.read(min(left, _PART))):
-                parts.append(part)
-                left -= len(part)
+        for start in range(0, len(compressed), _PART):
+            part = decompressor.decompress(compressed[start : start + _PART])
+            size += len(part)
+            if size >= MAX_SEGMENT:
+                parts.append(part[: len(part) + MAX_SEGMENT - size])
+                return b"".join(parts), f"it has more than {MAX_SEGMENT} bytes"
+            parts.append(part)
+            if decompressor.eof:
+                break
     except ZstdError as error:
         return b"".join(parts), f"it can't be decompressed: {error}"
-    return b"".join(parts), "" if left else f"it has more than {MAX_SEGMENT} bytes"
+    return b"".join(parts), "" if decompressor.eof else "its end is missing"
 
 
 def _place(path: Path, first: int) -> Place:
