@@ -17,9 +17,7 @@ from bench.report import Report
 from bench.servers import Server, pmxcfs_server
 from bench.turns import times_us, typical
 
-ROUNDS = (
-    2 * PLACEMENTS
-)  # each with a new daemon for FEW, so that the kernel has not cached its names
+ROUNDS = 2 * PLACEMENTS  # each with a new daemon for FEW: its names are not cached
 CREATED = 100  # files per round; with MANY, the content stays far below 128 MiB
 FLAT = 1.3  # times the latency with FEW
 MOST_SECONDS, MOST_MIB = 3, 250  # the limits of start and memory with MANY
@@ -53,7 +51,7 @@ def resident_mib(server: Server) -> float:
 
 def latencies(server: Server, *, present: range, number: int) -> dict[str, list[float]]:
     """Time look-ups and creations; a new *number* gives new names for absent and created files."""
-    scatter(number, server.tasks)
+    scatter(number, server.tasks, lambda: os.statvfs(server.root))
     root = f"{server.root}/d0"
     unused = range(number * CREATED, (number + 1) * CREATED)
     for i in unused:

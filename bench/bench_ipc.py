@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.conditions import ONE_CPU, placed
 from bench.data import HOME, NODE, SMALL, mounted_files
 from bench.goals import Goal
 from bench.populate import write_database
@@ -47,7 +48,12 @@ def bench_ready_answers(workdir: Callable[[], Path], scratch: Path, report: Repo
     client = CClient(compile_client(scratch))
     echo = compile_client(scratch, ECHO_SOURCE)
     bare = f"{ipc_name(directory)}-echo"
-    with pmxcfs_server(directory), echo_server(echo, bare), Client(ipc_name(directory)) as asking:
+    with (
+        placed(ONE_CPU),
+        pmxcfs_server(directory),
+        echo_server(echo, bare),
+        Client(ipc_name(directory)) as asking,
+    ):
         for name, (number, payload) in READY.items():
             size = len(asking.ask(number, payload))
             ours, base = [], []

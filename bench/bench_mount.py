@@ -3,6 +3,7 @@
 With ``--against DIR`` the daemon of another checkout takes its turns, too.
 """
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,7 +46,7 @@ class Mount(NamedTuple):
 
         def run(numbers: range) -> list[float]:
             if self.tasks:
-                scatter(numbers.start // size, self.tasks)
+                scatter(numbers.start // size, self.tasks, lambda: os.statvfs(self.place.root))
             return batch(numbers)
 
         return run

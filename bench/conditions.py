@@ -15,6 +15,8 @@ from typing import NamedTuple
 from bench.comparisons import Comparison
 from bench.goals import Goal
 
+FIRST, NORMAL = "-20", "0"  # nice values of a session
+
 
 class Condition(NamedTuple):
     """One of the conditions of the rows on a mount."""
@@ -31,9 +33,10 @@ class Condition(NamedTuple):
         return case.limits.one_cpu if self.is_pinned else case.limits.unpinned
 
 
+ONE_CPU = Condition("one-cpu", "mount, one CPU", is_pinned=True)
 CONDITIONS = (
     Condition("unpinned", "mount"),
-    Condition("one-cpu", "mount, one CPU", is_pinned=True),
+    ONE_CPU,
     Condition("load", "mount, a load", has_load=True),
 )
 
@@ -42,7 +45,7 @@ CONDITIONS = (
 def placed(condition: Condition) -> Iterator[None]:
     """Set the condition for this process and all that it starts within the block."""
     cpus = os.sched_getaffinity(0)
-    with _favored(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if condition.has_load:
             stack.enter_context(_busy(min(cpus)))
         if condition.is_pinned:
@@ -52,21 +55,22 @@ def placed(condition: Condition) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _favored() -> Iterator[None]:
-    """Give this session of processes the CPUs before all other sessions.
+def favored(process: Path = Path("/proc/self")) -> Iterator[None]:
+    """Give the session of a process the CPUs before all sessions that are not favored.
 
-    With autogroups the kernel shares the CPUs between sessions first. Among the processes of this
-    one, clients and servers and the load, nothing changes; nor on a machine that does nothing else.
+    With autogroups the kernel shares the CPUs between sessions first. Among the processes of one
+    session, clients and servers and the load, nothing changes; nor on a machine that does nothing
+    else.
     """
-    group = Path("/proc/self/autogroup")
+    group = process / "autogroup"
     if not group.exists():
         yield
         return
-    group.write_text("-20")
+    group.write_text(FIRST)
     try:
         yield
     finally:
-        group.write_text("0")
+        group.write_text(NORMAL)
 
 
 @contextlib.contextmanager

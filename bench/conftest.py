@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.conditions import favored
 from bench.report import RESULTS, Report
 from bench.servers import SESSIONS, Session, pmxcfs_server, session_of
 
@@ -59,6 +60,13 @@ def pytest_terminal_summary(
         terminalreporter.write_line(report.table())
         for path in report.save(RESULTS):
             terminalreporter.write_line(f"written: {os.path.relpath(path)}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def priority() -> Iterator[None]:
+    """Keep what else the machine does from the CPUs; ``favored`` has the details."""
+    with favored():
+        yield
 
 
 @pytest.fixture(scope="session")

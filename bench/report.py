@@ -27,7 +27,7 @@ SECTIONS = {
     "journal": "base: a bare pwrite of as many bytes; encoding the message; the table of the CRC",
     "history": "base: reading all its records",
     "database": "base: bare sqlite3",
-    "ipc": "base: a libqb server that answers with zeros",
+    "ipc": "client and server on one CPU; base: a libqb server that answers with zeros",
     "guests": "base: the first request for properties",
     "clients": "base: three users of the mount without local clients",
     "bytes": "base: bare sqlite3, a commit per transaction; one segment",
