@@ -19,8 +19,8 @@ import pytest
 
 from bench import operations as do
 from bench.conditions import favored
-from bench.data import BIG_FILES, CREATED, GUESTS, mounted_files
-from bench.goals import KIB, MIB, MICROSECONDS, Figures, Goal
+from bench.data import BIG_FILES, GUESTS, mounted_files
+from bench.goals import KIB, MIB, Figures, Goal
 from bench.member import Message, message
 from bench.operations import Prepare
 from bench.places import FloorPlace, Place
@@ -54,7 +54,6 @@ class Change(NamedTuple):
     messages: Sequence[int]
     goal: Goal
     batch: int
-    unit: str = "µs"
 
 
 CHANGES = (
@@ -64,10 +63,7 @@ CHANGES = (
         "the same by file_set_contents, Perl", do.set_contents, [CONTENT, SHORT], Goal(1.8), 150
     ),
     Change("mkdir + rmdir", do.make_and_remove, [SHORT] * 2, Goal(2.0), 150),
-    Change(
-        f"{CREATED} x create + write 1 KiB + close", do.create_many, [CONTENT] * CREATED,
-        Goal(1.8), 1, "ms",
-    ),
+    Change("create + write 1 KiB + close", do.create, [CONTENT], Goal(1.8), 150),
     Change("write 1 MiB + close", do.write_big, [WHOLE], Goal(), 10),
     Change("1000 x write 512 B, close", do.write_sectors, [HALF], Goal(), 5),
 )  # fmt: skip
@@ -101,11 +97,9 @@ class Meter:
         """Return each daemon's CPU time per operation."""
         return [spent / len(self.times) for spent in self._spent]
 
-    def figures(self, unit: str = "µs") -> Figures:
-        """Return the figures, with the first node's CPU time, in *unit*."""
-        size = MICROSECONDS[unit]
-        values = statistics.median(self.times), p99(self.times), self.cpu_us()[0]
-        return Figures(*(value / size for value in values))
+    def figures(self) -> Figures:
+        """Return the figures in microseconds, with the first node's CPU time."""
+        return Figures(statistics.median(self.times), p99(self.times), self.cpu_us()[0])
 
 
 def bench_three_nodes(
@@ -172,14 +166,13 @@ def add_changes(changes: Sequence[Meter], messages: Mapping[int, Message], repor
     """Put a row per change into the report, and the CPU times of an overwrite on each node."""
     for row, meter in zip(CHANGES, changes, strict=True):
         needed = [messages[size] for size in row.messages]
-        size = MICROSECONDS[row.unit]
         base = Figures(
-            sum(one.median for one in needed) / size,
+            sum(one.median for one in needed),
             needed[0].p99 if len(needed) == 1 else None,
-            sum(one.origin_cpu for one in needed) / size,
+            sum(one.origin_cpu for one in needed),
         )
         report.compare(
-            "cluster", row.name, unit=row.unit, ours=meter.figures(row.unit), base=base,
+            "cluster", row.name, unit="µs", ours=meter.figures(), base=base,
             goal=row.goal,
         )  # fmt: skip
     one = messages[CONTENT]

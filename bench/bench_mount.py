@@ -15,7 +15,7 @@ import pytest
 from bench.comparisons import COMPARISONS, Comparison
 from bench.conditions import CONDITIONS, Condition, placed
 from bench.data import mounted_files
-from bench.goals import MICROSECONDS, Figures
+from bench.goals import Figures
 from bench.placement import PLACEMENTS, scatter
 from bench.places import FloorPlace, Place
 from bench.populate import copy_files, write_database
@@ -138,13 +138,13 @@ def bench_operation(
         pytest.skip("a row without the floor, or one for which the floor has another operation")
     ours, base, *others = measure(case, mounts.sides(case), benchmark)
     report.compare(
-        condition.section, case.name, unit=case.unit, ours=ours, base=base,
+        condition.section, case.name, unit="µs", ours=ours, base=base,
         goal=condition.goal(case), before=others[0] if others else None,
     )  # fmt: skip
 
 
 def measure(case: Comparison, sides: Sequence[Mount], benchmark: Benchmark) -> list[Figures]:
-    """Return the figures of each side, in the unit of the row.
+    """Return the figures of each side, in microseconds.
 
     The CPU time includes what a server does during the other sides' turns, such as saving.
     """
@@ -157,9 +157,8 @@ def measure(case: Comparison, sides: Sequence[Mount], benchmark: Benchmark) -> l
         begun = [side.cpu_us() for side in sides]
         turns = played(benchmark, *batches, rounds=case.rounds, batch=case.batch, kinds=PLACEMENTS)
         spent = [side.cpu_us() - since for side, since in zip(sides, begun, strict=True)]
-    size = MICROSECONDS[case.unit]
     count = (case.rounds + 1) * case.batch * case.each  # with the round to warm up
     return [
-        Figures(median / size, tail / size, cpu / count / size)
+        Figures(median, tail, cpu / count)
         for (median, tail), cpu in zip(turns.figures(), spent, strict=True)
     ]

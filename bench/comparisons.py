@@ -6,7 +6,7 @@ Contract: docs/spec/performance.md, "The goals".
 from typing import NamedTuple
 
 from bench import operations as do
-from bench.data import CREATED, GUESTS, LISTINGS, REPLACED, UNSEEN, UNSEEN_BIG
+from bench.data import GUESTS, LISTINGS, REPLACED, UNSEEN, UNSEEN_BIG
 from bench.goals import KIB, MIB, Goal
 from bench.operations import Prepare
 
@@ -27,7 +27,6 @@ class Comparison(NamedTuple):
     limits: Limits
     rounds: int
     batch: int
-    unit: str = "µs"
     each: int = 1  # operations per number, for the CPU time of one
     is_cached: bool = False  # the kernel answers alone: the base is tmpfs, not the floor
 
@@ -41,11 +40,9 @@ CACHED = Limits(Goal(1.1))
 NONE = Limits()
 
 
-def _alike(
-    name: str, operation: Prepare, limits: Limits, rounds: int, batch: int, unit: str = "µs"
-) -> Comparison:
+def _alike(name: str, operation: Prepare, limits: Limits, rounds: int, batch: int) -> Comparison:
     """Return a row with the same operation on the floor."""
-    return Comparison(name, operation, operation, limits, rounds, batch, unit)
+    return Comparison(name, operation, operation, limits, rounds, batch)
 
 
 def _cached(name: str, operation: Prepare, rounds: int, batch: int) -> Comparison:
@@ -78,15 +75,15 @@ COMPARISONS = (
         f"{do.PROCESSES} processes: open + read + close, each of all", do.parallel_reads,
         do.parallel_reads, TOGETHER, 6, 1, each=do.PROCESSES * do.READS,
     ),
-    _alike("overwrite 1 KiB", do.overwrite, CHANGING, 40, 25),
-    _alike("tmp + write 1 KiB + close + rename", do.replace, REPLACING, REPLACED // 25 - 1, 25),
+    _alike("overwrite 1 KiB", do.overwrite, CHANGING, 200, 10),
+    _alike("tmp + write 1 KiB + close + rename", do.replace, REPLACING, REPLACED // 10 - 1, 10),
     _alike(
         "the same by file_set_contents, Perl", do.set_contents, REPLACING,
-        REPLACED // 25 - 1, 25,
+        REPLACED // 10 - 1, 10,
     ),
-    _alike("mkdir + rmdir", do.make_and_remove, CHANGING, 40, 25),
-    _alike(f"{CREATED} x create + write 1 KiB + close", do.create_many, CHANGING, 12, 1, "ms"),
+    _alike("mkdir + rmdir", do.make_and_remove, CHANGING, 200, 10),
+    _alike("create + write 1 KiB + close", do.create, CHANGING, 200, 10),
     _alike("write 1 MiB + close", do.write_big, NONE, 20, 4),
-    _alike("1000 x write 512 B, close", do.write_sectors, NONE, 12, 1),
+    _alike("1000 x write 512 B, close", do.write_sectors, NONE, 16, 1),
     _alike("open + read 1 KiB + close, after writes", do.open_read_close, READING, 40, 50),
 )  # fmt: skip

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 KIB, MIB = 1 << 10, 1 << 20
 NO_LIMIT = float("inf")
-MICROSECONDS = {"µs": 1, "ms": 1000}  # of a row's unit
 
 
 class Goal(NamedTuple):
