@@ -204,13 +204,19 @@ REQUIRED := PMXCFS_REQUIRE=fuse,corosync
 
 .PHONY: test
 test: build test-deps lint types stubtest ## everything that CI runs; a skipped test is a failure
-	$(REQUIRED) $(PYTEST) tests
+	PMXCFS_TEST_FUSE=native $(REQUIRED) $(PYTEST) tests
+	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) $(LLFUSE_TESTS)
+
+# A third of the mount tier, for the other session: all that depends on it.
+LLFUSE_TESTS := $(patsubst %,tests/mount/test_%.py,busy_stops ends fixed_entries foreign lifecycle \
+  publishing recorded removed stopping waiting)
 
 TREES := build/bookworm/.made build/trixie/.made
 
 .PHONY: test-long
 test-long: build test-deps deb deb-trixie $(TREES) ## random tests for much longer; the Debian package on a machine
-	$(REQUIRED),packaging $(PYTEST) -m long tests
+	PMXCFS_TEST_FUSE=native $(REQUIRED),packaging $(PYTEST) -m long tests
+	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) tests/mount
 
 .PHONY: deb
 deb: deb-packages ## build the package for this machine's Debian in build/deb, check it with lintian

@@ -18,6 +18,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         FUSE_UNLINK
         FUSE_RMDIR
         FUSE_RENAME
+        FUSE_LINK
         FUSE_OPEN
         FUSE_READ
         FUSE_WRITE

@@ -200,7 +200,7 @@ cdef class Reader:
         cdef Handlers handlers = self._handlers
         cdef uint32_t opcode = request.opcode
         cdef Requester requester
-        if opcode == FUSE_SYMLINK:
+        if opcode == FUSE_SYMLINK or opcode == FUSE_LINK:
             return EPERM
         if opcode == FUSE_RENAME2 and request.flags != NO_REPLACE:
             return EINVAL  # ENOSYS would turn all flags off for ever

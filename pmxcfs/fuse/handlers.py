@@ -70,7 +70,7 @@ class OpenDirectory:
 
 
 class Handlers:
-    """The handlers of the kernel's requests. ``by_name`` has those that sessions call by name."""
+    """The handlers of the kernel's requests."""
 
     def __init__(
         self,
