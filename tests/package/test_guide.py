@@ -155,16 +155,38 @@ def check_that_a_minority_is_read_only(nodes: dict[str, Machine]) -> None:
 
 
 def check_that_corosync_starts_again(nodes: dict[str, Machine]) -> None:
-    """Follow the guide with a file that corosync refuses, on one node and on all."""
+    """Follow the guide with a bad file on one node, and with a bad file of the cluster."""
     one, each = (block.commands for block in blocks(CLUSTER) if not block.nodes)
-    for commands, broken in ((one, [nodes["node3"]]), (each, list(nodes.values()))):
-        for node in broken:
-            node.shell("systemctl stop corosync; echo no >/etc/corosync/corosync.conf")
-            assert "Line is not" in node.run("corosync", "-t", check=False)
-        for node in broken:
-            node.shell(commands)
-        for node in nodes.values():
-            node.wait_for(partial(is_complete, node))
+    first, _, third = nodes.values()
+    break_corosync(third)
+    third.shell(one)
+    for node in nodes.values():
+        node.wait_for(partial(is_complete, node))
+
+    change = "sed {} /etc/pve/corosync.conf >/etc/pve/new; mv /etc/pve/new /etc/pve/corosync.conf"
+    first.shell(change.format("-e 's/config_version: 2/config_version: 3/' -e '$ano'"))
+    for node in nodes.values():
+        node.wait_for(partial(has_line, node, "config_version: 3"))
+    for node in nodes.values():
+        break_corosync(node)
+    for node in nodes.values():
+        node.shell(each)
+    for node in nodes.values():
+        node.wait_for(partial(is_complete, node))
+    first.wait_for(lambda: first.run("touch", "/etc/pve/again", check=False) == "")
+    first.shell(change.format("-e 's/config_version: 3/config_version: 4/' -e '/^no$/d'"))
+    for node in nodes.values():
+        node.wait_for(partial(has_configuration, node, 4))
+
+
+def has_line(node: Machine, line: str) -> bool:
+    """Tell whether the cluster's corosync.conf has a line."""
+    return line in map(str.strip, node.shell("cat /etc/pve/corosync.conf").splitlines())
+
+
+def break_corosync(node: Machine) -> None:
+    node.shell("systemctl stop corosync; echo no >/etc/corosync/corosync.conf")
+    assert "Line is not" in node.run("corosync", "-t", check=False)
 
 
 def test_the_guide_makes_and_restores_a_backup(tmp_path: Path, release: str) -> None:

@@ -45,7 +45,7 @@ def test_an_installation_takes_over_and_a_removal_gives_back(node: Machine, tmp_
     assert server(node) == OURS_BY_THEIR_UNIT
     assert node.property("pmxcfs", "ConditionResult") == "no"
     assert node.run("create_pmxcfs_db", "--help").startswith("usage: create_pmxcfs_db")
-    assert "the original" not in node.run("man", "8", "pmxcfs")
+    assert "the cluster file system of Proxmox VE" in node.run("man", "8", "pmxcfs")
     node.shell("echo saved >/etc/pve/file")
     node.install(debs.upgrade(tmp_path, node.release))
     assert server(node) == OURS_BY_THEIR_UNIT
