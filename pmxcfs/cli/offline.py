@@ -94,9 +94,12 @@ def _find_damage(path: Path) -> list[str]:
         inspect(path)
         damage = [line for line in find_damage(path) if not is_in_rows(line)]
     except UnreadableDatabase as error:
-        if kind := kind_of(path):
-            raise StoreError(f"{path} is {kind}, no database: {OTHER_ADVICE}") from error
-        read_damaged(path)
+        try:
+            read_damaged(path)
+        except UnreadableDatabase:
+            if kind := kind_of(path):
+                raise StoreError(f"{path} is {kind}, no database: {OTHER_ADVICE}") from error
+            raise
         damage = [str(error).removeprefix(f"{path} ").partition(": pmxcfs fsck")[0]]
     except StoreError as error:
         if error.errno != errno.EROFS:  # an interrupted transaction

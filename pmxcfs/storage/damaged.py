@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs.errors import UnreadableDatabase
-from pmxcfs.storage.divergence import Note, Removal
+from pmxcfs.storage.divergence import Note, Removal, notes_in, removals_in
 from pmxcfs.storage.log_frames import LogFrames, read_frames
 from pmxcfs.storage.mark import Mark, mark_of
 from pmxcfs.storage.pages import (
@@ -53,7 +53,6 @@ _OURS = frozenset(
     b"divergence divergence_notes divergence_removals pmxcfs_incomplete pmxcfs_journal".split()
 )
 _DAMAGED_BYTES = 16  # of the statement that makes the table
-_U64 = (1 << 64) - 1
 
 Gap = tuple[int, int]  # its first and last inode, as SQLite stores them: signed
 
@@ -283,7 +282,8 @@ class _Reading:
 
     def _rows(self) -> tuple[list[Row], list[Partial]]:
         """Return all rows that count, by ascending inode, and what can be read in part only."""
-        live: dict[int, list[tuple[bool, int, Row]]] = {}
+        # How well each row is in order, its version, and the row.
+        live: dict[int, list[tuple[int, int, Row]]] = {}
         partial: dict[int, Partial] = {}
         for leaf in self._live:
             low = FIRST - 1 if leaf.low is None else leaf.low
@@ -292,13 +292,14 @@ class _Reading:
                 key, values, _ = cell
                 if values is not None and len(values) >= len(COLUMNS):
                     row = (key, *values[1 : len(COLUMNS)])
-                    is_in_place = low < key <= leaf.high and keys[at] < key < keys[at + 2]
-                    live.setdefault(key, []).append((is_in_place, _version(row), row))
+                    order = (low < key <= leaf.high) + (keys[at] < key) + (key < keys[at + 2])
+                    live.setdefault(key, []).append((order, _version(row), row))
                 elif values is None and (found := _partial(cell)):
                     partial[key] = found
         rows, homeless = dict[int, Row](), list[Row]()
         for key, found_rows in live.items():
-            *others, winner = sorted(found_rows, key=lambda found: found[:2])
+            # Equally in order: an entry's number is its first version, and often the last one.
+            *others, winner = sorted(found_rows, key=lambda f: (f[0], f[1] == f[2][0], f[1]))
             rows[key] = winner[2]
             homeless += [row for *_, row in others if (row[1], row[6]) != _place(winner[2])]
         for key, row in self._orphan_rows(live.keys() | partial.keys(), partial):
@@ -364,27 +365,22 @@ class _Reading:
     # The other tables
 
     def _notes(self) -> dict[int, Note]:
-        return {
-            key: Note(common & _U64, parted & _U64)
-            for key, (_, common, parted) in self._table(b"divergence_notes", 3)
-            if isinstance(common, int) and isinstance(parted, int)
-        }
+        return notes_in(self._table(b"divergence_notes", 3))
 
     def _removals(self) -> list[Removal]:
-        return [
-            Removal(key & _U64, version & _U64, path)
-            for key, (_, version, path) in self._table(b"divergence_removals", 3)
-            if isinstance(version, int) and isinstance(path, bytes)
-        ]
+        return removals_in(self._table(b"divergence_removals", 3))
 
     def _mark(self) -> Mark | None:
-        rows = [values[1:] for _, values in self._table(b"pmxcfs_journal", 6)]
+        rows = [row[1:] for row in self._table(b"pmxcfs_journal", 6)]
         return mark_of(rows[0]) if len(rows) == 1 else None
 
-    def _table(self, name: bytes, columns: int) -> Iterator[tuple[int, Values]]:
-        for key, values, _ in self._tables.get(name, ()):
-            if values is not None and len(values) == columns:
-                yield key, values
+    def _table(self, name: bytes, columns: int) -> list[Values]:
+        """Return the rows of a table whose key is the first column."""
+        return [
+            [key, *values[1:]]
+            for key, values, _ in self._tables.get(name, ())
+            if values is not None and len(values) == columns
+        ]
 
 
 def _is_ours(statement: object) -> bool:

@@ -12,7 +12,7 @@ An earlier version of pmxcfs had the table ``divergence`` with one row for all o
 Contract: docs/spec/cluster.md, "Forks"; storage.md, "The database".
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Execute = Callable[..., Any]  # sqlite3.Connection.execute: statement, parameters -> cursor
@@ -56,12 +56,30 @@ def read_notes(execute: Execute) -> dict[int, Note]:
     known = _known(execute)
     if b"divergence" in known:
         version = execute("SELECT min(version) FROM divergence").fetchone()[0]
-        if version is not None:
+        if type(version) is int:
             notes[OTHERS] = Note(version & _U64, version & _U64)
     if b"divergence_notes" in known:
         rows = execute("SELECT nodeid, version, parted FROM divergence_notes").fetchall()
-        notes |= {nodeid: Note(version & _U64, parted & _U64) for nodeid, version, parted in rows}
+        notes |= notes_in(rows)
     return notes
+
+
+def notes_in(rows: Iterable[Sequence[Any]]) -> dict[int, Note]:
+    """Return the notes in rows of nodeid, version and parted; damaged ones are left out."""
+    return {
+        nodeid: Note(version & _U64, parted & _U64)
+        for nodeid, version, parted in rows
+        if type(version) is int and type(parted) is int
+    }
+
+
+def removals_in(rows: Iterable[Sequence[Any]]) -> list[Removal]:
+    """Return the removals in rows of inode, version and path; damaged ones are left out."""
+    return [
+        Removal(inode & _U64, version & _U64, path)
+        for inode, version, path in rows
+        if type(version) is int and isinstance(path, bytes)
+    ]
 
 
 def write_notes(
@@ -88,8 +106,7 @@ def read_removals(execute: Execute) -> list[Removal]:
     """Return the removals since the notes."""
     if b"divergence_removals" not in _known(execute):
         return []
-    rows = execute("SELECT inode, version, path FROM divergence_removals").fetchall()
-    return [Removal(inode & _U64, version & _U64, path) for inode, version, path in rows]
+    return removals_in(execute("SELECT inode, version, path FROM divergence_removals").fetchall())
 
 
 def add_removals(execute: Execute, removals: Iterable[Removal]) -> None:

@@ -90,16 +90,9 @@ def damage_log(path: Path) -> None:
     path.with_name("config.db-wal").write_bytes(b"\x37\x7f\x06\x82" + b"damage" * 500)
 
 
-DAMAGES: Sequence[Damage] = (
-    zero_leaf,
-    zero_root,
-    zero_header,
-    cut_off,
-    flip_pointers,
-    lose_version_row,
-    negate_version_row,
-    damage_log,
-)
+OFTEN: Sequence[Damage] = (zero_leaf, cut_off, lose_version_row, damage_log)
+ALSO: Sequence[Damage] = (zero_root, zero_header, flip_pointers, negate_version_row)
+DAMAGES = [*OFTEN, *(pytest.param(damage, marks=pytest.mark.long) for damage in ALSO)]
 
 
 @pytest.fixture(scope="module")

@@ -392,11 +392,13 @@ def test_an_adoption_can_change_thousands_of_entries(
 ) -> None:
     ours = [directory(2, "d"), *[file(10 + n, f"f{n}", b"ours", parent=2) for n in range(MANY)]]
     theirs = [record._replace(data=b"of them") for record in ours[1:]]
-    with mounted_tree(tmp_path, tree_of(*ours)) as mount:
+    root = ROOT._replace(version=2 * MANY)
+    with mounted_tree(tmp_path, tree_of(*ours, root=root)) as mount:
         paths = [mount.path / f"d/f{n}" for n in range(MANY)]
         for path in paths:
             assert path.read_bytes() == b"ours"
-        leader = save(tree_of(ours[0], *theirs, root=ROOT._replace(version=99)), tmp_path / "l.db")
+        root = root._replace(version=root.version + 1)
+        leader = save(tree_of(ours[0], *theirs, root=root), tmp_path / "l.db")
         began = time.monotonic()
         mount.control("adopt", path=str(leader))
         adopted = time.monotonic()

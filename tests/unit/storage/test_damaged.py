@@ -65,7 +65,16 @@ class Specimen:
             leftover.unlink()
         self.path.write_bytes(damaged)
         seen = rows_in(damaged, page_size=self.shape.page_size, root=ROOT)
-        readable = {s.row[0]: s.row for s in seen if self.rows.get(s.row[0]) == s.row}
+        live = [s.row for s in seen if s.is_live]
+        once = {key for key, count in Counter(row[0] for row in live).items() if count == 1}
+        readable = {
+            s.row[0]: s.row
+            for s in seen
+            if self.rows.get(s.row[0]) == s.row and (s.row[0] in once or not s.is_live)
+        }
+        ambiguous = {row[0] for row in live} - once  # the number of one of the rows is damaged
+        for key in ambiguous:
+            readable.pop(key, None)
         self.counts["databases"] += 1
         began = time.process_time()
         try:
@@ -77,7 +86,6 @@ class Specimen:
         self.seconds = max(self.seconds, time.process_time() - began)
         saved = {row[0]: row for row in read.rows}
         assert {key: saved.get(key) for key in readable} == readable
-        live = [s.row for s in seen if s.is_live]
         assert not [row for row in live if not _has(read.rows, saved, row)]
         on_pages = {s.row[1:] for s in seen}
         assert not [row for row in read.rows if row[1:] not in on_pages], "invented rows"
