@@ -3,7 +3,8 @@
 Frames count as SQLite counts them: from the first one on, as long as salt and checksum are right,
 and up to the last one that ends a transaction. What stands behind a damaged frame does not count.
 Whether it would have is told, as SQLite does not tell it: later frames with the salt of this log,
-whose checksums go on from those of the frames before them.
+whose checksums go on from those of the frames before them. A single such transaction is no damage:
+a power cut leaves the last one behind like that, before its commit was on the device.
 
 Format: sqlite.org/fileformat2.html, "The Write-Ahead Log".
 """
@@ -69,7 +70,7 @@ def read_frames(descriptor: int, size: int) -> LogFrames:
             offsets |= waiting
             waiting, count = {}, pages
     kept = {number: at for number, at in offsets.items() if number <= count}
-    return LogFrames(kept, page_size, count, lost_commits=lost)
+    return LogFrames(kept, page_size, count, lost_commits=lost if lost > 1 else 0)
 
 
 def _add(sums: _Sums, content: bytes, order: str) -> _Sums:

@@ -111,6 +111,10 @@ def test_a_torn_end_and_old_frames_are_no_damage(path: Path) -> None:
     intact = log_of(path).read_bytes()
     log_of(path).write_bytes(intact[:-500])
     assert lost_of_log(path) == ""
+    torn = bytearray(intact)
+    torn[-3 * FRAME + 500] ^= 1  # in the last transaction, whose end is sound
+    log_of(path).write_bytes(torn)
+    assert lost_of_log(path) == ""
     other = bytearray(intact[HEADER : HEADER + 3 * FRAME])
     for frame in range(3):
         other[frame * FRAME + 8] ^= 0xFF  # another salt
