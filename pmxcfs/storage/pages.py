@@ -122,13 +122,15 @@ class Pages:
 
         The byte with the type counts least, as it may be damaged.
         """
-        says_interior = is_interior(number, page)
-        if says_interior and self.children(number, page)[1]:
+        children, is_sound = self.children(number, page)
+        if is_interior(number, page) and is_sound:
             return None
         leaf = self.leaf(number, page, low, high)
         if any(cell.values is not None for cell in leaf.cells):
             return leaf
-        return None if says_interior or self.children(number, page)[1] else leaf
+        pages = {child for child, _ in children if 2 <= child <= self.count}
+        has_pages = 2 * len(pages) > len(children) > 1
+        return None if is_interior(number, page) or has_pages else leaf
 
     def children(self, number: int, page: bytes) -> tuple[list[tuple[int, int | None]], bool]:
         """Return the children of an interior page with their highest keys; None for the last.
