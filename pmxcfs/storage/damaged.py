@@ -144,7 +144,11 @@ def _by_page_size(pages_of: Callable[[int], Pages], named: int) -> Pages:
             leaf = pages.leaf(number, page, None, LAST) if is_leaf(number, page) else None
             if leaf is not None and leaf.is_sound and leaf.cells:
                 return pages
-    return pages_of(sizes[0])
+
+    def count_rows(size: int) -> int:
+        return sum(len(leaf.cells) for leaf in pages_of(size).walk(_FIRST_ROOT, set()))
+
+    return pages_of(max(sizes, key=count_rows))
 
 
 class _Reading:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -23,6 +23,7 @@ FIRST, LAST = -(1 << 63), (1 << 63) - 1  # the smallest and the largest key
 
 _INTERIOR, _LEAF = 5, 13  # types of the pages of a table
 _INTERIOR_HEADER, _LEAF_HEADER = 12, 8  # bytes
+_TRIED_CHILDREN = 16  # of a page that may be an interior page
 _MIN_CELL = 4  # bytes that a cell takes at least
 _FIXED_BYTES = bytes((64, 32, 32))  # of each file header, at offset 21
 _U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
@@ -55,6 +56,11 @@ class Leaf(NamedTuple):
     high: int  # and not above this one
     cells: Sequence[Cell]
     is_sound: bool  # all cells could be read, are all of the page, and their keys are in order
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether a row of it could be read in full."""
+        return any(cell.values is not None for cell in self.cells)
 
     @property
     def has_all(self) -> bool:
@@ -126,11 +132,17 @@ class Pages:
         if is_interior(number, page) and is_sound:
             return None
         leaf = self.leaf(number, page, low, high)
-        if any(cell.values is not None for cell in leaf.cells):
+        if leaf.has_rows:
             return leaf
-        pages = {child for child, _ in children if 2 <= child <= self.count}
-        has_pages = 2 * len(pages) > len(children) > 1
-        return None if is_interior(number, page) or has_pages else leaf
+        return None if is_interior(number, page) or self._lead_to_rows(children) else leaf
+
+    def _lead_to_rows(self, children: Sequence[tuple[int, int | None]]) -> bool:
+        """Tell whether one of the first pages that exist of *children* is a leaf with rows."""
+        pages = dict.fromkeys(child for child, _ in children if 2 <= child <= self.count)
+        for child in islice(pages, _TRIED_CHILDREN):
+            if self.leaf(child, self.read(child), None, LAST).has_rows:
+                return True
+        return False
 
     def children(self, number: int, page: bytes) -> tuple[list[tuple[int, int | None]], bool]:
         """Return the children of an interior page with their highest keys; None for the last.
