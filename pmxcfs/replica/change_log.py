@@ -147,9 +147,11 @@ class ChangeLog:
     def begin_segment_if_full(self, version: int) -> None:
         """Have the next record begin a new segment if the current one is long enough.
 
-        *version* is the tree's now.
+        *version* is the tree's now. Changes that can be undone are all undone together, so none of
+        them must be in the journal if the new segment can't begin: those that wait are written with
+        the next ones, to the current segment.
         """
-        if self._journal.is_full:
+        if self._journal.is_full and (self._is_kept or not self._pending):
             self.begin_segment_with((), version=version)
 
     def begin_segment_with(self, bodies: Iterable[bytes], *, version: int) -> None:

@@ -1,6 +1,7 @@
 """LocalIssuer: what a request is told that waits while others deliver."""
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.errors import Busy
+from pmxcfs.errors import Busy, StoreError
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
 from pmxcfs.replica import local_issuer, replica
 from pmxcfs.replica.local_issuer import LocalIssuer
@@ -17,6 +18,7 @@ from pmxcfs.replica.replica import Policy
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.replica.waiting import RequestWatch
 from pmxcfs.storage.saver import Saver
+from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
 from tests.fakes.doubles.yielding import SingleYielding, Yielding
@@ -133,3 +135,30 @@ def test_a_change_that_can_not_begin_to_be_written_is_taken_back_in_time(
         assert stored.replica.store_error is None
         after = stored.tree.checksum()
     assert recovered_tree(tmp_path).checksum() == after
+
+
+def test_a_group_is_undone_as_a_whole_if_no_new_segment_can_begin(
+    tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    """A creation waits for the next change, as the full segment that goes on becomes due."""
+    expect_log(r"can't be written: No space left on device.*; changes are refused")
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=SingleYielding())
+    with contextlib.closing(stored), device() as below:
+        issuer.submit(Create("f.x"))
+        while not stored.journal.is_full:
+            issuer.submit(LARGE)
+        below.failures["reserve"] = errno.ENOSPC
+        with pytest.raises(StoreError):
+            issuer.submit(Mkdir("refused"))
+        issuer.create(Create("g.x"))  # to the full segment, as no new one can begin just now
+        until = time.monotonic() + WAIT
+        while not stored.journal.is_full:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        with contextlib.suppress(StoreError):
+            issuer.submit(Mkdir("a"))
+        del below.failures["reserve"]
+        issuer.submit(Mkdir("b"))
+        before = stored.tree.checksum()
+    assert recovered_tree(tmp_path).checksum() == before
