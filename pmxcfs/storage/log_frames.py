@@ -3,8 +3,9 @@
 Frames count as SQLite counts them: from the first one on, as long as salt and checksum are right,
 and up to the last one that ends a transaction. What stands behind a damaged frame does not count.
 Whether it would have is told, as SQLite does not tell it: later frames with the salt of this log,
-whose checksums go on from those of the frames before them. A single such transaction is no damage:
-a power cut leaves the last one behind like that, before its commit was on the device.
+whose checksums go on from those of the frames before them. Not if they only end the transaction of
+that frame: a power cut can tear the last transaction anywhere, and no later one begins before it is
+on the device.
 
 Format: sqlite.org/fileformat2.html, "The Write-Ahead Log".
 """
@@ -33,7 +34,7 @@ class LogFrames(NamedTuple):
     page_size: int = 0  # 0: not known, as the log is empty or has no sound header
     page_count: int = 0  # of the file after the last transaction that counts; 0: as it is
     has_lost_header: bool = False  # the log is not empty, but without a sound header
-    lost_commits: int = 0  # transactions behind a damaged frame
+    lost_commits: int = 0  # transactions that end behind a damaged frame
 
 
 def read_frames(descriptor: int, size: int) -> LogFrames:
@@ -52,7 +53,7 @@ def read_frames(descriptor: int, size: int) -> LogFrames:
     offsets: dict[int, int] = {}
     waiting: dict[int, int] = {}
     count = lost = 0
-    is_broken = False
+    is_broken = is_torn = False
     for at in range(_HEADER.size, size - page_size - _FRAME.size + 1, page_size + _FRAME.size):
         frame = os.pread(descriptor, _FRAME.size + page_size, at)
         if len(frame) < _FRAME.size + page_size:
@@ -61,7 +62,8 @@ def read_frames(descriptor: int, size: int) -> LogFrames:
         sums = _add(_add(sums, frame[:8], order), frame[_FRAME.size :], order)
         is_sound = found == salts and sums == (one, two) and number > 0
         sums = one, two  # to find out whether the next frame follows this one
-        is_broken = is_broken or not is_sound
+        if not (is_sound or is_broken):
+            is_broken, is_torn = True, not (found == salts and pages > 0)
         if is_broken:
             lost += is_sound and pages > 0
             continue
@@ -70,7 +72,7 @@ def read_frames(descriptor: int, size: int) -> LogFrames:
             offsets |= waiting
             waiting, count = {}, pages
     kept = {number: at for number, at in offsets.items() if number <= count}
-    return LogFrames(kept, page_size, count, lost_commits=lost if lost > 1 else 0)
+    return LogFrames(kept, page_size, count, lost_commits=0 if lost == 1 and is_torn else lost)
 
 
 def _add(sums: _Sums, content: bytes, order: str) -> _Sums:

@@ -106,6 +106,24 @@ def test_what_is_lost_is_told(path: Path, at: int, lost: str) -> None:
     assert lost in lost_of_log(path)
 
 
+@pytest.mark.parametrize("size", [8, 200, FRAME, 2 * FRAME])
+def test_what_a_power_cut_leaves_of_the_last_transaction_is_no_damage(
+    path: Path, size: int
+) -> None:
+    """The blocks of a log that is not synced yet reach the device in any order."""
+    torn = bytearray(log_of(path).read_bytes())
+    frames = range(HEADER, len(torn), FRAME)
+    ends = [at for at in frames if any(torn[at + 4 : at + 8])]
+    assert ends[-2] + 4 * FRAME < ends[-1] == frames[-1]
+    first = ends[-2] + FRAME
+    torn[first : first + size] = bytes(size)
+    log_of(path).write_bytes(torn)
+    assert lost_of_log(path) == ""
+    torn[ends[-2] + 100] ^= 1  # the last frame of the one before, which was on the device
+    log_of(path).write_bytes(torn)
+    assert "1 later transactions" in lost_of_log(path)
+
+
 def test_a_torn_end_and_old_frames_are_no_damage(path: Path) -> None:
     """A power cut leaves the first, a log that is written anew the second."""
     intact = log_of(path).read_bytes()
