@@ -478,7 +478,7 @@ class Daemon:
         if is_unchanged:  # all is on disk as this daemon has found it
             return
         self.could_save = False
-        if self._replica.is_degraded:
+        if self._clustering is not None and self._replica.is_degraded:
             _log.error(
                 "%s: the last changes are in no file of this node; it gets them from the cluster "
                 "at the next start",
