@@ -1,1 +1,3 @@
+__pyx_capi__: dict[str, object]  # the C interface, for cimport; nothing can be called from Python
+
 def decoded(request: bytes) -> dict[str, int | bytes] | None: ...

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False, autotestdict=False
 """Decoding of the kernel's requests into one structure of numbers and pointers.
 
 The kernel's lengths can be trusted, but each is compared with what is left all the same: a request

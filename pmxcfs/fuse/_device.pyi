@@ -1,9 +1,16 @@
+from typing_extensions import disjoint_base
+
+__pyx_capi__: dict[str, object]  # the C interface, for cimport; nothing can be called from Python
+
 MIN_MINOR: int
 BACKGROUND: int
 CONGESTED: int
 
+@disjoint_base
 class Device:
     """An open /dev/fuse, and who may read it."""
+
+    def __init__(self, *args: object) -> None: ...
 
     turn: int  # the number of the reader whose turn it is to read
     @property

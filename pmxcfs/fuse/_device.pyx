@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False, autotestdict=False
 """/dev/fuse: mounting, agreeing on the protocol, taking requests and sending replies.
 
 What a request costs is mostly the waking of a CPU that sleeps. So a reader looks for the next

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False, autotestdict=False
 """The native session's reader: takes requests, calls the handlers, sends the replies.
 
 Each thread of the session has a Reader. One of them at a time takes requests. If its handler waits,
