@@ -17,6 +17,9 @@ def last_naming(
     names: frozenset[bytes],
     below: tuple[bytes, ...],
 ) -> int: ...
+def outlines(
+    content: bytes, bounds: list[tuple[int, int]]
+) -> list[tuple[bool, int, int, bool, bytes, bytes | None, bool]] | None: ...
 def unpack_change(
     body: bytes,
 ) -> tuple[int, int, int, int, int, int, int, int, bytes, bytes]: ...

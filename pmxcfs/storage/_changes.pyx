@@ -25,10 +25,15 @@ cdef enum:  # sizes in bytes
 cdef enum:
     CHANGE = 1  # kinds of records
     BEFORE = 2
+    CHECK = 3
+    SAVING = 4
+    SAVED = 5
     ADOPTED = 6
     GAP = 7
+    NOTES = 8
     WITHOUT_DATA = 9
     BEFORE_NUMBERS = 42  # bytes of the numbers of BEFORE behind its kind
+    PRIVATE = 1  # a flag of BEFORE
     VERBATIM = 0  # instead of a subtype: the whole message follows
     SECOND = 1000000000  # nanoseconds
 
@@ -61,6 +66,18 @@ cdef struct Input:
     # What is left of a body.
     const unsigned char *at
     uint64_t left
+
+
+cdef struct Named:
+    # What a change says of its entry; the pointers are into the body.
+    uint64_t time_ns
+    uint64_t inode
+    const unsigned char *path
+    uint64_t path_size
+    bint has_other  # path: the first *shared* bytes of *path*, and *rest*
+    uint64_t shared
+    const unsigned char *rest
+    uint64_t rest_size
 
 
 cdef int put(Numbers *numbers, uint64_t value) noexcept:
@@ -304,34 +321,98 @@ cdef bint may_name(Input *source, frozenset names, tuple below) except -1:
 
 
 cdef bint change_may_name(Input *source, frozenset names, tuple below) except -1:
+    cdef Named named
+    if not read_names(source, &named):
+        return True
+    if is_among(text(named.path, named.path_size), names, below):
+        return True
+    return named.has_other and is_among(other_path(&named), names, below)
+
+
+cdef bint read_names(Input *source, Named *named) except -1:
+    """Read a change behind its kind, as far as its paths; False if its message is kept whole."""
     cdef int _index
-    cdef const unsigned char *path
-    cdef bytes to
-    number(source, 0xFFFFFFFFFFFFFFFF)
+    cdef uint64_t to_size
+    cdef uint64_t version = number(source, 0xFFFFFFFFFFFFFFFF)
     number(source, LAST_U32)
-    take(source, 8)
-    for _index in range(2):
-        signed_number(source)
+    named.time_ns = little(take(source, 8), 8)
+    signed_number(source)
+    named.inode = version - signed_number(source)
     for _index in range(3):
         number(source, LAST_U32)
     take(source, number(source, LONGEST_NAME))
     if number(source, LAST_SUBTYPE) == VERBATIM:
-        return True
+        return False
     for _index in range(2):
         number(source, LAST_U32)
-    cdef uint64_t path_size = number(source, LAST_U32 - 1)
-    cdef uint64_t to_size = number(source, LAST_U32)
-    cdef uint64_t shared = number(source, to_size - 1) if to_size else 0
-    path = take(source, path_size)
-    if is_among(text(path, path_size), names, below):
-        return True
-    if not to_size:
-        return False
-    if shared > path_size:
+    named.path_size = number(source, LAST_U32 - 1)
+    to_size = number(source, LAST_U32)
+    named.has_other = to_size > 0
+    named.shared = number(source, to_size - 1) if to_size else 0
+    named.path = take(source, named.path_size)
+    if named.shared > named.path_size:
         raise ValueError("the paths share more bytes than the first one has")
-    to_size -= 1 + shared
-    to = text(path, shared) + text(take(source, to_size), to_size)
-    return is_among(to, names, below)
+    named.rest_size = to_size - 1 - named.shared if to_size else 0
+    named.rest = take(source, named.rest_size)
+    return True
+
+
+cdef bytes other_path(const Named *named):
+    return text(named.path, named.shared) + text(named.rest, named.rest_size)
+
+
+def outlines(bytes content not None, list bounds not None):
+    """Return (is_change, time_ns, inode, is_private, path, other path, has_content) of records.
+
+    *bounds* are those of the records' bodies in *content*. Of records that are of no entry there is
+    nothing. Return None if that can't be told of a record without more than a glance at it.
+    """
+    cdef Py_ssize_t start, end
+    cdef Input source
+    cdef const unsigned char *base = <const unsigned char *>PyBytes_AS_STRING(content)
+    cdef list found = []
+    cdef tuple outline
+    for start, end in bounds:
+        if not 0 <= start < end <= len(content):
+            raise ValueError("a record is outside of the content")
+        source.at = base + start
+        source.left = <uint64_t>(end - start)
+        if not is_of_entry(source.at[0]):
+            continue
+        try:
+            outline = outline_of(&source)
+        except ValueError:
+            return None
+        if outline is None:
+            return None
+        found.append(outline)
+    return found
+
+
+cdef bint is_of_entry(unsigned char kind) noexcept:
+    return kind not in (CHECK, SAVING, SAVED, NOTES)
+
+
+cdef tuple outline_of(Input *source):
+    cdef Named named
+    cdef unsigned char kind = take(source, 1)[0]
+    cdef const unsigned char *numbers
+    cdef uint64_t size
+    cdef bytes path, other = None
+    if kind == BEFORE:
+        numbers = take(source, BEFORE_NUMBERS)
+        take(source, little(take(source, 2), 2))  # the name
+        size = little(take(source, 2), 2)
+        path = text(take(source, size), size)
+        return False, 0, little(numbers + 1, 8), (numbers[0] & PRIVATE) != 0, path, None, True
+    if kind != CHANGE or not read_names(source, &named):
+        return None
+    path = text(named.path, named.path_size)
+    if named.has_other:
+        other = other_path(&named)
+    if b"\0" in path or (other is not None and b"\0" in other):
+        return None  # the message is not one that was applied
+    return True, named.time_ns, named.inode, False, path, other, source.left > 0
 
 
 cdef bint is_among(bytes path, frozenset names, tuple below) except -1:

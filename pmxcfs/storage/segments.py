@@ -185,7 +185,7 @@ def scan(directory: Path) -> Scan:
     for name in names:
         path, match = directory / name, _NAME.fullmatch(name)
         if match:
-            segments.append(_place(path, int(match[1], 16)))
+            segments.append(read_place(path, int(match[1], 16)))
         else:
             foreign.append(path)
     return Scan(tuple(segments), tuple(foreign))
@@ -285,7 +285,8 @@ def _decompressed(header: bytes, compressed: bytes) -> tuple[bytes, str]:
     return b"".join(parts), "" if decompressor.eof else "its end is missing"
 
 
-def _place(path: Path, first: int) -> Place:
+def read_place(path: Path, first: int = 0) -> Place:
+    """Read the header of a segment. Blocks. Raises nothing of the file."""
     try:
         content, size = _content_of(path, HEADER_SIZE)
     except OSError as error:

@@ -4,10 +4,13 @@ import contextlib
 import errno
 import os
 import random
+import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from zstandard import ZstdCompressor
 
 from pmxcfs.errors import StoreError
@@ -43,6 +46,7 @@ from tests.fakes.data.journals import (
     LINEAGE,
     NOW,
     NOW_NS,
+    RECORDS,
     SAMPLES,
     WRITE,
     before,
@@ -113,6 +117,21 @@ def test_it_is_compressed(home: Path) -> None:
     segment = rewritten(home, *records)
     assert (home / name_of(1)).stat().st_size < plain / 5
     assert len(segment.content) == HEADER_SIZE + plain
+
+
+@given(records=st.lists(RECORDS, max_size=8), private=st.sets(st.integers(0, 9)))
+def test_records_that_need_not_be_decoded_become_the_same_history(
+    records: list[Record], private: set[int]
+) -> None:
+    """Whether its records are decoded or not, nobody can tell from a segment of the history."""
+    files = []
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        for number in range(2):
+            home = Path(place, str(number))
+            rewritten(home, WRITE, *records, private=private)
+            files.append((home / name_of(1)).read_bytes())
+            patch.setattr(history_module, "outlines", lambda content, bounds: None)
+    assert files[0] == files[1]
 
 
 # What is left out.
