@@ -249,10 +249,13 @@ class Journal:
             for segment in sealed:
                 segment.close()
 
-    def release(self, position: Position) -> None:
+    def release(
+        self, position: Position, progress: Callable[[Position], None] = lambda position: None
+    ) -> None:
         """Give the segments before that of *position* to the history, or drop them. Blocks.
 
-        Called when the database has been saved with *position*, and is on the device. Raises
+        Called when the database has been saved with *position*, and is on the device. *progress* is
+        called behind each segment, with the position up to which there is none any more. Raises
         StoreError; what could not be rewritten is tried again at the next call.
         """
         with self._lock:
@@ -266,6 +269,8 @@ class Journal:
                 self._retire(first, before=following)
             except StoreError as error:
                 failure = error  # what it concerns must not keep the others
+            if failure is None:
+                progress(Position(following, HEADER_SIZE, following))
         if self._history is not None:
             self._history.trim()
         if failure is not None:

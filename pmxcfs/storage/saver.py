@@ -190,9 +190,9 @@ class Saver:
                 raise self._outcome.with_traceback(None)
 
     def await_save(self, *, timeout: float) -> None:
-        """Wait for the end of the save that runs, if one does, for up to *timeout* seconds."""
+        """Wait until no change has to wait for the save that runs, for up to *timeout* seconds."""
         with self._condition:
-            self._condition.wait_for(lambda: not self._is_saving, timeout)
+            self._condition.wait_for(lambda: not self.is_overdue, timeout)
 
     def work(self) -> None:
         """Do what is due. In the thread; a test without the thread calls it, too. Blocks."""
@@ -343,11 +343,17 @@ class Saver:
         self._note_saved(mark.position)
         try:
             self._journal.append([encode(Saved(mark.save_id))])
-            self._journal.release(mark.position)
+            self._journal.release(mark.position, progress=self._note_released)
             self._releases.works()
         except StoreError as error:
             self._releases.fails(error)
-        self._released = mark.position
+        self._note_released(mark.position)
+
+    def _note_released(self, position: Position) -> None:
+        """Note that segments before *position* are let go of, and answer who waits for that."""
+        with self._condition:
+            self._released = max(self._released, position)
+            self._condition.notify_all()
 
     def _note_saved(self, position: Position) -> None:
         with self._condition:

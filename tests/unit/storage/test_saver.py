@@ -446,7 +446,7 @@ def test_segments_that_can_not_be_let_go_of_are_told_once_and_when_that_is_over(
     expect_log("can't be read; the next save lets go of what the journal need not have")
     caplog.set_level(logging.INFO, logger="pmxcfs.database")
 
-    def fail(position: Position) -> None:
+    def fail(position: Position, progress: object) -> None:
         raise StoreError("the journal's directory can't be read", errno.ENOENT)
 
     with monkeypatch.context() as patch:
