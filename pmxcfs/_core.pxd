@@ -22,7 +22,8 @@ cdef class Entry:
     cdef Py_ssize_t _size
     cdef Draft _draft
     cdef str _last_path  # None while attached
-    cdef uint64_t _segment  # of the journal, that has a row of this entry; 0: none
+    cdef uint64_t _segment  # of the journal, in which it was last changed; 0: none
+    cdef public bint has_row  # whether that segment tells all that the entry held since then
     cdef bytes _index_line  # cached; None if not computed since the last change
 
     cpdef Entry child(self, str name)

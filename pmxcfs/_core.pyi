@@ -11,6 +11,9 @@ class Entry:
     """One inode: a file or a directory."""
 
     node: int  # the FUSE node id, set by the fuse package; 0: none assigned
+    # Whether the journal's segment of its last change tells all that it held since then. Set by
+    # ``rows_before``, but for rows of large files by the caller, which may record a part of them.
+    has_row: bool
     kernel_size: int  # the size in bytes that the kernel has of a file; set by fuse and vfs
     @property
     def listing_version(self) -> int: ...  # of a directory: counts added and removed names

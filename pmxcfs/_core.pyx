@@ -437,16 +437,15 @@ cdef class Tree:
         self._touched = {}
 
     cpdef list rows_before(self, uint64_t segment, Py_ssize_t large):
-        """Return (entry, its state before) of the entries in ``changed`` that existed before.
-
-        Those of up to *large* bytes that were returned for *segment* already are left out.
-        """
+        """Return (entry, its state before) of changed entries, unless *segment* has their row."""
         cdef Entry entry
         cdef list found = []
         for entry, state in self._touched.items():
-            if state[0] is not None and (entry._segment != segment or len(state[3]) > large):
+            if entry._segment != segment:
+                entry._segment, entry.has_row = segment, state[0] is None
+            if not entry.has_row:
                 found.append((entry, state))
-            entry._segment = segment
+                entry.has_row = len(state[3]) <= large
         return found
 
     def rollback(self):

@@ -53,8 +53,8 @@ def _size_at(path: str, tree: Tree) -> int:
 def records_of(done: Sequence[Recorded], tree: Tree, segment: int, now_ns: int) -> list[bytes]:
     """Return the records of one group: of the entries in *tree* before *done*, then of *done*.
 
-    The rows of entries that the journal's *segment* has already are left out. *now_ns* is this
-    node's time, in ns since 1970.
+    The rows of entries of which the journal's *segment* tells all already are left out. *now_ns* is
+    this node's time, in ns since 1970.
     """
     bodies = [_row(entry, state, done) for entry, state in tree.rows_before(segment, LARGE)]
     for applied in done:
@@ -129,6 +129,7 @@ def _row(entry: Entry, state: StateBefore, done: Sequence[Recorded]) -> bytes:
     start, stop = 0, len(state[3])
     if stop > LARGE:
         start, stop = _changed_range(entry, done, size=stop)
+        entry.has_row = stop - start == len(state[3])
     return _encode_row(entry, state, start, stop)
 
 

@@ -22,14 +22,16 @@ class World:
         self.tree, self.guests = Tree(), Guests()
         self.segment = 1
 
-    def records(self, *mutations: Mutation, writer: int = 3) -> list[Record]:
+    def records(
+        self, *mutations: Mutation, writer: int = 3, is_same_segment: bool = False
+    ) -> list[Record]:
         """Apply *mutations* as one group; return its records."""
         done = []
         for mutation in mutations:
             ticket = Ticket(mutation, writer=writer, mtime=99, caller=Caller(4711, 33, 5, b"vi"))
             change = apply(self.tree, self.guests, mutation, writer=writer, mtime=99)
             done.append(Applied(ticket, mutation, change, version=self.tree.version))
-        self.segment += 1
+        self.segment += not is_same_segment
         bodies = records_of(done, self.tree, self.segment, NOW_NS)
         self.tree.mark_written()
         return [decode(body) for body in bodies]
@@ -103,6 +105,27 @@ def test_of_a_large_file_only_the_changed_range_is_recorded(
     rows = [row for row in before(world.records(*mutations)) if row.path == b"f"]
     (row,) = rows
     assert (row.offset, row.data, row.size) == (start, LARGE[start:end], len(LARGE))
+
+
+def test_a_large_row_is_recorded_until_the_segment_tells_all_of_it(world: World) -> None:
+    def rows(mutation: Mutation) -> list[tuple[int, bytes]]:
+        records = world.records(mutation, is_same_segment=True)
+        return [(row.offset, row.data) for row in before(records)]
+
+    part, whole = Write("f", 1000, b"x", False), Write("f", 0, LARGE[::-1], True)
+    world.make("f", LARGE)
+    assert rows(part) == []  # the file was made in this segment
+    world.records(Mkdir("d"))
+    assert rows(part) == [(1000, b"x")]
+    assert rows(Write("f", 1001, b"y", False)) == [(1001, LARGE[1001:1002])]
+    assert rows(whole) == [(0, LARGE[:1000] + b"xy" + LARGE[1002:])]
+    assert rows(whole) == rows(part) == rows(Delete("f")) == []
+
+
+def test_the_row_of_a_small_file_that_grows_is_all_that_a_segment_needs(world: World) -> None:
+    world.make("f", b"small")
+    assert [row.data for row in before(world.records(Write("f", 0, LARGE, True)))] == [b"small"]
+    assert before(world.records(Write("f", 0, b"x", True), is_same_segment=True)) == []
 
 
 @pytest.mark.parametrize(
