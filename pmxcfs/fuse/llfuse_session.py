@@ -18,7 +18,7 @@ import llfuse
 
 from pmxcfs.errors import StartError
 from pmxcfs.fuse.attributes import Attributes, Requester, Statistics, Wanted
-from pmxcfs.fuse.handlers import Handlers
+from pmxcfs.fuse.handlers import RECENT_LISTINGS, Handlers, Listing
 from pmxcfs.fuse.notifier import NotificationChannel
 from pmxcfs.fuse.session import BACKGROUND, CONGESTED, OwnMount, channel_of
 from pmxcfs.fuse.workers import Workers
@@ -101,6 +101,7 @@ class Operations(llfuse.Operations):
         super().__init__()
         self._handlers = handlers
         self._workers = workers
+        self._prepared = PreparedListings()
 
     def _call(self, name: str, *arguments: object, context: Any = None) -> Any:
         """Call a handler; with a *context*, the request tells who has made it."""
@@ -153,11 +154,7 @@ class Operations(llfuse.Operations):
         return handle
 
     def readdir(self, handle: int, offset: int) -> _Listing:
-        rows = self._call("readdir", handle, offset)[offset : offset + LISTED_AT_ONCE]
-        return [
-            (name, _listed(node, kind), offset + number)
-            for number, (name, node, kind, _) in enumerate(rows, start=1)
-        ]
+        return self._prepared.part(self._call("readdir", handle, offset), offset)
 
     def releasedir(self, handle: int) -> None:
         self._call("releasedir", handle)
@@ -228,6 +225,30 @@ class Operations(llfuse.Operations):
     def stacktrace(self) -> None:
         """Refuse llfuse's attribute for debugging, as every extended attribute."""
         raise llfuse.FUSEError(errno.ENOSYS)
+
+
+class PreparedListings:
+    """The replies to readdir, made once for each listing of the handlers.
+
+    A listing is a list that does not change; that of a directory is the same until a name does.
+    """
+
+    def __init__(self) -> None:
+        self._recent: dict[int, tuple[Listing, _Listing]] = {}  # by id of the first, kept so alive
+
+    def part(self, rows: Listing, offset: int) -> _Listing:
+        """Return what follows *offset* in *rows*, as far as the kernel may take it."""
+        end = min(offset + LISTED_AT_ONCE, len(rows))
+        _, prepared = self._recent.get(id(rows)) or self._begin(rows)
+        for number, (name, node, kind, _) in enumerate(rows[len(prepared) : end], len(prepared)):
+            prepared.append((name, _listed(node, kind), number + 1))
+        return prepared[offset:end]
+
+    def _begin(self, rows: Listing) -> tuple[Listing, _Listing]:
+        if len(self._recent) >= RECENT_LISTINGS:
+            self._recent.clear()
+        begun = self._recent[id(rows)] = (rows, [])
+        return begun
 
 
 def _attributes(found: Attributes) -> llfuse.EntryAttributes:
