@@ -147,15 +147,15 @@ class ChangeLog:
     def begin_segment_if_full(self, version: int) -> None:
         """Have the next record begin a new segment if the current one is long enough.
 
-        *version* is the tree's now. Changes that can be undone are all undone together, so none of
-        them must be in the journal if the new segment can't begin: those that wait are written with
-        the next ones, to the current segment.
+        *version* is the tree's before it. Changes that can be undone are all undone together, so
+        none of them must be in the journal if the new segment can't begin: those that wait are
+        written with the next ones, to the current segment.
         """
         if self._journal.is_full and (self._is_kept or not self._pending):
             self.begin_segment_with((), version=version)
 
     def begin_segment_with(self, bodies: Iterable[bytes], *, version: int) -> None:
-        """Have a new segment begin with the records *bodies*; *version* is the tree's now."""
+        """Have a new segment begin with the records *bodies*; *version* is the tree's before."""
         if not self.has_gap:  # else the segment begins when the tree has been saved
             if not self._has_marker:
                 self._has_marker = True

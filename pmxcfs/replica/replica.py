@@ -54,7 +54,6 @@ from pmxcfs.tree.guests import Guests
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
-
 SAVE_TIMEOUT = 5.0  # seconds that a change waits for a save on which it depends
 
 
@@ -447,9 +446,10 @@ class Replica:
                 notes = self.departures.after_adoption(side=side, fork=fork)
             is_saved = is_current and self._save_adoption(adoption, notes)
             with lock:
+                version = self.tree.version
                 self.departures.adopted(side=side, fork=fork)
                 self._swap(adoption, notes, is_saved=is_saved)
-                self._log.begin_segment_with(bodies, version=self.tree.version)
+                self._log.begin_segment_with(bodies, version=version)
         self._on_pending()
 
     def can_keep_copy(self) -> bool:
@@ -556,9 +556,9 @@ class Replica:
     def _record(self, done: Sequence[Applied]) -> None:
         """Add the records of *done* to the change log, and the rows before them."""
         if done:
-            self._log.begin_segment_if_full(self.tree.version)
-            now_ns = self._wall_clock_ns()
-            self._log.add(records_of(done, self.tree, self._log.segment, now_ns))
+            is_half = done[0].ticket.error is not None  # it did not raise the version
+            self._log.begin_segment_if_full(done[0].version - (not is_half))
+            self._log.add(records_of(done, self.tree, self._log.segment, self._wall_clock_ns()))
             if self.policy is Policy.KEEP:
                 self._on_pending()
 

@@ -17,10 +17,11 @@ from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
 from pmxcfs.storage.database import Batch
 from pmxcfs.storage.mark import Position
-from pmxcfs.storage.records import Check
+from pmxcfs.storage.records import Change, Check
 from pmxcfs.storage.saver import Source
 from pmxcfs.storage.schedule import PAUSE
 from pmxcfs.storage.schema import state_checksum, version_row
+from pmxcfs.storage.segments import scan
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
@@ -234,3 +235,18 @@ def test_a_node_writes_a_checksum_that_its_next_start_agrees_with(tmp_path: Path
     with contextlib.closing(StoredReplica(tmp_path)) as again:
         assert not again.storage.recovered.is_altered
         assert again.tree.find("later") is not None
+
+
+def test_a_segment_says_which_version_the_tree_had_before_its_records(tmp_path: Path) -> None:
+    large = Write("f.x", 0, bytes(1 << 20), truncate=True)
+    with contextlib.closing(StoredReplica(tmp_path)) as node:
+        node.deliver(Create("f.x"))
+        for _ in range(5):
+            node.deliver(large, large)
+            node.replica.write_out()
+        found = [place.read() for place in scan(node.directory).segments]
+    assert len(found) > 1
+    for segment in found:
+        changes = [place.record for place in segment.records if isinstance(place.record, Change)]
+        assert segment.header is not None
+        assert segment.header.version == changes[0].version - 1
