@@ -25,6 +25,7 @@ Contract: docs/spec/storage.md, "The database", "Loading" and "Writing".
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -387,7 +388,7 @@ class Database:
         is closed last prevents that.
         """
         guard = None
-        if self._is_suspect:
+        if self._is_suspect and os.path.exists(f"{self._path}-wal"):
             with contextlib.suppress(sqlite3.Error):
                 guard = connect(self._path, timeout=0, options="mode=ro")
                 guard.execute("SELECT 1 FROM tree LIMIT 1").fetchall()
