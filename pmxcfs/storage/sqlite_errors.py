@@ -38,6 +38,8 @@ _MEANINGS: Mapping[int, _Meaning] = MappingProxyType(
     {
         sqlite3.SQLITE_FULL: _Meaning(errno.ENOSPC, "free some space"),
         sqlite3.SQLITE_IOERR_SHMSIZE: _Meaning(errno.ENOSPC, "free some space"),
+        # The file ends within a page: SQLite of Debian 13 reads long content without its cache.
+        sqlite3.SQLITE_IOERR_SHORT_READ: _Meaning(errno.EIO, CORRUPT_ADVICE),
         sqlite3.SQLITE_IOERR: _Meaning(errno.EIO, "look for the device's errors with dmesg"),
         sqlite3.SQLITE_READONLY_ROLLBACK: _Meaning(
             errno.EROFS,
@@ -59,7 +61,9 @@ FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, StoreError)
 _UNKNOWN = _Meaning(errno.EIO, "restore a backup if this persists")
 # A limit on our own files: EFBIG would tell users of the mount that *their* file is too large.
 _LIMITS = frozenset([errno.EFBIG, errno.EDQUOT])
-_UNREADABLE = frozenset([sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB])
+_UNREADABLE = frozenset(
+    [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ]
+)
 _HARMLESS = frozenset([sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
 
 
@@ -90,7 +94,8 @@ def translate(path: Path, attempt: str, exc: Exception) -> StoreError:
         exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     meaning = _MEANINGS.get(_code(exc)) or _MEANINGS.get(_code(exc) & 0xFF, _UNKNOWN)
     advice = meaning.advice.replace("FILE", shlex.quote(str(path)))
-    kind = UnreadableDatabase if _code(exc) & 0xFF in _UNREADABLE else StoreError
+    is_unreadable = not _UNREADABLE.isdisjoint([_code(exc), _code(exc) & 0xFF])
+    kind = UnreadableDatabase if is_unreadable else StoreError
     return kind(f"{path} can't be {attempt}: {exc}: {advice}", meaning.errno)
 
 
