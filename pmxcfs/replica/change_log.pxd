@@ -38,6 +38,7 @@ cdef class ChangeLog:
     cpdef object _attempt(self, size)
     cdef object _note_failure(self, error, size)
     cdef object _make_ready(self, size)
+    cdef object _begin_after_full(self)
     cdef object _begin_next(self)
     cdef object _check_complete(self)
     cdef object _why_not(self)

@@ -356,9 +356,8 @@ class ChangeLog:
 
     def _make_ready(self, size: int) -> None:
         """Begin the segment that is due, make room, and write what is owed. Raises StoreError."""
-        version, self._version_when_full = self._version_when_full, -1
-        if version >= 0 and self._journal.is_full and not self._pending:
-            self._journal.begin_segment(version=version, sync=False)
+        if self._version_when_full >= 0 and not self._pending:
+            self._begin_after_full()
         while True:
             self._begin_next()
             self._journal.make_room(self._waiting_size + size, version=self._version)
@@ -373,6 +372,18 @@ class ChangeLog:
         if not self._journal.has_room(max(AHEAD, self._refused)):
             self._journal.make_room_ahead(max(2 * AHEAD, self._refused))
             self._ahead_at = self._monotonic() + ATTEMPT_INTERVAL
+
+    def _begin_after_full(self) -> None:
+        """Begin the segment behind a full one. Without room for it, the full one takes more."""
+        version, self._version_when_full = self._version_when_full, -1
+        if not (self._journal.is_full or (self._outage.cause is not None and not self._refused)):
+            return
+        try:
+            self._journal.begin_segment(version=version, sync=False)
+        except StoreError as error:
+            if error.errno not in _FULL:
+                self._version_when_full = version  # no attempt succeeds without that
+            raise
 
     def _begin_next(self) -> None:
         """Begin a segment if the records that wait are to be its first."""

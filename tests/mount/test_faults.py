@@ -107,8 +107,8 @@ def exhausted(daemon: Daemon, disk: Path) -> Iterator[None]:
             for number in itertools.count():
                 if errno_of(partial(synced, padding / f"{size}.{number}", bytes(size))):
                     break
-        for name in string.ascii_letters:  # the smallest changes
-            if errno_of((daemon.path / f"~{name}").mkdir):
+        for pair in itertools.product(string.ascii_letters, repeat=2):  # the smallest changes
+            if errno_of((daemon.path / f"~{''.join(pair)}").mkdir):
                 break
         yield
 
