@@ -197,7 +197,9 @@ def test_a_killed_daemon_that_was_notifying_the_kernel_can_be_replaced(tmp_path:
         mount.control("inject", kind="create", path="d/foreign")  # its notification must wait
         mount.was_killed = True
         mount.process.kill()
-        with mounted(tmp_path, expect_log=["removing the stale mount"]) as again:
+        # The kernel may not have ended the connection of the killed process yet.
+        stale = "removing the (stale mount|mount of a daemon that is ending)"
+        with mounted(tmp_path, expect_log=[stale]) as again:
             blocked.join(GRACE)
             assert not blocked.is_alive()
             assert (again.path / "d" / "foreign").exists()
