@@ -130,9 +130,11 @@ def set_points_in_journal(death: Death) -> None:
             super().begin_segment(version=version, sync=sync)
             death.meet("segment-begun")
 
-        def release(self, position: Position) -> None:
+        def release(
+            self, position: Position, progress: Callable[[Position], None] = lambda position: None
+        ) -> None:
             death.meet("release")
-            super().release(position)
+            super().release(position, progress)
             death.meet("released")
 
         def close(self) -> None:
