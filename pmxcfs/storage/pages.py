@@ -12,7 +12,7 @@ Format: sqlite.org/fileformat2.html.
 import contextlib
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
@@ -58,9 +58,9 @@ class Leaf(NamedTuple):
     is_sound: bool  # all cells could be read, are all of the page, and their keys are in order
 
     @property
-    def has_rows(self) -> bool:
-        """Whether a row of it could be read in full."""
-        return any(cell.values is not None for cell in self.cells)
+    def row_count(self) -> int:
+        """The number of rows of it that could be read in full."""
+        return sum(bool(cell.values) for cell in self.cells)
 
     @property
     def has_all(self) -> bool:
@@ -126,23 +126,22 @@ class Pages:
     def _leaf_or_none(self, number: int, page: bytes, low: int | None, high: int) -> Leaf | None:
         """Return a page of a table if it is a leaf, None if it is an interior page.
 
-        The byte with the type counts least, as it may be damaged.
+        The byte with the type counts least, as it may be damaged. By chance, a cell of an interior
+        page can be read as a row, and one of a leaf as the number of a page: the more count.
         """
-        children, is_sound = self.children(number, page)
+        found, is_sound = self.children(number, page)
         if is_interior(number, page) and is_sound:
             return None
         leaf = self.leaf(number, page, low, high)
-        if leaf.has_rows:
+        children = dict.fromkeys(child for child, _ in found if 2 <= child <= self.count)
+        if leaf.row_count and leaf.row_count >= len(children):
             return leaf
         return None if is_interior(number, page) or self._lead_to_rows(children) else leaf
 
-    def _lead_to_rows(self, children: Sequence[tuple[int, int | None]]) -> bool:
-        """Tell whether one of the first pages that exist of *children* is a leaf with rows."""
-        pages = dict.fromkeys(child for child, _ in children if 2 <= child <= self.count)
-        for child in islice(pages, _TRIED_CHILDREN):
-            if self.leaf(child, self.read(child), None, LAST).has_rows:
-                return True
-        return False
+    def _lead_to_rows(self, children: Iterable[int]) -> bool:
+        """Tell whether one of the first of these pages is a leaf with rows."""
+        tried = islice(children, _TRIED_CHILDREN)
+        return any(self.leaf(child, self.read(child), None, LAST).row_count for child in tried)
 
     def children(self, number: int, page: bytes) -> tuple[list[tuple[int, int | None]], bool]:
         """Return the children of an interior page with their highest keys; None for the last.

@@ -29,6 +29,7 @@ from tests.fakes.data.databases import (
     SHAPES,
     Damage,
     Shape,
+    flip_bits,
     make_database,
     swap_pages,
 )
@@ -143,6 +144,11 @@ def test_all_that_is_readable_is_read(tmp_path: Path, shape: Shape) -> None:
     for damage, seed in damages(FEW, SEED):
         specimen.check(damage, seed)
     assert specimen.counts["databases"] == FEW
+
+
+def test_an_interior_page_is_no_leaf_because_a_cell_looks_like_a_row(tmp_path: Path) -> None:
+    shape = next(shape for shape in SHAPES if (shape.page_size, shape.entries) == (512, 3000))
+    Specimen(tmp_path, shape).check(flip_bits, 5_000_005)
 
 
 @pytest.mark.long
