@@ -37,6 +37,7 @@ class Network:
 
     def __init__(self) -> None:
         self._sides: Sequence[Sequence[str]] = ()
+        self._unplugged: set[str] = set()
         self._loss = 0
         argv = ("unshare", "--net", "sh", "-euc", CREATE)
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as maker:
@@ -65,6 +66,8 @@ class Network:
     def heal(self) -> None:
         """Let all nodes reach one another, without loss."""
         self._loss = 0
+        for name in sorted(self._unplugged):
+            self.plug(name)
         self.join()
 
     def lose(self, percent: int) -> None:
@@ -74,11 +77,13 @@ class Network:
 
     def unplug(self, name: str) -> None:
         """Remove the carrier of a node's interface."""
+        self._unplugged.add(name)
         self.run("ip", "link", "set", name, "down")
 
     def plug(self, name: str) -> None:
         """Undo ``unplug``."""
         self.run("ip", "link", "set", name, "up")
+        self._unplugged.discard(name)
 
     def run(self, *argv: str, text: str = "") -> str:
         """Run a program in the namespace of the bridge; return what it printed."""

@@ -55,11 +55,13 @@ def test_a_node_that_is_cut_off_loses_quorum_and_gets_it_back(quorate_lab: Lab) 
 
 
 def test_a_node_without_carrier_is_cut_off_too(quorate_lab: Lab) -> None:
-    quorate_lab.network.unplug("node2")
-    quorate_lab.wait_for_members(*others(quorate_lab, quorate_lab[2]))
-    assert not quorate_lab[2].corosync.is_quorate()
-    quorate_lab.network.plug("node2")
-    quorate_lab.wait_for_members(*quorate_lab.nodes)
+    lab, node = quorate_lab, quorate_lab[2]
+    lab.network.unplug(node.name)
+    lab.wait_until(lambda: not node.corosync.is_quorate(), DETECTION, "the loss of quorum")
+    lab.wait_for_members(*others(lab, node))
+    assert node.corosync.members() == [2]
+    lab.network.plug(node.name)
+    lab.wait_for_members(*lab.nodes)
 
 
 @pytest.mark.parametrize(("percent", "least", "most"), [(0, 100, 100), (30, 40, 58), (100, 0, 0)])
