@@ -317,6 +317,8 @@ class Replica:
             self._turn.await_end(NAME_TIMEOUT)
             if self._log.is_waiting:
                 self._deliver_deferred()
+            elif self._log.has_gap:  # the tree is to be saved instead of their records
+                self._await_room(0, NAME_TIMEOUT)
 
     def _deliver_deferred(self) -> None:
         try:

@@ -359,12 +359,14 @@ class Writeback:
             self.publish(entry, self.after(CONTENT_TIMEOUT))
 
     def _save_creations_quietly(self) -> None:
+        are_waiting = self._oldest_creation_ns != 0
         try:
             self.save_creations()
         except Busy:  # the device stands still
             self._oldest_creation_ns = self._now_ns()
         except StoreError as error:
-            _log.warning("new files could not be saved and were removed: %s", error)
+            if are_waiting:
+                _log.warning("new files could not be saved and were removed: %s", error)
 
 
 def _track_handle(handle: OpenFile, ticket: Ticket) -> None:

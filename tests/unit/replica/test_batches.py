@@ -150,6 +150,31 @@ def test_a_bridge_keeps_deferred_changes_and_their_guests(
         assert [found.vmid for found in node.guests] == [100]
 
 
+def test_a_deferred_change_is_not_called_saved_before_its_bridge(
+    tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    expect_log("can't be (written|synced)")
+    node = StoredReplica(tmp_path, policy=Policy.ROLL_BACK)
+    issuer = LocalIssuer(node.replica, clock=lambda: 1, yielding=node.yielding)
+    with contextlib.closing(node):
+        node.replica.check_writable()
+        issuer.create(Create("f.x"))
+        with device() as below:
+            below.failures["sync"] = errno.EIO
+            with pytest.raises(StoreError):
+                node.journal.sync()
+            with pytest.raises(StoreError):  # the records of the new file are forgotten now
+                node.replica.saver.save()
+            node.replica.saver.start()
+            with pytest.raises(StoreError):
+                issuer.save()
+            below.failures.clear()
+            issuer.save()
+        before = node.tree.checksum()
+        assert node.tree.find("f.x") is not None
+    assert recovered_tree(tmp_path).checksum() == before
+
+
 def test_a_journal_without_room_fails_a_save_at_once(
     node: StoredReplica, expect_log: ExpectLog
 ) -> None:

@@ -238,8 +238,13 @@ def test_stopping_survives_a_database_that_can_not_be_written(
 ) -> None:
     expect_log("new files could not be saved")
     expect_log("the last writes to f are lost: EIO")
-    handle = world.open(world.make("f"))
+    handle = world.open(world.files.create(world.tree.root, "f", exclusive=True))
     world.files.write(handle, 0, b"P")
+    world.issuer.failure = StoreError("broken")
+    world.files.writeback.publish_all()
+
+
+def test_stopping_without_new_files_tells_of_none(world: World) -> None:
     world.issuer.failure = StoreError("broken")
     world.files.writeback.publish_all()
 
