@@ -34,7 +34,7 @@ class _Oracle:
         ]
 
     def sightings(self, root: int) -> Iterator[Sighting]:
-        reached: list[int] = []
+        reached: dict[int, None] = {}  # pages, in the order of the walk
         self._reach(root, reached)
         for number in reached:
             for row in self._rows(number):
@@ -59,11 +59,11 @@ class _Oracle:
     def _page(self, number: int) -> bytes:
         return self._pages[number] if 0 < number < len(self._pages) else b""
 
-    def _reach(self, number: int, reached: list[int]) -> None:
+    def _reach(self, number: int, reached: dict[int, None]) -> None:
         page = self._page(number)
         if number in reached or not page:
             return
-        reached.append(number)
+        reached[number] = None
         # The byte with its type may be damaged, too.
         if not any(len(row) >= COLUMNS for row in self._rows(number)):
             for at in self._pointers(page, 12):
