@@ -139,9 +139,14 @@ class Pages:
         return None if is_interior(number, page) or self._lead_to_rows(children) else leaf
 
     def _lead_to_rows(self, children: Iterable[int]) -> bool:
-        """Tell whether one of the first of these pages is a leaf with rows."""
-        tried = islice(children, _TRIED_CHILDREN)
-        return any(self.leaf(child, self.read(child), None, LAST).row_count for child in tried)
+        """Tell whether one of the first of these pages is a leaf with rows, or leads to others."""
+        return any(self._leads_to_rows(child) for child in islice(children, _TRIED_CHILDREN))
+
+    def _leads_to_rows(self, number: int) -> bool:
+        page = self.read(number)
+        if is_interior(number, page) and self.children(number, page)[1]:
+            return True
+        return self.leaf(number, page, None, LAST).row_count > 0
 
     def children(self, number: int, page: bytes) -> tuple[list[tuple[int, int | None]], bool]:
         """Return the children of an interior page with their highest keys; None for the last.
