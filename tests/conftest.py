@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from pmxcfs.storage.staging import forget_staged
 from tests.harness import detach, fuse_mounts
 
 TIERS = ("unit", "mount", "cluster", "clients", "package")
@@ -214,6 +215,8 @@ def _sweep_mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     left = fuse_mounts(mine)
     for path in left:
         detach(path)
+    for path in mine.rglob("journal"):
+        forget_staged(path)  # a killed daemon leaves it
     assert not left, f"left mounted: {left}"
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pmxcfs.settings import Settings
+from pmxcfs.storage.staging import read_staged
 
 POLL_INTERVAL = 0.005  # seconds
 PROGRAM = ("-m", "pmxcfs")  # arguments of Python
@@ -173,6 +174,7 @@ class Daemon:
             assert status == self.exit_status, f"exit status {status}\n{self.log_tail()}"
             left = sorted(path.name for path in self.state.glob("config.db-*"))
             assert not left or status, f"{left} left beside the database"
+            assert not read_staged(self.state / "journal") or status, "something is left in memory"
         self.check_log()
 
     def check_log(self) -> None:

@@ -101,6 +101,16 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         FALLOC_FL_KEEP_SIZE
 
+cdef extern from "<linux/magic.h>" nogil:
+    enum:
+        TMPFS_MAGIC
+        RAMFS_MAGIC
+
+cdef extern from "<sys/vfs.h>" nogil:
+    struct statfs_t "statfs":
+        long f_type
+    int fstatfs(int fd, statfs_t *found)
+
 cdef enum:  # sizes in bytes
     FRAME = 16  # length, CRC and sequence number
     PREFIX = 8  # length and CRC
@@ -268,3 +278,14 @@ def reserve(int fd, long offset, long length):
             code = errno if status else 0
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def is_in_memory(int fd):
+    """Tell whether a file is on a file system that a power cut empties. Raises OSError."""
+    cdef statfs_t found
+    cdef int status
+    with nogil:
+        status = fstatfs(fd, &found)
+    if status:
+        raise OSError(errno, os.strerror(errno))
+    return found.f_type == TMPFS_MAGIC or found.f_type == RAMFS_MAGIC

@@ -15,6 +15,9 @@ cdef class Journal:
     cdef object _prepare
     cdef int _descriptor
     cdef list _left
+    cdef bint _is_staging
+    cdef object _staging
+    cdef double _flush_at
     cdef SegmentFile _current
     cdef int64_t _room
     cdef dict _starts
@@ -33,4 +36,8 @@ cdef class Journal:
     cpdef bint has_room(self, int64_t size) except -1
     cpdef bint can_take(self, int64_t size) except -1
     cpdef object append(self, list bodies, double seconds=*)
+    cpdef object stage(self, list bodies, double seconds=*)
+    cdef object _append(self, list bodies, double seconds, bint may_stage)
+    cdef object _write(self, SegmentFile current, bytes data)
+    cdef object _flush(self)
     cdef object _check_usable(self)

@@ -1,13 +1,16 @@
 """The journal: every change is appended here before it counts; the database follows later.
 
 A journal is a directory of segments. Records go to the end of the newest one; it is for the owner
-to say when the next one begins and what they mean. After a failed write or sync nothing that was
+to say when the next one begins and what they mean. Records that nobody needs on the device soon can
+be staged (``staging``): they count like all others, and are written to the segment ahead of the
+next record, at a sync, and at the segment's end. After a failed write or sync nothing that was
 written since can be trusted: the journal is broken until ``begin_segment``, and the owner must have
 the tree saved, or write what the database lacks again, before it tells anybody of success.
 
-Threads: any. ``has_room``, ``can_take``, ``is_full``, ``is_broken``, ``failure``, ``position`` and
-``size_since`` wait for no lock and make no system call, so that a device that stands still stops
-only those who write. All else blocks. Errors are StoreError, with the errno of the device.
+Threads: any. ``has_room``, ``can_take``, ``is_full``, ``is_broken``, ``is_sync_due``, ``failure``,
+``position`` and ``size_since`` wait for no lock and make no system call, so that a device that
+stands still stops only those who write. All else blocks. Errors are StoreError, with the errno of
+the device.
 Contract: docs/spec/storage.md, "Journal".
 """
 
@@ -17,7 +20,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -30,17 +33,19 @@ from pmxcfs.storage.mark import Position
 from pmxcfs.storage.segment_file import SegmentFile
 from pmxcfs.storage.segments import HEADER_SIZE, Header, name_of, read, scan
 from pmxcfs.storage.sqlite_errors import translate
+from pmxcfs.storage.staging import StagingFile, forget_staged
 
 SEGMENT_LIMIT = 4 << 20  # bytes; a segment that has as many is full
 SPARE = 1 << 20  # bytes that stay reserved beyond what is asked for
 ATTEMPT_INTERVAL = 0.5  # seconds between attempts to have room after one has failed
+FLUSH_AFTER = 50.0  # seconds that a record is staged at most
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.log\.new")
 _NO_ROOM = -1
 _TOLD = frozenset([errno.ENOSPC, errno.EROFS, errno.EIO, errno.EBUSY])  # others become EIO
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 
 
-def size_of(bodies: list[bytes]) -> int:
+def size_of(bodies: Collection[bytes]) -> int:
     """Return the bytes that *bodies* take in a segment, for ``has_room`` and ``make_room``."""
     return sum(map(len, bodies)) + FRAME_SIZE * len(bodies)
 
@@ -56,6 +61,7 @@ class Journal:
         sequence: int,
         history: History | None,
         prepare: Callable[[], object] | None,
+        is_staging: bool = False,
     ) -> None:
         self.lineage = lineage
         self.position = Position(sequence, HEADER_SIZE, sequence)
@@ -66,6 +72,9 @@ class Journal:
         self._prepare = prepare  # None: it has returned
         self._descriptor = -1  # of the directory, owned; -1 if it could not be opened
         self._left: list[int] = []  # descriptors of the directory in use before
+        self._is_staging = is_staging
+        self._staging: StagingFile | None = None  # for the directory, once that is open
+        self._flush_at = 0.0  # monotonic seconds; when to write what is staged; 0 if nothing is
         self._current: SegmentFile | None = None
         self._room = _NO_ROOM  # bytes for which there is room in the current segment
         self._starts: dict[int, int] = {}  # bytes before each segment, by its first number
@@ -91,6 +100,7 @@ class Journal:
         version: int,
         history: History | None = None,
         prepare: Callable[[], object] | None = None,
+        is_staging: bool = False,
     ) -> "Journal":
         """Begin a segment in *directory*, which is made if it is missing. Blocks.
 
@@ -98,10 +108,15 @@ class Journal:
         *version* is the tree's. Without a *history* segments are dropped when the database does not
         need them any more. *prepare* is called before anything is written; while it raises
         StoreError, nothing is. If nothing can be written, ``failure`` is set, and ``make_room``
-        tries again.
+        tries again. Without *is_staging* records are staged nowhere.
         """
         journal = cls(
-            directory, lineage=lineage, sequence=sequence, history=history, prepare=prepare
+            directory,
+            lineage=lineage,
+            sequence=sequence,
+            history=history,
+            prepare=prepare,
+            is_staging=is_staging,
         )
         with contextlib.suppress(StoreError):
             journal.make_room(0, version=version)
@@ -127,6 +142,11 @@ class Journal:
         if current is None or current.end < SEGMENT_LIMIT:
             return False
         return self.failure is None or time.monotonic() >= self._retry_at
+
+    @property
+    def is_sync_due(self) -> bool:
+        """Whether a record has been staged for so long that it is time for a ``sync``."""
+        return 0.0 < self._flush_at <= time.monotonic()
 
     def size_since(self, position: Position) -> int:
         """Return the bytes from *position* to the end. All, if its segment is not known."""
@@ -176,6 +196,16 @@ class Journal:
         another thread has kept it from beginning for *seconds*, which are without limit if
         negative; then nothing has happened.
         """
+        self._append(bodies, seconds, False)
+
+    def stage(self, bodies: list[bytes], seconds: float = -1.0) -> None:
+        """Append records that may be staged: nobody needs them on the device soon. Blocks.
+
+        Raises what ``append`` raises.
+        """
+        self._append(bodies, seconds, True)
+
+    def _append(self, bodies: list[bytes], seconds: float, may_stage: bool) -> None:
         if not self._lock.acquire(timeout=seconds):
             raise Stalled
         try:
@@ -185,10 +215,11 @@ class Journal:
             if current is None:
                 raise self._same_failure()
             data = frame(bodies, self.position.sequence)
-            try:
-                current.append(data)
-            except OSError as error:
-                raise self._broken(error, current.path) from error
+            if may_stage and current.stage(data):
+                if not self._flush_at:
+                    self._flush_at = time.monotonic() + FLUSH_AFTER
+            else:
+                self._write(current, data)
             self._room -= len(data)
             self._total += len(data)
             sequence = self.position.sequence + len(bodies)
@@ -226,6 +257,7 @@ class Journal:
                 self._check_usable()
                 if self._synced >= wanted and self._is_listed:
                     return
+                self._flush()
                 covered = self.position.sequence
                 sealed, current = self._sealed.copy(), self._current
                 directory = self._descriptor
@@ -301,9 +333,12 @@ class Journal:
             with self._lock:
                 is_usable = not (self._is_closed or self.is_broken)
                 if self._current is not None and is_usable:
+                    self._flush()
                     self._current.cut()
             if is_usable:
                 self.sync()
+                if self._staging is not None:
+                    forget_staged(self._directory)
         finally:
             with self._sync_lock, self._lock:
                 self._is_closed, self._room = True, _NO_ROOM
@@ -314,8 +349,23 @@ class Journal:
                 left, self._left = [*self._left, self._descriptor], []
                 self._descriptor = -1
                 _close(left)
+                if self._staging is not None:
+                    self._staging.close()
 
     # Below, _lock is held, except where it says otherwise.
+
+    def _write(self, current: SegmentFile, data: bytes) -> None:
+        """Write what is staged, and *data*. Raises StoreError; the journal is broken then."""
+        try:
+            current.append(data)
+        except OSError as error:
+            raise self._broken(error, current.path) from error
+        self._flush_at = 0.0
+
+    def _flush(self) -> None:
+        """Write what is staged, unless it is too late for that. Raises StoreError."""
+        if self._current is not None and self._current.has_staged and not self.is_broken:
+            self._write(self._current, b"")
 
     def _attempt(self, size: int, version: int) -> None:
         """Try to have room. Raises StoreError, and sets the time of the next attempt."""
@@ -348,6 +398,7 @@ class Journal:
 
     def _begin(self, version: int) -> None:
         """End the current segment without a sync, and begin one. Raises OSError, StoreError."""
+        self._flush()
         if self._descriptor < 0 or self.is_broken or self.failure is not None:
             self._open()  # another file system may be there now
         old, sequence = self._current, self.position.sequence
@@ -358,7 +409,7 @@ class Journal:
         path = self._directory / name_of(sequence)
         flags = 0 if self._history is None else self._history.flags
         header = Header(self.lineage, sequence, version, flags)
-        current = SegmentFile.make(path, header, directory=self._descriptor)
+        current = SegmentFile.make(path, header, directory=self._descriptor, staging=self._staging)
         self._is_listed = False
         if old is not None:
             old.cut()
@@ -394,6 +445,10 @@ class Journal:
         descriptor = open_directory(self._directory)
         self._left.append(self._descriptor)
         self._descriptor = descriptor
+        if self._staging is not None:
+            self._staging.move(descriptor)
+        elif self._is_staging:
+            self._staging = StagingFile(descriptor)
         self._close_what_no_sync_uses()
 
     def _drop_current(self, old: SegmentFile) -> None:
@@ -444,7 +499,7 @@ class Journal:
     def _broken(self, error: OSError, path: Path, attempt: str = "written") -> StoreError:
         """Note a failure after which nothing can be trusted, and return what to raise."""
         self.failure = _failure(path, attempt, error)
-        self.is_broken, self._room = True, _NO_ROOM
+        self.is_broken, self._room, self._flush_at = True, _NO_ROOM, 0.0
         return self._same_failure()
 
     def _close_what_no_sync_uses(self) -> None:

@@ -200,7 +200,7 @@ class JournalFiles:
                 data = segments.read(path).content
             elif place.verdict is not Verdict.UNREADABLE:
                 with translated(path, "read"):
-                    data = path.read_bytes()
+                    data = segments.content_of(path)
             lineage = self._lineage(index)
             segment = _Segment(path, place.first, self._limits[index], lineage, data)
             if not _is_history(place):

@@ -42,7 +42,7 @@ from pmxcfs.storage.kept_journals import LeftOver, keep
 from pmxcfs.storage.mark import Mark, read_mark
 from pmxcfs.storage.repair import Row
 from pmxcfs.storage.schema import SELECT_ROW, entries
-from pmxcfs.storage.segments import DIRECTORY_NAME
+from pmxcfs.storage.segments import DIRECTORY_NAME, absorb_staged
 from pmxcfs.storage.sqlite_errors import translated
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import record_of
@@ -186,8 +186,9 @@ def settle(recovered: Recovered, directory: Path, *, now: int) -> Path | None:
     kept = None
     if recovered.left_over is not None:
         kept = keep(recovered.left_over, directory.parent, now=now)
-    if recovered.end is not None:
-        with translated(directory, "written"):
+    with translated(directory, "written"):
+        absorb_staged(directory)
+        if recovered.end is not None:
             _cut(directory, recovered.end)
     if recovered.is_altered:
         _log.warning(

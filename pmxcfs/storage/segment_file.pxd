@@ -8,9 +8,14 @@ cdef class SegmentFile:
     cdef readonly uint64_t first
     cdef readonly int64_t end
     cdef readonly int64_t synced
+    cdef bytes _lineage
+    cdef int64_t _written
+    cdef bytes _staged
+    cdef object _staging
     cdef int _descriptor
     cdef int64_t _reserved
 
+    cpdef bint stage(self, bytes data) except -1
     cpdef object append(self, bytes data)
     cpdef object _reserve_to(self, int64_t end)
     cpdef object _write(self, bytes data, int64_t offset)

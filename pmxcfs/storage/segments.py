@@ -5,6 +5,7 @@ whatever a file holds, the answer is a verdict and never an exception. Nothing h
 Contract: docs/spec/storage.md, "Journal". Layouts: docs/formats.md, "The journal".
 """
 
+import contextlib
 import os
 import re
 import stat
@@ -21,6 +22,7 @@ from pmxcfs.storage._journal import FRAME_SIZE, crc32c, is_zero, search, split
 from pmxcfs.storage.history_index import without_index
 from pmxcfs.storage.records import BadRecord, Record, decode
 from pmxcfs.storage.sqlite_errors import translated
+from pmxcfs.storage.staging import forget_staged, read_staged
 
 DIRECTORY_NAME = "journal"  # in the state directory
 HEADER_SIZE = 64  # bytes
@@ -194,7 +196,7 @@ def scan(directory: Path) -> Scan:
 def read(path: Path) -> Segment:
     """Read a segment. Blocks; at most MAX_SEGMENT bytes are read. Raises nothing of the file."""
     try:
-        content, size = _content_of(path, MAX_SEGMENT)
+        content, size = _whole(path)
     except OSError as error:
         return Segment(path, None, [], 0, Verdict.UNREADABLE, reason_of(error), b"")
     header, verdict, reason = _check_header(path, content)
@@ -209,7 +211,7 @@ def read_bodies(path: Path) -> tuple[Header | None, bytes, list[tuple[int, int]]
     Blocks. Raises nothing of the file.
     """
     try:
-        content, _ = _content_of(path, MAX_SEGMENT)
+        content = content_of(path)
     except OSError:
         return None, b"", []
     header, _, _ = _check_header(path, content)
@@ -218,6 +220,40 @@ def read_bodies(path: Path) -> tuple[Header | None, bytes, list[tuple[int, int]]
     content, _ = _records_in(header, content)
     bounds, _ = split(content, HEADER_SIZE, header.first)
     return header, content, bounds
+
+
+def content_of(path: Path) -> bytes:
+    """Return a segment's bytes, with the records that are staged for it. Blocks. Raises OSError."""
+    return _whole(path)[0]
+
+
+def _whole(path: Path) -> tuple[bytes, int]:
+    """Return a segment's bytes, with what is staged for it, and the file's size. Raises OSError."""
+    staged = read_staged(path.parent)
+    content, size = _content_of(path, MAX_SEGMENT)
+    header, _, _ = _check_header(path, content)
+    if header is not None and not header.is_history:
+        for found in staged:
+            content = found.merged(
+                content, start=HEADER_SIZE, lineage=header.lineage, first=header.first
+            )
+    return content, size
+
+
+def absorb_staged(directory: Path) -> None:
+    """Write what is staged for the journal in *directory* into its segment, and forget it.
+
+    Blocks. Raises OSError; nothing is forgotten then.
+    """
+    for staged in read_staged(directory):
+        path = directory / name_of(staged.first)
+        with contextlib.suppress(FileNotFoundError):
+            content = content_of(path)
+            if content != _content_of(path, MAX_SEGMENT)[0]:
+                with path.open("r+b") as file:
+                    file.seek(staged.offset)
+                    file.write(content[staged.offset :])
+    forget_staged(directory)
 
 
 def _records_in(header: Header, content: bytes) -> tuple[bytes, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.storage.staging import forget_staged
+
 IMAGE_SIZE = 32 << 20  # bytes
 SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, _IOR('X', 125, __u32)
 WITHOUT_FLUSH = 2  # unwritten pages are lost, as in a power cut
@@ -27,6 +29,7 @@ def _run(*argv: str | Path) -> None:
 
 def _unmount(path: Path) -> None:
     """Detach all mounts on *path*, even if files on them are open."""
+    forget_staged(path / "journal")
     while path.is_mount():
         _run("umount", "--lazy", path)
 

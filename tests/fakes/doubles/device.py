@@ -30,7 +30,7 @@ class Device:
         self.runs = threading.Event()  # clear: writes and syncs stand still
         self.runs.set()
         self.stands_still = threading.Event()  # a call waits for *runs*
-        self.only = ""  # if set, only files with this name fail
+        self.only = ""  # if set, only the file with this name fails and has a full device
         self.longest = 1 << 40  # bytes that one write takes
 
     def count(self, call: str) -> int:
@@ -52,7 +52,7 @@ class Device:
                 assert self.runs.wait(30)
             if self.only in ("", name) and (code := self.failures.get(call)):
                 raise OSError(code, os.strerror(code))
-            if call == "write":
+            if call == "write" and self.only in ("", name):
                 return self._write(real, descriptor, *args)
             return real(descriptor, *args)
 
