@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from pmxcfs._core import Tree
 from pmxcfs.errors import PmxcfsError, StoreError
+from pmxcfs.host.directories import opened
 from pmxcfs.host.files import sync_directory
 from pmxcfs.messages import Kind, Mutation, Record, Rename
 from pmxcfs.settings import DATABASE_NAME
@@ -42,7 +43,7 @@ from pmxcfs.storage.kept_journals import LeftOver, keep
 from pmxcfs.storage.mark import Mark, read_mark
 from pmxcfs.storage.repair import Row
 from pmxcfs.storage.schema import SELECT_ROW, entries
-from pmxcfs.storage.segments import DIRECTORY_NAME, absorb_staged
+from pmxcfs.storage.segments import DIRECTORY_NAME, absorb_staged, scan
 from pmxcfs.storage.sqlite_errors import translated
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import record_of
@@ -190,6 +191,7 @@ def settle(recovered: Recovered, directory: Path, *, now: int) -> Path | None:
         absorb_staged(directory)
         if recovered.end is not None:
             _cut(directory, recovered.end)
+        _sync(directory)
     if recovered.is_altered:
         _log.warning(
             "the rows of the database are not those that were saved: another program or the device "
@@ -216,6 +218,20 @@ def _cut(directory: Path, end: Break) -> None:
     else:
         os.truncate(end.path, end.offset)  # also gives back the space that was reserved
     sync_directory(directory)
+
+
+def _sync(directory: Path) -> None:
+    """Have the segments on the device, as an fsync promises that of all that was written before.
+
+    A killed daemon may have written what it has not synced.
+    """
+    segments = scan(directory).segments
+    for place in segments:
+        if place.header is not None and not place.header.is_history:
+            with opened(os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
+                os.fdatasync(descriptor)
+    if segments:
+        sync_directory(directory)
 
 
 def _with_mtime_0(tree: Tree) -> Tree:

@@ -5,6 +5,7 @@ the images of many cuts; a daemon is started on each.
 """
 
 import faulthandler
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -148,3 +149,25 @@ def test_a_daemon_that_does_not_sync_loses_changes(
     done, found = violations_of_cuts(tmp_path, seed, CUTS_TO_CATCH, program=program)
     report(f"without syncs: found by cut {done}: {found[:2]}")
     assert found
+
+
+def test_what_a_killed_daemon_has_written_is_on_the_device_after_a_later_fsync(
+    tmp_path: Path, seed: int
+) -> None:
+    recording, workdir, image = Recording(tmp_path), tmp_path / "first", tmp_path / "cut.img"
+    content = bytes(range(256)) * 200  # of many blocks
+    with recording.mounted(workdir / "state"):
+        with mounted(workdir) as daemon:
+            (daemon.path / "file").write_bytes(content)
+            daemon.kill()
+        with mounted(workdir) as daemon:
+            descriptor = os.open(daemon.path / "file", os.O_RDWR)
+            os.fsync(descriptor)
+            position = recording.position
+            os.close(descriptor)
+            daemon.kill()
+    asked = recording.asked()
+    count = sum([one.end <= position for one in asked])
+    recording.image_at(asked, count, image, random.Random(seed))
+    with loop_mounted(image, workdir / "state"), mounted(workdir) as daemon:
+        assert (daemon.path / "file").read_bytes() == content
