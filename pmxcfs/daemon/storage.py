@@ -87,6 +87,7 @@ class Storage(NamedTuple):
                 history=history,
                 # No record is appended, and so none is let go, before what is left over is kept.
                 prepare=functools.partial(settle, recovered, directory, now=now),
+                is_staging=True,
             )
             undo.pop_all()
         return cls(database, journal, recovered, history, salvaged)

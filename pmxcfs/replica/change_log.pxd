@@ -17,6 +17,7 @@ cdef class ChangeLog:
     cdef object _version_when_full
     cdef int64_t _added
     cdef int64_t _written
+    cdef int64_t _ordinary
     cdef object _mutex
     cdef double _busy_since
     cdef bint _has_gap_again
@@ -26,6 +27,7 @@ cdef class ChangeLog:
 
     cpdef bint is_ready(self, Py_ssize_t size) except -1
     cpdef object add(self, bodies)
+    cpdef object add_heartbeats(self, bodies)
     cpdef object begin_segment_if_full(self, version)
     cpdef object write(self, double seconds=*)
     cdef bint _write_what_fits(self, double until) except -1

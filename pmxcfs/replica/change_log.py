@@ -25,7 +25,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import cast
 
 from pmxcfs.errors import Stalled, StoreError
@@ -74,6 +74,7 @@ class ChangeLog:
         self._version_when_full = -1
         # Bytes of records; the first is set with the tree's lock held, the second with the mutex.
         self._added = self._written = 0
+        self._ordinary = 0  # bytes of records up to the last one that is not of heartbeats
         self._mutex = threading.Lock()  # held by the thread that writes
         self._busy_since = 0.0  # monotonic seconds since when it is; 0 if it is not
         self._maker = RoomMaker(self._attempt, monotonic=monotonic, pause=pause)
@@ -134,8 +135,14 @@ class ChangeLog:
             self.segment += 1
             self._version_when_full = version
 
-    def add(self, bodies: Iterable[bytes]) -> None:
+    def add(self, bodies: Collection[bytes]) -> None:
         """Append records, in order."""
+        # Ahead of the records, which another thread may write at once.
+        self._ordinary = self._added + size_of(bodies)
+        self.add_heartbeats(bodies)
+
+    def add_heartbeats(self, bodies: Collection[bytes]) -> None:
+        """Append records that the journal may stage, in order."""
         for body in bodies:
             self._pending.append(body)
             self._added += size_of([body])
@@ -154,7 +161,7 @@ class ChangeLog:
         if self._journal.is_full and (self._is_kept or not self._pending):
             self.begin_segment_with((), version=version)
 
-    def begin_segment_with(self, bodies: Iterable[bytes], *, version: int) -> None:
+    def begin_segment_with(self, bodies: Collection[bytes], *, version: int) -> None:
         """Have a new segment begin with the records *bodies*; *version* is the tree's before."""
         if not self.has_gap:  # else the segment begins when the tree has been saved
             if not self._has_marker:
@@ -228,6 +235,14 @@ class ChangeLog:
         until = self._monotonic() + seconds
         while not self._write_what_fits(until):
             self._maker.wait(self._maker.ask(0), until - self._monotonic())
+
+    def sync_if_due(self) -> None:
+        """Bring staged records to the device if it is time. Blocks; a failure is noted."""
+        if self._journal.is_sync_due:
+            try:
+                self._journal.sync()
+            except StoreError as error:
+                self._note_failure(error, 0)
 
     def await_writer(self) -> None:
         """Wait for the thread that writes, if one does. Blocks."""
@@ -311,7 +326,8 @@ class ChangeLog:
         """Append the records that were taken; put them back if that fails. Raises StoreError."""
         try:
             left = until - self._monotonic()
-            self._journal.append(bodies, min(max(left, 0.0), threading.TIMEOUT_MAX))
+            append = self._journal.append if self._written < self._ordinary else self._journal.stage
+            append(bodies, min(max(left, 0.0), threading.TIMEOUT_MAX))
             self._written += size_of(bodies)
         except Stalled:
             self._put_back(bodies)

@@ -6,6 +6,8 @@ the saver can, too, or a change that is refused for lack of room.
 In a cluster these are the records of other nodes' changes: a request writes those of its own change
 itself, with all that wait. A killed daemon that had not written another node's change gets it from
 the cluster again.
+
+It also brings to the device what the journal has staged in memory for long.
 Contract: docs/spec/storage.md, "Writing"; cluster.md, "Speed".
 """
 
@@ -27,6 +29,9 @@ class Records(Protocol):
 
     def write_out(self) -> object:
         """Write the records that wait; a failure makes ``is_degraded`` true. Blocks."""
+
+    def sync_if_due(self) -> None:
+        """Bring to the device what has been staged for long; the rest as ``write_out``. Blocks."""
 
     def try_again(self) -> bool:
         """Try to write what is owed; tell whether that succeeded. Blocks."""
@@ -62,5 +67,6 @@ class RecordWriter:
                 thread.pause(WRITE_AFTER)
                 self._wanted.clear()
                 records.write_out()
+            records.sync_if_due()
             while records.is_degraded and not thread.pause(RETRY_INTERVAL):
                 records.try_again()

@@ -14,4 +14,8 @@ cdef object _row(Entry entry, tuple state, done)
 
 
 @cython.locals(change=Change)
+cpdef bint can_be_staged(done) except -1
+
+
+@cython.locals(change=Change)
 cpdef bint is_configuration(done) except -1

@@ -116,6 +116,20 @@ def is_configuration(done: Sequence[Recorded]) -> bool:
     return False
 
 
+def can_be_staged(done: Sequence[Recorded]) -> bool:
+    """Tell whether all of *done* are of files that HA rewrites every few seconds, or of locks.
+
+    The file that is written first and then renamed over such a file is one, too. The temporary
+    files of others are not: their renames follow at once.
+    """
+    for applied in done:
+        change = applied.change
+        name = change.path.rpartition("/")[2].partition(".tmp.")[0]
+        if name not in _HEARTBEATS and not change.path.startswith("priv/lock/"):
+            return False
+    return True
+
+
 def _row_of(entry: Entry) -> bytes:
     """Return the record of the whole row of an attached *entry* as it is."""
     assert entry.parent is not None, "the root is never replaced"

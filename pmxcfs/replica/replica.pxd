@@ -22,6 +22,7 @@ cdef class Replica:
     cdef public object policy
     cdef readonly object departures
     cdef readonly object saver
+    cdef readonly object sync_if_due
     cdef readonly uint64_t writes
     cdef object _log
     cdef object _batches
@@ -46,7 +47,6 @@ cdef class Replica:
     cdef object _await_room(self, Py_ssize_t size, double seconds)
     cpdef object await_saver(self)
     cdef object _write(self, double seconds)
-    cdef object _finish(self, tickets, error)
     cdef object _deliver_deferred(self)
 
     @cython.locals(ticket=Ticket)

@@ -33,6 +33,7 @@ from pmxcfs.replica.batches import Batches
 from pmxcfs.replica.change_log import ChangeLog
 from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.recording import (
+    can_be_staged,
     is_configuration,
     record_notes,
     records_of,
@@ -126,6 +127,7 @@ class Replica:
             has_gap=must_save_all,
             is_kept=is_kept,
         )
+        self.sync_if_due = self._log.sync_if_due  # blocks; needs no lock
         self._batches = Batches(
             tree,
             departures,
@@ -199,7 +201,8 @@ class Replica:
             done = self._apply(tickets)
             self._record_for_good(done)
             self._mark_written(done)
-            self._finish(tickets, None)
+            for ticket in tickets:
+                ticket.finish()
         else:
             done = self._deliver_locally(tickets)
         self._announce(done)
@@ -222,7 +225,8 @@ class Replica:
             try:
                 self._undo(error)
             finally:
-                self._finish(tickets, error)
+                for ticket in tickets:
+                    ticket.finish(error)
         return done
 
     def _undo(self, error: PmxcfsError | None) -> None:
@@ -281,10 +285,6 @@ class Replica:
             finally:
                 self._turn.end()
             self.writes += 1
-
-    def _finish(self, tickets: Sequence[Ticket], error: PmxcfsError | None) -> None:
-        for ticket in tickets:
-            ticket.finish(error)
 
     def inject(self, mutation: Mutation, *, writer: int, mtime: int) -> Change:
         """Apply *mutation* as if the node *writer* had sent it; return the change. Blocks.
@@ -385,11 +385,10 @@ class Replica:
 
     def try_again(self) -> bool:
         """Try to write what is owed; tell whether that succeeded. Blocks. Needs no lock."""
-        try:
+        with contextlib.suppress(StoreError):
             self._log.await_ready(0, version=self.tree.version)
-        except StoreError:
-            return False
-        return True
+            return True
+        return False
 
     # Between nodes.
 
@@ -560,7 +559,8 @@ class Replica:
         if done:
             is_half = done[0].ticket.error is not None  # it did not raise the version
             self._log.begin_segment_if_full(done[0].version - (not is_half))
-            self._log.add(records_of(done, self.tree, self._log.segment, self._wall_clock_ns()))
+            add = self._log.add_heartbeats if can_be_staged(done) else self._log.add
+            add(records_of(done, self.tree, self._log.segment, self._wall_clock_ns()))
             if self.policy is Policy.KEEP:
                 self._on_pending()
 

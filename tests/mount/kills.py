@@ -23,6 +23,7 @@ from pmxcfs.storage.create import making
 from pmxcfs.storage.database import inspect as inspect_database
 from pmxcfs.storage.database import whole_batch
 from pmxcfs.storage.recovery import inspect
+from pmxcfs.storage.staging import forget_staged, read_staged
 from pmxcfs.tree.apply import apply
 from tests.fakes.programs.mortal import AT_ADOPTION, AT_START, AT_STOP, AT_WORK, POINTS, Plan
 from tests.harness import GRACE, Daemon, detach, is_loud, launch, wait_for
@@ -37,9 +38,10 @@ RANDOM_START = 0.1  # the share of kills at a random moment of the start
 WORKERS = ("9", "16")
 SEGMENTS = (32 << 10, 512 << 10, 4 << 20)  # bytes of a full segment
 SIZES = (256 << 10, 8 << 20)  # bytes of journal after which the tree is saved
+FLUSHES = (0.0, 0.5, 50.0)  # seconds that a record is staged at most
 PAUSES = (0.001, 0.02, 2.0)  # seconds without a change after which it is saved
 TIMES = (1, 2, 7, 30)  # how often a daemon comes to a point that comes often
-OFTEN = ("append", "append-half", "appended", "replay")
+OFTEN = ("append", "append-half", "appended", "stage", "staged", "flush", "flushed", "replay")
 ADOPTED = "adopted"  # the file that each adoption changes
 # A machine that is so busy that the device takes seconds; a stop also refuses what it can't do.
 REFUSED = re.compile(
@@ -99,6 +101,7 @@ class Kills:
                     self.outcome.violations.append(f"after {last} and during {plan}")
             if not self.outcome.violations:
                 self._stop_one(writers)
+        forget_staged(self._state / "journal")
         return self.outcome
 
     def _kill_one(self, writers: Writers, plan: Plan) -> None:
@@ -129,6 +132,7 @@ class Kills:
             segment=choose(SEGMENTS),
             size=choose(SIZES),
             pause=choose(PAUSES),
+            flush=choose(FLUSHES),
             sabotage=self._sabotage,
         )
         if self._random.random() < RANDOM:
@@ -243,6 +247,8 @@ class Kills:
             version = daemon.control("info")["version"]
             daemon.stop()
             self._read_log(daemon, plan)
+        if read_staged(self._state / "journal"):
+            self.outcome.violations.append("something is staged after an orderly stop")
         alone = Path(shutil.copy(self._state / "config.db", self._workdir / "alone.db"))
         found = inspect_database(alone).records[0].version
         if found != version:

@@ -56,6 +56,8 @@ def test_no_finished_operation_is_lost_in_many_kills(
         "position-before-rows",
         "saved-before-commit",
         "drop-before-commit",
+        "forget-staged",
+        "ignore-staged",
     ],
 )
 def test_a_daemon_with_a_deliberate_bug_is_found(

@@ -150,6 +150,39 @@ def test_a_device_that_stands_still_stops_changes_only(
         assert not (root / "later" / "second").exists()
 
 
+def test_heartbeats_go_on_for_a_while_when_the_device_stands_still(
+    tmp_path: Path, disk: Ext4, report: Callable[[object], None]
+) -> None:
+    """The thread that writes to the device what is in memory waits, and nobody who only looks."""
+    with (
+        mounted(tmp_path, "--test-control", program=Plan(flush=1.0).program()) as mount,
+        ThreadPoolExecutor() as pool,
+    ):
+        root = mount.path
+        for name in ("ha", "later", "elsewhere"):
+            (root / name).mkdir()
+        (root / "elsewhere" / "file").write_bytes(b"content")
+        looks = Looks(mount, tmp_path)
+        with frozen(mount.state):
+            code, took = timed(lambda: replace(root / "ha", "lrm_status", b"1"))
+            start = time.monotonic()
+            while time.monotonic() < start + FROZEN / 2:
+                looks.look()
+            later = pool.submit(timed, (root / "later" / "late").mkdir)
+            while time.monotonic() < start + FROZEN:
+                looks.look()
+        results = {"heartbeat": (code, took), "later": later.result(60)}
+        report(f"slowest {looks.slowest}; {results}")
+        assert code == 0
+        assert took < QUICK
+        assert max(looks.slowest.values()) < QUICK
+        assert results["later"][0] == errno.EBUSY
+        assert NAME_TIMEOUT <= results["later"][1] < NAME_TIMEOUT + LATE
+        mount.kill()
+    with mounted(tmp_path) as mount:
+        assert (mount.path / "ha" / "lrm_status").read_bytes() == b"1"
+
+
 @pytest.mark.parametrize("full", ["segment", "reserved space"])
 def test_a_device_that_stands_still_while_it_makes_room_holds_no_change_for_longer(
     tmp_path: Path, disk: Ext4, report: Callable[[object], None], full: str

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 PATIENCE = 60.0  # seconds for an answer of a writer
 EARLIEST_TIMER = 0.9  # seconds after which the daemon may have published what is not closed yet
-SMALL_NAMES = 6
+# Half of them are names of files whose changes may be staged in memory.
+SMALL_NAMES = ("0", "1", "2", "lrm_status", "manager_status", "lrm_status.tmp.1")
+TEMPORARY = "lrm_status.tmp.2"
 DIRECTORIES = ("", "left/", "right/")
 BIG_NAME = "big"
 SMALL_SIZES = (1, 100, 511, 4096, 20_000)  # bytes
@@ -200,13 +202,13 @@ class Writer:
     def _replace(self) -> None:
         """Write a temporary file and rename it over another, or to a new name."""
         if path := self._file() or self._free():
-            if "tmp" in self._journal.state:  # from before a crash
-                with self._promised({"tmp": GONE}):
-                    (self._root / "tmp").unlink()
+            if TEMPORARY in self._journal.state:  # from before a crash
+                with self._promised({TEMPORARY: GONE}):
+                    (self._root / TEMPORARY).unlink()
             content = self._content(path)
-            self._fill(self._create("tmp"), "tmp", content)
-            with self._promised({"tmp": GONE, path: File(content)}):
-                (self._root / "tmp").rename(self._root / path)
+            self._fill(self._create(TEMPORARY), TEMPORARY, content)
+            with self._promised({TEMPORARY: GONE, path: File(content)}):
+                (self._root / TEMPORARY).rename(self._root / path)
 
     def _truncate(self) -> None:
         if path := self._file():
@@ -314,12 +316,12 @@ class Writer:
     def _file(self) -> str:
         """Return the path of a file; empty if there is none."""
         nodes = self._journal.state.items()
-        paths = [path for path, node in nodes if node is not None and path != "tmp"]
+        paths = [path for path, node in nodes if node is not None and path != TEMPORARY]
         return self._random.choice(paths) if paths else ""
 
     def _free(self) -> str:
         """Return a path where a file could be; empty if there is none."""
-        paths = [f"{above}{name}" for above in DIRECTORIES for name in range(SMALL_NAMES)]
+        paths = [f"{above}{name}" for above in DIRECTORIES for name in SMALL_NAMES]
         paths = [path for path in (BIG_NAME, *paths) if self._has_place(path)]
         free = [path for path in paths if path not in self._journal.state]
         return self._random.choice(free) if free else ""

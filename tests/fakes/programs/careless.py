@@ -4,6 +4,7 @@ The first argument names an entry of ``SABOTAGE``; the others go to the daemon.
 """
 
 import itertools
+import os
 import sys
 import threading
 import time
@@ -19,16 +20,19 @@ from pmxcfs.replica import replica
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
+from pmxcfs.storage import segments
 from pmxcfs.storage.database import Batch, Database
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.mark import Mark
 from pmxcfs.storage.records import Kind, Notes, Saved, encode
+from pmxcfs.storage.staging import StagingFile
 from pmxcfs.tree import adoption
 from pmxcfs.tree.adoption import Adoption
 
 DELAY = 0.005  # seconds between an answer and its record
 PAUSE = 0.01  # seconds between two steps that should be one, or in the other order
 LOST = 50  # one of so many records is lost
+SEGMENT_HEADER = 64  # bytes ahead of what is staged, in memory
 
 
 def reply_before_append() -> None:
@@ -129,6 +133,37 @@ def forget_to_sync() -> None:
     setattr(storage, "Journal", Careless)  # noqa: B010
 
 
+def forget_staged() -> None:
+    """Write to the segment without what is staged, as if it had been written before."""
+    extend, write = StagingFile.extend, os.pwrite
+    waiting: list[bytes] = []
+    is_staging: list[bool] = []
+
+    def extend_and_note(file: StagingFile, frames: bytes) -> bool:
+        is_staging.append(True)
+        if not extend(file, frames):
+            waiting.clear()
+            return False
+        waiting.append(frames)
+        return True
+
+    def write_less(descriptor: int, data: bytes, offset: int) -> int:
+        if is_staging:
+            is_staging.clear()
+            return write(descriptor, data, offset)
+        staged = b"".join(waiting)[SEGMENT_HEADER:]
+        waiting.clear()
+        return len(staged) + write(descriptor, data[len(staged) :], offset)
+
+    setattr(StagingFile, "extend", extend_and_note)  # noqa: B010
+    setattr(os, "pwrite", write_less)  # noqa: B010
+
+
+def ignore_staged() -> None:
+    """Start without a look at what is staged."""
+    setattr(segments, "read_staged", lambda directory: [])  # noqa: B010
+
+
 def skip_update() -> None:
     """Leave out one new file of the leader in each synchronization."""
     plan = adoption.plan
@@ -173,6 +208,8 @@ SABOTAGE: Mapping[str, Callable[[], None]] = {
     "saved-before-commit": saved_before_commit,
     "drop-before-commit": drop_segments_before_commit,
     "forget-to-sync": forget_to_sync,
+    "forget-staged": forget_staged,
+    "ignore-staged": ignore_staged,
     "skip-update": skip_update,
     "fail-to-finish": fail_to_finish,
     "forget-departures": forget_departures,

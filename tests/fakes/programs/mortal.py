@@ -16,23 +16,36 @@ from typing import Any, NamedTuple
 from pmxcfs.cli import main as cli
 from pmxcfs.daemon import daemon
 from pmxcfs.daemon import storage as opening
-from pmxcfs.storage import database, journal, recovery, saver, schedule, segment_file
+from pmxcfs.storage import (
+    database,
+    journal,
+    recovery,
+    saver,
+    schedule,
+    segment_file,
+    segments,
+    staging,
+)
 from pmxcfs.storage.database import Database
 from pmxcfs.storage.history import History
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.mark import Position
 from pmxcfs.storage.records import Kind
 
-AT_START = ("replay", "replayed", "settled", "journal-begun", "serving")
+AT_START = (
+    *("replay", "replayed", "absorb", "absorbed", "forgotten", "settled", "journal-begun"),
+    "serving",
+)
 AT_WORK = (
     *("append", "append-half", "appended", "sync", "synced"),
+    *("stage", "stage-half", "staged", "flush", "flush-half", "flushed"),
     *("segment", "segment-made", "segment-cut", "segment-begun"),
     *("save-announced", "save", "save-rows", "save-mark", "save-committed", "save-noted"),
     *("release", "rewrite", "rewrite-rename", "rewrite-renamed", "rewritten", "released"),
     "log-cut",
 )
 AT_ADOPTION = ("adoption", "adoption-rows", "adoption-mark", "adoption-saved", "adoption-noted")
-AT_STOP = ("journal-end", "journal-ended", "database-closed")
+AT_STOP = ("journal-end", "memory-cleared", "journal-ended", "database-closed")
 POINTS = (*AT_START, *AT_WORK, *AT_ADOPTION, *AT_STOP)
 
 
@@ -46,6 +59,7 @@ class Plan(NamedTuple):
     size: int = 8 << 20  # bytes of journal after which the tree is saved
     pause: float = 2.0  # seconds without a change after which it is saved
     sabotage: str = ""  # of careless
+    flush: float = 50.0  # seconds that a record is staged at most
 
     def program(self) -> tuple[str, str]:
         """Return the arguments of Python."""
@@ -61,6 +75,8 @@ class Death:
         self._left = plan.times
         self._is_at_start = plan.point in AT_START
         self.is_appending = False  # the next write is that of a change
+        self.is_staging = False  # the next write is to memory
+        self.has_staged = False  # the next one to the segment has what is staged
 
     def meet(self, point: str) -> None:
         """Die if this is the time."""
@@ -101,6 +117,7 @@ def set_points(death: Death) -> None:
     death.around(os, "fdatasync", before="sync", after="synced")
     set_points_in_journal(death)
     set_points_in_segments(death)
+    set_points_in_staging(death)
     set_points_in_transactions(death)
 
 
@@ -115,11 +132,19 @@ def set_points_in_journal(death: Death) -> None:
             return begun
 
         def append(self, bodies: list[bytes], seconds: float = -1.0) -> None:
+            self._append_and_meet(super().append, bodies, seconds)
+
+        def stage(self, bodies: list[bytes], seconds: float = -1.0) -> None:
+            self._append_and_meet(super().stage, bodies, seconds)
+
+        def _append_and_meet(
+            self, append: Callable[..., None], bodies: list[bytes], seconds: float
+        ) -> None:
             kinds = {body[0] for body in bodies}
             is_change = Kind.CHANGE in kinds
             death.meet("append" if is_change else "")
             death.is_appending = is_change
-            super().append(bodies, seconds)
+            append(bodies, seconds)
             death.meet("appended" if is_change else "")
             death.meet("save-announced" if Kind.SAVING in kinds else "")
             death.meet("save-noted" if Kind.SAVED in kinds else "")
@@ -151,10 +176,20 @@ def set_points_in_segments(death: Death) -> None:
 
     def write_and_meet(descriptor: int, data: bytes, offset: int) -> int:
         is_change, death.is_appending = death.is_appending, False
-        if is_change and death.is_next("append-half"):
+        is_staging, death.is_staging = death.is_staging, False
+        is_flush, death.has_staged = death.has_staged and not is_staging, is_staging
+        death.meet("flush" if is_flush else "")
+        halves = {
+            "append-half": is_change and not is_staging,
+            "stage-half": is_staging,
+            "flush-half": is_flush,
+        }
+        if any([is_meant and death.is_next(name) for name, is_meant in halves.items()]):
             write(descriptor, data[: len(data) // 2], offset)
             os.kill(os.getpid(), signal.SIGKILL)
-        return write(descriptor, data, offset)
+        size = write(descriptor, data, offset)
+        death.meet("flushed" if is_flush else "")
+        return size
 
     def cut_and_meet(descriptor: int, size: int) -> None:
         death.meet("segment-made")  # a segment is cut when the next one is there
@@ -169,6 +204,30 @@ def set_points_in_segments(death: Death) -> None:
     setattr(os, "pwrite", write_and_meet)  # noqa: B010
     setattr(os, "ftruncate", cut_and_meet)  # noqa: B010
     setattr(os, "rename", rename_and_meet)  # noqa: B010
+
+
+def set_points_in_staging(death: Death) -> None:
+    """The same for what is staged in memory: at work, at the start, and at the end."""
+    extend, absorb = staging.StagingFile.extend, segments.absorb_staged
+
+    def extend_and_meet(file: staging.StagingFile, frames: bytes) -> bool:
+        death.meet("stage")
+        death.is_staging = True
+        is_staged = extend(file, frames)
+        death.is_staging = False
+        death.meet("staged")
+        return is_staged
+
+    def absorb_and_meet(directory: Path) -> None:
+        is_there = bool(staging.read_staged(directory))
+        death.meet("absorb" if is_there else "")
+        absorb(directory)
+        death.meet("forgotten" if is_there else "")
+
+    setattr(staging.StagingFile, "extend", extend_and_meet)  # noqa: B010
+    setattr(recovery, "absorb_staged", absorb_and_meet)  # noqa: B010
+    death.around(segments, "forget_staged", before="absorbed")
+    death.around(journal, "forget_staged", after="memory-cleared")
 
 
 def set_points_in_transactions(death: Death) -> None:
@@ -198,6 +257,7 @@ def set_scale(plan: Plan) -> None:
     setattr(schedule, "PAUSE", plan.pause)  # noqa: B010
     setattr(schedule, "CONFIGURATION_AFTER", 10 * plan.pause)  # noqa: B010
     setattr(saver, "OVERDUE_SIZE", 2 * plan.size)  # noqa: B010
+    setattr(journal, "FLUSH_AFTER", plan.flush)  # noqa: B010
     setattr(segment_file, "STEP", min(segment_file.STEP, plan.segment))  # noqa: B010
 
 

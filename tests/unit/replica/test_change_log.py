@@ -13,6 +13,7 @@ import pytest
 
 from pmxcfs.errors import StoreError
 from pmxcfs.replica.change_log import AHEAD, MAX_OWED, MAX_STALLED, ChangeLog
+from pmxcfs.storage import journal as journal_module
 from pmxcfs.storage._journal import MAX_BODY
 from pmxcfs.storage.journal import SEGMENT_LIMIT, Journal
 from pmxcfs.storage.records import Gap, Record, encode
@@ -20,6 +21,7 @@ from pmxcfs.storage.segments import scan
 from tests.conftest import ExpectLog
 from tests.fakes.data.journals import LINEAGE, WRITE
 from tests.fakes.doubles.device import Device, device
+from tests.fakes.doubles.memory import in_memory
 
 FULL = r"can't be written.*; nothing is changed"
 WAIT = 30.0  # seconds until a wait fails the test
@@ -35,9 +37,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 class World:
     """A change log on a real journal; a save of the tree succeeds if the test lets it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, is_staging: bool = False) -> None:
         self.directory = directory
-        self.journal = Journal.start(directory, lineage=LINEAGE, sequence=1, version=1)
+        self.journal = Journal.start(
+            directory, lineage=LINEAGE, sequence=1, version=1, is_staging=is_staging
+        )
         self.now = 100.0
         self.pauses: list[float] = []
         self.saves = 0
@@ -74,6 +78,16 @@ class World:
         """Add a record of each of *versions*."""
         message = WRITE.message + bytes(size)
         self.log.add([encode(WRITE._replace(version=v, message=message)) for v in versions])
+
+    def add_heartbeat(self, version: int) -> None:
+        """Add a record that may be staged."""
+        self.log.add_heartbeats([encode(WRITE._replace(version=version))])
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether the last record is in memory only."""
+        size = max(self.directory.glob("*.log")).stat().st_size
+        return size < self.journal.position.offset
 
     def records(self) -> list[Record]:
         places = scan(self.directory).segments
@@ -377,6 +391,87 @@ def test_a_record_that_can_not_be_written_at_all_is_replaced_by_a_save_of_the_tr
     world.add(4)
     world.log.write()
     assert world.versions() == [-9, 4]
+
+
+# Staging
+
+
+def test_heartbeats_alone_are_staged(tmp_path: Path) -> None:
+    with staging_world(tmp_path) as world:
+        world.add_heartbeat(2)
+        world.add_heartbeat(3)
+        world.log.write()
+        assert world.is_staged
+        assert world.versions() == [2, 3]
+
+
+@pytest.mark.parametrize("order", ["before", "behind"])
+def test_heartbeats_with_other_records_are_not(tmp_path: Path, order: str) -> None:
+    with staging_world(tmp_path) as world:
+        world.add(*[2] * (order == "behind"))
+        world.add_heartbeat(3)
+        world.add(*[4] * (order == "before"))
+        world.log.write()
+        assert not world.is_staged
+        world.add_heartbeat(5)
+        world.log.write()
+        assert world.is_staged
+        assert world.versions() == ([2, 3, 5] if order == "behind" else [3, 4, 5])
+
+
+def test_after_records_were_forgotten_heartbeats_are_staged_again(tmp_path: Path) -> None:
+    with staging_world(tmp_path) as world:
+        world.add(2, size=1000)
+        world.log.discard()
+        for version in range(3, 20):
+            world.add_heartbeat(version)
+            world.log.write()
+        assert world.is_staged
+        assert world.versions() == [*range(3, 20)]
+
+
+def test_what_is_staged_is_written_when_it_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with staging_world(tmp_path) as world:
+        world.add_heartbeat(2)
+        world.log.write()
+        world.log.sync_if_due()
+        assert world.is_staged
+        world.journal.sync()
+        monkeypatch.setattr(journal_module, "FLUSH_AFTER", 0.0)
+        world.add_heartbeat(3)
+        world.log.write()
+        world.log.sync_if_due()
+        assert not world.is_staged
+        assert world.versions() == [2, 3]
+
+
+def test_if_that_fails_the_tree_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    expect_log(FULL)
+    monkeypatch.setattr(journal_module, "FLUSH_AFTER", 0.0)
+    with staging_world(tmp_path) as world:
+        world.add_heartbeat(2)
+        world.log.write()
+        with device() as below:
+            below.failures["write"] = errno.EIO
+            world.log.sync_if_due()
+        assert not world.log.is_writable
+        assert world.versions() == [2]
+        world.log.await_ready(0, version=2)
+        assert (world.saves, world.versions()) == (1, [2, -9])
+        assert world.log.is_writable
+
+
+@contextlib.contextmanager
+def staging_world(directory: Path) -> Iterator[World]:
+    """Make a change log whose journal stages records, until the block ends."""
+    with in_memory(directory / "memory"):
+        world = World(directory / "journal", is_staging=True)
+        with contextlib.closing(world.journal):
+            yield world
 
 
 # Room

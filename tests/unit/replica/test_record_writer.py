@@ -14,9 +14,9 @@ class Records:
     """Records that wait, of a journal that fails some times."""
 
     def __init__(self, *, failures: int = 0) -> None:
-        self.waiting = self.writes = self.attempts = 0
+        self.waiting = self.writes = self.attempts = self.looks = 0
         self.failures = failures
-        self.was_written = threading.Event()
+        self.was_written, self.was_flushed = threading.Event(), threading.Event()
 
     @property
     def is_degraded(self) -> bool:
@@ -27,6 +27,11 @@ class Records:
         if not self.failures:
             self.waiting = 0
             self.was_written.set()
+
+    def sync_if_due(self) -> None:
+        self.looks += 1
+        if self.looks > 1:
+            self.was_flushed.set()
 
     def try_again(self) -> bool:
         self.attempts += 1
@@ -100,6 +105,15 @@ def test_the_end_writes_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     writer.close()
     assert records.was_written.wait(TIMEOUT)
     assert records.waiting == 0
+
+
+def test_what_is_staged_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_INTERVAL", 0.001)
+    records, writer = Records(), RecordWriter()
+    writer.start(records)
+    assert records.was_flushed.wait(TIMEOUT)
+    assert records.writes == 0
+    writer.close()
 
 
 def test_a_writer_that_was_not_started_can_be_closed() -> None:
