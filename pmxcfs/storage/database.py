@@ -169,7 +169,8 @@ class Database:
         found = read_into_memory(path, scratch=scratch)
         database = cls(path, found or in_memory())
         database._unwritten, database._is_missing = why, found is None
-        with translated(path, "read"):
+        with contextlib.ExitStack() as undo, translated(path, "read"):
+            undo.callback(database._disconnect)
             if found is None:
                 database._connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
                 database._create(now)
@@ -177,6 +178,7 @@ class Database:
                     batch = whole_batch(fresh)
                     write_rows(database._connection.execute, [*batch.rows, batch.version_row])
             database._note_found()
+            undo.pop_all()
         return database
 
     def _note_found(self) -> None:

@@ -78,14 +78,15 @@ def read_into_memory(path: Path, *, scratch: Path) -> sqlite3.Connection | None:
         for suffix in _LOGS:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
-        with contextlib.closing(connect(copy, timeout=0)) as source:
+        with contextlib.ExitStack() as undo, contextlib.closing(connect(copy, timeout=0)) as source:
             if is_blank(source.execute):
                 return None
             check_format(source.execute, path)
             # A database in RAM has no log.
             source.execute("PRAGMA journal_mode = DELETE").fetchall()
-            memory = in_memory()
+            memory = undo.enter_context(contextlib.closing(in_memory()))
             source.backup(memory)
+            undo.pop_all()
             return memory
 
 
