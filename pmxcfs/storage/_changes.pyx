@@ -106,7 +106,7 @@ cdef uint64_t little(const unsigned char *at, int width) noexcept:
 
 
 cdef int put_little(unsigned char *at, uint64_t value, int width) noexcept:
-    """Store *value* as *width* little-endian bytes."""
+    """Store *value* as *width* little-endian bytes, 8 at most."""
     cdef int index
     for index in range(width):
         at[index] = <unsigned char>(value >> (8 * index) & 0xFF)
@@ -461,7 +461,8 @@ cdef bytes assembled(
     put_little(at + 2, parts.subtype, 2)
     put_little(at + 4, PROTOCOL, 4)
     put_little(at + 8, mtime, 4)
-    put_little(at + 12, 0, 12)
+    put_little(at + 12, 0, 4)
+    put_little(at + 16, 0, 8)
     put_little(at + HEAD, parts.data_size, 4)
     put_little(at + HEAD + 4, parts.offset, 4)
     put_little(at + HEAD + 8, parts.path_size + 1, 4)
