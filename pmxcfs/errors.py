@@ -128,6 +128,15 @@ class Stalled(Busy):
         super().__init__("the device takes no changes now, nothing was changed")
 
 
+class Signaled(PmxcfsError):
+    """The program has got a signal while its request waited; nothing was sent or written yet."""
+
+    errno = codes.EINTR
+
+    def __init__(self) -> None:
+        super().__init__("a signal has ended the wait, nothing was changed")
+
+
 class StoreError(PmxcfsError):
     """The database could not be read or written. *errno* is the error of the device."""
 

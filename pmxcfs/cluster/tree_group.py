@@ -102,10 +102,11 @@ class TreeSource:
         self._outbox.sent(proposal)
 
     def not_sent(self) -> None:
-        """Keep the proposal as the next one, or finish it with Busy if it was withdrawn."""
+        """Keep the proposal as the next one, or finish it if it was withdrawn."""
         proposal = self._taken()
         if not self._outbox.not_sent(proposal):
-            self._finish(proposal, Busy("corosync accepts no messages, nothing was changed"))
+            refusal = proposal.refusal
+            self._finish(proposal, refusal or Busy("corosync accepts no messages"))
 
     def refused(self, error: PmxcfsError) -> None:
         """Finish the proposal with *error*, or with Failed if a part of it was sent."""

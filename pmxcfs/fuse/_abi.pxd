@@ -132,6 +132,9 @@ cdef extern from "<linux/fuse.h>" nogil:
     struct fuse_fsync_in:
         uint64_t fh
 
+    struct fuse_interrupt_in:
+        uint64_t unique
+
     struct fuse_init_in:
         uint32_t major
         uint32_t minor

@@ -8,6 +8,7 @@ cdef struct Request:
     uint32_t pid
     uint32_t uid
     uint64_t unique
+    uint64_t interrupted  # the number of the request that an INTERRUPT is for
     uint64_t node
     uint64_t new_node  # the directory that a RENAME moves to
     uint64_t handle

@@ -70,6 +70,8 @@ cdef int decode(const char *buffer, size_t size, Request *to) noexcept nogil:
         error = decode_attributes(&rest, to)
     elif header.opcode in (FUSE_FORGET, FUSE_BATCH_FORGET):
         error = decode_forget(&rest, to)
+    elif header.opcode == FUSE_INTERRUPT:
+        error = decode_interrupt(&rest, to)
     elif header.opcode in (FUSE_READLINK, FUSE_STATFS):
         error = 0
     else:
@@ -199,6 +201,15 @@ cdef int decode_forget(Rest *rest, Request *to) noexcept nogil:
     return 0
 
 
+cdef int decode_interrupt(Rest *rest, Request *to) noexcept nogil:
+    cdef const fuse_interrupt_in *interrupt
+    interrupt = <const fuse_interrupt_in *>take(rest, sizeof(fuse_interrupt_in))
+    if interrupt == NULL:
+        return EIO
+    to.interrupted = interrupt.unique
+    return 0
+
+
 cdef bytes copied(const char *at, size_t size):
     """Return bytes of a request; none if *at* is NULL."""
     return b"" if at == NULL else PyBytes_FromStringAndSize(at, <Py_ssize_t>size)
@@ -218,8 +229,9 @@ def decoded(bytes request not None):
         if decode(buffer, size, &to):
             return None
         return {
-            "opcode": to.opcode, "unique": to.unique, "node": to.node, "pid": to.pid,
-            "uid": to.uid, "new_node": to.new_node, "handle": to.handle, "offset": to.offset,
+            "opcode": to.opcode, "unique": to.unique, "interrupted": to.interrupted,
+            "node": to.node, "pid": to.pid, "uid": to.uid,
+            "new_node": to.new_node, "handle": to.handle, "offset": to.offset,
             "size": to.size, "mtime": to.mtime, "count": to.count, "flags": to.flags,
             "write_flags": to.write_flags, "mode": to.mode, "device": to.device,
             "valid": to.valid, "owner": to.owner, "group": to.group,

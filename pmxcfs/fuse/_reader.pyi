@@ -1,9 +1,11 @@
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import disjoint_base
 
 from pmxcfs.fuse._device import Device
 from pmxcfs.fuse.handlers import Handlers
+from pmxcfs.fuse.interrupts import Interrupts
 
 NAMES: dict[int, str]
 
@@ -11,7 +13,14 @@ NAMES: dict[int, str]
 class Reader:
     """One thread's buffers, and the request that it handles."""
 
-    def __init__(self, number: int, device: Device, handlers: Handlers, lock: Any) -> None: ...
+    def __init__(
+        self, number: int, device: Device, handlers: Handlers, lock: Any, interrupts: Interrupts
+    ) -> None: ...
+
+    is_interrupted: bool
+    on_interrupt: Callable[[], None] | None
     @property
     def number(self) -> int: ...
+    @property
+    def unique(self) -> int: ...
     def run(self) -> None: ...

@@ -51,9 +51,13 @@ cdef class Reader:
     """One thread's buffers, and the request that it handles."""
 
     cdef readonly uint64_t number
+    # Of the request that is handled now, or was last:
+    cdef public bint is_interrupted  # its program has got a signal
+    cdef public object on_interrupt  # called when that happens; None: nobody waits
     cdef Device _device
     cdef Handlers _handlers
     cdef object _lock
+    cdef object _interrupts
     cdef char *_buffer  # of the request; while a handler runs only its pointers into it are used
     cdef char *_fixed  # the reply's structure
     cdef size_t _fixed_size
@@ -70,16 +74,23 @@ cdef class Reader:
         if self._buffer == NULL or self._fixed == NULL:
             raise MemoryError
 
-    def __init__(self, uint64_t number, Device device not None, Handlers handlers not None, lock):
-        """*number* is not 0. *lock* is the tree's."""
+    def __init__(self, uint64_t number, Device device not None, Handlers handlers not None, lock,
+                 interrupts):
+        """*number* is not 0. *lock* is the tree's. *interrupts* are those of all readers."""
         self.number = number
         self._device = device
         self._handlers = handlers
         self._lock = lock
+        self._interrupts = interrupts
 
     def __dealloc__(self):
         free(self._buffer)
         free(self._fixed)
+
+    @property
+    def unique(self):
+        """The kernel's number of the request that is handled now, or was last."""
+        return self._request.unique
 
     def run(self):
         """Take and answer requests for as long as it is this reader's turn. Blocks."""
@@ -116,17 +127,17 @@ cdef class Reader:
     cdef bint _serve(self, size_t size) except -1:
         """Handle the request in the buffer; return whether there is a reply."""
         cdef int error = decode(self._buffer, size, &self._request)
+        self.is_interrupted = False  # nobody can have interrupted it before it was decoded
         cdef uint32_t opcode = self._request.opcode
+        cdef bint has_reply = not is_note(opcode)
         self._fixed_size = 0
         self._more = None
         self._opened = 0
-        if opcode == FUSE_INTERRUPT:
-            return False
         self._lock.acquire()
         try:
-            if opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET:
+            if not has_reply:
                 if not error:
-                    self._forget()
+                    self._take_note()
             elif error:
                 self._error = error
             elif self._handlers.is_logging_requests and opcode in NAMES:
@@ -144,12 +155,15 @@ cdef class Reader:
         if self._more is not None:
             self._more_at = PyBytes_AS_STRING(self._more)
             self._more_size = <size_t>PyBytes_GET_SIZE(self._more)
-        return opcode != FUSE_FORGET and opcode != FUSE_BATCH_FORGET
+        return has_reply
 
-    cdef int _forget(self) except -1:
+    cdef int _take_note(self) except -1:
+        """Handle a request that has no reply."""
         cdef const fuse_forget_one *nodes = <const fuse_forget_one *>self._request.data
         cdef size_t index
-        if self._request.opcode == FUSE_FORGET:
+        if self._request.opcode == FUSE_INTERRUPT:
+            self._interrupts.interrupt(self._request.interrupted)
+        elif self._request.opcode == FUSE_FORGET:
             self._handlers.forget(self._request.node, self._request.count)
         else:
             for index in range(self._request.count):
@@ -378,6 +392,11 @@ cdef class Reader:
         if opcode == FUSE_WRITE:
             return request.handle, request.offset, copied(request.data, request.data_size)
         return (request.handle or request.node,)
+
+
+cdef bint is_note(uint32_t opcode) noexcept nogil:
+    """Tell whether the kernel wants no reply."""
+    return opcode == FUSE_FORGET or opcode == FUSE_BATCH_FORGET or opcode == FUSE_INTERRUPT
 
 
 cdef uint32_t open_flags(uint32_t flags) noexcept:

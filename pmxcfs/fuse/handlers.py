@@ -10,6 +10,7 @@ waits; ``vfs`` decides when.
 Contract: docs/spec/fuse.md; docs/spec/filesystem.md, "Operations".
 """
 
+import contextlib
 import errno
 import logging
 import stat
@@ -26,6 +27,7 @@ from pmxcfs.errors import (
     NotFound,
     NotPermitted,
     PmxcfsError,
+    Signaled,
     Stale,
     Unsupported,
 )
@@ -331,7 +333,8 @@ class Handlers:
             raise Unsupported("only regular files can be created")
         caller = self._caller(requester)
         entry = self._create(parent, to_text(name), caller, exclusive=True)
-        self._writeback.save_creations()
+        with contextlib.suppress(Signaled):  # it is there, and the timer saves it
+            self._writeback.save_creations()
         return self._answer(entry)
 
     def _create(self, parent: int, name: str, caller: Caller, *, exclusive: bool) -> Entry:

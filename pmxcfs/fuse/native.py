@@ -42,8 +42,8 @@ class NativeSession:
             detach(mountpoint)
             raise
         self._mount.note()
-        device, lock = self._device, self.lock
-        self._turns.begin(device, lambda number: Reader(number, device, handlers, lock))
+        device, lock, interrupts = self._device, self.lock, self._turns.interrupts
+        self._turns.begin(device, lambda number: Reader(number, device, handlers, lock, interrupts))
 
     def notification_channel(self) -> NotificationChannel:
         """Return the functions that write notifications to the session's descriptor."""

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from pmxcfs.fuse.interrupts import Handled, Interrupts
 from pmxcfs.fuse.waits import Waits
 from pmxcfs.host.threads import BackgroundThread
+from pmxcfs.replica.waiting import Interruption
 
 MAX_WAITING = 64  # changes that may wait for a device or for other nodes
 SPARE_THREADS = 4  # threads without a turn that are kept
@@ -34,7 +36,7 @@ class Served(Protocol):
         """The errno by which the kernel has ended the session; 0: it has not."""
 
 
-class Reading(Protocol):
+class Reading(Handled, Protocol):
     """What a Reader is for its thread."""
 
     def run(self) -> None:
@@ -47,6 +49,7 @@ class Turns(Waits):
     def __init__(self, lock: threading.Lock, *, limit: int = MAX_WAITING) -> None:
         super().__init__(lock_released=_Released(lock), limit=limit)
         self.is_over = threading.Event()  # nobody reads any more
+        self.interrupts = Interrupts()
         self._mutex = threading.Lock()  # for what follows
         self._spare: list[_TurnThread] = []  # the last one gets the next turn
         self._count = 0  # threads ever made
@@ -65,6 +68,10 @@ class Turns(Waits):
             self.is_over.set()
             while self._spare:
                 self._spare.pop().wake()
+
+    def interruptible(self, wake: Callable[[], None]) -> Interruption:
+        """Return what calls *wake* if the calling thread's request is interrupted."""
+        return self.interrupts.interruptible(wake)
 
     def _begin(self) -> bool:
         return self._reading is not None and self._reading.id == threading.get_ident()
@@ -119,11 +126,13 @@ class _TurnThread(BackgroundThread):
     def run(self) -> None:
         """Read requests in each turn."""
         self.id = threading.get_ident()
+        self._turns.interrupts.begin(self._reader)
         self.sleep()
         while not self._turns.is_over.is_set():
             self._reader.run()
             if not self._turns.await_turn(self):
                 break
+        self._turns.interrupts.end()
 
     def wake(self) -> None:
         """End ``sleep``, or the next one."""

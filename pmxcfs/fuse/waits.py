@@ -12,13 +12,13 @@ Contract: docs/spec/fuse.md, "Waiting"; docs/spec/performance.md, "What costs ti
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from pmxcfs.errors import Busy
 from pmxcfs.fuse.stalls import StallWatch
 from pmxcfs.replica.tickets import Signal
-from pmxcfs.replica.waiting import RequestWatch
+from pmxcfs.replica.waiting import NOT_INTERRUPTIBLE, Interruption, RequestWatch
 
 PLACE_TIMEOUT = 0.05  # seconds that a thread waits until it may wait for something
 STALLED_AFTER = 0.25  # seconds without a begin or end of a wait: a device or the cluster stalls
@@ -61,6 +61,13 @@ class Waits:
         raise NotImplementedError
 
     # The protocol ``replica.waiting.WatchfulYielding``.
+
+    def interruptible(self, wake: Callable[[], None]) -> Interruption:
+        """Return what calls *wake* if the calling thread's request is interrupted.
+
+        This session is not told of signals.
+        """
+        return NOT_INTERRUPTIBLE
 
     def writing(self) -> AbstractContextManager[None]:
         """Release the lock for a write; another thread reads only if that takes long."""

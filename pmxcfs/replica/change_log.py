@@ -31,6 +31,7 @@ from typing import cast
 from pmxcfs.errors import Stalled, StoreError
 from pmxcfs.host.outage import Outage
 from pmxcfs.replica.room_maker import ATTEMPT_INTERVAL, RoomMaker
+from pmxcfs.replica.waiting import NOT_INTERRUPTIBLE, Interruption
 from pmxcfs.storage.journal import Journal, size_of
 from pmxcfs.storage.mark import Position
 
@@ -263,14 +264,26 @@ class ChangeLog:
             self._note_failure(error, 0)
         self.await_ready(0, version=version)
 
-    def await_ready(self, size: int, *, version: int, seconds: float = math.inf) -> None:
+    def await_ready(
+        self,
+        size: int,
+        *,
+        version: int,
+        seconds: float = math.inf,
+        interruption: Interruption = NOT_INTERRUPTIBLE,
+    ) -> None:
         """Have room made for records of *size* bytes; after a failure, have it tried again. Blocks.
 
         At most two attempts a second are made; a call in between waits for the next one. *version*
-        is the tree's. Raises StoreError, and Stalled after *seconds*.
+        is the tree's. Raises StoreError, Stalled after *seconds*, and Signaled when *interruption*
+        is given and ``wake_waiting`` called.
         """
         self._version = version
-        self._maker.wait(self._maker.ask(size), seconds)
+        self._maker.wait(self._maker.ask(size), seconds, interruption)
+
+    def wake_waiting(self) -> None:
+        """Let the threads that wait for room look whether they were interrupted. Never blocks."""
+        self._maker.wake()
 
     def _write_what_fits(self, until: float) -> bool:
         """Write the records for which there is room; tell whether that was all. Raises StoreError.

@@ -10,6 +10,8 @@ given up; in the latter case they are refused together. From then on this node i
 all mutations at once (``progress``). So the requests that wait for one another in the kernel, as
 those in one directory do, are answered within the time of one.
 
+If the program gets a signal before its change is sent, the change is withdrawn (EINTR).
+
 Threads: callers hold the tree's lock. It is released while a request waits.
 Contract: docs/spec/cluster.md, "A mutation must not block forever"; fuse.md, "Waiting";
 filesystem.md, "When the cluster is stuck".
@@ -19,14 +21,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from pmxcfs.errors import Busy, PmxcfsError
+from pmxcfs.errors import Busy, PmxcfsError, Signaled
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable, outcome_unknown
 from pmxcfs.replica.progress import ATTEMPT_TIMEOUT
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import CONTENT_TIMEOUT, Ticket, limit_for, timeout_for
-from pmxcfs.replica.waiting import RequestWatch, WatchfulYielding
+from pmxcfs.replica.waiting import RequestWatch, WatchfulYielding, await_done
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.modes import loggable_path
@@ -109,19 +111,16 @@ class ClusterIssuer:
         """Return or raise the result of *ticket*, which another thread carries out. Blocks.
 
         Its record is written then. After *seconds* raises Busy, or Failed if only that is missing.
+        Raises Signaled.
         """
         until = time.monotonic() + seconds
-        done = None if ticket.is_done else ticket.done()
-        is_written = done is None and not self._replica.has_unwritten
-        if not is_written:
-            with self._yielding.waiting():
-                if done is None or done.wait(seconds):  # its record waits, or is being written
-                    left = max(until - time.monotonic(), 0.0)
-                    is_written = self._replica.write_out(left)
-        if not is_written:
-            if ticket.is_done:
-                raise _unwritten()
+        if not await_done(ticket, seconds, self._yielding):
             raise Busy("an earlier change of the same file is still in progress")
+        if self._replica.has_unwritten:  # its record waits, or is being written
+            with self._yielding.waiting(must=True):
+                is_written = self._replica.write_out(max(until - time.monotonic(), 0.0))
+            if not is_written:
+                raise _unwritten()
         return ticket.result()
 
     def save(self) -> None:
@@ -161,16 +160,8 @@ class ClusterIssuer:
         ticket.done()  # creates the signal while the lock is held
         self._waiting[proposal] = None
         try:
-            if (refusal := self._refusal(0, timeout_for(ticket))) is not None:
-                raise refusal
-            self._replica.await_saver()
-            with self._yielding.waiting_with_watch() as watch:
-                failure = self._await(proposal, watch)
-                seconds = min(DELIVERY_TIMEOUT, start + limit_for(ticket) - time.monotonic())
-                with self._yielding.during_write(watch):
-                    is_written = self._replica.write_out(max(seconds, 0.0))
-            if ticket.is_done and ticket.error is None and not is_written:
-                raise _unwritten()
+            with self._yielding.interruptible(lambda: self._withdraw(proposal, Signaled())):
+                failure = self._send_and_wait(proposal, start)
             if failure is not None and not ticket.is_done:
                 self._note_failure(failure)
         except PmxcfsError as error:
@@ -182,6 +173,23 @@ class ClusterIssuer:
         if not ticket.is_done:
             ticket.finish(failure)
         return ticket.result()
+
+    def _send_and_wait(self, proposal: Proposal, start: float) -> PmxcfsError | None:
+        """Do what ``_await`` does, and write the record; *start* is the monotonic begin. Blocks."""
+        ticket = proposal.ticket
+        if (refusal := self._refusal(0, timeout_for(ticket))) is not None:
+            raise refusal
+        self._replica.await_saver()
+        with self._yielding.waiting_with_watch() as watch:
+            failure = self._await(proposal, watch)
+            if isinstance(ticket.error, Signaled):
+                return None
+            seconds = min(DELIVERY_TIMEOUT, start + limit_for(ticket) - time.monotonic())
+            with self._yielding.during_write(watch):
+                is_written = self._replica.write_out(max(seconds, 0.0))
+        if ticket.is_done and ticket.error is None and not is_written:
+            raise _unwritten()
+        return failure
 
     def _await(self, proposal: Proposal, watch: RequestWatch) -> PmxcfsError | None:
         """Send *proposal* and wait for its delivery. Blocks. Needs no lock.
@@ -202,8 +210,9 @@ class ClusterIssuer:
         while (left := self._unsent_seconds(proposal, until)) > 0:
             if done.wait(left):
                 return None
-        if self._outbox.withdraw(proposal):
-            return Busy("the cluster is not in sync yet, nothing was changed")
+        refusal = Busy("the cluster is not in sync yet, nothing was changed")
+        if self._outbox.withdraw(proposal, refusal):
+            return refusal
         # It was sent, is being sent, or its ticket is just being finished.
         now = time.monotonic()
         until = min((proposal.sent_at or now) + DELIVERY_TIMEOUT, start + limit_for(ticket))
@@ -236,9 +245,13 @@ class ClusterIssuer:
     def _refuse_unsent(self, reason: str) -> None:
         """Answer Busy, for this *reason*, to all callers of which nothing was sent."""
         for proposal in list(self._waiting):
-            if self._outbox.withdraw(proposal):
-                proposal.ticket.finish(Busy(reason))
-        self._outbox.wake()  # also wakes a request thread that owns the group and waits for one
+            self._withdraw(proposal, Busy(reason))
+
+    def _withdraw(self, proposal: Proposal, error: PmxcfsError) -> None:
+        """Answer *error* to the caller of *proposal*, if nothing of it was sent."""
+        if self._outbox.withdraw(proposal, error):
+            proposal.ticket.finish(error)
+            self._outbox.wake()  # also a request thread that owns the group and waits for this one
 
     def _give_up(self, proposal: Proposal, reason: str) -> PmxcfsError:
         """Send no further message of *proposal*; return the error for its caller."""

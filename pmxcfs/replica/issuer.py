@@ -43,7 +43,10 @@ class Issuer(Protocol):
         """Carry out *mutation*; it may be written later, together with the file's first content."""
 
     def save(self) -> None:
-        """Write what ``create`` has not written yet. Blocks. Raises StoreError and Busy."""
+        """Write what ``create`` has not written yet. Blocks.
+
+        Raises StoreError; Busy and Signaled, after which that waits on.
+        """
 
     def sync(self) -> None:
         """Bring all changes to the device. Blocks. Raises StoreError and Busy."""

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from pmxcfs.errors import Busy, Failed, PmxcfsError, StoreError
+from pmxcfs.errors import Busy, Failed, PmxcfsError, Signaled, StoreError
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket, timeout_for
-from pmxcfs.replica.waiting import Yielding
+from pmxcfs.replica.waiting import Interruption, Yielding, await_done
 from pmxcfs.tree.apply import Change
 
 
@@ -60,13 +60,9 @@ class LocalIssuer:
     def wait(self, ticket: Ticket, seconds: float) -> Change:
         """Return or raise the result of *ticket*, which another thread carries out. Blocks.
 
-        Raises Busy after *seconds*.
+        Raises Busy after *seconds*, and Signaled.
         """
-        if not ticket.is_done:
-            done = ticket.done()
-            with self._yielding.waiting():
-                done.wait(seconds)
-        if not ticket.is_done:
+        if not await_done(ticket, seconds, self._yielding):
             raise Busy("an earlier change of the same file is still in progress")
         return ticket.result()
 
@@ -83,9 +79,10 @@ class LocalIssuer:
 
     def _wait_at_gate(self, ticket: Ticket) -> None:
         try:
-            with self._yielding.waiting():
-                self._hold.wait(timeout_for(ticket))
-        except Busy as error:
+            interruption = self._yielding.interruptible(self._hold.wake)
+            with interruption, self._yielding.waiting():
+                self._hold.wait(timeout_for(ticket), interruption)
+        except (Busy, Signaled) as error:
             ticket.finish(error)
             raise
 
@@ -99,8 +96,8 @@ class LocalIssuer:
     def _deliver_queue(self, ticket: Ticket, seconds: float) -> None:
         """Deliver all queued tickets, or wait until another thread has finished *ticket*. Blocks.
 
-        A ticket that still waits after *seconds*, or for which there is no room, is taken back.
-        Raises Busy and StoreError then.
+        A ticket that still waits after *seconds*, for which there is no room, or whose program has
+        got a signal, is taken back. Raises Busy, StoreError and Signaled then.
         """
         until = time.monotonic() + seconds
         try:
@@ -113,7 +110,7 @@ class LocalIssuer:
                     self._deliver([ticket])  # another one waits for more room
                 else:
                     self._replica.await_ready([ticket], until - time.monotonic())
-        except (Busy, StoreError) as error:
+        except (Busy, Signaled, StoreError) as error:
             if self._take_back(ticket, error):
                 raise
             if not ticket.is_done:  # another thread has taken it meanwhile
@@ -151,7 +148,10 @@ class LocalIssuer:
         return ticket.result()
 
     def save(self) -> None:
-        """Write creations that are not written yet. Blocks. Raises StoreError and Busy."""
+        """Write creations that are not written yet. Blocks.
+
+        Raises StoreError; Busy and Signaled, after which they wait on.
+        """
         self._replica.flush()
 
     def sync(self) -> None:
@@ -197,9 +197,19 @@ class _Hold:
             self._is_refusing = True
             self._changed.notify_all()
 
-    def wait(self, timeout: float) -> None:
-        """Wait until the gate is open. Raises Busy after *timeout* seconds, or once refusing."""
+    def wake(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self.is_closed or self._is_refusing, timeout)
+            self._changed.notify_all()
+
+    def wait(self, timeout: float, interruption: Interruption) -> None:
+        """Wait until the gate is open. Raises Busy after *timeout* seconds, or once refusing.
+
+        Raises Signaled when *interruption* is given and ``wake`` called.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self.is_closed or self._is_refusing or interruption.is_given, timeout
+            )
             if self.is_closed:
+                interruption.check()
                 raise Busy("changes are on hold, nothing was changed")

@@ -29,13 +29,14 @@ Sendable = Mutation | UnlockRequest
 class Proposal:
     """A ticket and its messages, which are sent one directly after the other."""
 
-    __slots__ = ("_count", "_outstanding", "is_wanted", "sent_at", "ticket", "unsent")
+    __slots__ = ("_count", "_outstanding", "refusal", "sent_at", "ticket", "unsent")
 
     def __init__(self, ticket: Ticket, bodies: Sequence[Sendable]) -> None:
         self.ticket = ticket
         self.unsent = deque(bodies)
         self.sent_at = 0.0  # monotonic seconds when the first message was sent; 0 if none was
-        self.is_wanted = True  # False once its caller wanted to withdraw it
+        # Why it was to be withdrawn, once it was: it ends with that unless something was sent.
+        self.refusal: PmxcfsError | None = None
         self._count = self._outstanding = len(bodies)
 
     @property
@@ -72,19 +73,25 @@ class Outbox:
         self.wake()
 
     def queue(self, proposal: Proposal) -> None:
-        """Queue *proposal* without waking the group's thread. Raises NoQuorum."""
+        """Queue *proposal* without waking the group's thread.
+
+        Raises NoQuorum, or the error with which it was withdrawn before.
+        """
         with self._lock:
+            if proposal.refusal is not None:
+                raise proposal.refusal
             if not self._quorum.is_quorate:
                 raise NoQuorum("no quorum: the file system is read-only")
             self._proposals.append(proposal)
 
-    def withdraw(self, proposal: Proposal) -> bool:
-        """Withdraw *proposal*; tell whether that was possible because nothing of it was sent.
+    def withdraw(self, proposal: Proposal, error: PmxcfsError) -> bool:
+        """Withdraw *proposal*; tell whether it was queued, and nothing of it sent.
 
-        If its first message is just being sent and that fails, ``not_sent`` withdraws it.
+        If its first message is just being sent and that fails, ``not_sent`` withdraws it; if it is
+        queued later, ``queue`` raises *error*.
         """
         with self._lock:
-            proposal.is_wanted = False
+            proposal.refusal = error
             return not proposal.sent_at and self._remove(proposal)
 
     def next(self, *, now: float) -> Proposal | None:
@@ -110,7 +117,7 @@ class Outbox:
             if proposal.is_partly_sent:
                 return proposal in self._proposals
             proposal.sent_at = 0.0
-            if not proposal.is_wanted:
+            if proposal.refusal is not None:
                 self._remove(proposal)
             return proposal in self._proposals
 

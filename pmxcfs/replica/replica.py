@@ -245,7 +245,7 @@ class Replica:
     def await_ready(self, tickets: Sequence[Ticket], seconds: float) -> None:
         """Wait for one of the things that keep *tickets* from being delivered. Blocks.
 
-        Raises Stalled after *seconds*, StoreError, and Busy.
+        Raises Stalled after *seconds*, StoreError, Busy, and Signaled.
         """
         if self._turn.is_taken:
             self._turn.await_end(seconds)
@@ -263,9 +263,10 @@ class Replica:
         return sum([size_of(ticket.mutation, self.tree) for ticket in tickets])
 
     def _await_room(self, size: int, seconds: float) -> None:
-        self._log.prepare(self.tree.version)
-        with self._yielding.waiting():
-            self._log.await_ready(size, version=self.tree.version, seconds=seconds)
+        log, version = self._log, self.tree.version
+        log.prepare(version)
+        with self._yielding.interruptible(log.wake_waiting) as found, self._yielding.waiting():
+            log.await_ready(size, version=version, seconds=seconds, interruption=found)
 
     def await_saver(self) -> None:
         """Let the database catch up if too much waits to be saved. Blocks. Raises Busy."""
@@ -312,7 +313,7 @@ class Replica:
         self._announce(done)
 
     def flush(self) -> None:
-        """Write deferred changes. Blocks. Raises StoreError after undoing them, and Busy."""
+        """Write deferred changes. Blocks. Raises StoreError and undoes them; Busy, Signaled."""
         if self.policy is Policy.ROLL_BACK:
             self._turn.await_end(NAME_TIMEOUT)
             if self._log.is_waiting:
@@ -378,7 +379,7 @@ class Replica:
         """Raise StoreError if a change with *size* bytes can't be stored now. Blocks.
 
         Has room made, or a failure tried again, with the lock released; raises Stalled if that
-        takes *seconds*. A node that is degraded in a cluster must not send changes of its own.
+        takes *seconds*, and Signaled. A node of a cluster that is degraded must send no changes.
         """
         if not self._turn.is_taken and not self._log.is_ready(size):
             self._await_room(size, seconds)

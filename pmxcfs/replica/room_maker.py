@@ -8,7 +8,7 @@ After a failure there are at most two attempts a second. Who asks in between get
 next one.
 
 Threads: ``room``, which begins when it is asked and ends when nobody has asked for a while. The
-methods are for any other thread, without the tree's lock.
+methods are for any other thread, all but ``wake`` without the tree's lock.
 Contract: docs/spec/storage.md, "Writing".
 """
 
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from pmxcfs.errors import Stalled, StoreError
+from pmxcfs.replica.waiting import NOT_INTERRUPTIBLE, Interruption
 
 _log = logging.getLogger("pmxcfs.database")
 
@@ -60,14 +61,26 @@ class RoomMaker:
                 self._is_running = True
             return self._asked
 
-    def wait(self, number: int, seconds: float) -> None:
+    def wake(self) -> None:
+        """Let those that wait look whether they were interrupted."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def wait(
+        self, number: int, seconds: float, interruption: Interruption = NOT_INTERRUPTIBLE
+    ) -> None:
         """Wait until the question with this *number* is answered. Blocks.
 
-        Raises the StoreError of the attempt, and Stalled if it has not ended after *seconds*.
+        Raises the StoreError of the attempt, Stalled if it has not ended after *seconds*, and
+        Signaled when *interruption* is given and ``wake`` called.
         """
         limit = min(max(seconds, 0.0), threading.TIMEOUT_MAX)
         with self._condition:
-            if not self._condition.wait_for(lambda: self._answered >= number, limit):
+            self._condition.wait_for(
+                lambda: self._answered >= number or interruption.is_given, limit
+            )
+            if self._answered < number:
+                interruption.check()
                 raise Stalled
             if self._outcome is not None:  # a copy: each that is raised collects frames
                 raise StoreError(str(self._outcome), self._outcome.errno)

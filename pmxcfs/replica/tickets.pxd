@@ -30,6 +30,7 @@ cdef class Ticket:
     cdef Entry _target
     cdef object _objection
     cdef Signal _done
+    cdef list _others
 
     cpdef object objection(self)
     cpdef object with_current_path(self, Tree tree)

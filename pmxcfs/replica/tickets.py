@@ -82,6 +82,7 @@ class Ticket:
         self.error: PmxcfsError | None = None
         self._target = target
         self._done: Signal | None = None  # created only when a thread waits
+        self._others: list[Signal] | None = None  # of other threads that wait, if any
 
     def objection(self) -> PmxcfsError | None:
         """Return the error by which the mutation has to be refused now, or None."""
@@ -109,12 +110,21 @@ class Ticket:
         self.is_done = True
         if self._done is not None:
             self._done.give()
+        if self._others is not None:
+            for signal in self._others:
+                signal.give()
 
     def done(self) -> Signal:
         """Return the signal that ``finish`` gives."""
         if self._done is None:
             self._done = Signal()
         return self._done
+
+    def signal(self) -> Signal:
+        """Return a signal of the caller's own that ``finish`` gives, and that others may give."""
+        signal = Signal()
+        self._others = [*(self._others or ()), signal]
+        return signal
 
     def result(self) -> Change:
         """Return the change, or raise the error. The ticket must be done."""

@@ -33,13 +33,15 @@ class Turn:
         """Wait until no group is being written, *seconds* at most. Blocks.
 
         Releases the lock meanwhile, so other threads may have changed the tree. Raises Stalled
-        after that time, and Busy if too many threads wait.
+        after that time, Busy if too many threads wait, and Signaled.
         """
         until = time.monotonic() + seconds
         while self.is_taken:
             signal = Signal()
             self._waiting.append(signal)
-            with self._yielding.waiting():
+            interruption = self._yielding.interruptible(signal.give)
+            with interruption, self._yielding.waiting():
                 is_given = signal.wait(max(0.0, until - time.monotonic()))
+            interruption.check()
             if not is_given and self.is_taken:
                 raise Stalled

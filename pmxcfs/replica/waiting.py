@@ -1,15 +1,21 @@
-"""Protocols for a thread that holds the tree's lock and waits: RequestWatch and Yielding.
+"""A thread that holds the tree's lock and waits: RequestWatch, Interruption and Yielding.
 
 When the last worker that reads FUSE requests begins to wait for other nodes, it could wake another
 worker to read them. Usually no request arrives before the wait is over, and the other worker would
 only take CPU time. So the waiting worker polls the FUSE descriptor beside the event it waits for,
 and wakes another worker only when a request has arrived.
+
+A program that gets a signal while its request waits has to be answered soon, if nothing of its
+change was sent or written yet: until then it can't even be killed.
 Contract: docs/spec/fuse.md, "Waiting".
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, Self
+
+from pmxcfs.errors import Signaled
+from pmxcfs.replica.tickets import Ticket
 
 
 class RequestWatch:
@@ -37,6 +43,51 @@ class RequestWatch:
             self._call()
 
 
+class Interruptible(Protocol):
+    """A request that a thread handles. Used with the tree's lock held."""
+
+    is_interrupted: bool  # its program has got a signal since
+    on_interrupt: Callable[[], None] | None  # called when that happens
+
+
+class Interruption(AbstractContextManager["Interruption"]):
+    """Calls *wake*, with the tree's lock held, when *request* is interrupted while the block runs.
+
+    If that has happened before, the block is not entered: raises Signaled. Without a *request*
+    there is no program that could get a signal.
+    """
+
+    __slots__ = ("_outer", "_request", "_wake")
+
+    def __init__(self, request: Interruptible | None, wake: Callable[[], None]) -> None:
+        self._request = request
+        self._wake = wake
+        self._outer: Callable[[], None] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the request was interrupted. Needs no lock."""
+        return self._request is not None and self._request.is_interrupted
+
+    def check(self) -> None:
+        """Raise Signaled if the request was interrupted."""
+        if self.is_given:
+            raise Signaled
+
+    def __enter__(self) -> Self:
+        self.check()
+        if self._request is not None:
+            self._outer, self._request.on_interrupt = self._request.on_interrupt, self._wake
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._request is not None:
+            self._request.on_interrupt = self._outer
+
+
+NOT_INTERRUPTIBLE = Interruption(None, lambda: None)
+
+
 class Yielding(Protocol):
     """Ways in which a thread that holds the tree's lock releases it for a while."""
 
@@ -52,6 +103,9 @@ class Yielding(Protocol):
         If the thread *must* wait, it does so in any case.
         """
 
+    def interruptible(self, wake: Callable[[], None]) -> Interruption:
+        """Return what calls *wake* if the calling thread's request is interrupted."""
+
 
 class WatchfulYielding(Yielding, Protocol):
     """Yielding for a thread that may be the last worker that reads FUSE requests."""
@@ -65,3 +119,17 @@ class WatchfulYielding(Yielding, Protocol):
 
     def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
         """Stop *watch* if the block, a write, takes longer than usual."""
+
+
+def await_done(ticket: Ticket, seconds: float, yielding: Yielding) -> bool:
+    """Wait until another thread has carried out *ticket*; tell whether it has. Blocks.
+
+    Releases the lock meanwhile. Raises Signaled, and Busy if too many threads wait already.
+    """
+    if not ticket.is_done:
+        signal = ticket.signal()
+        with yielding.interruptible(signal.give) as interruption, yielding.waiting():
+            signal.wait(seconds)
+        if not ticket.is_done:
+            interruption.check()
+    return ticket.is_done

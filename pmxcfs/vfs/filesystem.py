@@ -27,6 +27,7 @@ from pmxcfs.errors import (
     NotEmpty,
     NotFound,
     PmxcfsError,
+    Signaled,
     Stale,
     StoreError,
 )
@@ -221,9 +222,14 @@ class FileSystem:
                 raise refusal
 
     def _need_issuer_to_write(self, handle: OpenFile, size: int = 0) -> None:
-        """As ``_need_issuer``; a refusal also drops what *handle* has written."""
+        """As ``_need_issuer``; a refusal also drops what *handle* has written.
+
+        Not Signaled: the program can write again.
+        """
         try:
             self._need_issuer(handle.entry, size)
+        except Signaled:
+            raise
         except PmxcfsError as refusal:
             self.writeback.refuse(handle, refusal)
             raise

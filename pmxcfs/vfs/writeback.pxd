@@ -46,6 +46,7 @@ cdef class Writeback:
 
     @cython.locals(ticket=Ticket)
     cpdef object flush(self, OpenFile handle)
+    cdef object _await_result(self, OpenFile handle, Ticket ticket, until_ns)
     cpdef object release(self, OpenFile handle)
     cdef object _forget_writer(self, OpenFile handle)
     cpdef object note_creation(self)

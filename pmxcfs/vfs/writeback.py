@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError, StoreError
+from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError, Signaled, StoreError
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Write
 from pmxcfs.replica.issuer import Issuer
@@ -130,6 +130,7 @@ class Writeback:
         """Publish what *handle* wrote: one of its descriptors is being closed.
 
         Raises the PmxcfsError by which bytes of *handle* were lost, also in an earlier writeback.
+        After Signaled its bytes are still to be published.
         """
         _raise_refusal(handle)
         until_ns = self.after(CONTENT_TIMEOUT)
@@ -142,10 +143,21 @@ class Writeback:
             ticket, handle.writeback = handle.writeback, None
             # The first failure is the cause of later ones, so it is the one to be told.
             if ticket is not None and not handle.entry.is_orphan:
-                self._issuer.wait(ticket, self.remaining(until_ns))
+                self._await_result(handle, ticket, until_ns)
         if handle.has_created:
             handle.has_created = False
             self.save_creations()
+
+    def _await_result(self, handle: OpenFile, ticket: Ticket, until_ns: int) -> None:
+        """Raise the error of *ticket*, which has taken what *handle* wrote, if it has one. Blocks.
+
+        After Signaled a later call of *handle* tells it.
+        """
+        try:
+            self._issuer.wait(ticket, self.remaining(until_ns))
+        except Signaled:
+            handle.writeback = ticket
+            raise
 
     def fsync(self, handle: OpenFile) -> None:
         """Publish all dirty bytes of the file and flush them to the device. Blocks.
@@ -188,9 +200,17 @@ class Writeback:
         self._on_unpublished()
 
     def save_creations(self) -> None:
-        """Save new files that are not saved yet. Raises StoreError after removing them."""
-        self._oldest_creation_ns = 0
-        self._issuer.save()
+        """Save new files that are not saved yet.
+
+        Raises StoreError after removing them; Busy and Signaled, after which the timer saves them.
+        """
+        since_ns, self._oldest_creation_ns = self._oldest_creation_ns, 0
+        try:
+            self._issuer.save()
+        except (Busy, Signaled):
+            if since_ns:
+                self.note_creation()
+            raise
 
     def sync(self) -> None:
         """Flush all published changes to this node's device. Blocks. Raises StoreError."""
@@ -204,7 +224,7 @@ class Writeback:
 
         *caller* has written them; None: the handle that has written last knows who has.
         Raises Busy if an earlier writeback does not end in time; the bytes stay dirty. Raises
-        PmxcfsError if this writeback fails; the bytes are lost then.
+        PmxcfsError if this writeback fails; the bytes are lost then, except after Signaled.
         """
         self.await_end(entry, until_ns)
         if entry.has_unpublished:
@@ -215,7 +235,8 @@ class Writeback:
         """Publish *entry* before another change of it, which waits until *until_ns* (monotonic).
 
         With *limit_ns* this one is answered by then, even if it was sent. Raises PmxcfsError if
-        that fails. The file stays dirty after Busy; its bytes are lost after any other error.
+        that fails. The file stays dirty after Busy and Signaled; its bytes are lost after any other
+        error.
         """
         self.await_end(entry, until_ns)
         if entry.has_unpublished:
@@ -286,7 +307,9 @@ class Writeback:
             )  # a bug, which was logged
         if ticket.error is None:
             self._tree.finish_unpublished(entry)
-        elif ticket.for_another and isinstance(ticket.error, Busy):
+        elif isinstance(ticket.error, Signaled) or (
+            ticket.for_another and isinstance(ticket.error, Busy)
+        ):
             self._redirty(entry, ticket)
         elif not entry.is_orphan:
             self._discard(entry, ticket)
@@ -297,7 +320,7 @@ class Writeback:
             self._on_unpublished()
 
     def _redirty(self, entry: Entry, ticket: Ticket) -> None:
-        """Mark the bytes as dirty and the handles as writers again, after Busy: nothing changed."""
+        """Mark the bytes as dirty and the handles as writers again: nothing was changed."""
         self._tree.redirty_unpublished(entry, self._now_ns())
         for handle in self._writers.get(entry, ()):
             if handle.writeback is ticket:
@@ -363,7 +386,7 @@ class Writeback:
         try:
             self.save_creations()
         except Busy:  # the device stands still
-            self._oldest_creation_ns = self._now_ns()
+            pass
         except StoreError as error:
             if are_waiting:
                 _log.warning("new files could not be saved and were removed: %s", error)

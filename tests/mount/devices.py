@@ -16,6 +16,7 @@ from pmxcfs.storage.staging import forget_staged
 IMAGE_SIZE = 32 << 20  # bytes
 SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, _IOR('X', 125, __u32)
 WITHOUT_FLUSH = 2  # unwritten pages are lost, as in a power cut
+FREEZE, THAW = 0xC0045877, 0xC0045878  # FIFREEZE and FITHAW: _IOWR('X', 119 and 120, int)
 FILL = 65536  # bytes
 
 needs_loop = pytest.mark.skipif(
@@ -119,6 +120,21 @@ def ext4(path: Path, *, size: int = IMAGE_SIZE) -> Iterator[Ext4]:
         yield device
     finally:
         device.unmount()
+
+
+@contextlib.contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """Let every write to the file system of *path* wait until the block ends, as fsfreeze does.
+
+    That program would close this process's files on the mount, and wait for their writes.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.ioctl(descriptor, FREEZE, 0)
+    try:
+        yield
+    finally:
+        fcntl.ioctl(descriptor, THAW, 0)
+        os.close(descriptor)
 
 
 def blocks_of(state: Path) -> tuple[int, int]:

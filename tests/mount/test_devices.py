@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +15,11 @@ from pmxcfs.settings import HISTORY_SIZE
 from pmxcfs.storage.segments import scan
 from tests.fakes.programs.mortal import Plan
 from tests.harness import Daemon, ipc_name, mounted, wait_for
-from tests.mount.devices import Ext4, blocks_of, ext4, needs_loop
+from tests.mount.devices import Ext4, blocks_of, ext4, frozen, needs_loop
 
 pytestmark = [pytest.mark.needs_fuse, needs_loop]
 
 SMALL, LARGE = 100 << 20, 1 << 30  # bytes of a disk
-FREEZE, THAW = 0xC0045877, 0xC0045878  # FIFREEZE and FITHAW: _IOWR('X', 119 and 120, int)
 FROZEN, LONG_FROZEN = 6.0, 12.0  # seconds
 QUICK = 0.1  # seconds until an answer that needs no device
 NAME_TIMEOUT, CONTENT_TIMEOUT = 2.0, 10.0  # seconds until a change that could not begin is refused
@@ -39,21 +37,6 @@ NEVER_SAVING = Plan(pause=3600.0, size=1 << 40).program()
 def disk(tmp_path: Path) -> Iterator[Ext4]:
     with ext4(tmp_path / "state", size=SMALL) as device:
         yield device
-
-
-@contextlib.contextmanager
-def frozen(path: Path) -> Iterator[None]:
-    """Let every write to the file system of *path* wait until the block ends, as fsfreeze does.
-
-    That program would close this process's files on the mount, and wait for their writes.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    fcntl.ioctl(descriptor, FREEZE, 0)
-    try:
-        yield
-    finally:
-        fcntl.ioctl(descriptor, THAW, 0)
-        os.close(descriptor)
 
 
 def timed(operation: Callable[[], object]) -> tuple[int, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pmxcfs._core import Tree
-from pmxcfs.errors import PmxcfsError, StoreError
+from pmxcfs.errors import PmxcfsError, Signaled, StoreError
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.tickets import Ticket
@@ -63,7 +63,7 @@ class FakeIssuer:
 
     def save(self) -> None:
         self.saves += 1
-        if isinstance(self.failure, StoreError):
+        if isinstance(self.failure, StoreError | Signaled):
             raise self.failure
 
     def sync(self) -> None:

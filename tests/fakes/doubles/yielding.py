@@ -5,10 +5,24 @@ import threading
 from collections.abc import Callable, Iterator
 
 from pmxcfs.errors import Busy
-from pmxcfs.replica.waiting import RequestWatch
+from pmxcfs.replica.waiting import NOT_INTERRUPTIBLE, Interruption, RequestWatch
 
 PATIENCE = 10.0  # seconds for another thread to release the lock
 NO_WATCH = RequestWatch(-1, lambda: None, is_active=False)
+
+
+class Request:
+    """A request whose program can get a signal."""
+
+    def __init__(self) -> None:
+        self.is_interrupted = False
+        self.on_interrupt: Callable[[], None] | None = None
+
+    def interrupt(self) -> None:
+        """Interrupt the request. Needs the lock."""
+        self.is_interrupted = True
+        if self.on_interrupt is not None:
+            self.on_interrupt()
 
 
 class Yielding:
@@ -18,6 +32,15 @@ class Yielding:
         self.lock = threading.Condition(threading.Lock())
         self.away = self.count = 0  # threads without the lock, and those of them that wait
         self.room = room
+        self.requests: dict[int, Request] = {}  # by the thread that handles it
+
+    def handling(self) -> Request:
+        """Return a request that the calling thread handles from now on."""
+        request = self.requests[threading.get_ident()] = Request()
+        return request
+
+    def interruptible(self, wake: Callable[[], None]) -> Interruption:
+        return Interruption(self.requests.get(threading.get_ident()), wake)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -63,6 +86,9 @@ class SingleYielding:
         self.during_writes: list[Callable[[], object]] = []
         self.waits = self.writes = 0
         self.is_full = False
+
+    def interruptible(self, wake: Callable[[], None]) -> Interruption:
+        return NOT_INTERRUPTIBLE
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

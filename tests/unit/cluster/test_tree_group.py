@@ -10,7 +10,7 @@ import pytest
 
 from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeSource
 from pmxcfs.dfsm.effects import Commit, Deliver
-from pmxcfs.errors import Busy, Exists, Failed, IsADirectory
+from pmxcfs.errors import Busy, Exists, Failed, IsADirectory, Signaled
 from pmxcfs.messages import (
     Body,
     Create,
@@ -261,18 +261,28 @@ def test_the_loss_of_the_group_finishes_only_sent_proposals(world: World) -> Non
 def test_a_proposal_withdrawn_while_corosync_is_busy_gets_busy(world: World) -> None:
     proposal, other = world.post(Mkdir("a")), world.post(Mkdir("b"))
     assert world.source.take(now=1.0) == Mkdir("a")
-    assert not world.outbox.withdraw(proposal)
+    assert not world.outbox.withdraw(proposal, Busy("too late"))
     world.source.not_sent()
-    with pytest.raises(Busy):
+    with pytest.raises(Busy, match="too late"):
         proposal.ticket.result()
     assert world.send(1) == Mkdir("b")
     assert not other.ticket.is_done
 
 
+def test_a_signal_does_not_make_this_node_stuck(world: World) -> None:
+    proposal = world.post(Mkdir("a"))
+    assert world.source.take(now=1.0) == Mkdir("a")
+    assert not world.outbox.withdraw(proposal, Signaled())
+    world.source.not_sent()
+    with pytest.raises(Signaled):
+        proposal.ticket.result()
+    assert not world.outbox.progress.is_stuck
+
+
 def test_after_a_withdrawal_the_next_proposal_is_sent_at_once(world: World) -> None:
     proposal = world.post(Mkdir("a"))
     world.post(Mkdir("b"))
-    assert world.outbox.withdraw(proposal)
+    assert world.outbox.withdraw(proposal, Busy("too late"))
     assert world.source.take(now=1.0) == Mkdir("b")
 
 

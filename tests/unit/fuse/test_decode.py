@@ -11,7 +11,7 @@ HEADER = struct.Struct("<IIQQIIII")  # len, opcode, unique, node, uid, gid, pid,
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, MKNOD, MKDIR = 1, 2, 3, 4, 5, 8, 9
 UNLINK, RMDIR, RENAME, OPEN, READ, WRITE, STATFS, RELEASE = 10, 11, 12, 14, 15, 16, 17, 18
 FSYNC, FLUSH, OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, CREATE = 20, 25, 27, 28, 29, 30, 35
-BATCH_FORGET, READDIRPLUS, RENAME2, UNKNOWN = 42, 44, 45, 4000
+INTERRUPT, BATCH_FORGET, READDIRPLUS, RENAME2, UNKNOWN = 36, 42, 44, 45, 4000
 ROUNDS = 20_000
 LONG_ROUNDS = 3_000_000
 
@@ -24,6 +24,7 @@ SAMPLES = [
     (STATFS, b"", {}),
     (FORGET, struct.pack("<Q", 7), {"count": 7}),
     (BATCH_FORGET, struct.pack("<II4Q", 2, 0, 5, 1, 6, 3), {"count": 2}),
+    (INTERRUPT, struct.pack("<Q", 98), {"interrupted": 98}),
     (GETATTR, struct.pack("<IIQ", 1, 0, 9), {}),
     (
         SETATTR,

@@ -47,6 +47,9 @@ class Reader:
     """Takes requests in its turns."""
 
     def __init__(self, number: int, device: Device) -> None:
+        self.unique = number
+        self.is_interrupted = False
+        self.on_interrupt: Callable[[], None] | None = None
         self._number = number
         self._device = device
 
@@ -187,6 +190,27 @@ def test_a_thread_that_watches_keeps_the_turn_until_the_watch_is_stopped() -> No
         world.released.set()
         world.await_handled(2)
         assert len(set(world.handled)) == 2
+
+
+def test_a_wait_can_be_interrupted() -> None:
+    with made() as world:
+        woken = threading.Event()
+
+        def handle_interruptible() -> None:
+            with world.lock:
+                interruption = world.turns.interruptible(woken.set)
+                with interruption, world.turns.waiting():
+                    with world.device.changed:
+                        world.device.changed.notify_all()
+                    assert woken.wait(TIMEOUT)
+                if interruption.is_given:
+                    world.handle()
+
+        world.device.ask(handle_interruptible)
+        world.await_waiting(1)
+        with world.lock:
+            world.turns.interrupts.interrupt(1)
+        world.await_handled(1)
 
 
 def test_a_wait_of_another_thread_takes_no_turn_away() -> None:

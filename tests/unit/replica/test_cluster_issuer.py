@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, StoreError
+from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, Signaled, StoreError
 from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica import cluster_issuer as module
 from pmxcfs.replica import progress
@@ -20,7 +20,7 @@ from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.replica import Replica
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
-from tests.fakes.doubles.yielding import Yielding
+from tests.fakes.doubles.yielding import Request, Yielding
 
 DEADLINE = 30.0  # seconds after which a test fails
 LONG = 60.0  # seconds; a timeout that never expires in a test
@@ -176,7 +176,7 @@ def test_a_change_given_up_while_it_is_being_sent_is_not_sent_again(
     future = world.mkdir()
     proposal = world.outbox.next(now=time.monotonic())
     assert proposal is not None
-    while proposal.is_wanted:  # until its caller has given up
+    while proposal.refusal is None:  # until its caller has given up
         threading.Event().wait(0.005)
     assert not world.outbox.not_sent(proposal)
     with world.lock:
@@ -461,7 +461,7 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_withdrawn(world: World) -> No
     proposal = world.send()
     world.arrive(proposal)
     assert proposal.is_partly_sent
-    assert not world.outbox.withdraw(proposal)
+    assert not world.outbox.withdraw(proposal, Busy("too late"))
     assert world.outbox.next(now=1.0) is proposal
     assert world.outbox.not_sent(proposal), "the rest is still to be sent"
     world.send()
@@ -509,3 +509,83 @@ def test_an_unlock_request_is_not_a_mutation() -> None:
     change = Change(Kind.MTIME, "a", cast(Entry, None))
     proposal.arrived(change, None)
     assert proposal.ticket.result() is change
+
+
+# A program that gets a signal while its request waits.
+
+
+def interruptible(world: World, call: Callable[[], Change]) -> tuple[Future[Change], Request]:
+    """Begin *call* as the handling of a request."""
+    requests: list[Request] = []
+
+    def handle() -> Change:
+        requests.append(world.yielding.handling())
+        return call()
+
+    return world.begin(handle), requests[0]
+
+
+def test_a_change_whose_program_gets_a_signal_is_withdrawn(world: World) -> None:
+    future, request = interruptible(world, lambda: world.issuer.submit(Mkdir("a")))
+    with world.lock:
+        request.interrupt()
+    with pytest.raises(Signaled):
+        future.result(DEADLINE)
+    assert world.queued.acquire(timeout=DEADLINE), "the owner of the group was not woken"
+    assert world.outbox.next(now=1.0) is None
+    assert world.replica.writes == 0, "there is nothing of it to write"
+
+
+def test_a_change_that_was_sent_is_answered_by_its_delivery_in_spite_of_a_signal(
+    world: World,
+) -> None:
+    future, request = interruptible(world, lambda: world.issuer.submit(Mkdir("a")))
+    proposal = world.send()
+    with world.lock:
+        request.interrupt()
+    assert not future.done()
+    world.arrive(proposal)
+    assert future.result(DEADLINE) is proposal.ticket.change
+
+
+def test_a_signal_while_a_change_is_being_sent_counts_if_that_fails(world: World) -> None:
+    future, request = interruptible(world, lambda: world.issuer.submit(Mkdir("a")))
+    proposal = world.outbox.next(now=1.0)
+    assert proposal is not None
+    with world.lock:
+        request.interrupt()
+    assert not future.done()
+    assert not world.outbox.not_sent(proposal)
+    assert isinstance(proposal.refusal, Signaled)
+    with world.lock:
+        proposal.ticket.finish(proposal.refusal)
+    with pytest.raises(Signaled):
+        future.result(DEADLINE)
+
+
+def test_a_change_that_is_withdrawn_before_it_is_queued_is_not_sent(world: World) -> None:
+    proposal = Proposal(Ticket(Mkdir("a")), [Mkdir("a")])
+    assert not world.outbox.withdraw(proposal, Signaled())
+    with pytest.raises(Signaled):
+        world.outbox.queue(proposal)
+    assert world.outbox.next(now=1.0) is None
+
+
+def test_a_wait_for_the_change_of_another_thread_ends_by_a_signal(world: World) -> None:
+    ticket = Ticket(Mkdir("a"))
+    first = world.begin(lambda: world.issuer.carry_out(ticket))
+    requests: list[Request] = []
+
+    def wait() -> Change:
+        with world.lock:
+            requests.append(world.yielding.handling())
+            return world.issuer.wait(ticket, LONG)
+
+    second = world.pool.submit(wait)
+    world.yielding.await_away(2)
+    with world.lock:
+        requests[0].interrupt()
+    with pytest.raises(Signaled):
+        second.result(DEADLINE)
+    world.arrive(world.send())
+    assert first.result(DEADLINE) is ticket.change

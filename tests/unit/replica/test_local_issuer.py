@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.errors import Busy, StoreError
+from pmxcfs.errors import Busy, Signaled, StoreError
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
 from pmxcfs.replica import local_issuer, replica
 from pmxcfs.replica.local_issuer import LocalIssuer
@@ -21,7 +21,7 @@ from pmxcfs.storage.saver import Saver
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
-from tests.fakes.doubles.yielding import SingleYielding, Yielding
+from tests.fakes.doubles.yielding import Request, SingleYielding, Yielding
 
 
 class Crowded(Yielding):
@@ -162,3 +162,72 @@ def test_a_group_is_undone_as_a_whole_if_no_new_segment_can_begin(
         issuer.submit(Mkdir("b"))
         before = stored.tree.checksum()
     assert recovered_tree(tmp_path).checksum() == before
+
+
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [
+        ("reserving", LARGE),
+        ("beginning a segment", Mkdir("d")),
+        ("another group", Mkdir("d")),
+        ("another group", Write("f.x", 0, b"x", truncate=True)),
+    ],
+)
+def test_a_change_that_has_not_begun_to_be_written_is_taken_back_by_a_signal(
+    tmp_path: Path, at: str, change: Mutation
+) -> None:
+    yielding = Yielding(room=8)
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK, yielding=yielding, lock=yielding.lock)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=yielding)
+
+    def submit(mutation: Mutation) -> str:
+        with yielding.lock:
+            requests.append(yielding.handling())
+            return issuer.submit(mutation).path
+
+    requests: list[Request] = []
+    with contextlib.closing(stored), device() as below, ThreadPoolExecutor() as pool:
+        with yielding.lock:
+            issuer.submit(Create("f.x"))
+            while at == "beginning a segment" and not stored.journal.is_full:
+                issuer.submit(LARGE)
+        below.runs.clear()
+        others = [pool.submit(submit, Mkdir("first"))] if at == "another group" else []
+        if others:
+            assert below.stands_still.wait(WAIT)
+        interrupted = pool.submit(submit, change)
+        yielding.await_away(len(others) + 1)
+        with yielding.lock:
+            for request in requests:  # of the other group, too: it goes on
+                request.interrupt()
+        with pytest.raises(Signaled):
+            interrupted.result(WAIT)
+        assert [other.done() for other in others] == [False] * len(others)
+        below.runs.set()
+        assert [other.result(WAIT) for other in others] == ["first"] * len(others)
+        before = stored.tree.checksum()
+        assert stored.tree.find("d") is None
+    assert recovered_tree(tmp_path).checksum() == before
+
+
+def test_a_change_on_hold_ends_by_a_signal(tmp_path: Path) -> None:
+    yielding = Yielding(room=8)
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK, yielding=yielding, lock=yielding.lock)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=yielding)
+    requests: list[Request] = []
+
+    def submit() -> str:
+        with yielding.lock:
+            requests.append(yielding.handling())
+            return issuer.submit(Mkdir("d")).path
+
+    issuer.hold()
+    with contextlib.closing(stored), ThreadPoolExecutor() as pool:
+        waiting = pool.submit(submit)
+        yielding.await_away(1)
+        with yielding.lock:
+            requests[0].interrupt()
+        with pytest.raises(Signaled):
+            waiting.result(WAIT)
+        issuer.resume()
+        assert stored.tree.find("d") is None

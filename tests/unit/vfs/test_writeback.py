@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pmxcfs.errors import Busy, Denied, NotFound, StoreError
+from pmxcfs.errors import Busy, Denied, NotFound, Signaled, StoreError
 from pmxcfs.messages import Delete, Rename, Write
 from pmxcfs.replica.tickets import Ticket, limit_for, timeout_for
 from pmxcfs.tree.apply import Change
@@ -297,3 +297,87 @@ def test_a_rename_whose_writeback_took_seconds_can_still_be_sent_and_is_answered
     monkeypatch.setattr(world.issuer, "carry_out", slowly)
     world.files.rename(entry, world.tree.root, "g")
     assert times == [(2.0, 10.25), (0.5, 2.25)]
+
+
+def test_the_bytes_of_an_interrupted_close_are_published_by_the_timer(world: World) -> None:
+    entry = world.make("f")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+    world.issuer.failure = Signaled()
+    with pytest.raises(Signaled):
+        world.files.writeback.flush(handle)
+    assert world.issuer.issued == []
+    assert entry.read(0, 4) == b"mine"
+    world.issuer.failure = None
+    world.pass_time()
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+    world.files.writeback.flush(handle)
+    assert len(world.issuer.issued) == 1
+
+
+def test_the_bytes_of_an_interrupted_close_are_published_by_the_release(world: World) -> None:
+    handle = world.open(world.make("f"))
+    world.files.write(handle, 0, b"mine")
+    world.issuer.failure = Signaled()
+    with pytest.raises(Signaled):
+        world.files.writeback.flush(handle)
+    world.issuer.failure = None
+    world.files.release(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine", False)]
+
+
+def test_another_handle_publishes_what_an_interrupted_close_has_left(world: World) -> None:
+    entry = world.make("f")
+    first, second = world.open(entry), world.open(entry)
+    world.files.write(first, 0, b"1")
+    world.files.write(second, 1, b"2")
+    world.issuer.failure = Signaled()
+    with pytest.raises(Signaled):
+        world.files.writeback.flush(first)
+    world.issuer.failure = None
+    world.files.writeback.flush(second)
+    assert world.issuer.issued == [Write("f", 0, b"12", False)]
+
+
+def test_a_close_that_is_interrupted_while_it_waits_for_its_result_tells_it_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    expect_log("the last writes to f are lost: EIO")
+    handle = world.open(world.make("f"))
+    world.files.write(handle, 0, b"1")
+    world.issuer.failure = StoreError("the disk")
+
+    def interrupt(ticket: Ticket, seconds: float) -> None:
+        raise Signaled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.issuer, "wait", interrupt)
+        with pytest.raises(Signaled):
+            world.files.writeback.flush(handle)
+    with pytest.raises(StoreError):
+        world.files.writeback.flush(handle)
+
+
+def test_a_write_that_is_interrupted_drops_nothing(world: World) -> None:
+    entry = world.make("f")
+    handle = world.open(entry)
+    world.files.write(handle, 0, b"mine")
+    world.issuer.refuses = Signaled()
+    with pytest.raises(Signaled):
+        world.files.write(handle, 4, b" and more")
+    world.issuer.refuses = None
+    world.files.write(handle, 4, b" and more")
+    world.files.writeback.flush(handle)
+    assert world.issuer.issued == [Write("f", 0, b"mine and more", False)]
+
+
+def test_a_new_file_whose_close_is_interrupted_is_saved_by_the_timer(world: World) -> None:
+    entry = world.files.create(world.tree.root, "new", exclusive=True)
+    handle = world.files.open(entry, writing=True, truncate=False, has_created=True)
+    world.issuer.failure = Signaled()
+    with pytest.raises(Signaled):
+        world.files.writeback.flush(handle)
+    world.issuer.failure = None
+    before = world.issuer.saves
+    world.pass_time()
+    assert world.issuer.saves == before + 1
