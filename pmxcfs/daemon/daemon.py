@@ -224,6 +224,7 @@ class Daemon:
             self._notifier,
             self._tree,
             self._node_ids.objects,
+            handles=self._node_ids.handles,
             may_be_absent=self._node_ids.may_be_absent,
         )
         self._quorum_switch = QuorumSwitch(self._quorum, self._status.members, self._cache)

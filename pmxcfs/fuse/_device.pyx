@@ -125,7 +125,7 @@ cdef class Device:
             raise OSError(errno, os.strerror(errno))
 
     def agree(self, double seconds):
-        """Answer the kernel's first request; return the protocol's minor version. Blocks.
+        """Answer the kernel's first request; return the minor version that it offers. Blocks.
 
         Raises StartError if it does not come in *seconds*, or asks for what is not supported.
         """
@@ -160,7 +160,7 @@ cdef class Device:
         reply.time_gran = 1
         if self.send(header.unique, 0, &reply, sizeof(reply), NULL, 0, 0):
             raise StartError("the kernel does not accept the reply to its first request")
-        return reply.minor
+        return wanted.minor
 
     cdef Py_ssize_t take(self, char *buffer, uint64_t number) noexcept nogil:
         """Return the size of the next request, put into *buffer*, of BUFFER_SIZE bytes. Blocks.

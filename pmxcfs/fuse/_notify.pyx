@@ -20,6 +20,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         FUSE_NOTIFY_INVAL_ENTRY
         FUSE_EXPIRE_ONLY
         FUSE_NAME_MAX "1024"  # the kernel's limit; linux/fuse.h does not export it
+        FUSE_NOTIFY_INC_EPOCH "8"  # since minor 44; linux/fuse.h of Debian 12 and 13 lacks it
 
     struct fuse_out_header:
         uint32_t len
@@ -44,6 +45,9 @@ cdef extern from "<sys/uio.h>" nogil:
     Py_ssize_t writev(int fd, const iovec *iov, int iovcnt)
 
 
+EPOCH_SINCE = 44  # minor version of the protocol: Linux 6.16
+
+
 cdef int _send(int fd, int code, void *body, size_t body_size, const char *name,
                size_t name_size) except -1:
     """Write one notification. ENOENT is no error: the kernel has nothing to invalidate."""
@@ -58,7 +62,7 @@ cdef int _send(int fd, int code, void *body, size_t body_size, const char *name,
     parts[1].iov_base, parts[1].iov_len = body, body_size
     parts[2].iov_base, parts[2].iov_len = <void *>name, name_size
     with nogil:
-        written = writev(fd, parts, 3 if name_size else 2)
+        written = writev(fd, parts, 3)
         if written < 0:
             failure = errno
     if failure and failure != ENOENT:
@@ -94,3 +98,12 @@ def invalidate_entry(int fd, uint64_t parent, bytes name not None, *, bint expir
     body.namelen = <uint32_t>size
     body.flags = FUSE_EXPIRE_ONLY if expire else 0
     _send(fd, FUSE_NOTIFY_INVAL_ENTRY, &body, sizeof(body), name, size + 1)
+
+
+def expire_all_entries(int fd):
+    """Let the kernel look every name up again before it uses its entry. Never blocks.
+
+    Also those of look-ups that are under way. Needs a kernel with EPOCH_SINCE; raises OSError if it
+    has not, or if the session has ended.
+    """
+    _send(fd, FUSE_NOTIFY_INC_EPOCH, NULL, 0, NULL, 0)

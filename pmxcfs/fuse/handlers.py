@@ -32,7 +32,7 @@ from pmxcfs.errors import (
     Unsupported,
 )
 from pmxcfs.fuse.attributes import Attributes, Requester, Statistics, Wanted
-from pmxcfs.fuse.node_ids import ROOT, Node, NodeIds
+from pmxcfs.fuse.node_ids import ROOT, Handle, Node, NodeIds
 from pmxcfs.fuse.request_log import OPENING, RequestLog
 from pmxcfs.host.callers import UNKNOWN, Caller, Callers
 from pmxcfs.host.outage import Repetitions
@@ -53,7 +53,6 @@ MAX_LISTED_NAME = 1024  # bytes; the kernel fails a listing with a longer name, 
 RECENT_LISTINGS = 64  # directories whose listing is cached until a name in them changes
 
 
-Handle = OpenFile | Switch | Snapshot
 # Name, node id, type of file as in st_mode, the object; the kernel gets references to the objects
 # of a listing with attributes, except to those that are None. A string, as Cython 0.29 can't
 # subscript a class.
@@ -101,7 +100,7 @@ class Handlers:
         self._start_time = start_time
         self._now_ns = monotonic_ns
         self._taken = Repetitions(TAKEN_AGAIN_NS)
-        self._handles: dict[int, Handle] = {}
+        self._handles = node_ids.handles
         self._directories: dict[int, OpenDirectory] = {}  # by handle
         self.requests = RequestLog(node_ids.objects, self._handles, self._directories)
         self._recent_listings: dict[int, tuple[int, Listing]] = {}  # by node; (version, listing)

@@ -8,6 +8,7 @@ cdef class KernelCache:
     cdef object _notifier
     cdef Tree _tree
     cdef object _known
+    cdef object _handles
     cdef object _may_be_absent
 
     cdef object _on_foreign(self, Change change)

@@ -3,15 +3,17 @@
 Contract: docs/spec/fuse.md, "Invalidation".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from pmxcfs._core import Entry, Tree
+from pmxcfs.fuse.node_ids import Handle
 from pmxcfs.fuse.notifier import Name, Notifier
 from pmxcfs.messages import Kind
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.modes import changes_mode
+from pmxcfs.vfs.writeback import OpenFile
 
 
 class KernelCache:
@@ -28,11 +30,13 @@ class KernelCache:
         tree: Tree,
         known: Mapping[int, object],
         *,
+        handles: Mapping[int, Handle],
         may_be_absent: Callable[[int, bytes], bool],
     ) -> None:
         self._notifier = notifier
         self._tree = tree
         self._known = known  # node ids that the kernel holds references to
+        self._handles = handles
         self._may_be_absent = may_be_absent  # a directory's node id, a name
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
@@ -64,7 +68,21 @@ class KernelCache:
 
     def on_quorum(self) -> None:
         """Notify that the mode of every entry has changed."""
-        self._notifier.attributes(list(self._known))
+        if self._notifier.expire_all_entries():
+            for node in self._used_without_look_up():
+                self._notifier.inode(node, pages=False)
+        else:
+            self._notifier.attributes(list(self._known))
+
+    def _used_without_look_up(self) -> Iterable[int]:
+        """Return the nodes that a program may use without a look-up: directories and open files.
+
+        A program can have any directory as its working directory, and the root has no name.
+        """
+        entries = [found for found in self._known.values() if isinstance(found, Entry)]
+        opened = [handle for handle in self._handles.values() if isinstance(handle, OpenFile)]
+        nodes = {entry.node for entry in entries if entry.is_directory}
+        return nodes | {handle.entry.node for handle in opened}
 
     def on_reload(self, reload: Reload) -> None:
         """Notify of all differences between the old tree and the adopted one."""

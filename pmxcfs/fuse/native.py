@@ -37,7 +37,7 @@ class NativeSession:
         except OSError as error:
             raise StartError(f"can't mount on {mountpoint}: {error.strerror}") from None
         try:
-            self._device.agree(FIRST_REQUEST_TIMEOUT)
+            self._minor = self._device.agree(FIRST_REQUEST_TIMEOUT)
         except StartError:
             detach(mountpoint)
             raise
@@ -47,7 +47,7 @@ class NativeSession:
 
     def notification_channel(self) -> NotificationChannel:
         """Return the functions that write notifications to the session's descriptor."""
-        return channel_of(self._device.descriptor)
+        return channel_of(self._device.descriptor, minor=self._minor)
 
     def serve(self) -> None:
         """Wait until ``end``, or until the kernel has ended the session. Blocks."""

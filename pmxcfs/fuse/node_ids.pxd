@@ -4,6 +4,7 @@
 
 cdef class NodeIds:
     cdef readonly dict objects
+    cdef readonly dict handles
     cdef dict _references
     cdef object _last
     cdef dict _absent

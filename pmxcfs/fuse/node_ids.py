@@ -1,4 +1,4 @@
-"""FUSE node ids, the kernel's references to them, and its negative entries.
+"""FUSE node ids, the kernel's references to them, its open files, and its negative entries.
 
 The daemon chooses the ids: 1 for the root, then a counter. An id is never reused, so an id that the
 kernel still holds never refers to another object.
@@ -10,10 +10,12 @@ Contract: docs/spec/fuse.md, "Node ids".
 from pmxcfs._core import Entry
 from pmxcfs.errors import Stale
 from pmxcfs.status.files import Link, Snapshot, Switch
+from pmxcfs.vfs.writeback import OpenFile
 
 ROOT = 1  # the root's id in every FUSE file system
 
 Node = Entry | Link | Switch | Snapshot
+Handle = OpenFile | Switch | Snapshot  # what the kernel's number of an open file stands for
 
 
 # Negative entries that are remembered, of all directories together. Beyond it, every name of the
@@ -22,11 +24,12 @@ MAX_NEGATIVE_ENTRIES = 1 << 16
 
 
 class NodeIds:
-    """The node ids, references and negative entries that the kernel has got."""
+    """The node ids, references, open files and negative entries that the kernel has got."""
 
     def __init__(self, root: Entry) -> None:
         root.node = ROOT
         self.objects: dict[int, Node] = {root.node: root}
+        self.handles: dict[int, Handle] = {}
         self._references: dict[int, int] = {root.node: 1}
         self._last = ROOT
         self._absent: dict[int, set[bytes] | None] = {}  # by directory id; None: every name

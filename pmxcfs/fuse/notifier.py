@@ -48,11 +48,19 @@ class _Queued:
 
 
 class NotificationChannel:
-    """The functions that send a notification; they may block and raise OSError."""
+    """The functions that send a notification; they raise OSError.
+
+    Those of an entry and of an inode's pages may block.
+    """
 
     def __init__(
-        self, inode: Callable[[int, bool], None], entry: Callable[[int, bytes, bool], None]
+        self,
+        inode: Callable[[int, bool], None],
+        entry: Callable[[int, bytes, bool], None],
+        *,
+        all_entries: Callable[[], None] | None = None,
     ) -> None:
+        self.all_entries = all_entries  # lets the kernel look up every name again, if it can
         self.inode = inode  # (node id, whether to invalidate pages)
         self.entry = entry  # (directory's node id, name, whether only to expire the entry)
 
@@ -140,6 +148,17 @@ class Notifier:
                 queued.inodes[inode] = queued.inodes.get(inode, False) or pages
             else:
                 queued.is_kept = False
+
+    def expire_all_entries(self) -> bool:
+        """Have the kernel look up every name again; return whether it can. Never blocks.
+
+        Then only inodes that are used without a look-up of their name can have outdated attributes.
+        """
+        channel = self._channel
+        if channel is None or channel.all_entries is None:
+            return False
+        self._try(channel.all_entries)
+        return True
 
     def attributes(self, nodes: list[int]) -> None:
         """Queue the invalidation of the attributes of *nodes*, now and again after AGAIN_AFTER."""

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pmxcfs.errors import StartError
-from pmxcfs.fuse._notify import invalidate_entry, invalidate_inode
+from pmxcfs.fuse._notify import (
+    EPOCH_SINCE,
+    expire_all_entries,
+    invalidate_entry,
+    invalidate_inode,
+)
 from pmxcfs.fuse.handlers import Handlers
 from pmxcfs.fuse.notifier import NotificationChannel
 from pmxcfs.fuse.waits import Waits
@@ -114,11 +119,16 @@ class OwnMount:
             abort_fuse_connection(self._mount)
 
 
-def channel_of(descriptor: int) -> NotificationChannel:
-    """Return the functions that write notifications to a session's *descriptor*."""
+def channel_of(descriptor: int, *, minor: int = 0) -> NotificationChannel:
+    """Return the functions that write notifications to a session's *descriptor*.
+
+    *minor* is the version of the protocol that the kernel has, 0 if that is not known.
+    """
+    has_epochs = minor >= EPOCH_SINCE
     return NotificationChannel(
         inode=lambda node, pages: invalidate_inode(descriptor, node, pages=pages),
         entry=lambda parent, name, kept: invalidate_entry(descriptor, parent, name, expire=kept),
+        all_entries=(lambda: expire_all_entries(descriptor)) if has_epochs else None,
     )
 
 

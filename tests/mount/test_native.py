@@ -5,6 +5,9 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,3 +140,41 @@ def test_a_new_file_that_is_opened_to_read_is_saved_at_its_close(mount: Daemon) 
     before = mount.control("info")["writes"]
     os.close(os.open(mount.path / "new", os.O_CREAT | os.O_RDONLY))
     assert mount.control("info")["writes"] == before + 1
+
+
+LOOKER = """
+import os, sys
+os.chdir(sys.argv[1])
+opened = os.open("file", os.O_RDONLY)
+print("ready", flush=True)
+for _ in sys.stdin:
+    modes = [os.stat(".").st_mode, os.fstat(opened).st_mode, os.stat("file").st_mode]
+    print(os.getcwd(), *(oct(mode & 0o777) for mode in modes), flush=True)
+"""
+
+
+def test_modes_follow_the_quorum_also_where_no_name_is_looked_up(mount: Daemon) -> None:
+    """In a working directory, and through an open descriptor."""
+    home = mount.path / "home"
+    home.mkdir()
+    (home / "file").write_text("content")
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", LOOKER, str(home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as looker,
+        mount.connect() as control,
+    ):
+        assert looker.stdin is not None
+        assert looker.stdout is not None
+        assert looker.stdout.readline() == "ready\n"
+        for on in (False, True) * 20:
+            control("quorum", on=on)
+            by_path = oct(stat.S_IMODE((home / "file").stat().st_mode))
+            print(file=looker.stdin, flush=True)
+            where, *modes = looker.stdout.readline().split()
+            assert where == str(home)
+            directory, file = ("0o755", "0o640") if on else ("0o555", "0o440")
+            assert [by_path, *modes] == [file, directory, file, file]

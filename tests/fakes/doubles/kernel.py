@@ -8,20 +8,25 @@ from contextlib import contextmanager
 from pmxcfs.fuse.notifier import Name, NotificationChannel, Notifier
 
 TIMEOUT = 30.0  # seconds until a wait fails the test
-Sent = tuple[object, ...]  # ("inode", node, pages) or ("entry", parent, name, kept)
+# ("inode", node, pages), ("entry", parent, name, kept) or ("all entries",)
+Sent = tuple[object, ...]
 
 
 class Kernel:
     """Takes notifications; those of a locked directory block until it is unlocked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_epochs: bool = False) -> None:
         self.sent: list[Sent] = []
         self._times: list[float] = []  # monotonic second of each
         self.blocked: list[Sent] = []
         self._locked: set[int] = set()
         self._changed = threading.Condition()
         self.failure: OSError | None = None
-        self.channel = NotificationChannel(self.inode, self.entry)
+        self.channel = NotificationChannel(
+            self.inode,
+            self.entry,
+            all_entries=(lambda: self._take("all entries")) if has_epochs else None,
+        )
 
     def inode(self, node: int, pages: bool) -> None:
         self._take("inode", node, pages)
@@ -70,6 +75,12 @@ class Recorder(Notifier):
 
     def __init__(self) -> None:
         self.queued: list[Sent] = []
+        self.has_epochs = False
+
+    def expire_all_entries(self) -> bool:
+        if self.has_epochs:
+            self.queued.append(("all entries",))
+        return self.has_epochs
 
     def inode(self, node: int, *, pages: bool) -> None:
         self.queued.append(("inode", node, pages))

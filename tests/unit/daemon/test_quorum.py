@@ -18,7 +18,7 @@ def test_a_change_reaches_the_flag_the_members_and_the_kernel_cache(
     caplog.set_level(logging.INFO, "pmxcfs.quorum")
     flag, members, notifier = QuorumFlag(is_quorate=False), Members("a"), Notifier(entry_threads=1)
     known = {1: Tree().root}
-    cache = KernelCache(notifier, Tree(), known, may_be_absent=lambda node, name: False)
+    cache = KernelCache(notifier, Tree(), known, handles={}, may_be_absent=lambda node, name: False)
     switch = QuorumSwitch(flag, members, cache)
     switch.set(True)
     assert (flag.is_quorate, members.quorate) == (True, True)

@@ -5,9 +5,11 @@ import pytest
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.fuse.kernel_cache import KernelCache
+from pmxcfs.fuse.node_ids import Handle
 from pmxcfs.messages import EntryType, Kind
 from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
+from pmxcfs.vfs.writeback import OpenFile
 from tests.fakes.doubles.kernel import Recorder, Sent
 
 
@@ -19,12 +21,14 @@ class World:
         self.root = self.tree.root
         self.root.node = 1
         self.known: dict[int, object] = {1: self.root}
+        self.handles: dict[int, Handle] = {}
         self.queue = Recorder()
         self.absent: set[tuple[int, bytes]] = set()
         self.cache = KernelCache(
             self.queue,
             self.tree,
             self.known,
+            handles=self.handles,
             may_be_absent=lambda parent, name: (parent, name) in self.absent,
         )
         self.priv = self.make(self.root, "priv", directory=True)
@@ -188,6 +192,20 @@ def test_dropped_bytes_invalidate_the_pages(world: World) -> None:
 def test_a_quorum_change_invalidates_every_mode(world: World) -> None:
     world.cache.on_quorum()
     assert world.queue.queued == [("attributes", list(world.known))]
+
+
+def test_with_epochs_a_quorum_change_invalidates_what_is_used_without_a_look_up(
+    world: World,
+) -> None:
+    """All names first, then directories and open files."""
+    opened = world.make(world.root, "open")
+    world.handles[7] = OpenFile(opened, append=False, has_created=False)
+    world.queue.has_epochs = True
+    world.cache.on_quorum()
+    first, *others = world.queue.queued
+    assert first == ("all entries",)
+    nodes = (world.root.node, world.priv.node, opened.node)
+    assert sorted(others, key=str) == [("inode", node, False) for node in sorted(nodes)]
 
 
 def test_a_rollback_invalidates_all_that_may_have_been_cached(world: World) -> None:

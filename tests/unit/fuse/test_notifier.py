@@ -214,3 +214,14 @@ def test_a_thread_is_made_for_each_blocked_directory_and_ends_when_it_is_idle(
         kernel.wait_for(lambda: ("entry", 9, b"f", False) in kernel.sent)
     finally:
         notifier.close(TIMEOUT)
+
+
+@pytest.mark.parametrize("has_epochs", [True, False])
+def test_all_entries_are_expired_at_once_if_the_kernel_can(
+    notifier: Notifier, has_epochs: bool
+) -> None:
+    kernel = Kernel(has_epochs=has_epochs)
+    assert not notifier.expire_all_entries(), "there is no mount yet"
+    notifier.start(kernel.channel)
+    assert notifier.expire_all_entries() == has_epochs
+    assert kernel.sent == [("all entries",)] * has_epochs
