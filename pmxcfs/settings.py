@@ -42,7 +42,7 @@ class Settings:
     rrddir: Path = Path("/var/lib/rrdcached/db")
     rrdcached_socket: Path = Path("/var/run/rrdcached.sock")
     ipc_name: str = "pve2"
-    fuse: str = "llfuse"  # one of SESSIONS
+    fuse: str = "auto"  # one of SESSIONS
     workers: int | None = None  # llfuse's threads; None: the default
     permissions: str = "strict"  # one of PERMISSIONS
     history_size: int = HISTORY_SIZE  # bytes

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from pmxcfs.fuse.choice import kind_for
 from pmxcfs.settings import Settings
 from pmxcfs.storage.staging import read_staged
 
@@ -251,7 +252,7 @@ def session_flags() -> list[str]:
 
 def session_in_use() -> str:
     """Return the kind of session that daemons of this run have."""
-    return os.environ.get("PMXCFS_TEST_FUSE", "") or Settings.fuse
+    return kind_for(os.environ.get("PMXCFS_TEST_FUSE", "") or Settings.fuse)
 
 
 def arguments(workdir: Path, *, nodename: str = "node1") -> list[str]:

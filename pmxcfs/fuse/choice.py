@@ -19,16 +19,20 @@ NATIVE_SINCE = (5, 4)  # version of Linux
 
 def make_session(settings: Settings) -> Session:
     """Return a session that is not mounted yet."""
-    kind = settings.fuse
-    if kind == "auto":
-        kind = "native" if can_be_native() else "llfuse"
-    if kind == "native":
+    if kind_for(settings.fuse) == "native":
         from pmxcfs.fuse.native import NativeSession
 
         return NativeSession()
     from pmxcfs.fuse.llfuse_session import LlfuseSession
 
     return LlfuseSession(workers=workers_for(settings))
+
+
+def kind_for(wanted: str) -> str:
+    """Return the kind of session that the setting *wanted* leads to here."""
+    if wanted != "auto":
+        return wanted
+    return "native" if can_be_native() else "llfuse"
 
 
 def can_be_native() -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs.settings import Settings
 from tests.harness import Daemon, mounted, wait_for
 
 AT_FDCWD = -100
@@ -43,6 +44,7 @@ def test_the_log_and_the_report_name_the_session(name: str, tmp_path: Path) -> N
 
 
 def test_auto_is_native_on_this_kernel(tmp_path: Path) -> None:
+    assert Settings.fuse == "auto"
     with mounted(tmp_path, "--fuse", "auto") as daemon:
         daemon.wait_for_log("FUSE session native")
 

@@ -83,7 +83,7 @@ def test_local_clients_are_served_by_their_permissions(node: Machine) -> None:
 def test_the_journal_has_priorities_and_no_second_time_stamp(node: Machine) -> None:
     entry = ["--output=cat", "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER"]
     lines = node.run("journalctl", "--identifier=pmxcfs", "--grep=serving", *entry).splitlines()
-    told = "[main] info: serving /etc/pve for node node1, FUSE session llfuse"
+    told = "[main] info: serving /etc/pve for node node1, FUSE session native"
     assert sorted(lines) == ["6", told, "pmxcfs"]
 
 
