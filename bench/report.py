@@ -18,6 +18,7 @@ SECTIONS = {
     "mount": f"nothing pinned: what users have; base: {FLOOR}",
     "mount, one CPU": f"client and server on one CPU; base: {FLOOR}",
     "mount, a load": f"nothing pinned, a load on one CPU; base: {FLOOR}",
+    "cpu": "base: the floor; for what is asked, one that never looks for the next request",
     "load": "base: two readers without a writer",
     "cluster": "three nodes; base: as many messages of a bare member; for reads, the floor",
     "growth": "base: 100 files",
