@@ -204,7 +204,7 @@ REQUIRED := PMXCFS_REQUIRE=fuse,corosync
 
 .PHONY: test
 test: build test-deps lint types stubtest ## everything that CI runs; a skipped test is a failure
-	PMXCFS_TEST_FUSE=native $(REQUIRED) $(PYTEST) tests
+	PMXCFS_TEST_FUSE=native PMXCFS_FUZZ_SECONDS=60 $(REQUIRED) $(PYTEST) tests
 	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) $(LLFUSE_TESTS)
 
 # A third of the mount tier, for the other session: all that depends on it.
@@ -216,6 +216,7 @@ TREES := build/bookworm/.made build/trixie/.made
 .PHONY: test-long
 test-long: build test-deps deb deb-trixie $(TREES) ## random tests for much longer; the Debian package on a machine
 	PMXCFS_TEST_FUSE=native $(REQUIRED),packaging $(PYTEST) -m long tests
+	PMXCFS_FUZZ_SECONDS=3600 $(PYTEST) tests/unit/fuse/test_decode.py
 	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) tests/mount
 
 .PHONY: deb

@@ -1,7 +1,10 @@
 """Decoding of requests: each kind whole, cut off at each byte, too long, and with random bytes."""
 
+import os
 import random
 import struct
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -12,8 +15,6 @@ LOOKUP, FORGET, GETATTR, SETATTR, READLINK, MKNOD, MKDIR = 1, 2, 3, 4, 5, 8, 9
 UNLINK, RMDIR, RENAME, OPEN, READ, WRITE, STATFS, RELEASE = 10, 11, 12, 14, 15, 16, 17, 18
 FSYNC, FLUSH, OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, CREATE = 20, 25, 27, 28, 29, 30, 35
 INTERRUPT, BATCH_FORGET, READDIRPLUS, RENAME2, UNKNOWN = 36, 42, 44, 45, 4000
-ROUNDS = 20_000
-LONG_ROUNDS = 3_000_000
 
 # Opcode, what follows the header, and the fields that it stands for.
 SAMPLES = [
@@ -134,30 +135,35 @@ def test_of_an_unknown_request_the_header_is_decoded() -> None:
     assert (found["opcode"], found["unique"]) == (UNKNOWN, 99)
 
 
-def fuzz(rounds: int) -> int:
-    """Decode samples with changed, missing and added bytes; return how many were accepted."""
-    chance = random.Random(1)
-    accepted = 0
-    for _ in range(rounds):
-        opcode, body, _fields = chance.choice(SAMPLES)
-        raw = bytearray(request(chance.choice([opcode, *OPCODES]), body))
-        for _ in range(chance.randrange(4)):
-            raw[chance.randrange(len(raw))] = chance.choice([0, 1, 0x7F, 0x80, 0xFF])
-        if chance.random() < 0.3:
-            del raw[chance.randrange(len(raw)) :]
-        if chance.random() < 0.5 and len(raw) >= 4:
-            raw[:4] = struct.pack("<I", len(raw))
-        found = decoded(bytes(raw))
+def fuzzed(chance: random.Random) -> bytes:
+    """Return a sample with changed, missing and added bytes."""
+    opcode, body, _fields = chance.choice(SAMPLES)
+    raw = bytearray(request(chance.choice([opcode, *OPCODES]), body))
+    for _ in range(chance.randrange(4)):
+        raw[chance.randrange(len(raw))] = chance.choice([0, 1, 0x7F, 0x80, 0xFF])
+    if chance.random() < 0.3:
+        del raw[chance.randrange(len(raw)) :]
+    if chance.random() < 0.1:
+        raw += chance.randbytes(chance.randrange(64))
+    if chance.random() < 0.5 and len(raw) >= 4:
+        raw[:4] = struct.pack("<I", len(raw))
+    return bytes(raw)
+
+
+def test_random_requests_are_decoded_or_refused(
+    seed: int, report: Callable[[object], None]
+) -> None:
+    """For a second; for PMXCFS_FUZZ_SECONDS, if that is set."""
+    seconds = float(os.environ.get("PMXCFS_FUZZ_SECONDS") or 1)
+    chance, until = random.Random(seed), time.monotonic() + seconds
+    count = accepted = 0
+    while time.monotonic() < until:
+        count += 1
+        raw = fuzzed(chance)
+        found = decoded(raw)
         if found is not None:
             accepted += 1
-            assert found["opcode"] == struct.unpack_from("<I", raw, 4)[0]
-    return accepted
-
-
-def test_random_requests_are_decoded_or_refused() -> None:
-    assert 0 < fuzz(ROUNDS) < ROUNDS
-
-
-@pytest.mark.long
-def test_many_random_requests_are_decoded_or_refused() -> None:
-    assert 0 < fuzz(LONG_ROUNDS) < LONG_ROUNDS
+            assert found["opcode"] == struct.unpack_from("<I", raw, 4)[0], (seed, count)
+    if seconds > 1:
+        report(f"seed {seed}: {count} random requests in {seconds:.0f} s, {accepted} decoded")
+    assert 0 < accepted < count
