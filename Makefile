@@ -270,12 +270,26 @@ cuts: build test-deps ## a hundred forks of clusters, and twenty reboots
 	$(REQUIRED) $(PYTEST) -m long tests/cluster/test_cuts.py tests/cluster/test_forks.py
 
 .PHONY: asan
-asan: deps ## unit and libqb tests under AddressSanitizer and UndefinedBehaviorSanitizer
+asan: asan-build ## unit and libqb tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(SANITIZED) PMXCFS_FUZZ_SECONDS=60 $(CURDIR)/$(PYTEST) \
+	  tests/unit tests/clients/test_service.py tests/clients/test_recorded.py
+
+.PHONY: asan-mount
+asan-mount: as-root asan-build test-deps ## the mount tier, with the native session, under both sanitizers
+	$(SANITIZED) PMXCFS_TEST_FUSE=native $(REQUIRED) $(CURDIR)/$(PYTEST) tests/mount \
+	  $(addprefix --deselect=tests/mount/test_publishing.py::,$(WITH_DD))
+
+# The sanitizer ends dd, for the way in which that asks for memory.
+WITH_DD := test_a_shell_that_rewrites_a_file_makes_one_change test_small_blocks_are_one_change_in_one_write
+
+.PHONY: asan-build
+asan-build: deps
 	$(call copy,asan)
 	cd build/asan && PMXCFS_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc $(CURDIR)/$(PYTEST) \
-	  tests/unit tests/clients/test_service.py tests/clients/test_recorded.py
+
+# The daemons of the tests inherit this.
+SANITIZED = cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc
 
 .PHONY: cover
 cover: deps test-deps ## line coverage of all tests, extensions and daemons included
