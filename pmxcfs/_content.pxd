@@ -9,6 +9,7 @@ cdef bytes splice(bytes base, Py_ssize_t offset, bytes data, bint truncate)
 
 cdef class Draft:
     cdef bytearray buffer  # the content that readers on this node see
+    cdef bytearray before  # what it was before an open has cut it off, until it changes again
     cdef Py_ssize_t low  # the dirty range is [low, high)
     cdef Py_ssize_t high
     cdef bint whole  # the whole file is dirty
@@ -21,7 +22,8 @@ cdef class Draft:
     cdef int extend_to(self, Py_ssize_t size) except -1
     cdef int mark_dirty(self, Py_ssize_t low, Py_ssize_t high) except -1
     cdef int write(self, Py_ssize_t offset, bytes data) except -1
-    cdef int truncate(self, Py_ssize_t size) except -1
+    cdef int truncate(self, Py_ssize_t size, bint opening) except -1
+    cdef bytes read(self, Py_ssize_t start, Py_ssize_t stop)
     cdef object take(self)
     cdef int redirty(self, bint sparse) except -1
     cdef int rebase(self, bytes content, bint sparse) except -1

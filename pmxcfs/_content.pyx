@@ -99,13 +99,26 @@ cdef class Draft:
 
     cdef int write(self, Py_ssize_t offset, bytes data) except -1:
         cdef Py_ssize_t before = len(self.buffer)
+        self.before = None
         self.extend_to(offset)
         self.buffer[offset:offset + len(data)] = data
         self.mark_dirty(min(offset, before), offset + len(data))
         return 0
 
-    cdef int truncate(self, Py_ssize_t size) except -1:
+    cdef bytes read(self, Py_ssize_t start, Py_ssize_t stop):
+        """Return a range of the content for the kernel.
+
+        Between an open that has cut the file off and its reply, the kernel still has the old size:
+        it would take a short answer for zeros. Once it knows, it does not ask for these bytes.
+        """
+        return copy_range(self.buffer if self.before is None else self.before, start, stop)
+
+    cdef int truncate(self, Py_ssize_t size, bint opening) except -1:
         cdef Py_ssize_t before = len(self.buffer)
+        if not opening:
+            self.before = None
+        elif self.before is None:
+            self.before = self.buffer[:]
         if size > before:
             self.extend_to(size)
             self.mark_dirty(before, size)
@@ -116,6 +129,7 @@ cdef class Draft:
 
     cdef object take(self):
         """Begin a writeback of the dirty bytes and return the fields of its WRITE message."""
+        self.before = None
         cdef Py_ssize_t low = 0 if self.whole else self.low
         cdef Py_ssize_t high = len(self.buffer) if self.whole else self.high
         # Unpublished(...), without the cost of its Python-level __new__.
@@ -145,6 +159,7 @@ cdef class Draft:
         whole file becomes dirty.
         """
         cdef bytearray written
+        self.before = None
         if not self.is_replacing():
             written = self.buffer
             self.buffer = bytearray(content)

@@ -20,7 +20,7 @@ import struct
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from pmxcfs._content cimport Draft, as_size, copy_range, end_of, splice
+from pmxcfs._content cimport Draft, as_size, end_of, splice
 
 from pmxcfs.errors import Failed
 from pmxcfs.messages import EntryType
@@ -111,7 +111,7 @@ cdef class Entry:
         cdef Py_ssize_t start = as_size(offset)
         cdef Py_ssize_t stop = start + as_size(size)
         if self._draft is not None:
-            return copy_range(self._draft.buffer, start, stop)
+            return self._draft.read(start, stop)
         cdef bytes content = self.content
         return content if start == 0 and stop >= len(content) else content[start:stop]
 
@@ -480,9 +480,9 @@ cdef class Tree:
             self.draft_of(entry).write(start, data)
             self.note_dirty(entry, now_ns)
 
-    def truncate_unpublished(self, Entry entry not None, size, *, int64_t now_ns):
+    def truncate_unpublished(self, Entry entry not None, size, *, int64_t now_ns, opening=False):
         """Cut or extend the draft to *size* bytes; unless it grows, all of it becomes dirty."""
-        self.draft_of(entry).truncate(as_size(size))
+        self.draft_of(entry).truncate(as_size(size), opening)
         self.note_dirty(entry, now_ns)
 
     cpdef object take_unpublished(self, Entry entry):

@@ -290,7 +290,7 @@ class FileSystem:
         handle = OpenFile(entry, append=append, has_created=has_created, caller=caller)
         if truncate:
             self.space.reserve(handle, entry)
-            self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns())
+            self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns(), opening=True)
             entry.kernel_size = 0
             self._on_unpublished()
             handle.has_truncated = True

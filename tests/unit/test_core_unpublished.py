@@ -56,6 +56,17 @@ def test_dirty_bytes_are_visible_but_not_published(tree: Tree, file: Entry) -> N
     assert tree.changed() == {}
 
 
+def test_what_an_open_has_cut_off_is_read_until_something_follows(tree: Tree, file: Entry) -> None:
+    tree.truncate_unpublished(file, 0, now_ns=1, opening=True)
+    tree.truncate_unpublished(file, 0, now_ns=1, opening=True)  # another open
+    assert (file.read(0, 100), file.read(6, 100), file.visible_size) == (b"abcdef", b"", 0)
+    write(tree, file, 1, b"x")
+    assert (file.read(0, 100), file.visible_size) == (b"\0x", 2)
+    tree.truncate_unpublished(file, 0, now_ns=1, opening=True)
+    publish(tree, file, tree.take_unpublished(file))
+    assert (file.read(0, 100), file.content) == (b"", b"")
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [

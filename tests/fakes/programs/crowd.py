@@ -3,9 +3,9 @@
 PAUSE is how many seconds each process waits between two rounds.
 
 A file that is replaced holds one byte as often as that byte says, so a reader can tell that it is
-whole; of one that is overwritten, readers may see any state. Prints
-a JSON list with an object for each process: operations done, errors, and for the first one how long
-look-ups of new names took, and a byte to another process and back, both in microseconds.
+whole; of one that is overwritten, readers may see any beginning, but no zeros. Prints a JSON list
+with an object for each process: operations done, errors, and for the first one how long look-ups of
+new names took, and a byte to another process and back, both in microseconds.
 """
 
 import functools
@@ -53,8 +53,11 @@ def read(writers: int, reader: int, number: int) -> None:
         content = file.read()
     if not content or content != content[:1] * BLOCK * content[0]:
         raise ValueError(f"{target}: {len(content)} bytes of {set(content)}")
-    with open(path(writer, number_of_file, is_overwritten=True), "rb") as file:
-        file.read()
+    target = path(writer, number_of_file, is_overwritten=True)
+    with open(target, "rb") as file:
+        content = file.read()
+    if 0 in content:
+        raise ValueError(f"{target}: {content.count(0)} zeros in {len(content)} bytes")
     if number % 8 == 0:
         os.listdir(os.path.dirname(target))
         with open(".version", "rb") as file:
