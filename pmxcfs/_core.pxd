@@ -21,12 +21,13 @@ cdef class Entry:
     cdef bytes _data  # published; empty if sparse (only the size is known)
     cdef Py_ssize_t _size
     cdef Draft _draft
-    cdef str _last_path  # None while attached
+    cdef str _path  # the last one once it is detached; None until it was asked for
     cdef uint64_t _segment  # of the journal, in which it was last changed; 0: none
     cdef public bint has_row  # whether that segment tells all that the entry held since then
     cdef bytes _index_line  # cached; None if not computed since the last change
 
     cpdef Entry child(self, str name)
+    cdef str full_path(self)
     cdef bint is_sparse(self) noexcept
     cdef tuple state(self)
     cdef int restore(self, tuple state) except -1
@@ -41,7 +42,7 @@ cdef class Tree:
     cdef readonly int64_t unpublished_growth
     cdef bint _keep_undo
     cdef dict _table  # inode -> Entry, the root included
-    cdef dict _path_cache  # path as given to find() -> attached Entry
+    cdef dict _path_cache  # path -> attached Entry, of paths that find() was asked for
     cdef dict _touched  # changed Entry -> its state at the last mark_written (None without undo)
     cdef dict _dirty  # Entry -> None, in the order in which they became dirty
 

@@ -59,15 +59,17 @@ cdef class Entry:
 
     @property
     def path(self):
-        cdef list names = []
-        cdef Entry entry = self
-        while entry.parent is not None:
-            names.append(entry.name)
-            entry = entry.parent
-        if entry._last_path:
-            names.append(entry._last_path)
-        names.reverse()
-        return "/".join(names)
+        return self.full_path()
+
+    cdef str full_path(self):
+        """Return the path, which is kept: only an entry without children is ever moved."""
+        cdef str above
+        if self._path is None:
+            if self.parent is None:
+                return ""
+            above = self.parent.full_path()
+            self._path = f"{above}/{self.name}" if above else self.name
+        return self._path
 
     @property
     def content(self):
@@ -246,7 +248,7 @@ cdef class Tree:
         cdef Entry entry = self._path_cache.get(path)
         if entry is None:
             entry = self.walk(path.split("/"))
-            if entry is not None:
+            if entry is not None and entry.full_path() == path:
                 if len(self._path_cache) >= PATH_CACHE_LIMIT:
                     self._path_cache.clear()
                 self._path_cache[path] = entry
@@ -254,7 +256,7 @@ cdef class Tree:
 
     cpdef tuple find_parent(self, str path):
         """Return (parent entry or None, last name) of *path*; for the root (None, "")."""
-        directory, _, name = path.rstrip("/").rpartition("/")
+        directory, _, name = (path.rstrip("/") if path.endswith("/") else path).rpartition("/")
         return (self.find(directory), name) if name else (None, "")
 
     cdef Entry walk(self, list names):
@@ -383,15 +385,14 @@ cdef class Tree:
         entry.listing_version += 1  # its ".." changes
         entry.parent = parent
         entry.name = name
-        entry._last_path = None
+        entry._path = None
         entry._index_line = None
         self.content_bytes += entry._size
         return 0
 
     cdef int detach(self, Entry entry) except -1:
         self.note_touched(entry)
-        entry._last_path = entry.path
-        self._path_cache.clear()
+        self._path_cache.pop(entry.full_path(), None)
         del entry.parent._children[entry.name]
         entry.parent.listing_version += 1
         del self._table[entry.inode]

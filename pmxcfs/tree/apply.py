@@ -24,6 +24,10 @@ from pmxcfs.errors import (
 from pmxcfs.tree.guests import GuestPath, Guests, parse_guest_path, path_of
 
 _DOTS = (".", "..")
+# Members of an enumeration as globals: Python 3.11 calls a function to find one in its class.
+_WRITE, _CREATE, _MKDIR = messages.Kind.WRITE, messages.Kind.CREATE, messages.Kind.MKDIR
+_DELETE, _RENAME = messages.Kind.DELETE, messages.Kind.RENAME
+_FILE, _DIRECTORY = messages.EntryType.FILE, messages.EntryType.DIRECTORY
 
 
 class Change:
@@ -124,7 +128,7 @@ def _write(tree: Tree, guests: Guests, mutation: messages.Write, stamp: _Stamp) 
         mtime=stamp.mtime,
     )
     _register(guests, guest)
-    return Change(messages.Kind.WRITE, entry.path, entry)
+    return Change(_WRITE, entry.path, entry)
 
 
 def _create(tree: Tree, guests: Guests, mutation: messages.Create, stamp: _Stamp) -> Change:
@@ -136,21 +140,17 @@ def _create(tree: Tree, guests: Guests, mutation: messages.Create, stamp: _Stamp
         raise NotADirectory(f"{path!r} is a directory")
     if existing is not None:
         raise Exists(f"{path!r} exists already")
-    entry = tree.create(
-        parent, name, messages.EntryType.FILE, writer=stamp.writer, mtime=stamp.mtime
-    )
+    entry = tree.create(parent, name, _FILE, writer=stamp.writer, mtime=stamp.mtime)
     _register(guests, guest)
-    return Change(messages.Kind.CREATE, entry.path, entry)
+    return Change(_CREATE, entry.path, entry)
 
 
 def _mkdir(tree: Tree, mutation: messages.Mkdir, stamp: _Stamp) -> Change:
     parent, name = _place_for(tree, mutation.path)
     if parent.child(name) is not None:
         raise Exists(f"{mutation.path!r} exists already")
-    entry = tree.create(
-        parent, name, messages.EntryType.DIRECTORY, writer=stamp.writer, mtime=stamp.mtime
-    )
-    return Change(messages.Kind.MKDIR, entry.path, entry)
+    entry = tree.create(parent, name, _DIRECTORY, writer=stamp.writer, mtime=stamp.mtime)
+    return Change(_MKDIR, entry.path, entry)
 
 
 def _delete(tree: Tree, guests: Guests, mutation: messages.Delete, stamp: _Stamp) -> Change:
@@ -163,7 +163,7 @@ def _delete(tree: Tree, guests: Guests, mutation: messages.Delete, stamp: _Stamp
     guest = parse_guest_path(mutation.path)
     if guest:
         guests.unregister(guest.vmid)
-    return Change(messages.Kind.DELETE, entry.path, entry, source_directory=source_directory)
+    return Change(_DELETE, entry.path, entry, source_directory=source_directory)
 
 
 def _rename(tree: Tree, guests: Guests, mutation: messages.Rename, stamp: _Stamp) -> Change:
@@ -187,7 +187,7 @@ def _rename(tree: Tree, guests: Guests, mutation: messages.Rename, stamp: _Stamp
     if not entry.is_directory:
         _move_registration(guests, mutation.path, guest)
     return Change(
-        messages.Kind.RENAME,
+        _RENAME,
         entry.path,
         entry,
         source,
@@ -206,7 +206,7 @@ def _half_renamed(tree: Tree, mutation: messages.Rename, target: Entry | None) -
     tree.drop(target)
     return HalfRenamed(
         message,
-        Change(messages.Kind.DELETE, target.path, target, source_directory=source_directory),
+        Change(_DELETE, target.path, target, source_directory=source_directory),
     )
 
 

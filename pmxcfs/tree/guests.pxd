@@ -1,8 +1,12 @@
 # cython: language_level=3
 # Types for guests.py, which parses the path of every change.
 
+cimport cython
 
+
+@cython.locals(known=dict)
 cpdef object parse_guest_path(str path)
+cdef object _parse(str path)
 cdef object _parse_vmid(str name)
 cdef bint _is_node_name(str name) except -1
 

@@ -15,6 +15,7 @@ from pmxcfs._core import Tree
 MAX_VMID = (1 << 32) - 1
 GUEST_TYPES = {"qemu-server": "qemu", "lxc": "lxc", "openvz": "openvz"}  # directory -> type
 _SUFFIX = ".conf"
+_KEPT_PATHS = 1024  # whose guest is remembered: each change asks for its own several times
 _NAME_SYMBOLS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 
 
@@ -23,10 +24,24 @@ _NAME_SYMBOLS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0
 GuestPath = NamedTuple("GuestPath", [("vmid", int), ("node", str), ("type", str)])  # noqa: UP014
 
 
+_parsed: dict[str, GuestPath | None] = {}  # paths that were parsed lately
+
+
 def parse_guest_path(path: str) -> GuestPath | None:
     """Parse a guest's configuration path; return None for any other path."""
-    if _SUFFIX not in path:  # a quick first test, because this runs for every change
+    if not path.endswith((_SUFFIX, "/")):  # a quick first test, as this runs for every change
         return None
+    known = _parsed
+    guest = known.get(path)
+    if guest is None and path not in known:
+        guest = _parse(path)
+        if len(known) >= _KEPT_PATHS:
+            known.clear()
+        known[path] = guest
+    return guest
+
+
+def _parse(path: str) -> GuestPath | None:
     parts = [part for part in path.split("/") if part]
     if len(parts) != 4 or parts[0] != "nodes":
         return None
