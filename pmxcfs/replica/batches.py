@@ -70,7 +70,8 @@ class Batches:
 
     def note_changed(self) -> None:
         """Note what has changed since the tree's last ``mark_written``."""
-        self._unsaved.update(dict.fromkeys(self._tree.changed()))
+        for inode in self._tree.changed():
+            self._unsaved[inode] = None
 
     def adopted(self, notes: object, *, is_saved: bool) -> None:
         """Note that the tree was replaced, and whether the database has it and *notes*."""

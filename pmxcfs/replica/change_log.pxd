@@ -1,12 +1,15 @@
 # cython: language_level=3
 # The types of change_log.py, which runs for every change.
+cimport cython
 from libc.stdint cimport int64_t, uint64_t
+
+from pmxcfs.storage.journal cimport Journal
 
 
 cdef class ChangeLog:
     cdef readonly uint64_t segment
     cdef public bint has_gap
-    cdef object _journal
+    cdef Journal _journal
     cdef object _save
     cdef bint _is_kept
     cdef object _monotonic
@@ -27,16 +30,22 @@ cdef class ChangeLog:
 
     cpdef bint is_ready(self, Py_ssize_t size) except -1
     cpdef object add(self, bodies)
+
+    @cython.locals(body=bytes)
     cpdef object add_heartbeats(self, bodies)
     cpdef object begin_segment_if_full(self, version)
     cpdef object write(self, double seconds=*)
+
+    @cython.locals(bodies=list)
     cdef bint _write_what_fits(self, double until) except -1
     cdef object _begin_writing(self, double until)
     cdef object _end_writing(self)
     cdef bint _has_room(self, Py_ssize_t size) except -1
+
+    @cython.locals(bodies=list)
     cdef list _take(self)
     cdef object _put_back(self, list bodies)
-    cdef object _append(self, list bodies, double until)
+    cdef object _append(self, list bodies, Py_ssize_t size, double until)
     cpdef object _attempt(self, size)
     cdef object _note_failure(self, error, size)
     cdef object _make_ready(self, size)
@@ -45,3 +54,7 @@ cdef class ChangeLog:
     cdef object _check_complete(self)
     cdef object _why_not(self)
     cdef object _forget(self)
+
+
+@cython.locals(body=bytes, size=Py_ssize_t)
+cdef Py_ssize_t _size_of(bodies) except -1

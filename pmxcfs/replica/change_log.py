@@ -26,7 +26,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from typing import cast
 
 from pmxcfs.errors import Stalled, StoreError
 from pmxcfs.host.outage import Outage
@@ -42,6 +41,7 @@ MAX_STALLED = 4 * MAX_OWED  # bytes of records that may wait while it does not f
 AHEAD = 256 << 10  # bytes; with less room more is made, before a change needs it
 STALLED_AFTER = 0.25  # seconds that the device has not answered a thread that writes
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
+_FRAME_SIZE = size_of([b""])  # bytes that a body gets around it in the journal
 
 
 class ChangeLog:
@@ -139,14 +139,14 @@ class ChangeLog:
     def add(self, bodies: Collection[bytes]) -> None:
         """Append records, in order."""
         # Ahead of the records, which another thread may write at once.
-        self._ordinary = self._added + size_of(bodies)
+        self._ordinary = self._added + _size_of(bodies)
         self.add_heartbeats(bodies)
 
     def add_heartbeats(self, bodies: Collection[bytes]) -> None:
         """Append records that the journal may stage, in order."""
         for body in bodies:
             self._pending.append(body)
-            self._added += size_of([body])
+            self._added += _FRAME_SIZE + len(body)
         limit = MAX_STALLED if self._outage.cause is None else MAX_OWED
         if self._waiting_size > limit:
             self._forget()
@@ -218,7 +218,7 @@ class ChangeLog:
             while True:
                 body = self._pending.popleft()
                 if isinstance(body, bytes):
-                    self._added -= size_of([body])
+                    self._added -= _FRAME_SIZE + len(body)
         self._has_marker = False
 
     # Without the tree's lock.
@@ -295,11 +295,11 @@ class ChangeLog:
             while self._pending:
                 self._check_complete()
                 bodies = self._take()
-                size = size_of(bodies)
+                size = _size_of(bodies)
                 if not bodies or not self._has_room(size):
                     self._put_back(bodies)
                     return not self._pending  # the begin of a segment, or too many records
-                self._append(bodies, until)
+                self._append(bodies, size, until)
         finally:
             self._end_writing()
         if not self._journal.has_room(AHEAD) and self._monotonic() >= self._ahead_at:
@@ -307,9 +307,10 @@ class ChangeLog:
         return True
 
     def _begin_writing(self, until: float) -> None:
-        left = until - self._monotonic()
-        if not self._mutex.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
-            raise Stalled
+        if not self._mutex.acquire(False):  # mostly it is free
+            left = until - self._monotonic()
+            if not self._mutex.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
+                raise Stalled
         self._busy_since = self._monotonic()
 
     def _end_writing(self) -> None:
@@ -327,21 +328,34 @@ class ChangeLog:
     def _take(self) -> list[bytes]:
         """Take the records up to the begin of a segment."""
         bodies: list[bytes] = []
-        with contextlib.suppress(IndexError):  # another thread may have forgotten all of them
-            while isinstance(self._pending[0], bytes):
-                bodies.append(cast(bytes, self._pending.popleft()))
+        pending = self._pending
+        try:
+            while pending:
+                body = pending.popleft()
+                if isinstance(body, int):
+                    pending.appendleft(body)
+                    break
+                bodies.append(body)
+        except IndexError:  # another thread has forgotten the rest meanwhile
+            return bodies
         return bodies
 
     def _put_back(self, bodies: list[bytes]) -> None:
         self._pending.extendleft(reversed(bodies))
 
-    def _append(self, bodies: list[bytes], until: float) -> None:
-        """Append the records that were taken; put them back if that fails. Raises StoreError."""
+    def _append(self, bodies: list[bytes], size: int, until: float) -> None:
+        """Append the records that were taken; put them back if that fails. Raises StoreError.
+
+        They take *size* bytes in the journal.
+        """
         try:
-            left = until - self._monotonic()
-            append = self._journal.append if self._written < self._ordinary else self._journal.stage
-            append(bodies, min(max(left, 0.0), threading.TIMEOUT_MAX))
-            self._written += size_of(bodies)
+            left = until - self._busy_since
+            seconds = min(max(left, 0.0), threading.TIMEOUT_MAX)
+            if self._written < self._ordinary:
+                self._journal.append(bodies, seconds)
+            else:
+                self._journal.stage(bodies, seconds)
+            self._written += size
         except Stalled:
             self._put_back(bodies)
             raise
@@ -394,8 +408,9 @@ class ChangeLog:
                 break
             self._check_complete()
             bodies = self._take()
-            if self._journal.has_room(size_of(bodies)):
-                self._append(bodies, math.inf)
+            owed = _size_of(bodies)
+            if self._journal.has_room(owed):
+                self._append(bodies, owed, math.inf)
             else:  # records were added meanwhile
                 self._put_back(bodies)
         if not self._journal.has_room(max(AHEAD, self._refused)):
@@ -434,3 +449,11 @@ class ChangeLog:
         if self._outage.cause is not None:
             return self._outage.cause.with_traceback(None)
         return StoreError("changes can't be stored before the whole tree has been saved")
+
+
+def _size_of(bodies: Collection[bytes]) -> int:
+    """Return the bytes that *bodies* take in the journal."""
+    size = 0
+    for body in bodies:
+        size += _FRAME_SIZE + len(body)
+    return size

@@ -139,11 +139,10 @@ class Departures:
 
         *version* is that of our tree afterwards. ``note_absent`` was called before.
         """
-        removal = Removal(inode, version, path)
         if self._members:
-            self._recent.append(removal)
+            self._recent.append(Removal(inode, version, path))
         if self.notes and inode <= self._shared:
-            self.removals.append(removal)
+            self.removals.append(Removal(inode, version, path))
 
     def begin_adoption(self, version: int, *, side: Collection[int]) -> Note | None:
         """Make a note of each node that has none and is not on the leader's *side*.

@@ -1,5 +1,7 @@
 # cython: language_level=3
 # The types of local_issuer.py, which runs for every change.
+cimport cython
+
 from pmxcfs.tree.apply cimport Change
 from pmxcfs.replica.replica cimport Replica
 from pmxcfs.replica.tickets cimport Ticket
@@ -21,6 +23,8 @@ cdef class LocalIssuer:
     cdef object _wait_at_gate(self, Ticket ticket)
     cdef object _check(self, Ticket ticket)
     cdef object _deliver_queue(self, Ticket ticket, double seconds)
+
+    @cython.locals(ticket=Ticket)
     cdef object _deliver(self, list group)
     cdef bint _take_back(self, Ticket ticket, error) except -1
     cdef object _await(self, Ticket ticket)

@@ -99,7 +99,7 @@ class LocalIssuer:
         A ticket that still waits after *seconds*, for which there is no room, or whose program has
         got a signal, is taken back. Raises Busy, StoreError and Signaled then.
         """
-        until = time.monotonic() + seconds
+        until = 0.0  # monotonic second; not known before the first wait
         try:
             while not ticket.is_done:
                 if not ticket.is_queued:  # another thread carries it out
@@ -109,6 +109,7 @@ class LocalIssuer:
                 elif self._replica.is_ready([ticket]):
                     self._deliver([ticket])  # another one waits for more room
                 else:
+                    until = until or time.monotonic() + seconds
                     self._replica.await_ready([ticket], until - time.monotonic())
         except (Busy, Signaled, StoreError) as error:
             if self._take_back(ticket, error):
@@ -129,7 +130,10 @@ class LocalIssuer:
         return True
 
     def _deliver(self, group: list[Ticket]) -> None:
-        self._queue = [ticket for ticket in self._queue if ticket not in group]
+        if group is self._queue:
+            self._queue = []
+        else:
+            self._queue = [ticket for ticket in self._queue if ticket not in group]
         for ticket in group:
             ticket.is_queued = False
         self._replica.deliver(group)

@@ -4,7 +4,10 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from pmxcfs._core cimport Tree
+from pmxcfs.replica.batches cimport Batches
+from pmxcfs.replica.change_log cimport ChangeLog
 from pmxcfs.replica.tickets cimport Ticket
+from pmxcfs.replica.turn cimport Turn
 from pmxcfs.tree.apply cimport Change
 from pmxcfs.tree.guests cimport Guests
 
@@ -24,28 +27,32 @@ cdef class Replica:
     cdef readonly object saver
     cdef readonly object sync_if_due
     cdef readonly uint64_t writes
-    cdef object _log
-    cdef object _batches
+    cdef ChangeLog _log
+    cdef Batches _batches
     cdef object _database
     cdef object _yielding
     cdef object _on_pending
     cdef object _wall_clock_ns
-    cdef object _turn
+    cdef Turn _turn
     cdef bint _has_configuration
     cdef list _on_change
     cdef list _on_undone
     cdef list _on_reload
 
+    @cython.locals(ticket=Ticket)
     cpdef object deliver(self, tickets)
     cpdef object defer(self, Ticket ticket)
     cpdef object flush(self)
     cpdef object check_writable(self, size=*, double seconds=*)
     cpdef bint is_ready(self, tickets) except -1
     cpdef object await_ready(self, tickets, double seconds)
+
+    @cython.locals(ticket=Ticket)
     cdef list _deliver_locally(self, tickets)
     cdef object _undo(self, error)
     cdef object _await_room(self, Py_ssize_t size, double seconds)
     cpdef object await_saver(self)
+    cpdef object save_notes(self)
     cdef object _write(self, double seconds)
     cdef object _deliver_deferred(self)
 

@@ -8,8 +8,6 @@ sends no changes of its own, and writes later what it owes.
 
 The database follows behind the journal: ``batches`` has what it lacks.
 
-``adopt`` replaces the tree by that of another node in one step.
-
 Threads: callers hold the tree's lock, unless a method says otherwise. In local mode it is released
 while records are written. Other threads can read the tree then; one that wants to change it first
 waits in ``Replica.await_ready``.
@@ -63,6 +61,10 @@ class Policy(Enum):
 
     ROLL_BACK = "undo them; the caller gets the errno"
     KEEP = "keep them in RAM, as other nodes have them; the caller gets success"
+
+
+_KEEP, _ROLL_BACK = Policy.KEEP, Policy.ROLL_BACK  # Python 3.11 finds members slowly
+_REMOVALS = (Kind.DELETE, Kind.UNLOCK)
 
 
 class Listener(Protocol):
@@ -119,13 +121,12 @@ class Replica:
         guests.mark_written()
         self.policy = policy
         self.departures = departures  # which changes other nodes miss
-        is_kept = policy is Policy.KEEP
         self._log = ChangeLog(
             journal,
             save=self._save_soon,
-            consequence="this node sends no changes" if is_kept else "changes are refused",
+            consequence="this node sends no changes" if policy is _KEEP else "changes are refused",
             has_gap=must_save_all,
-            is_kept=is_kept,
+            is_kept=policy is _KEEP,
         )
         self.sync_if_due = self._log.sync_if_due  # blocks; needs no lock
         self._batches = Batches(
@@ -197,7 +198,7 @@ class Replica:
         In local mode ``is_ready`` was true, and this blocks until the records are written, with the
         lock released meanwhile. In a cluster it does not block: ``write_out`` writes them.
         """
-        if self.policy is Policy.KEEP:
+        if self.policy is _KEEP:
             done = self._apply(tickets)
             self._record_for_good(done)
             self._mark_written(done)
@@ -288,12 +289,9 @@ class Replica:
             self.writes += 1
 
     def inject(self, mutation: Mutation, *, writer: int, mtime: int) -> Change:
-        """Apply *mutation* as if the node *writer* had sent it; return the change. Blocks.
-
-        Raises PmxcfsError.
-        """
+        """Apply *mutation* as if *writer* had sent it; return its change. Raises PmxcfsError."""
         ticket = Ticket(mutation, writer=writer, mtime=mtime, foreign=True)
-        while self.policy is Policy.ROLL_BACK and not self.is_ready([ticket]):
+        while self.policy is _ROLL_BACK and not self.is_ready([ticket]):
             self.await_ready([ticket], timeout_for(ticket))
         self.deliver([ticket])
         return ticket.result()
@@ -314,7 +312,7 @@ class Replica:
 
     def flush(self) -> None:
         """Write deferred changes. Blocks. Raises StoreError and undoes them; Busy, Signaled."""
-        if self.policy is Policy.ROLL_BACK:
+        if self.policy is _ROLL_BACK:
             self._turn.await_end(NAME_TIMEOUT)
             if self._log.is_waiting:
                 self._deliver_deferred()
@@ -358,7 +356,7 @@ class Replica:
 
         Return False if that could not begin within *seconds*.
         """
-        if self.policy is Policy.KEEP:
+        if self.policy is _KEEP:
             try:
                 self._log.write(seconds)
             except Stalled:
@@ -371,7 +369,7 @@ class Replica:
 
     def sync(self) -> None:
         """Bring all changes to the device. Blocks. Needs no lock. Raises StoreError."""
-        if self.policy is Policy.KEEP:
+        if self.policy is _KEEP:
             self._log.write()
         self._log.sync(version=self.tree.version)
 
@@ -429,9 +427,8 @@ class Replica:
         tree, and NoCopy if the copy can't be made; then nothing has changed. If the adoption
         can't be saved, the policy decides.
 
-        The caller must not hold the tree's lock *lock*, and must deliver nothing meanwhile. *lock*
-        is taken only to replace the tree, so requests are answered while the adoption is planned
-        and saved.
+        The caller must deliver nothing meanwhile, and must not hold the tree's *lock*: it is taken
+        only to replace the tree, so requests are answered while the adoption is planned and saved.
         """
         is_current = self._save_ours()
         with lock:
@@ -467,7 +464,7 @@ class Replica:
         try:
             self.saver.save()
         except StoreError:
-            if self.policy is Policy.ROLL_BACK:
+            if self.policy is _ROLL_BACK:
                 raise
             return False
         return True
@@ -496,7 +493,7 @@ class Replica:
         try:
             self.saver.save_adoption(adoption, notes=notes)
         except StoreError:
-            if self.policy is Policy.ROLL_BACK:
+            if self.policy is _ROLL_BACK:
                 raise
             return False
         return True
@@ -540,7 +537,7 @@ class Replica:
                 _log.exception("a mutation could not be applied, which is a bug")
                 ticket.error = Failed("the change could not be applied")
                 if self.tree.version != version:  # no record leads to the tree as it is now
-                    if self.policy is Policy.ROLL_BACK:
+                    if self.policy is _ROLL_BACK:
                         raise
                     self._log.lose()
         self._note_removals(done)
@@ -550,8 +547,7 @@ class Replica:
         """Note which entries are gone, also by a RENAME onto them."""
         for applied in done:
             change = applied.change
-            is_removal = change.kind in (Kind.DELETE, Kind.UNLOCK)
-            gone = change.entry if is_removal else change.replaced
+            gone = change.entry if change.kind in _REMOVALS else change.replaced
             if gone is not None:
                 self.departures.remove(gone.inode, to_bytes(change.path), version=applied.version)
 
@@ -560,9 +556,12 @@ class Replica:
         if done:
             is_half = done[0].ticket.error is not None  # it did not raise the version
             self._log.begin_segment_if_full(done[0].version - (not is_half))
-            add = self._log.add_heartbeats if can_be_staged(done) else self._log.add
-            add(records_of(done, self.tree, self._log.segment, self._wall_clock_ns()))
-            if self.policy is Policy.KEEP:
+            bodies = records_of(done, self.tree, self._log.segment, self._wall_clock_ns())
+            if can_be_staged(done):
+                self._log.add_heartbeats(bodies)
+            else:
+                self._log.add(bodies)
+            if self.policy is _KEEP:
                 self._on_pending()
 
     def _record_for_good(self, done: Sequence[Applied]) -> None:

@@ -18,6 +18,7 @@ NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks
 CONTENT_TIMEOUT = 10.0  # seconds that any other change may wait
 NAME_LIMIT = 10.25  # seconds until a change of a name is answered, sent or not
 _NEVER = math.inf
+_OF_NAMES = (Mkdir, Create, Delete, Rename)  # mutations that let the kernel lock a directory
 
 
 class Signal:
@@ -150,4 +151,4 @@ def limit_for(ticket: Ticket) -> float:
 
 def _is_of_name(ticket: Ticket) -> bool:
     """Return whether the kernel locks a directory while *ticket* waits."""
-    return isinstance(ticket.mutation, Mkdir | Create | Delete | Rename)
+    return isinstance(ticket.mutation, _OF_NAMES)

@@ -25,9 +25,10 @@ class Turn:
     def end(self) -> None:
         """Note that the group was written, or not."""
         self.is_taken = False
-        waiting, self._waiting = self._waiting, []
-        for signal in waiting:
-            signal.give()
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for signal in waiting:
+                signal.give()
 
     def await_end(self, seconds: float) -> None:
         """Wait until no group is being written, *seconds* at most. Blocks.
@@ -35,6 +36,8 @@ class Turn:
         Releases the lock meanwhile, so other threads may have changed the tree. Raises Stalled
         after that time, Busy if too many threads wait, and Signaled.
         """
+        if not self.is_taken:
+            return
         until = time.monotonic() + seconds
         while self.is_taken:
             signal = Signal()

@@ -25,8 +25,6 @@ class RequestWatch:
     any thread.
     """
 
-    __slots__ = ("_call", "_descriptor", "is_active")
-
     def __init__(self, descriptor: int, call: Callable[[], None], *, is_active: bool) -> None:
         self.is_active = is_active
         self._descriptor = descriptor
@@ -50,7 +48,7 @@ class Interruptible(Protocol):
     on_interrupt: Callable[[], None] | None  # called when that happens
 
 
-class Interruption(AbstractContextManager["Interruption"]):
+class Interruption:
     """Calls *wake*, with the tree's lock held, when *request* is interrupted while the block runs.
 
     If that has happened before, the block is not entered: raises Signaled. Without a *request*
