@@ -17,14 +17,34 @@ CHECK_INTERVAL = 0.01  # seconds; a write that lasts longer is a stall
 IDLE_AFTER = 1.0  # seconds without a write after which the thread sleeps
 
 
+class Writes:
+    """The writes that run. Each method is atomic under the GIL."""
+
+    def __init__(self) -> None:
+        self.running: dict[RequestWatch, float] = {}  # watch -> monotonic begin of the write
+        self.last = 0.0  # monotonic begin of the last write
+        self.are_watched = False  # whether the thread looks at them
+
+    def begin(self, watch: RequestWatch) -> bool:
+        """Note a write; return whether the thread has to be woken to look after it."""
+        self.last = time.monotonic()
+        self.running[watch] = self.last
+        is_first = not self.are_watched
+        self.are_watched = True
+        return is_first
+
+    def end(self, watch: RequestWatch) -> None:
+        """Forget the write of *watch*, if it is known."""
+        self.running.pop(watch, None)
+
+
 class StallWatch(BackgroundThread):
     """The thread that looks after writes."""
 
     def __init__(self) -> None:
         super().__init__("stalls")
         self._is_needed = threading.Event()
-        self._running: dict[RequestWatch, float] = {}  # watch -> monotonic begin of the write
-        self._last = 0.0  # monotonic begin of the last write
+        self.writes = Writes()
 
     @contextlib.contextmanager
     def watching(self, watch: RequestWatch) -> Iterator[None]:
@@ -38,32 +58,34 @@ class StallWatch(BackgroundThread):
     @property
     def is_watching(self) -> bool:
         """Whether a write runs."""
-        return bool(self._running)
+        return bool(self.writes.running)
 
     def begin(self, watch: RequestWatch) -> None:
         """Stop *watch* unless ``end`` is called soon. For any thread."""
-        self._running[watch] = self._last = time.monotonic()
-        if not self._is_needed.is_set():
+        if self.writes.begin(watch):
             self._is_needed.set()
 
     def end(self, watch: RequestWatch) -> None:
         """Forget *watch*, if ``begin`` was called with it."""
-        self._running.pop(watch, None)
+        self.writes.end(watch)
 
     def wake(self) -> None:
-        """Let the thread end."""
+        """Let the thread look at the writes that run, or end."""
         self._is_needed.set()
 
     def run(self) -> None:
         """Look at the writes that run, as long as there are any now and then."""
+        writes = self.writes
         while not self.is_stopping:
             self._is_needed.wait()
             self.pause(CHECK_INTERVAL)
             now = time.monotonic()
-            for watch, since in self._running.copy().items():
+            for watch, since in writes.running.copy().items():
                 if now - since >= CHECK_INTERVAL:
                     watch.stop()
-            if now - self._last > IDLE_AFTER and not self._running:
+            if now - writes.last > IDLE_AFTER and not writes.running:
                 self._is_needed.clear()
-                if self._running or self.is_stopping:  # since the look at them before
+                writes.are_watched = False
+                if writes.running or self.is_stopping:  # since the look at them before
+                    writes.are_watched = True
                     self._is_needed.set()

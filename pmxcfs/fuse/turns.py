@@ -10,7 +10,6 @@ Contract: docs/spec/session.md, "Turns".
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 from pmxcfs.fuse.interrupts import Handled, Interrupts
@@ -143,7 +142,7 @@ class _TurnThread(BackgroundThread):
         self._called.acquire()
 
 
-class _Released(AbstractContextManager[None]):
+class _Released:
     """Releases a lock until the block ends."""
 
     def __init__(self, lock: threading.Lock) -> None:

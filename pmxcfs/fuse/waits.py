@@ -39,6 +39,7 @@ class Waits:
         self._queued: deque[Signal] = deque()  # of threads that want to wait, too
         self._last_turn = 0.0  # monotonic second in which a wait last began or ended
         self.stalls = StallWatch()  # its thread is started and closed by the daemon
+        self._writes = self.stalls.writes
 
     def attach(self, descriptor: int) -> None:
         """Note *descriptor*, the session's, from which requests are read."""
@@ -80,15 +81,15 @@ class Waits:
     def begin_write(self) -> RequestWatch:
         """Release the lock; the watch is for ``end_write``."""
         watch = self._new_watch()
-        if watch.is_active:
-            self.stalls.begin(watch)
+        if watch.is_active and self._writes.begin(watch):
+            self.stalls.wake()
         self._lock_released.__enter__()
         return watch
 
     def end_write(self, watch: RequestWatch) -> None:
         """Take the lock again."""
         self._lock_released.__exit__(None, None, None)
-        self.stalls.end(watch)
+        self._writes.end(watch)
         self._end()
 
     def _new_watch(self) -> RequestWatch:
@@ -154,10 +155,8 @@ class Waits:
                 self._queued.remove(signal)
 
 
-class _Writing(AbstractContextManager[None]):
+class _Writing:
     """The block of ``Waits.writing``: a class, as a generator costs each change some us more."""
-
-    __slots__ = ("_waits", "_watch")
 
     def __init__(self, waits: Waits) -> None:
         self._waits = waits

@@ -1,0 +1,22 @@
+# cython: language_level=3
+# The types of turns.py, of which every change uses a method.
+from pmxcfs.fuse.waits cimport Waits
+
+
+cdef class Turns(Waits):
+    cdef readonly object is_over
+    cdef readonly object interrupts
+    cdef object _device
+    cdef object _make_reader
+    cdef object _mutex
+    cdef list _spare
+    cdef Py_ssize_t _count
+    cdef object _reading
+
+    cpdef object begin(self, device, make_reader)
+    cpdef bint await_turn(self, thread) except -1
+    cdef object _new_thread(self)
+
+
+cdef class _Released:
+    cdef object _lock

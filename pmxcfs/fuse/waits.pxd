@@ -1,0 +1,29 @@
+# cython: language_level=3
+# The types of waits.py, of which every change uses a method.
+from pmxcfs.fuse.stalls cimport Writes
+from pmxcfs.replica.waiting cimport RequestWatch
+
+
+cdef class Waits:
+    cdef readonly Py_ssize_t waiting_count
+    cdef public Py_ssize_t limit
+    cdef readonly object stalls
+    cdef readonly int _descriptor
+    cdef readonly object _lock_released
+    cdef object _queued
+    cdef double _last_turn
+    cdef Writes _writes
+
+    cpdef object close(self)
+    cpdef bint _begin(self) except -1
+    cpdef object _end(self)
+    cpdef object _call_reader(self)
+    cpdef RequestWatch begin_write(self)
+    cpdef object end_write(self, RequestWatch watch)
+    cdef RequestWatch _new_watch(self)
+    cdef object _await_place(self)
+
+
+cdef class _Writing:
+    cdef Waits _waits
+    cdef RequestWatch _watch
