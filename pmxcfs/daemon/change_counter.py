@@ -14,7 +14,6 @@ from pmxcfs.fuse.notifier import Notifier
 from pmxcfs.status.counters import Status
 from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
-from pmxcfs.tree.guests import parse_guest_path
 
 
 class ChangeCounter:
@@ -27,12 +26,9 @@ class ChangeCounter:
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
         """Count *change* if it concerns a counted file or a guest, as few changes do."""
-        for path in (change.path, change.source):
-            if path in self._status.counters or parse_guest_path(path) is not None:
-                sequence = self._notifier.sequence
-                self._status.on_change(change.path, change.source, sequence=sequence)
-                self._clients.on_change(change, foreign=foreign)
-                break
+        sequence = self._notifier.sequence
+        if self._status.on_change(change.path, change.source, sequence=sequence):
+            self._clients.on_change(change, foreign=foreign)
 
     def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
         """Count changes that were taken back: they could be seen while they were being saved."""

@@ -19,13 +19,12 @@ MAX_KNOWN = 256  # processes that are remembered
 _MAX_NAME = 64  # bytes read of a name; the kernel keeps 15 of a process, a few more of its threads
 
 
-class Caller(NamedTuple):
-    """A process that has asked for a change."""
-
-    pid: int  # in the daemon's namespace; of a thread, if that has asked; 0: unknown
-    uid: int  # the user it acts as
-    login_uid: int  # the user who has logged in; UNSET: none, or unknown
-    process: bytes  # the program's name; empty: unknown
+# A process that has asked for a change: pid in the daemon's namespace, of a thread if that has
+# asked, 0: unknown; the user it acts as; the user who has logged in, UNSET: none, or unknown; the
+# program's name, empty: unknown. A call, as Cython 0.29 can't compile a class with this base.
+Caller = NamedTuple(  # noqa: UP014
+    "Caller", [("pid", int), ("uid", int), ("login_uid", int), ("process", bytes)]
+)
 
 
 UNKNOWN = Caller(0, 0, UNSET, b"")

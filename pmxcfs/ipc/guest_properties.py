@@ -89,6 +89,8 @@ class Properties:
 
     def on_change(self, *paths: str) -> None:
         """Invalidate the guests whose files are or were at *paths*. Needs the lock."""
+        if not self._queries:
+            return
         for path in paths:
             guest = parse_guest_path(path)
             if guest is not None:

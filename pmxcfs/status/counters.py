@@ -10,7 +10,6 @@ Contract: docs/spec/status.md, ".version" and ".vmlist".
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from pmxcfs.status.cluster_log import ClusterLog
 from pmxcfs.status.kvstore import KeyValueStore
@@ -65,13 +64,21 @@ WATCHED = (
 )
 
 
-class _Pending(NamedTuple):
+class _Pending:
     """A change that is not counted yet."""
 
-    sequence: int  # of the cache invalidation that must precede counting
-    watched: tuple[str, ...]  # paths whose counters are incremented
-    guests: tuple[tuple[int, GuestPath | None], ...]  # vmid -> its path; None if removed
-    is_reload: bool = False  # guests has all guests of the tree
+    def __init__(
+        self,
+        sequence: int,
+        watched: Sequence[str],
+        guests: Sequence[tuple[int, GuestPath | None]],
+        *,
+        is_reload: bool = False,
+    ) -> None:
+        self.sequence = sequence  # of the cache invalidation that must precede counting
+        self.watched = watched  # paths whose counters are incremented
+        self.guests = guests  # vmid -> its path; None if removed
+        self.is_reload = is_reload  # guests has all guests of the tree
 
 
 class Status:
@@ -110,24 +117,26 @@ class Status:
         *sequence* is that of the cache invalidation.
         """
         self._pending.clear()
-        guests = tuple([(guest.vmid, guest) for guest in self._guests])
-        self._pending.append(_Pending(sequence, tuple(self.counters), guests, is_reload=True))
+        guests = [(guest.vmid, guest) for guest in self._guests]
+        self._pending.append(_Pending(sequence, list(self.counters), guests, is_reload=True))
 
-    def on_change(self, *paths: str, sequence: int) -> None:
+    def on_change(self, *paths: str, sequence: int) -> bool:
         """Record a change of the entries at *paths*, the old and new paths of a rename.
 
-        *sequence* is that of the cache invalidation.
+        *sequence* is that of the cache invalidation. Return whether the change is counted.
         """
-        for path in paths:  # nearly no change is counted
-            if path in self.counters or parse_guest_path(path) is not None:
-                self._add_pending(paths, sequence)
-                break
-
-    def _add_pending(self, paths: Sequence[str], sequence: int) -> None:
-        watched = tuple([path for path in paths if path in self.counters])
-        vmids = {guest.vmid for guest in map(parse_guest_path, paths) if guest is not None}
-        guests = tuple([(vmid, self._guests.get(vmid)) for vmid in vmids])
-        self._pending.append(_Pending(sequence, watched, guests))
+        watched: list[str] = []
+        guests: dict[int, GuestPath | None] = {}
+        for path in paths:
+            if path in self.counters:
+                watched.append(path)
+            guest = parse_guest_path(path)
+            if guest is not None:
+                guests[guest.vmid] = self._guests.get(guest.vmid)
+        if not watched and not guests:
+            return False
+        self._pending.append(_Pending(sequence, watched, list(guests.items())))
+        return True
 
     def absorb(self, handed: int) -> None:
         """Count the pending changes whose sequence is at most *handed*."""

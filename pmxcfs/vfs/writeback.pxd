@@ -1,6 +1,7 @@
 # cython: language_level=3
 # The types of writeback.py, which runs for every close of a file that was written.
 cimport cython
+from libc.stdint cimport int64_t
 
 from pmxcfs._core cimport Entry, Tree
 from pmxcfs.replica.quorum cimport QuorumFlag
@@ -44,7 +45,7 @@ cdef class Writeback:
 
     cpdef object refuse(self, OpenFile handle, error)
 
-    @cython.locals(ticket=Ticket)
+    @cython.locals(ticket=Ticket, until_ns=int64_t)
     cpdef object flush(self, OpenFile handle)
     cdef object _await_result(self, OpenFile handle, Ticket ticket, until_ns)
     cpdef object release(self, OpenFile handle)
@@ -52,13 +53,13 @@ cdef class Writeback:
     cpdef object note_creation(self)
     cpdef object save_creations(self)
     cpdef object sync(self)
-    cpdef object publish(self, Entry entry, until_ns, caller=*)
-    cpdef object publish_for_another(self, Entry entry, until_ns, limit_ns=*)
-    cpdef object after(self, double seconds)
-    cpdef double remaining(self, until_ns) except? -1
+    cpdef object publish(self, Entry entry, int64_t until_ns, caller=*)
+    cpdef object publish_for_another(self, Entry entry, int64_t until_ns, int64_t limit_ns=*)
+    cpdef int64_t after(self, double seconds) except? -1
+    cpdef double remaining(self, int64_t until_ns) except? -1
 
     @cython.locals(ticket=Ticket)
-    cpdef object await_end(self, Entry entry, until_ns)
+    cpdef object await_end(self, Entry entry, int64_t until_ns)
     cdef object _publish(self, Entry entry, Ticket ticket, caller)
 
     @cython.locals(handle=OpenFile)

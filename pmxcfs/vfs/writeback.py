@@ -276,7 +276,8 @@ class Writeback:
                 raise NoQuorum("no quorum: the file system is read-only")
             unpublished = self._tree.take_unpublished(entry)
             assert unpublished is not None, "asked for only when there is something unpublished"
-            ticket.mutation = Write(entry.path, *unpublished)
+            # Without the cost of the class's own __new__, which is a Python function.
+            ticket.mutation = tuple.__new__(Write, (entry.path, *unpublished))
             self._issuer.carry_out(ticket)
         except PmxcfsError as error:
             ticket.finish(error)

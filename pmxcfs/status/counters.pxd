@@ -1,0 +1,29 @@
+# cython: language_level=3
+# The types of counters.py, which counts every change.
+
+
+cdef class _Pending:
+    cdef readonly object sequence
+    cdef list watched
+    cdef list guests
+    cdef bint is_reload
+
+
+cdef class Status:
+    cdef readonly str node
+    cdef readonly object start_time
+    cdef public object members
+    cdef public object metrics
+    cdef public object keys
+    cdef public object log
+    cdef readonly object vmlist
+    cdef readonly dict counters
+    cdef readonly dict guest_lines
+    cdef readonly object revision
+    cdef object _guests
+    cdef object _guest_version
+    cdef object _pending
+
+    cpdef object absorb(self, handed)
+    cdef object _count(self, _Pending pending)
+    cdef object _list_guest(self, guest)
