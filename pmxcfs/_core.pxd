@@ -13,13 +13,14 @@ cdef class Entry:
     cdef readonly uint32_t writer
     cdef readonly uint32_t mtime
     cdef readonly uint8_t type
+    cdef readonly bint is_directory
     cdef readonly bint private
     cdef readonly bint is_orphan  # removed while open; never published again
     cdef readonly str name
     cdef readonly Entry parent
     cdef dict _children  # name -> Entry; None until there is one
     cdef bytes _data  # published; empty if sparse (only the size is known)
-    cdef Py_ssize_t _size
+    cdef readonly Py_ssize_t size  # published
     cdef Draft _draft
     cdef str _path  # the last one once it is detached; None until it was asked for
     cdef uint64_t _segment  # of the journal, in which it was last changed; 0: none

@@ -50,10 +50,6 @@ cdef class Entry:
         return f"<Entry {self.inode} {self.path!r}>"
 
     @property
-    def is_directory(self):
-        return self.type == DIRECTORY
-
-    @property
     def is_attached(self):
         return self.parent is not None or self.inode == 0
 
@@ -73,15 +69,11 @@ cdef class Entry:
 
     @property
     def content(self):
-        return bytes(self._size) if self.is_sparse() else self._data
+        return bytes(self.size) if self.is_sparse() else self._data
 
     @property
     def stored(self):
         return None if self.type == DIRECTORY or self.is_sparse() else self._data
-
-    @property
-    def size(self):
-        return self._size
 
     @property
     def child_count(self):
@@ -107,7 +99,7 @@ cdef class Entry:
 
     @property
     def visible_size(self):
-        return self._size if self._draft is None else len(self._draft.buffer)
+        return self.size if self._draft is None else len(self._draft.buffer)
 
     def read(self, offset, size):
         cdef Py_ssize_t start = as_size(offset)
@@ -118,16 +110,16 @@ cdef class Entry:
         return content if start == 0 and stop >= len(content) else content[start:stop]
 
     cdef bint is_sparse(self) noexcept:
-        return self._size > 0 and len(self._data) == 0
+        return self.size > 0 and len(self._data) == 0
 
     cdef tuple state(self):
         """Return the undo state of this entry, for ``Tree.rollback`` and ``Tree.rows_before``."""
         stamp = self.version, self.writer, self.mtime
-        return self.parent, self.name, stamp, self._data, self._size, self.private
+        return self.parent, self.name, stamp, self._data, self.size, self.private
 
     cdef int restore(self, tuple state) except -1:
         """Restore everything in *state* but the parent and the name."""
-        _, _, stamp, self._data, self._size, self.private = state
+        _, _, stamp, self._data, self.size, self.private = state
         self._segment = 0
         return self.stamp(stamp[0], stamp[1], stamp[2])
 
@@ -141,7 +133,7 @@ cdef class Entry:
     cdef bytes meta(self):
         """Return the bytes of this entry that a checksum covers, without inode and content."""
         parent = 0 if self.parent is None else self.parent.inode
-        fields = _META.pack(self.version, self.writer, self.mtime, self._size, self.type, parent)
+        fields = _META.pack(self.version, self.writer, self.mtime, self.size, self.type, parent)
         return fields + to_bytes(self.name)
 
     cdef bytes index_line(self):
@@ -155,6 +147,7 @@ cdef Entry new_entry(uint64_t inode, uint8_t type):
     cdef Entry entry = Entry.__new__(Entry)
     entry.inode = inode
     entry.type = type
+    entry.is_directory = type == DIRECTORY
     return entry
 
 
@@ -222,8 +215,8 @@ cdef class Tree:
         entry.name = to_text(record.name)
         if record.data:
             entry._data = record.data
-            entry._size = as_size(len(record.data))
-        if entry.type == DIRECTORY and entry._size:
+            entry.size = as_size(len(record.data))
+        if entry.type == DIRECTORY and entry.size:
             raise ValueError(f"inode {record.inode} is a directory with data")
         self._table[record.inode] = entry
         return entry
@@ -306,9 +299,9 @@ cdef class Tree:
             content = splice(entry._data, start, data, truncate)
             end = len(content)
         self.begin_mutation(entry, writer, mtime)
-        self.content_bytes += end - entry._size
+        self.content_bytes += end - entry.size
         entry._data = content
-        entry._size = end
+        entry.size = end
         self.rebase_draft(entry)
 
     def rename(self, Entry entry not None, Entry parent not None, str name not None, *,
@@ -387,7 +380,7 @@ cdef class Tree:
         entry.name = name
         entry._path = None
         entry._index_line = None
-        self.content_bytes += entry._size
+        self.content_bytes += entry.size
         return 0
 
     cdef int detach(self, Entry entry) except -1:
@@ -397,7 +390,7 @@ cdef class Tree:
         entry.parent.listing_version += 1
         del self._table[entry.inode]
         entry.parent = None
-        self.content_bytes -= entry._size
+        self.content_bytes -= entry.size
         return 0
 
     cdef int check_attached(self, Entry entry) except -1:
@@ -414,7 +407,7 @@ cdef class Tree:
 
     cdef int check_free(self, Entry parent, str name) except -1:
         """Check that *parent* can have a new entry *name*."""
-        if parent.type != DIRECTORY or not name or "/" in name or parent.child(name) is not None:
+        if not parent.is_directory or not name or "/" in name or parent.child(name) is not None:
             raise ValueError(f"{name!r} can't be created in {parent!r}")
         return 0
 
@@ -555,8 +548,8 @@ cdef class Tree:
         cdef Draft draft = entry._draft
         cdef Py_ssize_t growth = 0
         if draft is not None:
-            if not entry.is_orphan and len(draft.buffer) > entry._size:
-                growth = len(draft.buffer) - entry._size
+            if not entry.is_orphan and len(draft.buffer) > entry.size:
+                growth = len(draft.buffer) - entry.size
             self.unpublished_growth += growth - draft.growth
             draft.growth = growth
         return 0

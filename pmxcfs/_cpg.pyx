@@ -51,6 +51,7 @@ cdef enum:  # sizes in bytes
 
 cdef uint8_t DIRECTORY = EntryType.DIRECTORY
 cdef object TREE = Group.TREE
+cdef int WRITE = Kind.WRITE, RENAME = Kind.RENAME, MTIME = Kind.MTIME, UNLOCK = Kind.UNLOCK
 
 cdef dict _TYPES = {
     SyncStart: SYNC_START, State: STATE, Update: UPDATE, UpdateComplete: UPDATE_COMPLETE,
@@ -165,14 +166,14 @@ cdef list record_tail(Fixed *head, record):
 cdef list tree_tail(Fixed *head, int kind, body):
     """Append the numbers of a change of the tree to *head*; return the bytes behind them."""
     cdef bytes path = terminated(to_bytes(body.path))
-    if kind == Kind.UNLOCK or kind == Kind.UNLOCK_REQUEST:
+    cdef bint is_write = kind == WRITE
+    if not is_write and (kind == UNLOCK or kind == Kind.UNLOCK_REQUEST):
         return [as_checksum(body.checksum), path]
-    cdef bint is_write = kind == Kind.WRITE
     cdef bytes data = body.data if is_write else b""
-    cdef bytes to = terminated(to_bytes(body.to)) if kind == Kind.RENAME else b""
+    cdef bytes to = terminated(to_bytes(body.to)) if kind == RENAME else b""
     put(head, <uint64_t>len(data), 4)
     # MTIME carries the new mtime in the offset field.
-    put(head, body.offset if is_write else body.mtime if kind == Kind.MTIME else 0, 4)
+    put(head, body.offset if is_write else body.mtime if kind == MTIME else 0, 4)
     put(head, <uint64_t>len(path), 4)
     put(head, <uint64_t>len(to), 4)
     put(head, 1 if is_write and body.truncate else 0, 4)

@@ -72,9 +72,9 @@ def exchange(Tree tree not None, list leaving not None, list arriving not None,
         tree.note_touched(entry)
     for entry, record in staying:
         tree.note_touched(entry)
-        tree.content_bytes -= entry._size
+        tree.content_bytes -= entry.size
         set_record(entry, record, sparse)
-        tree.content_bytes += entry._size
+        tree.content_bytes += entry.size
         if entry.inode != 0 and entry.parent.inode != record.parent:
             relink(tree, entry, tree._table[record.parent])
         tree.rebase_draft(entry)
@@ -84,7 +84,7 @@ cdef int set_record(Entry entry, record, set sparse) except -1:
     """Set stamp and content of *entry* from a record."""
     entry.stamp(record.version, record.writer, record.mtime)
     entry._data = record.data or b""
-    entry._size = len(entry._data)
+    entry.size = len(entry._data)
     if entry.inode in sparse:
         entry._data = b""
     return 0
@@ -92,7 +92,7 @@ cdef int set_record(Entry entry, record, set sparse) except -1:
 
 cdef int relink(Tree tree, Entry entry, Entry parent) except -1:
     """Move *entry* to *parent*, the new directory at the path of its old one."""
-    tree.content_bytes -= entry._size
+    tree.content_bytes -= entry.size
     del entry.parent._children[entry.name]
     entry.parent.listing_version += 1
     return tree.link(entry, parent, entry.name)
