@@ -11,4 +11,5 @@ cdef class KernelCache:
     cdef object _handles
     cdef object _may_be_absent
 
+    cdef object _on_own(self, Change change)
     cdef object _on_foreign(self, Change change)

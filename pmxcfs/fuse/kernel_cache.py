@@ -43,7 +43,13 @@ class KernelCache:
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
         """Notify of *change*: completely if *foreign*, else of what the reply does not contain."""
-        if foreign or change.kind is _UNLOCK:
+        if foreign:
+            self._on_foreign(change)
+        else:
+            self._on_own(change)
+
+    def _on_own(self, change: Change) -> None:
+        if change.kind is _UNLOCK:
             self._on_foreign(change)
         elif change.source and changes_mode(change.source, change.path):
             self._notifier.attributes([change.entry.node])

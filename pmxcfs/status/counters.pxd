@@ -1,5 +1,6 @@
 # cython: language_level=3
 # The types of counters.py, which counts every change.
+from pmxcfs.tree.guests cimport Guests
 
 
 cdef class _Pending:
@@ -20,10 +21,11 @@ cdef class Status:
     cdef readonly dict counters
     cdef readonly dict guest_lines
     cdef readonly object revision
-    cdef object _guests
+    cdef Guests _guests
     cdef object _guest_version
     cdef object _pending
 
+    cdef object _find(self, str path, list watched, dict guests)
     cpdef object absorb(self, handed)
     cdef object _count(self, _Pending pending)
     cdef object _list_guest(self, guest)

@@ -120,23 +120,28 @@ class Status:
         guests = [(guest.vmid, guest) for guest in self._guests]
         self._pending.append(_Pending(sequence, list(self.counters), guests, is_reload=True))
 
-    def on_change(self, *paths: str, sequence: int) -> bool:
-        """Record a change of the entries at *paths*, the old and new paths of a rename.
+    def on_change(self, path: str, source: str = "", *, sequence: int) -> bool:
+        """Record a change of the entry at *path*, or its rename from *source* to *path*.
 
         *sequence* is that of the cache invalidation. Return whether the change is counted.
         """
         watched: list[str] = []
         guests: dict[int, GuestPath | None] = {}
-        for path in paths:
-            if path in self.counters:
-                watched.append(path)
-            guest = parse_guest_path(path)
-            if guest is not None:
-                guests[guest.vmid] = self._guests.get(guest.vmid)
+        self._find(path, watched, guests)
+        if source:
+            self._find(source, watched, guests)
         if not watched and not guests:
             return False
         self._pending.append(_Pending(sequence, watched, list(guests.items())))
         return True
+
+    def _find(self, path: str, watched: list[str], guests: dict[int, GuestPath | None]) -> None:
+        """Add *path* to *watched*, and its guest to *guests*, if they are counted."""
+        if path in self.counters:
+            watched.append(path)
+        guest = parse_guest_path(path)
+        if guest is not None:
+            guests[guest.vmid] = self._guests.get(guest.vmid)
 
     def absorb(self, handed: int) -> None:
         """Count the pending changes whose sequence is at most *handed*."""

@@ -34,6 +34,7 @@ cdef class FileSystem:
     cdef object _check_size(self, OpenFile handle, end)
     cpdef object release(self, OpenFile handle)
     cdef object _note_lock(self, Change change)
+    cdef object _note_own(self, Change change)
 
 
 cdef object _check_name(str name)

@@ -373,8 +373,12 @@ class FileSystem:
     def on_change(self, change: Change, *, foreign: bool) -> None:
         """Keep the locks' ages, and drop the draft of a file that this mount has removed."""
         self._note_lock(change)
+        if not foreign:
+            self._note_own(change)
+
+    def _note_own(self, change: Change) -> None:
         gone = change.entry if change.kind in _REMOVALS else change.replaced
-        if gone is not None and not foreign:
+        if gone is not None:
             self._tree.orphan(gone)
 
     def on_reload(self, reload: Reload) -> None:
