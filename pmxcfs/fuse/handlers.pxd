@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pmxcfs._core cimport Entry
 from pmxcfs.fuse.attributes cimport Attributes, Requester, Statistics, Wanted
 from pmxcfs.fuse.node_ids cimport NodeIds
+from pmxcfs.host.callers cimport Callers
 from pmxcfs.vfs.filesystem cimport FileSystem
 from pmxcfs.vfs.writeback cimport Writeback
 
@@ -16,7 +17,7 @@ cdef class Handlers:
     cdef FileSystem _files
     cdef Writeback _writeback
     cdef object _ownership
-    cdef object _callers
+    cdef Callers _callers
     cdef object _on_debug
     cdef dict _status_files
     cdef dict _fixed

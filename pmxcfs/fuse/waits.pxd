@@ -10,6 +10,8 @@ cdef class Waits:
     cdef readonly object stalls
     cdef readonly int _descriptor
     cdef readonly object _lock_released
+    cdef object _leave
+    cdef object _return
     cdef object _queued
     cdef double _last_turn
     cdef Writes _writes

@@ -36,6 +36,7 @@ class Waits:
         self.limit = limit
         self._descriptor = -1  # of the session; -1 before ``attach``
         self._lock_released = lock_released
+        self._leave, self._return = lock_released.__enter__, lock_released.__exit__
         self._queued: deque[Signal] = deque()  # of threads that want to wait, too
         self._last_turn = 0.0  # monotonic second in which a wait last began or ended
         self.stalls = StallWatch()  # its thread is started and closed by the daemon
@@ -83,12 +84,12 @@ class Waits:
         watch = self._new_watch()
         if watch.is_active and self._writes.begin(watch):
             self.stalls.wake()
-        self._lock_released.__enter__()
+        self._leave()
         return watch
 
     def end_write(self, watch: RequestWatch) -> None:
         """Take the lock again."""
-        self._lock_released.__exit__(None, None, None)
+        self._return(None, None, None)
         self._writes.end(watch)
         self._end()
 
