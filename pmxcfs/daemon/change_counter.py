@@ -26,9 +26,12 @@ class ChangeCounter:
 
     def on_change(self, change: Change, *, foreign: bool) -> None:
         """Count *change* if it concerns a counted file or a guest, as few changes do."""
-        sequence = self._notifier.sequence
-        if self._status.on_change(change.path, change.source, sequence=sequence):
+        if self._count(change):
             self._clients.on_change(change, foreign=foreign)
+
+    def _count(self, change: Change) -> bool:
+        """Count *change*; return whether it concerns a counted file or a guest."""
+        return self._status.on_change(change.path, change.source, self._notifier.sequence)
 
     def on_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
         """Count changes that were taken back: they could be seen while they were being saved."""

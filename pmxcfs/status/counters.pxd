@@ -1,5 +1,7 @@
 # cython: language_level=3
 # The types of counters.py, which counts every change.
+cimport cython
+
 from pmxcfs.tree.guests cimport Guests
 
 
@@ -25,6 +27,8 @@ cdef class Status:
     cdef object _guest_version
     cdef object _pending
 
+    @cython.locals(watched=list, guests=dict)
+    cpdef bint on_change(self, str path, str source=*, sequence=*) except -1
     cdef object _find(self, str path, list watched, dict guests)
     cpdef object absorb(self, handed)
     cdef object _count(self, _Pending pending)

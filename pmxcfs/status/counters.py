@@ -120,7 +120,7 @@ class Status:
         guests = [(guest.vmid, guest) for guest in self._guests]
         self._pending.append(_Pending(sequence, list(self.counters), guests, is_reload=True))
 
-    def on_change(self, path: str, source: str = "", *, sequence: int) -> bool:
+    def on_change(self, path: str, source: str = "", sequence: int = 0) -> bool:
         """Record a change of the entry at *path*, or its rename from *source* to *path*.
 
         *sequence* is that of the cache invalidation. Return whether the change is counted.

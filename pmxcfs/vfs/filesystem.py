@@ -166,7 +166,7 @@ class FileSystem:
         self._need_quorum()
         _check_name(name)
         target = _join(_path(parent), name)
-        if is_below_locks(entry):
+        if entry.is_directory and is_below_locks(entry):
             raise Denied(f"the lock {entry.path} can't be renamed")
         _check_empty(entry)
         replaced = parent.child(name)
