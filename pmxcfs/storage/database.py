@@ -391,7 +391,7 @@ class Database:
         """
         guard = None
         if self._is_suspect and os.path.exists(f"{self._path}-wal"):
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*FAILURES):
                 guard = connect(self._path, timeout=0, options="mode=ro")
                 guard.execute("SELECT 1 FROM tree LIMIT 1").fetchall()
         with contextlib.suppress(sqlite3.Error):
