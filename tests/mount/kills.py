@@ -192,6 +192,9 @@ class Kills:
     def _adopt(self, daemon: Daemon) -> None:
         """Have the daemon adopt its own tree with another content of one file."""
         before = inspect(self._state / "config.db")
+        if before.tree.find(ADOPTED) is None:
+            self.outcome.violations.append(f"the database has no file {ADOPTED}")
+            return
         content = b"%d" % before.tree.version
         mutation = Write(ADOPTED, 0, content, truncate=True)
         apply(before.tree, before.guests, mutation, writer=7, mtime=1)
