@@ -36,6 +36,7 @@ from pmxcfs.storage._changes import outlines
 from pmxcfs.storage._journal import frame
 from pmxcfs.storage.history_index import Index, encode_index, marks_of, plain, read_index
 from pmxcfs.storage.records import (
+    MAX_LEFT_OUT,
     Adopted,
     BadRecord,
     Before,
@@ -337,8 +338,8 @@ def _public(record: Record, mutation: Mutation | None, private: set[int]) -> Rec
     if not isinstance(record, Change):
         return record
     if mutation is None:  # nobody can tell which part of it is content
-        size = len(record.message)
-        return record._replace(message=b"", left_out=record.left_out + size)
+        size = record.left_out + len(record.message)
+        return record._replace(message=b"", left_out=min(size, MAX_LEFT_OUT))
     if record.inode not in private or not isinstance(mutation, Write) or not mutation.data:
         return record
     normal = decode_message(record.message, group=Group.TREE)

@@ -23,6 +23,7 @@ from pmxcfs.storage.divergence import Note, Removal
 ID_SIZE = 16  # bytes of a save's id and of a lineage
 CHECKSUM_SIZE = 32  # bytes of a state checksum
 MAX_PATHS = 1 << 20  # bytes of paths that one ADOPTED record lists, lengths included
+MAX_LEFT_OUT = (1 << 32) - 1  # bytes that a CHANGE can say to be left out
 _MAX_STRING = (1 << 16) - 1  # bytes of a name or path
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from zstandard import ZstdCompressor
 
@@ -120,6 +120,7 @@ def test_it_is_compressed(home: Path) -> None:
 
 
 @given(records=st.lists(RECORDS, max_size=8), private=st.sets(st.integers(0, 9)))
+@example(records=[Change(0, 0, 0, 0, 0, 0, 0, 0, b"", bytes(14), 4_294_967_282)], private=set())
 def test_records_that_need_not_be_decoded_become_the_same_history(
     records: list[Record], private: set[int]
 ) -> None:
