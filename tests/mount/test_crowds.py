@@ -19,9 +19,9 @@ PROGRAM = ROOT / "tests" / "fakes" / "programs" / "crowd.py"
 READERS, WRITERS = 64, 8
 PAUSE = 0.05  # seconds between two rounds of each program
 WARM = 0.2  # the part of the time after which nothing may grow any more
-GROWTH = (
-    8 << 20
-)  # bytes of resident memory: names that were looked up, and what the allocator keeps
+# Bytes of resident memory: names that were looked up, and what the allocator keeps. In a short run
+# that includes the first rewriting of a segment for the history, about 21 MB.
+GROWTH, GROWTH_AT_FIRST = 8 << 20, 32 << 20
 
 
 def resident(daemon: Daemon) -> int:
@@ -43,9 +43,12 @@ def told(times: Sequence[float]) -> str:
 
 
 @pytest.mark.parametrize("pause", [0.0, PAUSE], ids=["without pause", "paced"])
-@pytest.mark.parametrize("seconds", [10, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("seconds", "most"),
+    [(10, GROWTH_AT_FIRST), pytest.param(300, GROWTH, marks=pytest.mark.long)],
+)
 def test_64_readers_and_8_writers_get_no_error_and_leave_nothing(
-    tmp_path: Path, seconds: int, pause: float, report: Callable[[object], None]
+    tmp_path: Path, seconds: int, most: int, pause: float, report: Callable[[object], None]
 ) -> None:
     with mounted(tmp_path, "--test-control") as mount:
         files = descriptors(mount)
@@ -71,7 +74,7 @@ def test_64_readers_and_8_writers_get_no_error_and_leave_nothing(
         )
         assert len(reports) == 1 + READERS + WRITERS
         assert [each["errors"] for each in reports if each["errors"]] == []
-        assert growth < GROWTH
+        assert growth < most
         wait_for(lambda: mount.control("info")["waiting"] == 0, mount)
         # Test control is connected only for the command that asks.
         wait_for(lambda: descriptors(mount) <= files, mount)
