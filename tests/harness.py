@@ -281,6 +281,17 @@ def wait_for(condition: Callable[[], bool], daemon: Daemon, seconds: float = GRA
         time.sleep(POLL_INTERVAL)
 
 
+@contextlib.contextmanager
+def held(daemon: Daemon) -> Iterator[None]:
+    """Let changes wait, as in a cluster without answers, until the block ends."""
+    daemon.control("hold")
+    try:
+        yield
+    finally:
+        if daemon.process.poll() is None:
+            daemon.control("resume")
+
+
 def fuse_mounts(below: Path) -> list[Path]:
     """Return the FUSE mounts at *below* and deeper, the deepest first."""
     found = []

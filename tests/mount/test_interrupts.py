@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.fuse.turns import MAX_WAITING
-from tests.harness import GRACE, Daemon, mounted, wait_for
+from tests.harness import GRACE, Daemon, held, mounted, wait_for
 from tests.mount.devices import ext4, frozen, needs_loop
 from tests.mount.observed import published
 from tests.places import ROOT
@@ -57,16 +57,6 @@ class Client:
             found = self._output.read()
             self._process.wait(GRACE)
         return found
-
-
-@contextlib.contextmanager
-def held(mount: Daemon) -> Iterator[None]:
-    """Let changes wait, as in a cluster without answers, until the block ends."""
-    mount.control("hold")
-    try:
-        yield
-    finally:
-        mount.control("resume")
 
 
 @pytest.fixture

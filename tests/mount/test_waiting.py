@@ -3,7 +3,6 @@
 The test control holds all changes that come through the mount; injected foreign changes go on.
 """
 
-import contextlib
 import errno
 import functools
 import os
@@ -18,7 +17,7 @@ import pytest
 from pmxcfs.fuse.turns import MAX_WAITING
 from pmxcfs.fuse.workers import RESERVED_WORKERS
 from pmxcfs.replica.tickets import NAME_TIMEOUT
-from tests.harness import Daemon, mounted, session_in_use, wait_for
+from tests.harness import Daemon, held, mounted, session_in_use, wait_for
 from tests.mount.observed import status
 
 pytestmark = pytest.mark.needs_fuse
@@ -55,17 +54,6 @@ class Change(threading.Thread):
         self.join(60)
         assert not self.is_alive()
         return self.errno
-
-
-@contextlib.contextmanager
-def held(mount: Daemon) -> Iterator[None]:
-    """Let changes wait until the block ends."""
-    mount.control("hold")
-    try:
-        yield
-    finally:
-        if mount.process.poll() is None:
-            mount.control("resume")
 
 
 def waiting(mount: Daemon) -> int:

@@ -38,16 +38,6 @@ mutations = st.one_of(
 steps = st.lists(mutations, max_size=15)
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
-
-
-@pytest.fixture
-def node(journal: Path) -> JournalingNode:
-    return JournalingNode(journal)
-
-
 def kept(journal: Path) -> Path:
     """Return the only kept part of a journal."""
     (copy,) = kept_copies(journal.parent)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from pmxcfs.messages import Create, Mkdir, Write
 from pmxcfs.storage import records, segments
 from pmxcfs.storage.kept_copies import DAMAGE, kept_copies
@@ -19,16 +17,6 @@ NOW = 1_795_000_000
 DAMAGED = r"the journal is damaged: \d+ changes in it could not be applied; they are kept as .*"
 OTHER = r"the database is not the one that the journal goes on from, .*; they are kept as .*"
 ONLY = "changed in the journal only: "
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
-
-
-@pytest.fixture
-def node(journal: Path) -> JournalingNode:
-    return JournalingNode(journal)
 
 
 # Damage

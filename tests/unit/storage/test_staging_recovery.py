@@ -39,16 +39,6 @@ def _memory(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
-
-
-@pytest.fixture
-def node(journal: Path) -> JournalingNode:
-    return JournalingNode(journal)
-
-
 def test_staged_changes_are_replayed_and_then_in_the_segment(
     node: JournalingNode, journal: Path
 ) -> None:
