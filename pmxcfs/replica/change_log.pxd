@@ -54,7 +54,3 @@ cdef class ChangeLog:
     cdef object _check_complete(self)
     cdef object _why_not(self)
     cdef object _forget(self)
-
-
-@cython.locals(body=bytes, size=Py_ssize_t)
-cdef Py_ssize_t _size_of(bodies) except -1

@@ -41,7 +41,6 @@ MAX_STALLED = 4 * MAX_OWED  # bytes of records that may wait while it does not f
 AHEAD = 256 << 10  # bytes; with less room more is made, before a change needs it
 STALLED_AFTER = 0.25  # seconds that the device has not answered a thread that writes
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
-_FRAME_SIZE = size_of([b""])  # bytes that a body gets around it in the journal
 
 
 class ChangeLog:
@@ -139,14 +138,14 @@ class ChangeLog:
     def add(self, bodies: Collection[bytes]) -> None:
         """Append records, in order."""
         # Ahead of the records, which another thread may write at once.
-        self._ordinary = self._added + _size_of(bodies)
+        self._ordinary = self._added + size_of(bodies)
         self.add_heartbeats(bodies)
 
     def add_heartbeats(self, bodies: Collection[bytes]) -> None:
         """Append records that the journal may stage, in order."""
         for body in bodies:
             self._pending.append(body)
-            self._added += _FRAME_SIZE + len(body)
+            self._added += size_of([body])
         limit = MAX_STALLED if self._outage.cause is None else MAX_OWED
         if self._waiting_size > limit:
             self._forget()
@@ -218,7 +217,7 @@ class ChangeLog:
             while True:
                 body = self._pending.popleft()
                 if isinstance(body, bytes):
-                    self._added -= _FRAME_SIZE + len(body)
+                    self._added -= size_of([body])
         self._has_marker = False
 
     # Without the tree's lock.
@@ -295,7 +294,7 @@ class ChangeLog:
             while self._pending:
                 self._check_complete()
                 bodies = self._take()
-                size = _size_of(bodies)
+                size = size_of(bodies)
                 if not bodies or not self._has_room(size):
                     self._put_back(bodies)
                     return not self._pending  # the begin of a segment, or too many records
@@ -408,7 +407,7 @@ class ChangeLog:
                 break
             self._check_complete()
             bodies = self._take()
-            owed = _size_of(bodies)
+            owed = size_of(bodies)
             if self._journal.has_room(owed):
                 self._append(bodies, owed, math.inf)
             else:  # records were added meanwhile
@@ -449,11 +448,3 @@ class ChangeLog:
         if self._outage.cause is not None:
             return self._outage.cause.with_traceback(None)
         return StoreError("changes can't be stored before the whole tree has been saved")
-
-
-def _size_of(bodies: Collection[bytes]) -> int:
-    """Return the bytes that *bodies* take in the journal."""
-    size = 0
-    for body in bodies:
-        size += _FRAME_SIZE + len(body)
-    return size

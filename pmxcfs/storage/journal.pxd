@@ -1,8 +1,13 @@
 # cython: language_level=3
 # The types of journal.py, which runs for every change.
+cimport cython
 from libc.stdint cimport int64_t
 
 from pmxcfs.storage.segment_file cimport SegmentFile
+
+
+@cython.locals(body=bytes, size=Py_ssize_t)
+cpdef Py_ssize_t size_of(bodies) except -1
 
 
 cdef class Journal:

@@ -47,7 +47,10 @@ _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 
 def size_of(bodies: Collection[bytes]) -> int:
     """Return the bytes that *bodies* take in a segment, for ``has_room`` and ``make_room``."""
-    return sum(map(len, bodies)) + FRAME_SIZE * len(bodies)
+    size = FRAME_SIZE * len(bodies)
+    for body in bodies:
+        size += len(body)
+    return size
 
 
 class Journal:
