@@ -297,13 +297,16 @@ class Handlers:
     def listed(self, handle: int, raw_name: bytes, found: Node | None) -> Attributes | None:
         """Return the reply of a lookup of a listed name, with a reference for the kernel.
 
-        None if the name has changed since, or must be looked up by itself.
+        None if the kernel knows the object already, if the name has changed since, or if it must be
+        looked up by itself.
         """
+        if found is None or self.node_ids.is_known(found):
+            return None
         opened = self._directories[handle]
         is_listed = opened.version == opened.entry.listing_version or (
             opened.entry.child(to_text(raw_name)) is found
         )
-        return self._answer(found) if found is not None and is_listed else None
+        return self._answer(found) if is_listed else None
 
     def releasedir(self, handle: int) -> None:
         """Forget a handle of a directory."""

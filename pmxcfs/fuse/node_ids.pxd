@@ -10,6 +10,7 @@ cdef class NodeIds:
     cdef dict _absent
     cdef Py_ssize_t _absent_count
 
+    cpdef bint is_known(self, found) except -1
     cpdef object number(self, found)
     cpdef object reference(self, found)
     cpdef object forget(self, node, count)

@@ -42,6 +42,10 @@ class NodeIds:
         except KeyError:
             raise Stale(f"the kernel holds no reference to node {node}") from None
 
+    def is_known(self, found: Node) -> bool:
+        """Tell whether the kernel holds a reference to the object."""
+        return found.node in self.objects
+
     def number(self, found: Node) -> int:
         """Return the object's id; give it a new id if it has none yet."""
         if not found.node:

@@ -82,12 +82,27 @@ def test_listed_names_need_no_look_up(tmp_path: Path) -> None:
         for number in range(MANY):
             ask("inject", kind="create", path=f"d/{number}")
         (mount.path / ".debug").write_text("1\n")
-        with os.scandir(mount.path / "d") as entries:
-            sizes = [entry.stat().st_size for entry in entries]
+        for _ in range(2):  # the second time the reply is only names
+            with os.scandir(mount.path / "d") as entries:
+                sizes = [entry.stat().st_size for entry in entries]
+            assert sizes == [0] * MANY
         (mount.path / ".debug").write_text("0\n")
-        assert sizes == [0] * MANY
         wait_for(lambda: "readdir /d" in mount.log_text(), mount)
         assert mount.log_count("lookup /d") == 0
+        assert mount.log_count("getattr /d/") == 0
+
+
+def test_a_listing_after_a_change_of_another_node_shows_it(mount: Daemon) -> None:
+    directory = mount.path / "d"
+    directory.mkdir()
+    for number in range(MANY):
+        (directory / str(number)).write_text("old")
+    for _ in range(2):
+        assert {entry.stat().st_size for entry in os.scandir(directory)} == {len("old")}
+    for number in range(MANY):
+        mount.control("inject", kind="write", path=f"d/{number}", offset=0, data="newer")
+    mount.wait_until_notified()
+    assert {entry.stat().st_size for entry in os.scandir(directory)} == {len("newer")}
 
 
 def test_a_listing_goes_on_although_names_change(mount: Daemon) -> None:

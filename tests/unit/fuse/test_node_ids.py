@@ -8,6 +8,20 @@ from pmxcfs.fuse.node_ids import ROOT, NodeIds
 from pmxcfs.messages import EntryType
 
 
+def test_an_object_is_known_until_its_last_reference_is_forgotten() -> None:
+    tree = Tree()
+    nodes = NodeIds(tree.root)
+    entry = tree.create(tree.root, "a", EntryType.FILE, writer=1, mtime=1)
+    number = nodes.number(entry)
+    assert not nodes.is_known(entry)
+    nodes.reference(entry)
+    nodes.reference(entry)
+    nodes.forget(number, 1)
+    assert nodes.is_known(entry)
+    nodes.forget(number, 1)
+    assert not nodes.is_known(entry)
+
+
 def test_a_noted_name_may_be_a_negative_entry() -> None:
     nodes = NodeIds(Tree().root)
     assert not nodes.may_be_absent(ROOT, b"a")
