@@ -82,8 +82,8 @@ cdef enum:
     PAGE = 4096
     MAX_PAGES = 32  # of a WRITE at most
     MAX_WRITE = MAX_PAGES * PAGE  # bytes
-    LOOK_NS = 20000  # for which a reader looks before it sleeps
-    PROMPT_NS = 30000  # after the looking, in which a request still counts as prompt
+    LOOK_NS = 50000  # for which a reader looks before it sleeps
+    PROMPT_NS = 50000  # after the looking, in which a request still counts as prompt
     MIN_PROMPT = 4  # prompt requests in a row, after which a reader looks
     MAX_IN_VAIN = 3  # looks in vain in a row, after which it does not
     YIELDS = 3  # first looks, each of which lets another thread have the CPU
