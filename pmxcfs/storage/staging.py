@@ -148,6 +148,7 @@ def forget_staged(directory: Path) -> None:
     for home in HOMES:
         with contextlib.suppress(OSError), opened(_open_home(home)) as descriptor:
             os.unlink(name_of(os.stat(directory)), dir_fd=descriptor)
+            home.rmdir()  # fails if another daemon has a file there
 
 
 def name_of(directory: os.stat_result) -> str:

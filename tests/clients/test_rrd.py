@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -24,6 +25,7 @@ from tests.fakes.doubles.attacker import Attacker
 
 TIMEOUT = 20.0  # seconds
 NEVER = "/nonexistent/rrdcached.sock"
+F_SETOWN_EX, F_OWNER_TID = 15, 0  # of <fcntl.h>, which Python lacks
 ARCHIVES = [(steps, rows) for steps, rows in ((1, 1440), (30, 1440), (360, 1440), (10080, 570))]
 
 
@@ -147,6 +149,9 @@ def test_other_threads_run_while_librrd_waits(tmp_path: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        # To this thread alone: others, which do not block the signal, would end by it.
+        owner = struct.pack("ii", F_OWNER_TID, threading.get_native_id())
+        fcntl.fcntl(descriptor, F_SETOWN_EX, owner)
         values = update_of(name, metric(name)).values
         thread = threading.Thread(target=_librrd.update, args=[str(file), values])
         start = time.monotonic()
