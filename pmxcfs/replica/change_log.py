@@ -383,6 +383,8 @@ class ChangeLog:
             self._outage.works()
 
     def _note_failure(self, error: StoreError, size: int) -> None:
+        if error.errno == errno.ESHUTDOWN:  # the journal was closed: the daemon ends
+            return
         is_only_room = error.errno in _FULL and not (self.has_gap or self._journal.is_broken)
         self._refused = max(self._refused, self._waiting_size + size, 1) if is_only_room else 0
         self._outage.fails(error)

@@ -41,17 +41,16 @@ def test_the_lock_of_a_crashed_holder_is_freed_in_time(
         (renewed,) = holder.do(("utime", LOCK, now))
         assert renewed.error == 0
     assert renewer.do(("utime", LOCK, now + HOUR))[0].error == errno.EACCES
-    renewed_at = time.monotonic()
     cluster[3].daemon.kill()
     attempts = 0
     while (outcome := taker.do(("mkdir", LOCK))[0]).error:
         assert outcome.error in (errno.EEXIST, errno.EBUSY)
-        assert time.monotonic() - renewed_at < LIFETIME + SLACK
+        assert time.monotonic() - renewed.end < LIFETIME + SLACK
         (asked,) = taker.do(("utime", LOCK, 0))
         assert asked.error in (errno.EACCES, errno.ENOENT, errno.EBUSY)
         attempts += 1
-    freed = outcome.end - renewed_at
-    assert freed >= LIFETIME - 0.1
+    freed = outcome.end - renewed.start
+    assert freed >= LIFETIME
     assert attempts > 1
     report(
         f"locks: with clocks an hour apart, a crashed holder's lock was free after {freed:.1f} s, "

@@ -108,6 +108,7 @@ class Host:
         """Start the thread, queue *content* and wait until the thread has written it."""
         self.config.start()
         self.config.follow(content, reload=reload)
+        self.config.wait(TIMEOUT)  # its priority is low
         self.config.close()
 
     @property

@@ -520,3 +520,13 @@ def test_without_room_ahead_nothing_has_failed(world: World, below: Device) -> N
     world.log.await_ready(0, version=2)  # after that attempt
     assert world.log.is_writable
     assert world.journal.failure is None
+
+
+def test_the_end_of_the_daemon_is_no_failure(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.journal.close()
+    with pytest.raises(StoreError, match="as the daemon ends"):
+        world.log.await_ready(1 << 20, version=2)
+    assert world.log.failure is None
+    assert not caplog.records
