@@ -171,6 +171,7 @@ def remove_leftovers(name: str, *, below: Path = SHARED_MEMORY) -> None:
     """
     for directory in below.glob("qb-*-*-*-*"):
         pid = directory.name.split("-")[1]
-        is_ours = pid.isdecimal() and any(directory.glob(f"qb-*-{name}-header"))
-        if is_ours and (pid == str(os.getpid()) or not Path("/proc", pid).exists()):
-            shutil.rmtree(directory, ignore_errors=True)
+        if pid.isdecimal() and (pid == str(os.getpid()) or not Path("/proc", pid).exists()):
+            with contextlib.suppress(OSError):  # another program's, which removes it just now
+                if any(directory.glob(f"qb-*-{name}-header")):
+                    shutil.rmtree(directory, ignore_errors=True)

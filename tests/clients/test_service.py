@@ -251,6 +251,24 @@ def test_leftovers_of_dead_servers_are_removed(tmp_path: Path) -> None:
     assert left == sorted(["qb-junk-1-1-x", f"qb-{alive}-7-8-mine", f"qb-{dead.pid}-7-8-other"])
 
 
+def test_a_directory_that_goes_meanwhile_keeps_no_server_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f"qb-{dead.pid}-7-8-other").mkdir()
+    glob = Path.glob
+
+    def gone(self: Path, pattern: str) -> Iterator[Path]:
+        if self != tmp_path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", gone)
+    remove_leftovers("mine", below=tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+
+
 # Clients that misbehave
 
 
