@@ -95,6 +95,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> int:
         _warn_of_missing_database(settings.database)
         cleanup.enter_context(process.StateLock(settings.lockfile, mountpoint=settings.mountpoint))
         cleanup.enter_context(mountpoint.claimed(settings.mountpoint))
+        process.forget_pid(settings.pidfile)
         daemon = Daemon(settings, gid=gid, cleanup=cleanup)
         cleanup.enter_context(process.pid_file(settings.pidfile))
         waiter.start(daemon.stop)

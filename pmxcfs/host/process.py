@@ -286,6 +286,15 @@ def lock_file(descriptor: int, timeout: float) -> bool:
             return True
 
 
+def forget_pid(path: Path) -> None:
+    """Remove the pid file of a daemon that was killed, so that there is none until this one serves.
+
+    A file that can't be removed is replaced then, or an error.
+    """
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 @contextlib.contextmanager
 def pid_file(path: Path) -> Iterator[None]:
     """Keep this process's pid in *path*; at the end remove it, unless it is another's by then."""

@@ -118,6 +118,15 @@ def test_the_error_for_a_file_that_is_no_database_names_it(tmp_path: Path) -> No
     assert not is_mount(tmp_path / "pve")
 
 
+def test_the_pid_of_a_killed_daemon_is_forgotten_before_the_next_one_serves(tmp_path: Path) -> None:
+    with mounted(tmp_path) as daemon:
+        daemon.kill()
+        assert (tmp_path / "run" / "pmxcfs.pid").exists()
+    (tmp_path / "state" / "config.db").write_bytes(b"not a database, but long enough" * 100)
+    assert run_in_background(tmp_path).returncode == 1
+    assert not (tmp_path / "run" / "pmxcfs.pid").exists()
+
+
 def fail_to_start_clustered(workdir: Path, corosync_conf: bytes) -> None:
     """Start a daemon with a corosync.conf that it can't use; assert that it fails."""
     (workdir / "corosync.conf").write_bytes(corosync_conf)
