@@ -4,3 +4,4 @@ from libc.stdint cimport int64_t
 
 
 cpdef int64_t seconds() except -1
+cpdef int64_t nanoseconds() except -1

@@ -15,3 +15,8 @@ from pmxcfs.messages import MAX_TIME
 def seconds() -> int:
     """Return the seconds since 1970, from 0 to MAX_TIME; earlier and later times are cut."""
     return min(max(int(time.time()), 0), MAX_TIME)
+
+
+def nanoseconds() -> int:
+    """Return the ns since 1970, for a time in the journal; 0 before that."""
+    return max(time.time_ns(), 0)

@@ -18,7 +18,6 @@ Contract: docs/spec/storage.md, "Writing"; cluster.md, "State machine", "Deliver
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
@@ -26,6 +25,7 @@ from typing import Protocol, TypeAlias
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Busy, Failed, NoCopy, PmxcfsError, Stalled, StoreError
+from pmxcfs.host import clock
 from pmxcfs.messages import Kind, Mutation, Record
 from pmxcfs.replica.batches import Batches
 from pmxcfs.replica.change_log import ChangeLog
@@ -113,7 +113,7 @@ class Replica:
         on_pending: Callable[[], None],
         unsaved: Iterable[int] = (),
         must_save_all: bool = False,
-        wall_clock_ns: Callable[[], int] = time.time_ns,
+        wall_clock_ns: Callable[[], int] = clock.nanoseconds,
     ) -> None:
         self.tree = tree
         self.guests = guests

@@ -18,7 +18,6 @@ import errno
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +28,7 @@ from zstandard import ZstdCompressor
 from pmxcfs._core import Tree
 from pmxcfs._cpg import decode as decode_message
 from pmxcfs._cpg import encode as encode_message
+from pmxcfs.host import clock
 from pmxcfs.host.files import FILE_MODE, replace_file
 from pmxcfs.messages import Group, Mutation, Normal, Rename, Write
 from pmxcfs.settings import HISTORY_SHARE, HistoryLimits
@@ -108,7 +108,7 @@ class History:
         *,
         private_now: PrivateNow,
         limits: HistoryLimits | None = None,
-        clock_ns: Callable[[], int] = time.time_ns,
+        clock_ns: Callable[[], int] = clock.nanoseconds,
     ) -> None:
         self._directory = directory
         self._private_now = private_now

@@ -24,3 +24,11 @@ from pmxcfs.messages import MAX_TIME
 def test_a_time_has_32_bits(monkeypatch: pytest.MonkeyPatch, now: float, expected: int) -> None:
     monkeypatch.setattr(time, "time", lambda: now)
     assert clock.seconds() == expected
+
+
+@pytest.mark.parametrize(("now", "expected"), [(1 << 60, 1 << 60), (-1, 0), (-(10**18), 0)])
+def test_a_time_in_the_journal_is_not_before_1970(
+    monkeypatch: pytest.MonkeyPatch, now: int, expected: int
+) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    assert clock.nanoseconds() == expected
