@@ -112,8 +112,9 @@ def assert_shown(
     def status() -> Any:
         return json.loads(node.run(*STATUS, check=False))
 
-    def is_status_up_to_date() -> bool:  # addresses of members arrive later than they do
-        return bool(status()["members"] == json.loads(agent("get", ".members")))
+    def is_status_up_to_date() -> bool:  # the cluster's name and the addresses arrive later
+        shown = json.loads(agent("get", ".members"))
+        return "cluster" in shown and bool(status()["members"] == shown)
 
     cluster.wait_until(is_status_up_to_date, DETECTION, "a status with the members")
     members = json.loads(agent("get", ".members"))
