@@ -244,7 +244,8 @@ cdef class Device:
         """Let nobody read any more. For any thread; never blocks."""
         cdef uint64_t one = 1
         self._is_stopping = True
-        write(self._wakeup, &one, sizeof(one))
+        if write(self._wakeup, &one, sizeof(one)) < 0 and errno != EAGAIN:  # it was told before
+            raise OSError(errno, os.strerror(errno))
 
     def close(self):
         """End the session with the kernel.

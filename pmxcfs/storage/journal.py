@@ -254,7 +254,7 @@ class Journal:
         Raises StoreError; then the journal is broken. Appending goes on meanwhile. One that has
         waited for the sync of another thread needs none of its own if that began late enough.
         """
-        wanted, directory = self.position.sequence, -1
+        wanted, directory, was_listed = self.position.sequence, -1, True
         with self._sync_lock:
             with self._lock:
                 self._check_usable()
