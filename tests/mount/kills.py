@@ -14,10 +14,12 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pmxcfs.host.process import is_dying
 from pmxcfs.messages import Write
 from pmxcfs.storage.create import making
 from pmxcfs.storage.database import inspect as inspect_database
@@ -26,7 +28,7 @@ from pmxcfs.storage.recovery import inspect
 from pmxcfs.storage.staging import forget_staged, read_staged
 from pmxcfs.tree.apply import apply
 from tests.fakes.programs.mortal import AT_ADOPTION, AT_START, AT_STOP, AT_WORK, POINTS, Plan
-from tests.harness import GRACE, Daemon, detach, is_loud, launch, wait_for
+from tests.harness import GRACE, POLL_INTERVAL, Daemon, detach, is_loud, launch, wait_for
 from tests.mount.workload import Writers
 
 WRITERS = 4
@@ -206,10 +208,23 @@ class Kills:
             daemon.control("adopt", path=str(leader))
             self._adopted = {content}
             self._version += 1
-            (daemon.path / "after").touch()  # its record is behind that of the adoption
+            self._touch(daemon, "after")  # its record is behind that of the adoption
         except (OSError, json.JSONDecodeError):  # it dies
             self._adopted.add(content)
             self._await_death(daemon, LONGEST_WAIT)
+
+    def _touch(self, daemon: Daemon, name: str) -> None:
+        """Touch a file of a daemon that may die meanwhile. Raises OSError then.
+
+        If it dies while it notifies the kernel of an entry of the same directory, the kernel waits
+        for it, and its last thread for the kernel, until the mount is gone.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            touched = pool.submit((daemon.path / name).touch)
+            while not wait([touched], POLL_INTERVAL).done:
+                if is_dying(str(daemon.process.pid)):
+                    detach(daemon.path)
+            touched.result()
 
     def _look(self, writers: Writers, daemon: Daemon) -> None:
         """Compare with what must be there, as far as users and other programs see it."""
