@@ -26,7 +26,6 @@ SETTLE = 0.5  # seconds after a fault after which the majority's changes are tho
 AHEAD = 30  # changes by which the majority must be ahead; a writer has one in flight
 RECOVERY = 60.0  # seconds for a node to acknowledge a change after the fault is over
 CACHES_FILL = 1.0  # seconds after a start until the files of readers are cached
-RESENT = 1.0  # seconds in which a frame that was lost may not have been sent again
 NOTICE = 6.0  # seconds that corosync takes at most to notice that it is alone
 LOSS = (5, 15)  # percent
 
@@ -76,7 +75,6 @@ class Faults:
         self._random = random.Random(seed)
         self._hit: set[int] = set()  # nodes that a lane works on
         self._losses: list[tuple[float, float]] = []
-        self._separations: list[tuple[int, float]] = []  # the node, and when its fault began
 
     def lanes(self) -> list[Lane]:
         """Return all lanes; after ``is_over`` is set each ends with its present fault."""
@@ -87,10 +85,7 @@ class Faults:
         return [cluster, daemons, self._lose_frames()]
 
     def excuse_losses(self) -> None:
-        """Doubt the answers that nodes got shortly before they were alone, if frames were lost."""
-        for number, moment in self._separations:
-            if any(start < moment < end for start, end in self._losses):
-                self._doubts.add(number, moment - RESENT, moment)
+        """Doubt the answers that nodes got shortly before lost frames ended their quorum."""
         for node in self._lab.nodes:
             for moment in node.corosync.quorum_losses():
                 if any(start < moment < end + NOTICE for start, end in self._losses):
@@ -159,7 +154,6 @@ class Faults:
     def _recover(self, fault: str, node: Member, start: float) -> Lane:
         """Wait until *node* is back; doubt all answers that it got since *start*."""
         yield from self._until_back(fault, node)
-        self._separations.append((node.number, start))
         self._doubts.add(node.number, start - MARGIN, time.monotonic())
 
     # The lane of the daemons.
