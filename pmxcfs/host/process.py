@@ -289,7 +289,7 @@ def lock_file(descriptor: int, timeout: float) -> bool:
 def forget_pid(path: Path) -> None:
     """Remove the pid file of a daemon that was killed, so that there is none until this one serves.
 
-    A file that can't be removed is replaced then, or an error.
+    Raises nothing: if the file can't be removed, ``pid_file`` replaces it or reports the error.
     """
     with contextlib.suppress(OSError):
         path.unlink()

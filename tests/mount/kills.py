@@ -216,8 +216,9 @@ class Kills:
     def _touch(self, daemon: Daemon, name: str) -> None:
         """Touch a file of a daemon that may die meanwhile. Raises OSError then.
 
-        If it dies while it notifies the kernel of an entry of the same directory, the kernel waits
-        for it, and its last thread for the kernel, until the mount is gone.
+        If it is killed while it notifies the kernel of a name in this directory, the touch waits
+        for the daemon's reply, and the daemon's last thread waits in the kernel for the touch. Both
+        end when the mount is detached.
         """
         with ThreadPoolExecutor(1) as pool:
             touched = pool.submit((daemon.path / name).touch)
