@@ -67,6 +67,7 @@ class _Round:
     checksum: bytes = b""  # our checksum when the VERIFY_REQUEST was delivered
     is_request_pending: bool = False  # our VERIFY_REQUEST was not answered yet
     verify_at: float = _NEVER  # when a verification is due because UPDATEs were sent; monotonic
+    foreign_start: float = _NEVER  # when SYNCED first ignored a SYNC_START; monotonic
 
 
 class Dfsm:
@@ -269,10 +270,25 @@ class Dfsm:
     def _on_sync_start(
         self, sender: messages.Member, message: messages.SyncStart, at: Moment
     ) -> list[Effect]:
-        if self.mode is not Mode.START_SYNC or sender not in self.members:
+        if sender not in self.members or self.mode is Mode.UPDATE:
             return []
+        if self.mode is Mode.SYNCED:
+            return self._on_foreign_start(sender, at)
         self._begin_round(message.epoch, at)
         return [SendState(at.wall, message.epoch)]
+
+    def _on_foreign_start(self, sender: messages.Member, at: Moment) -> list[Effect]:
+        """Handle a SYNC_START while this node is SYNCED: others are in a round without it.
+
+        One is the restart of a round that a STATE ended in the meantime. If they go on, they saw a
+        membership change that this node did not see: corosync can give different views if a daemon
+        dies while rings change. They would wait for our STATE until the members change again.
+        """
+        since = min(self._round.foreign_start, at.monotonic)
+        self._round.foreign_start = since
+        if at.monotonic - since < self.deadlines.restarts[0] / 2:
+            return []
+        return self.leave(f"member {sender} waits for this node in a round that it does not know")
 
     def _on_round_message(
         self, sender: messages.Member, message: messages.StateMessage, at: Moment

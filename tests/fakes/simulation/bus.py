@@ -139,6 +139,16 @@ class Bus:
         if port is not None and port.member in port.ring.members:
             port.ring.members.remove(port.member)
 
+    def see_again(self, nodes: Collection[int]) -> None:
+        """Let only *nodes* see a membership change, as when they alone knew of a dead daemon.
+
+        libcpg promises one history of views to all; corosync does not always keep it.
+        """
+        self._views += 1
+        for port in self._ports_in(nodes):
+            ring = port.ring
+            port.inbox.append((ring.length, View(self._views, tuple(ring.members), ())))
+
     def reconfigure(
         self, parts: Iterable[Iterable[int]], *, cut: Cut = all_received, one_by_one: bool = False
     ) -> None:

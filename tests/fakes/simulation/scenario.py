@@ -12,6 +12,7 @@ line. ``#`` begins a comment. After each command all nodes run until no event is
     unblock N               corosync on N takes messages again
     hold N / release N      do not order / order the messages that corosync on N accepts
     split 1,2 | 3 / heal    set the nodes that reach one another / let all do so
+    see-again N...          only these nodes see a membership change, the others see none
     force N                 N is quorate, whatever the number of votes
     mkdir N PATH            and create, delete, write N PATH TEXT, set N KEY VALUE: ask for a change
     spoil N PATH            change a file of N without telling any node
@@ -57,6 +58,7 @@ class Scenario:
             "release": lambda node: self._cluster.held.remove(int(node)),
             "split": self._split,
             "heal": lambda: self._cluster.heal(),
+            "see-again": lambda *nodes: self._cluster.bus.see_again([int(node) for node in nodes]),
             "force": self._force,
             "mkdir": lambda node, path: self._wish(node, Mkdir(path)),
             "create": lambda node, path: self._wish(node, Create(path)),

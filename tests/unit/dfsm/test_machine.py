@@ -205,6 +205,34 @@ def test_a_sync_start_of_a_process_that_is_no_member_is_ignored() -> None:
     assert node.epoch == epoch
 
 
+def test_a_synced_node_leaves_a_group_whose_members_go_on_with_a_round_that_it_does_not_know() -> (
+    None
+):
+    node = synced_node()
+    node.hears(ONE, SyncStart(WALL, Epoch(6, WALL, *ONE)))
+    node.seconds += 5
+    (effect,) = without_logs(node.hears(ONE, SyncStart(WALL + 5, Epoch(7, WALL + 5, *ONE))))
+    assert effect == Leave("member 1/300 waits for this node in a round that it does not know")
+    assert node.mode is Mode.LEFT
+
+
+def test_restarts_that_were_delivered_together_and_too_late_are_ignored() -> None:
+    node = synced_node()
+    for number in range(6, 9):
+        assert node.hears(ONE, SyncStart(WALL, Epoch(number, WALL, *ONE))) == []
+    assert node.mode is Mode.SYNCED
+
+
+def test_a_late_restart_of_an_earlier_round_does_not_count() -> None:
+    node = synced_node()
+    node.hears(ONE, SyncStart(WALL, Epoch(6, WALL, *ONE)))
+    node.seconds += 5
+    node.start_round(Epoch(7, WALL, *ONE))
+    node.hear_states(dict.fromkeys(ALL, index(5)))
+    assert node.hears(ONE, SyncStart(WALL, Epoch(8, WALL, *ONE))) == []
+    assert node.mode is Mode.SYNCED
+
+
 @pytest.mark.parametrize("node", [synced_node(), updating_node()], ids=["synced", "update"])
 def test_in_other_modes_a_sync_start_is_ignored(node: Node) -> None:
     mode, epoch = node.mode, node.epoch
