@@ -6,6 +6,7 @@ that its finished operations allow. Nothing may be put aside in conflicts/, and 
 
 import contextlib
 import json
+import os
 import random
 import re
 import shutil
@@ -19,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pmxcfs.host.directories import opened
 from pmxcfs.host.process import is_dying
 from pmxcfs.messages import Write
 from pmxcfs.storage.create import making
@@ -218,10 +220,11 @@ class Kills:
 
         If it is killed while it notifies the kernel of a name in this directory, the touch waits
         for the daemon's reply, and the daemon's last thread waits in the kernel for the touch. Both
-        end when the mount is detached.
+        end when the mount is detached. The file is named in the mount's open root, so that it is
+        never made in the directory that the mount covers.
         """
-        with ThreadPoolExecutor(1) as pool:
-            touched = pool.submit((daemon.path / name).touch)
+        with opened(os.open(daemon.path, os.O_PATH)) as root, ThreadPoolExecutor(1) as pool:
+            touched = pool.submit(lambda: os.close(os.open(name, os.O_CREAT, 0o640, dir_fd=root)))
             while not wait([touched], POLL_INTERVAL).done:
                 if is_dying(str(daemon.process.pid)):
                     detach(daemon.path)
