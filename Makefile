@@ -10,9 +10,9 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Files of the package with the suffix $(1): it has folders, but no folders in these.
 package = $(wildcard pmxcfs/*.$(1) pmxcfs/*/*.$(1))
-EXTENSIONS := $(subst /,.,$(basename $(call package,pyx)))
+EXTENSIONS := pmxcfs._compiled $(subst /,.,$(basename $(call package,pyx)))
 TYPED := $(filter $(call package,py),$(patsubst %.pxd,%.py,$(call package,pxd)))
-EXTENSION_SOURCES := setup.py $(TYPED) $(call package,pyx) $(call package,pxd)
+EXTENSION_SOURCES := setup.py pmxcfs/_cold.h $(TYPED) $(call package,pyx) $(call package,pxd)
 SHARED_OBJECTS = find pmxcfs -name '*.so'
 
 # The .venv, and the headers that the extensions include.
@@ -120,13 +120,13 @@ copy = rm -rf build/$(1) && mkdir -p build/$(1) && \
 debug: deps build/debug.stamp ## compile with assertions, without optimization, annotated
 
 # Both variants end in the same place. `install` replaces a file that a running daemon has mapped
-# instead of writing into it; an extension whose source has another name by now would hide a module.
-# Cython does not notice changed directives, so setup.py starts it anew.
+# instead of writing into it; one of an earlier build would hide a module. Cython does not notice
+# changed directives, so setup.py starts it anew.
 build/%.stamp: $(EXTENSION_SOURCES) .venv/.installed
-	$(if $(filter setup.py,$?)$(VARIABLES),rm -rf build/cython)
+	$(if $(filter setup.py %.h,$?)$(VARIABLES),rm -rf build/cython)
+	rm -rf build/$*/pmxcfs
 	$(VARIABLES) $(BIN)/python setup.py -q build_ext --build-temp build/$* --build-lib build/$*
-	for object in $$($(SHARED_OBJECTS); cd build/$* && $(SHARED_OBJECTS)); do \
-	  source=$${object%%.*}; [ -e $$source.pyx ] || [ -e $$source.pxd ] || rm -f $$object build/$*/$$object; done
+	for object in $$($(SHARED_OBJECTS)); do [ -e build/$*/$$object ] || rm -f $$object; done
 	cd build/$* && $(SHARED_OBJECTS) -exec install {} $(CURDIR)/{} ';'
 	rm -f build/*.stamp
 	touch $@

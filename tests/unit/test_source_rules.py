@@ -188,7 +188,10 @@ def test_an_init_file_holds_one_docstring_and_nothing_else(package: Path) -> Non
     body = ast.parse((package / "__init__.py").read_text()).body
     rest = [ast.unparse(node) for node in body[1:]]
     assert ast.get_docstring(ast.Module(body=body, type_ignores=[]))
-    assert not [line for line in rest if not line.startswith("__version__ = ")]
+    if package == PACKAGE:  # its version, and where its compiled modules are
+        rest = [line for line in rest if not line.startswith("__version__ = ")]
+        rest = [line for line in rest if "_install" not in line]
+    assert not rest
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)

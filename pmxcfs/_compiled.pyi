@@ -1,0 +1,1 @@
+MODULES: frozenset[str]  # full names of the modules in this shared object
