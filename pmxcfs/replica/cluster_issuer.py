@@ -27,7 +27,13 @@ from pmxcfs.messages import Create, Mtime, Mutation, UnlockRequest, Write
 from pmxcfs.replica.outbox import Outbox, Proposal, Sendable, outcome_unknown
 from pmxcfs.replica.progress import ATTEMPT_TIMEOUT
 from pmxcfs.replica.replica import Replica
-from pmxcfs.replica.tickets import CONTENT_TIMEOUT, Ticket, limit_for, timeout_for
+from pmxcfs.replica.tickets import (
+    CONTENT_TIMEOUT,
+    Announcement,
+    Ticket,
+    limit_for,
+    timeout_for,
+)
 from pmxcfs.replica.waiting import RequestWatch, WatchfulYielding, await_done
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.apply import Change
@@ -93,6 +99,18 @@ class ClusterIssuer:
         """Create a file on all members at once; other nodes see it while it is empty. Blocks."""
         return self.carry_out(Ticket(mutation, caller=caller))
 
+    def can_announce_later(self) -> bool:
+        """Tell whether this node could send now, as far as it knows."""
+        return self._outbox.may_send(now=time.monotonic())
+
+    def announce(self, ticket: Announcement) -> None:
+        """Create the file of *ticket* on all members, with its content, and rename it. Blocks.
+
+        Raises the first PmxcfsError; *ticket* tells whether the file itself is announced.
+        """
+        self._carry(ticket, ticket.parts(split))
+        ticket.check()
+
     def carry_out(self, ticket: Ticket) -> Change:
         """Apply the mutation of *ticket*, whose result other threads can wait for. Blocks."""
         return self._propose(ticket, split(ticket.with_current_path(self._replica.tree)))
@@ -107,8 +125,8 @@ class ClusterIssuer:
         mtime = Mtime(path, 0)
         return self._propose(Ticket(mtime, caller=caller), [UnlockRequest(path, checksum), mtime])
 
-    def wait(self, ticket: Ticket, seconds: float) -> Change:
-        """Return or raise the result of *ticket*, which another thread carries out. Blocks.
+    def wait(self, ticket: Ticket, seconds: float) -> None:
+        """Wait for *ticket*, which another thread carries out; raise its error. Blocks.
 
         Its record is written then. After *seconds* raises Busy, or Failed if only that is missing.
         Raises Signaled.
@@ -121,7 +139,7 @@ class ClusterIssuer:
                 is_written = self._replica.write_out(max(until - time.monotonic(), 0.0))
             if not is_written:
                 raise _unwritten()
-        return ticket.result()
+        ticket.check()
 
     def save(self) -> None:
         """Do nothing: a creation is a change like any other."""
@@ -156,6 +174,11 @@ class ClusterIssuer:
                 self._outbox.wake()
 
     def _propose(self, ticket: Ticket, bodies: Sequence[Sendable]) -> Change:
+        self._carry(ticket, bodies)
+        return ticket.result()
+
+    def _carry(self, ticket: Ticket, bodies: Sequence[Sendable]) -> None:
+        """Send *bodies* for *ticket* and wait until it is done. Blocks."""
         start, proposal = time.monotonic(), Proposal(ticket, bodies)
         ticket.done()  # creates the signal while the lock is held
         self._waiting[proposal] = None
@@ -172,7 +195,6 @@ class ClusterIssuer:
             del self._waiting[proposal]
         if not ticket.is_done:
             ticket.finish(failure)
-        return ticket.result()
 
     def _send_and_wait(self, proposal: Proposal, start: float) -> PmxcfsError | None:
         """Do what ``_await`` does, and write the record; *start* is the monotonic begin. Blocks."""

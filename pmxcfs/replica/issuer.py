@@ -9,7 +9,7 @@ from typing import Protocol
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mutation
-from pmxcfs.replica.tickets import Ticket
+from pmxcfs.replica.tickets import Announcement, Ticket
 from pmxcfs.tree.apply import Change
 
 
@@ -27,8 +27,8 @@ class Issuer(Protocol):
     ) -> Change:
         """Request the removal of the lock at *path*; *has_expired* is this node's view. Blocks."""
 
-    def wait(self, ticket: Ticket, seconds: float) -> Change:
-        """Return the result of a ticket that another thread carries out.
+    def wait(self, ticket: Ticket, seconds: float) -> None:
+        """Wait until a ticket that another thread carries out is done.
 
         Raises the ticket's error, or Busy after *seconds*.
         """
@@ -41,6 +41,15 @@ class Issuer(Protocol):
 
     def create(self, mutation: Create, caller: Caller = UNKNOWN) -> Change:
         """Carry out *mutation*; it may be written later, together with the file's first content."""
+
+    def can_announce_later(self) -> bool:
+        """Tell whether a new file can be announced later, together with its content."""
+
+    def announce(self, ticket: Announcement) -> None:
+        """Carry out an announcement. Blocks.
+
+        Raises the first PmxcfsError; *ticket* tells whether the file itself is announced.
+        """
 
     def save(self) -> None:
         """Write what ``create`` has not written yet. Blocks.

@@ -16,7 +16,7 @@ cdef class LocalIssuer:
 
     cpdef Change submit(self, mutation)
     cpdef Change carry_out(self, Ticket ticket)
-    cpdef Change wait(self, Ticket ticket, double seconds)
+    cpdef object wait(self, Ticket ticket, double seconds)
     cpdef Change create(self, mutation, caller=*)
     cpdef object refusal(self, size=*)
     cpdef object save(self)

@@ -13,7 +13,7 @@ from pmxcfs.errors import Busy, Failed, PmxcfsError, Signaled, StoreError
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Mtime, Mutation, Unlock
 from pmxcfs.replica.replica import Replica
-from pmxcfs.replica.tickets import Ticket, timeout_for
+from pmxcfs.replica.tickets import Announcement, Ticket, timeout_for
 from pmxcfs.replica.waiting import Interruption, Yielding, await_done
 from pmxcfs.tree.apply import Change
 
@@ -57,14 +57,14 @@ class LocalIssuer:
         mutation = Unlock(path, checksum) if has_expired else Mtime(path, 0)
         return self.carry_out(Ticket(mutation, caller=caller))
 
-    def wait(self, ticket: Ticket, seconds: float) -> Change:
-        """Return or raise the result of *ticket*, which another thread carries out. Blocks.
+    def wait(self, ticket: Ticket, seconds: float) -> None:
+        """Wait for *ticket*, which another thread carries out; raise its error. Blocks.
 
         Raises Busy after *seconds*, and Signaled.
         """
         if not await_done(ticket, seconds, self._yielding):
             raise Busy("an earlier change of the same file is still in progress")
-        return ticket.result()
+        ticket.check()
 
     def refusal(self, size: int = 0) -> PmxcfsError | None:
         """Return the error by which a change with *size* bytes can't be stored, or None. Blocks.
@@ -150,6 +150,14 @@ class LocalIssuer:
             return self.carry_out(ticket)
         self._replica.defer(ticket)
         return ticket.result()
+
+    def can_announce_later(self) -> bool:
+        """Return False: there is nobody to announce a file to."""
+        return False
+
+    def announce(self, ticket: Announcement) -> None:
+        """Fail: no file is announced later."""
+        raise Failed("a file of this node alone is not announced")
 
     def save(self) -> None:
         """Write creations that are not written yet. Blocks.

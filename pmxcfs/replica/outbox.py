@@ -49,7 +49,9 @@ class Proposal:
 
         The ticket gets the first error, or the change of the last message.
         """
+        part = self._count - self._outstanding
         self._outstanding -= 1
+        error = self.ticket.judge(error, part)
         self.ticket.error = self.ticket.error or error
         self.ticket.change = change
         if not self._outstanding:
@@ -149,6 +151,10 @@ class Outbox:
             else:
                 proposal.ticket.finish(NoQuorum("the quorum was lost, nothing was changed"))
         self.wake()  # also wakes a request thread that owns the group and waits for one of these
+
+    def may_send(self, *, now: float) -> bool:
+        """Tell whether a change could be sent now (monotonic seconds), as far as is known here."""
+        return self._quorum.is_quorate and not self.is_held and self.progress.is_moving(now=now)
 
     def hold(self, *, on: bool) -> None:
         """Stop sending (*on*), or send again. For tests."""

@@ -100,6 +100,11 @@ class Progress:
         with self._lock:
             return self._is_overdue(now)
 
+    def is_moving(self, *, now: float) -> bool:
+        """Return whether this node is in sync, and all its changes come back in time."""
+        with self._lock:
+            return self._is_in_sync and self.cause is None and not self._is_overdue(now)
+
     def refuses(self, *, now: float) -> bool:
         """Return whether a change is to be refused at once."""
         if not self.is_stuck:

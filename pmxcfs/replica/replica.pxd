@@ -35,6 +35,7 @@ cdef class Replica:
     cdef object _wall_clock_ns
     cdef Turn _turn
     cdef bint _has_configuration
+    cdef list _on_applied
     cdef list _on_change
     cdef list _on_undone
     cdef list _on_reload

@@ -21,15 +21,15 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Protocol, TypeAlias
 
-from pmxcfs._core import Entry, Tree
+from pmxcfs._core import Tree
 from pmxcfs.errors import Busy, Failed, NoCopy, PmxcfsError, Stalled, StoreError
 from pmxcfs.host import clock
 from pmxcfs.messages import Kind, Mutation, Record
 from pmxcfs.replica.batches import Batches
 from pmxcfs.replica.change_log import ChangeLog
 from pmxcfs.replica.departures import Departures
+from pmxcfs.replica.listeners import Listener, ReloadListener, UndoListener
 from pmxcfs.replica.recording import (
     can_be_staged,
     is_configuration,
@@ -47,7 +47,7 @@ from pmxcfs.storage.divergence import Note, Removal
 from pmxcfs.storage.journal import Journal
 from pmxcfs.storage.saver import Saver
 from pmxcfs.text import to_bytes
-from pmxcfs.tree.adoption import Adoption, Reload, plan, record_of
+from pmxcfs.tree.adoption import Adoption, plan, record_of
 from pmxcfs.tree.apply import Change, HalfRenamed, apply
 from pmxcfs.tree.guests import Guests
 
@@ -65,20 +65,6 @@ class Policy(Enum):
 
 _KEEP, _ROLL_BACK = Policy.KEEP, Policy.ROLL_BACK  # Python 3.11 finds members slowly
 _REMOVALS = (Kind.DELETE, Kind.UNLOCK)
-
-
-class Listener(Protocol):
-    """A function that is called for each change after it was applied, and in local mode written."""
-
-    def __call__(self, change: Change, *, foreign: bool) -> None:
-        """Handle *change*; *foreign* means that it was not made through this node's mount."""
-
-
-# Called after a rollback with each restored entry and its path before it, and with the error.
-# Strings, as Cython 0.29 can't subscript a class.
-UndoListener: TypeAlias = "Callable[[Mapping[Entry, str], StoreError], None]"
-# Called after the tree of another node was adopted, with what differs from the tree before.
-ReloadListener: TypeAlias = "Callable[[Reload], None]"
 
 
 class Applied:
@@ -151,6 +137,7 @@ class Replica:
         self._wall_clock_ns = wall_clock_ns
         self._turn = Turn(yielding)  # of a thread that writes records with the lock released
         self._has_configuration = False  # whether a deferred change is one of configuration
+        self._on_applied: list[Listener] = []
         self._on_change: list[Listener] = []
         self._on_undone: list[UndoListener] = []
         self._on_reload: list[ReloadListener] = []
@@ -158,16 +145,20 @@ class Replica:
     def subscribe(
         self,
         *,
+        on_applied: Listener | None = None,
         on_change: Listener | None = None,
         on_undone: UndoListener | None = None,
         on_reload: ReloadListener | None = None,
     ) -> None:
         """Add listeners, which are called in the order of subscription with the tree's lock held.
 
-        *on_change* gets every change that was made. *on_undone* is called after a rollback, as
-        writing failed; it gets each affected entry with the path that it had until then, and the
-        error. *on_reload* gets the differences after another node's tree was adopted.
+        *on_applied* gets every change right after it was applied, before the next one is, and may
+        exchange its entry. *on_change* gets every change that was made. *on_undone* is called after
+        a rollback, as writing failed; it gets each affected entry with the path that it had until
+        then, and the error. *on_reload* gets the differences after another node's tree was adopted.
         """
+        if on_applied is not None:
+            self._on_applied.append(on_applied)
         if on_change is not None:
             self._on_change.append(on_change)
         if on_undone is not None:
@@ -527,6 +518,8 @@ class Replica:
                 ticket.change = apply(
                     self.tree, self.guests, mutation, writer=ticket.writer, mtime=ticket.mtime
                 )
+                for listener in self._on_applied:
+                    listener(ticket.change, foreign=ticket.foreign)
                 done.append(Applied(ticket, mutation, ticket.change, version=self.tree.version))
             except HalfRenamed as error:
                 ticket.error = error

@@ -35,4 +35,6 @@ cdef class Ticket:
     cpdef object objection(self)
     cpdef object with_current_path(self, Tree tree)
     cpdef object finish(self, object error=*)
+    cpdef object judge(self, error, Py_ssize_t part)
+    cpdef object check(self)
     cpdef Change result(self)

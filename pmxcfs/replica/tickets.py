@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import NotFound, PmxcfsError, Stale
+from pmxcfs.errors import Exists, NotFound, PmxcfsError, Stale
 from pmxcfs.host.callers import UNKNOWN, Caller
-from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename
+from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename, Write
 from pmxcfs.tree.apply import Change
 
 NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks the directory
@@ -115,6 +115,10 @@ class Ticket:
             for signal in self._others:
                 signal.give()
 
+    def judge(self, error: PmxcfsError | None, part: int) -> PmxcfsError | None:
+        """Return the *error* of one message of this change, the *part*-th from 0, that counts."""
+        return error
+
     def done(self) -> Signal:
         """Return the signal that ``finish`` gives."""
         if self._done is None:
@@ -127,12 +131,66 @@ class Ticket:
         self._others = [*(self._others or ()), signal]
         return signal
 
-    def result(self) -> Change:
-        """Return the change, or raise the error. The ticket must be done."""
+    def check(self) -> None:
+        """Raise the error, if there is one. The ticket must be done."""
         if self.error is not None:
             raise self.error
+
+    def result(self) -> Change:
+        """Return the change, or raise the error. The ticket must be done."""
+        self.check()
         assert self.change is not None, "the ticket is not done yet"
         return self.change
+
+
+class Announcement(Ticket):
+    """A requested new file: its CREATE, a WRITE unless *content* is None, and perhaps a RENAME.
+
+    All are sent back to back, with one wait. That the file is there already is no error.
+    """
+
+    def __init__(
+        self,
+        create: Create,
+        content: Write | None,
+        rename: Rename | None = None,
+        *,
+        timeout: float,
+        limit: float = 0.0,
+        caller: Caller = UNKNOWN,
+        objection: Callable[[], PmxcfsError | None] | None = None,
+    ) -> None:
+        super().__init__(
+            rename or content or Write(create.path, 0, b"", truncate=False),
+            timeout=timeout,
+            limit=limit,
+            caller=caller,
+            objection=objection,
+        )
+        self.create, self.content, self.rename = create, content, rename
+        self.has_found_file = False  # another node has made the file meanwhile
+        self.content_error: PmxcfsError | None = None  # of the CREATE and the WRITE
+        self._left = 1 if content is None else 2  # parts that did not come back, but the RENAME
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether the file and its content were delivered, whatever has become of the RENAME."""
+        return self._left == 0 and self.content_error is None
+
+    def parts(self, split: Callable[[Mutation], list[Mutation]]) -> list[Mutation]:
+        """Return the messages, of which *split* divides one that is too large."""
+        contents = [] if self.content is None else split(self.content)
+        self._left = 1 + len(contents)
+        return [self.create, *contents, *([] if self.rename is None else [self.rename])]
+
+    def judge(self, error: PmxcfsError | None, part: int) -> PmxcfsError | None:
+        """Return the *error* that counts: not Exists of the CREATE."""
+        if part == 0 and isinstance(error, Exists):
+            self.has_found_file, error = True, None
+        if self._left:
+            self._left -= 1
+            self.content_error = self.content_error or error
+        return error
 
 
 def timeout_for(ticket: Ticket) -> float:

@@ -9,7 +9,7 @@ from pmxcfs.tree.guests cimport Guests
 cdef class Change:
     cdef readonly object kind
     cdef readonly str path
-    cdef readonly Entry entry
+    cdef public Entry entry
     cdef readonly str source
     cdef readonly Entry replaced
     cdef readonly Entry source_directory

@@ -46,7 +46,7 @@ class Change:
     ) -> None:
         self.kind = kind
         self.path = path  # current path of the entry; for DELETE and UNLOCK its last path
-        self.entry = entry
+        self.entry = entry  # a listener may let another object stand in for it
         self.source = source  # RENAME: the old path
         self.replaced = replaced  # RENAME: the entry that was at the path before
         self.source_directory = source_directory  # RENAME, DELETE, UNLOCK: the old parent

@@ -4,98 +4,40 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import cast
 
 import pytest
 
-from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Busy, Exists, Failed, NoQuorum, PmxcfsError, Signaled, StoreError
-from pmxcfs.messages import Kind, Mkdir, Mtime, Mutation, UnlockRequest, Write
+from pmxcfs._core import Entry
+from pmxcfs.errors import (
+    Busy,
+    Exists,
+    Failed,
+    NoQuorum,
+    Signaled,
+    StoreError,
+)
+from pmxcfs.messages import (
+    Kind,
+    Mkdir,
+    Mtime,
+    Mutation,
+    UnlockRequest,
+    Write,
+)
 from pmxcfs.replica import cluster_issuer as module
 from pmxcfs.replica import progress
-from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, ClusterIssuer, split
-from pmxcfs.replica.outbox import Outbox, Proposal
-from pmxcfs.replica.quorum import QuorumFlag
-from pmxcfs.replica.replica import Replica
+from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, split
+from pmxcfs.replica.outbox import Proposal
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.apply import Change
-from tests.fakes.doubles.yielding import Request, Yielding
+from tests.fakes.doubles.requests import DEADLINE, LONG, World
+from tests.fakes.doubles.yielding import Request
 
-DEADLINE = 30.0  # seconds after which a test fails
-LONG = 60.0  # seconds; a timeout that never expires in a test
 BRIEF = 0.1  # seconds; a timeout that the test lets expire
 STUCK = "refused until the cluster delivers"
 ENOUGH = 1.0  # seconds; a timeout that leaves the test time to send the message
-
-
-class FakeReplica:
-    def __init__(self) -> None:
-        self.tree = Tree()
-        self.failure: StoreError | None = None
-        self.busy: Busy | None = None
-        self.writes = 0
-        self.can_write = True
-        self.has_unwritten = False
-
-    def check_writable(self, size: int = 0, seconds: float = 0.0) -> None:
-        if self.failure is not None:
-            raise self.failure
-
-    def await_saver(self) -> None:
-        if self.busy is not None:
-            raise self.busy
-
-    def write_out(self, seconds: float = LONG) -> bool:
-        self.writes += 1
-        return self.can_write
-
-
-class World:
-    """An issuer with its outbox; the test acts as the group's thread."""
-
-    def __init__(self) -> None:
-        self.yielding = Yielding(room=8)
-        self.lock = self.yielding.lock
-        self.quorum = QuorumFlag(is_quorate=True)
-        self.queued = threading.Semaphore(0)
-        self.outbox = Outbox(self.quorum, wake=self.queued.release)
-        self.replica = FakeReplica()
-        self.issuer = ClusterIssuer(
-            cast(Replica, self.replica),
-            self.outbox,
-            yielding=self.yielding,
-            dispatch_until=lambda ticket, seconds, watch: self.outbox.wake(),
-        )
-        self.pool = ThreadPoolExecutor()
-        self.first: Proposal  # the overdue one
-
-    def begin(self, call: Callable[[], Change]) -> Future[Change]:
-        """Run *call* in a worker thread, and wait until its change is queued."""
-
-        def locked() -> Change:
-            with self.lock:
-                return call()
-
-        future = self.pool.submit(locked)
-        assert self.queued.acquire(timeout=DEADLINE), "nothing was queued"
-        return future
-
-    def mkdir(self, path: str = "a") -> Future[Change]:
-        return self.begin(lambda: self.issuer.submit(Mkdir(path)))
-
-    def send(self, *, now: float = 0.0) -> Proposal:
-        """Send the next message."""
-        proposal = self.outbox.next(now=now or time.monotonic())
-        assert proposal is not None
-        self.outbox.sent(proposal)
-        return proposal
-
-    def arrive(self, proposal: Proposal, error: PmxcfsError | None = None) -> None:
-        change = None if error else Change(Kind.MKDIR, "a", cast(Entry, None))
-        with self.lock:
-            self.outbox.progress.came_back(proposal)
-            proposal.arrived(change, error)
 
 
 @pytest.fixture
@@ -295,7 +237,7 @@ def test_who_waits_for_a_change_of_another_thread_is_answered_when_it_is_written
     world.replica.has_unwritten, world.replica.can_write = True, is_written
     with world.lock:
         if is_written:
-            assert world.issuer.wait(ticket, ENOUGH) is change
+            world.issuer.wait(ticket, ENOUGH)
         else:
             with pytest.raises(Failed, match="its outcome is unknown"):
                 world.issuer.wait(ticket, ENOUGH)
@@ -317,13 +259,15 @@ def test_a_thread_that_waits_for_a_ticket_gets_its_result(world: World) -> None:
     first = world.begin(lambda: world.issuer.carry_out(ticket))
     proposal = world.send()
 
-    def wait() -> Change:
+    def wait() -> None:
         with world.lock:
-            return world.issuer.wait(ticket, DEADLINE)
+            world.issuer.wait(ticket, DEADLINE)
 
     second = world.pool.submit(wait)
-    world.arrive(proposal)
-    assert first.result(DEADLINE) is second.result(DEADLINE)
+    world.arrive(proposal, Exists("there"))
+    for future in (first, second):
+        with pytest.raises(Exists, match="there"):
+            future.result(DEADLINE)
 
 
 # Behind an overdue change, and while this node is stuck.
@@ -576,10 +520,10 @@ def test_a_wait_for_the_change_of_another_thread_ends_by_a_signal(world: World) 
     first = world.begin(lambda: world.issuer.carry_out(ticket))
     requests: list[Request] = []
 
-    def wait() -> Change:
+    def wait() -> None:
         with world.lock:
             requests.append(world.yielding.handling())
-            return world.issuer.wait(ticket, LONG)
+            world.issuer.wait(ticket, LONG)
 
     second = world.pool.submit(wait)
     world.yielding.await_away(2)
