@@ -267,6 +267,8 @@ class Daemon:
             wall_clock=clock.seconds,
             on_unpublished=self._publisher.notice,
             on_displaced=self._cache.on_displaced,
+            on_name_gone=self._cache.on_name_gone,
+            is_known=self._node_ids.is_known,
         )
 
     def _make_clients(self) -> None:
@@ -308,7 +310,9 @@ class Daemon:
                 on_reload=listener.on_reload,
             )
         if self._clustering is not None:
-            self._replica.subscribe(on_change=self._clustering.on_change)
+            self._replica.subscribe(
+                on_applied=files.pending.on_applied, on_change=self._clustering.on_change
+            )
 
     def _mount(self, cleanup: contextlib.ExitStack) -> None:
         handlers = Handlers(

@@ -16,6 +16,7 @@ cdef class Handlers:
     cdef readonly object requests
     cdef FileSystem _files
     cdef Writeback _writeback
+    cdef object _pending
     cdef object _ownership
     cdef Callers _callers
     cdef object _on_debug
@@ -67,6 +68,7 @@ cdef class Handlers:
     cdef Entry _directory(self, node)
     cdef list _listing(self, Entry directory)
     cdef Entry _find(self, uint64_t parent, str name)
+    cdef Entry _child(self, Entry directory, str name)
     cdef Attributes _answer(self, found)
     cdef Attributes _attributes(self, found)
     cdef uint32_t _mode_of(self, found) except? 0

@@ -15,7 +15,7 @@ import errno
 import logging
 import stat
 from collections.abc import Callable, Sequence
-from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC
+from os import O_ACCMODE, O_APPEND, O_EXCL, O_RDONLY, O_TRUNC, O_WRONLY
 from typing import TypeAlias
 
 from pmxcfs._core import Entry
@@ -90,6 +90,7 @@ class Handlers:
         self.node_ids = node_ids
         self._files = files
         self._writeback = files.writeback
+        self._pending = files.pending
         self._ownership = ownership
         self._callers = callers
         self._on_debug = on_debug
@@ -158,9 +159,16 @@ class Handlers:
         """Return the entry *name* for a change. Raises Denied for a special file, or NotFound."""
         if self._special(parent, name) is not None:
             raise Denied(f"{name} can't be changed")
-        found = self._directory(parent).child(name)
+        found = self._child(self._directory(parent), name)
         if found is None:
             raise NotFound(f"there is no {name} any more")
+        return found
+
+    def _child(self, directory: Entry, name: str) -> Entry | None:
+        """Return the entry *name* of *directory*, which may be a pending file, or None."""
+        found = directory.child(name)
+        if found is None and self._pending.files:
+            return self._pending.find(directory, name)
         return found
 
     def _caller(self, requester: Requester) -> Caller:
@@ -170,7 +178,7 @@ class Handlers:
     def lookup(self, parent: int, raw_name: bytes) -> Attributes:
         """Return what *raw_name* is; the kernel gets one more reference to it."""
         name = to_text(raw_name)
-        found = self._special(parent, name) or self._directory(parent).child(name)
+        found = self._special(parent, name) or self._child(self._directory(parent), name)
         if found is None:
             self.node_ids.note_absent(parent, raw_name)
             return self._absent
@@ -220,6 +228,8 @@ class Handlers:
             result.nlink = 2
         if entry.has_draft:
             result.seconds = 0  # publishing will change the mtime
+        if self._pending.files and entry in self._pending.files:
+            result.seconds = result.name_seconds = 0
         return result
 
     def readlink(self, node: int) -> bytes:
@@ -257,6 +267,9 @@ class Handlers:
             if len(self._recent_listings) >= RECENT_LISTINGS:
                 self._recent_listings.clear()
             self._recent_listings[directory.node] = (directory.listing_version, listing)
+        if self._pending.files:
+            shown = self._pending.children(directory)
+            return [*listing, *[(to_bytes(one.name), *self._listed(one)) for one in shown]]
         return listing
 
     def _list(self, directory: Entry) -> Listing:
@@ -304,7 +317,7 @@ class Handlers:
             return None
         opened = self._directories[handle]
         is_listed = opened.version == opened.entry.listing_version or (
-            opened.entry.child(to_text(raw_name)) is found
+            self._child(opened.entry, to_text(raw_name)) is found
         )
         return self._answer(found) if is_listed else None
 
@@ -323,8 +336,15 @@ class Handlers:
     ) -> tuple[int, Attributes]:
         """Create and open a file; return the handle, too."""
         caller = self._caller(requester)
-        entry = self._create(parent, to_text(name), caller, exclusive=bool(flags & O_EXCL))
-        flags = flags if entry.visible_size else flags & ~O_TRUNC
+        entry = self._create(
+            parent,
+            to_text(name),
+            caller,
+            exclusive=bool(flags & O_EXCL),
+            later=_can_be_announced_later(flags),
+        )
+        if not entry.visible_size and entry not in self._pending.files:
+            flags &= ~O_TRUNC
         return self._open(entry, flags, caller, True), self._answer(entry)
 
     def mknod(
@@ -339,11 +359,13 @@ class Handlers:
             self._writeback.save_creations()
         return self._answer(entry)
 
-    def _create(self, parent: int, name: str, caller: Caller, *, exclusive: bool) -> Entry:
+    def _create(
+        self, parent: int, name: str, caller: Caller, *, exclusive: bool, later: bool = False
+    ) -> Entry:
         if self._special(parent, name) is not None:
             raise Denied(f"{name} can't be replaced")
         directory = self._directory(parent)
-        return self._files.create(directory, name, exclusive=exclusive, caller=caller)
+        return self._files.create(directory, name, exclusive=exclusive, later=later, caller=caller)
 
     def mkdir(self, parent: int, raw_name: bytes, mode: int, requester: Requester) -> Attributes:
         """Create a directory."""
@@ -497,3 +519,13 @@ class Handlers:
         opened = self._handles.pop(handle)
         if isinstance(opened, OpenFile):
             self._files.release(opened)
+
+
+def _can_be_announced_later(flags: int) -> bool:
+    """Tell whether an open with *flags* that makes a file may wait for its content.
+
+    Not one whose program wants to know now whether it has made the file, or reads and appends.
+    """
+    if flags & (O_EXCL | O_APPEND):
+        return False
+    return bool(flags & O_TRUNC) or flags & O_ACCMODE == O_WRONLY

@@ -74,6 +74,10 @@ class KernelCache:
         """Notify that the content differs from the written pages that the kernel has cached."""
         self._forget_inode(entry, pages=True)
 
+    def on_name_gone(self, directory: Entry, name: str) -> None:
+        """Notify that *directory* has no *name* any more, which the tree never had."""
+        self._forget_name(directory, name)
+
     def on_quorum(self) -> None:
         """Notify that the mode of every entry has changed."""
         if self._notifier.expire_all_entries():

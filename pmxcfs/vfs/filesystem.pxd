@@ -13,6 +13,7 @@ cdef class FileSystem:
     cdef readonly QuorumFlag quorum
     cdef readonly Space space
     cdef readonly Writeback writeback
+    cdef readonly object pending
     cdef Tree _tree
     cdef object _issuer
     cdef object _locks
@@ -24,11 +25,13 @@ cdef class FileSystem:
     cpdef object unlink(self, Entry entry, caller=*)
     cpdef object rmdir(self, Entry entry, caller=*)
     cdef object _remove(self, Entry entry, caller, bint is_directory)
+    cdef bint _remove_pending(self, Entry entry, bint is_directory) except -1
 
     @cython.locals(entry=Entry)
     cpdef object write(self, OpenFile handle, offset, bytes data, append=*)
     cdef str _new_path(self, Entry parent, str name)
     cdef object _need_quorum(self)
+    cdef object _check_empty(self, Entry entry)
     cdef object _need_issuer(self, Entry entry, Py_ssize_t size=*)
     cdef object _need_issuer_to_write(self, OpenFile handle, Py_ssize_t size=*)
     cdef object _check_size(self, OpenFile handle, end)
@@ -41,6 +44,5 @@ cdef object _check_name(str name)
 cdef object _check_current(Entry entry)
 cdef bint _is_of_mapping(OpenFile handle, offset) except -1
 cdef str _path(Entry entry)
-cdef object _check_empty(Entry entry)
 cdef object _refuse_guest_name(str path)
 cdef str _join(str directory, str name)

@@ -40,6 +40,7 @@ from pmxcfs.tree.adoption import Reload
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.guests import parse_guest_path
 from pmxcfs.tree.locks import LOCK_DIRECTORY, LockTable, is_below_locks, renewal_time
+from pmxcfs.vfs.pending import PendingFiles, is_dead
 from pmxcfs.vfs.space import Space
 from pmxcfs.vfs.writeback import OpenFile, Writeback
 
@@ -64,16 +65,21 @@ class FileSystem:
         wall_clock: Callable[[], int],
         on_unpublished: Callable[[], None],
         on_displaced: Callable[[Entry], None],
+        on_name_gone: Callable[[Entry, str], None],
+        is_known: Callable[[Entry], bool],
     ) -> None:
         self.quorum = quorum
-        self.space = Space(tree)
+        self.pending = PendingFiles(tree, is_known=is_known, on_displaced=on_displaced)
+        self.space = Space(tree, self.pending.files)
         self.writeback = Writeback(
             tree,
             issuer,
             quorum,
+            pending=self.pending,
             monotonic_ns=monotonic_ns,
             on_unpublished=on_unpublished,
             on_displaced=on_displaced,
+            on_name_gone=on_name_gone,
         )
         self._tree = tree
         self._issuer = issuer
@@ -93,13 +99,34 @@ class FileSystem:
     # Names
 
     def create(
-        self, parent: Entry, name: str, *, exclusive: bool, caller: Caller = UNKNOWN
+        self,
+        parent: Entry,
+        name: str,
+        *,
+        exclusive: bool,
+        later: bool = False,
+        caller: Caller = UNKNOWN,
     ) -> Entry:
         """Create an empty file; without *exclusive* an existing file is returned.
 
-        Raises NoQuorum, NameTooLong, NoSpace, and what delivery refuses.
+        With *later* the file may stay pending until it has content. Raises NoQuorum, NameTooLong,
+        NoSpace, why the issuer refuses changes, and what delivery refuses.
         """
+        if later and self._issuer.can_announce_later():
+            refusal = self._issuer.refusal(AROUND)
+            if refusal is not None:
+                raise refusal
         path = self._new_path(parent, name)
+        found = self.pending.find(parent, name)
+        if found is not None:
+            if exclusive:
+                raise Exists(f"{path} is there already")
+            return found
+        if later and self._can_be_pending(parent, name, path):
+            self._on_unpublished()
+            return self.pending.add(
+                parent, name, mtime=int(self._wall_clock()), now_ns=self._now_ns()
+            )
         try:
             entry = self._issuer.create(messages.Create(path), caller).entry
         except Exists:
@@ -110,6 +137,14 @@ class FileSystem:
         self.writeback.note_creation()
         return entry
 
+    def _can_be_pending(self, parent: Entry, name: str, path: str) -> bool:
+        """Tell whether a new file can be announced with its first content."""
+        return (
+            self._issuer.can_announce_later()
+            and parent.child(name) is None
+            and parse_guest_path(path) is None
+        )
+
     def mkdir(self, parent: Entry, name: str, *, caller: Caller = UNKNOWN) -> Entry:
         """Create a directory.
 
@@ -117,6 +152,8 @@ class FileSystem:
         """
         path = self._new_path(parent, name)
         _refuse_guest_name(path)
+        if self.pending.find(parent, name) is not None:
+            raise Exists(f"{path} is there already")
         return self._issuer.carry_out(Ticket(messages.Mkdir(path), caller=caller)).entry
 
     def unlink(self, entry: Entry, caller: Caller = UNKNOWN) -> None:
@@ -129,13 +166,26 @@ class FileSystem:
 
     def _remove(self, entry: Entry, caller: Caller, is_directory: bool) -> None:
         self._need_quorum()
+        if entry in self.pending.files and self._remove_pending(entry, is_directory):
+            return
         path = _path(entry)
         objection = functools.partial(self._type_error, path, is_directory)
         error = objection()
         if error is not None:
             raise error
-        _check_empty(entry)
+        self._check_empty(entry)
         self._issuer.carry_out(Ticket(messages.Delete(path), objection=objection, caller=caller))
+
+    def _remove_pending(self, entry: Entry, is_directory: bool) -> bool:
+        """Remove a pending file; tell whether it still was one after its announcement, if any."""
+        if is_directory:
+            raise NotADirectory(f"{entry.path} is a file")
+        self.writeback.await_end(entry, self.writeback.after(NAME_TIMEOUT))
+        if entry not in self.pending.files:
+            return False
+        self.pending.remove(entry)
+        self._tree.orphan(entry)
+        return True
 
     def _type_error(self, path: str, is_directory: bool) -> PmxcfsError | None:
         """Return the error of a removal if another node has put the other type at *path*."""
@@ -168,16 +218,24 @@ class FileSystem:
         target = _join(_path(parent), name)
         if entry.is_directory and is_below_locks(entry):
             raise Denied(f"the lock {entry.path} can't be renamed")
-        _check_empty(entry)
-        replaced = parent.child(name)
+        self._check_empty(entry)
+        replaced = parent.child(name) or self.pending.find(parent, name)
         if replaced is not None:
             if exclusive:
                 raise Exists(f"{target} is there already")
-            _check_empty(replaced)
+            self._check_empty(replaced)
         if entry.is_directory:
             _refuse_guest_name(target)
         # For writeback and rename together.
         until_ns, limit_ns = self.writeback.after(NAME_TIMEOUT), self.writeback.after(NAME_LIMIT)
+        objection = functools.partial(self._existing, target) if exclusive else None
+        if entry in self.pending.files:
+            self.writeback.await_end(entry, until_ns)
+        if entry in self.pending.files:
+            self.writeback.rename_pending(
+                entry, target, until_ns, limit_ns, objection=objection, caller=caller
+            )
+            return
         self.writeback.publish_for_another(entry, until_ns, limit_ns)
         # A creation that fails to be saved later would be undone under a name that the kernel never
         # knew.
@@ -192,10 +250,14 @@ class FileSystem:
                 messages.Rename(source, target),
                 timeout=timeout,
                 limit=limit,
-                objection=functools.partial(self._existing, target) if exclusive else None,
+                objection=objection,
                 caller=caller,
             )
         )
+
+    def _check_empty(self, entry: Entry) -> None:
+        if entry.child_count or entry in self.pending.by_directory:
+            raise NotEmpty(f"{entry.path} has entries")
 
     def _existing(self, path: str) -> PmxcfsError | None:
         """Return the error of a change that must not replace what is at *path*."""
@@ -282,10 +344,13 @@ class FileSystem:
         file that is gone. An open that created the file is not refused: a refusal says that nothing
         was changed. With *truncate* raises Busy if the issuer refuses changes.
         """
-        if truncate or (writing and not has_created):
+        is_pending = entry in self.pending.files
+        if entry.parent is None and is_dead(entry):
+            raise Stale(f"{entry.path} could not be announced")
+        if (truncate and not is_pending) or (writing and not has_created):
             self._need_quorum()
             _check_current(entry)
-        if truncate:
+        if truncate and not is_pending:
             self._need_issuer(entry)
         handle = OpenFile(entry, append=append, has_created=has_created, caller=caller)
         if truncate:
@@ -293,7 +358,7 @@ class FileSystem:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns(), opening=True)
             entry.kernel_size = 0
             self._on_unpublished()
-            handle.has_truncated = True
+        handle.has_truncated = truncate or (is_pending and has_created)
         if writing or truncate or has_created:
             self.writeback.add_writer(handle)
         return handle
@@ -382,12 +447,13 @@ class FileSystem:
             self._tree.orphan(gone)
 
     def on_reload(self, reload: Reload) -> None:
-        """Keep the ages of the locks that the new tree has.
+        """Keep the ages of the locks that the new tree has, and put pending files into it.
 
         Drafts belong to the tree: those of entries that were kept lie over the new content now, and
         the writeback of an entry that is gone fails.
         """
         self._locks.reload(self._tree, now=self._now_ns() / 1e9)
+        self.pending.on_reload()
 
     def _note_lock(self, change: Change) -> None:
         if not change.path.startswith(LOCK_DIRECTORY):
@@ -432,11 +498,6 @@ def _path(entry: Entry) -> str:
     if not entry.is_attached:
         raise NotFound(f"{entry.path} was removed")
     return entry.path
-
-
-def _check_empty(entry: Entry) -> None:
-    if entry.child_count:
-        raise NotEmpty(f"{entry.path} has entries")
 
 
 def _refuse_guest_name(path: str) -> None:

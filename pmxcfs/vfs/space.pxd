@@ -5,6 +5,7 @@ from pmxcfs._core cimport Entry, Tree
 
 cdef class Space:
     cdef Tree _tree
+    cdef object _pending
     cdef dict _reserved
     cdef object _reserved_bytes
 

@@ -8,7 +8,7 @@ Threads: all methods need the tree's lock.
 Contract: docs/spec/filesystem.md, "Operations" and "Better than before" 6.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sized
 from typing import NamedTuple
 
 from pmxcfs._core import Entry, Tree
@@ -22,8 +22,9 @@ Usage = NamedTuple("Usage", [("content_bytes", int), ("entries", int)])  # noqa:
 class Space:
     """The used part of the limits on the whole tree."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, pending: Sized) -> None:
         self._tree = tree
+        self._pending = pending  # the files that are not in the tree yet
         # By handle: the file that it has truncated, and the size before that, in bytes.
         self._reserved: dict[Hashable, tuple[Entry, int]] = {}
         self._reserved_bytes = 0  # the sum of these sizes, at least what is reserved
@@ -34,11 +35,11 @@ class Space:
         used = tree.content_bytes + tree.unpublished_growth
         if self._reserved:
             used += self._reserved_beside(None)
-        return Usage(used, tree.entry_count)
+        return Usage(used, tree.entry_count + len(self._pending))
 
     def check_new_entry(self) -> None:
         """Raise NoSpace if the tree can't have one more entry."""
-        if self._tree.entry_count >= MAX_ENTRIES:
+        if self._tree.entry_count + len(self._pending) >= MAX_ENTRIES:
             raise NoSpace(f"the tree holds {MAX_ENTRIES} entries already")
 
     def check_size(self, entry: Entry, end: int) -> None:

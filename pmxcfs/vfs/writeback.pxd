@@ -30,6 +30,8 @@ cdef class Writeback:
     cdef object _now_ns
     cdef object _on_unpublished
     cdef object _on_displaced
+    cdef object _on_name_gone
+    cdef object _pending
     cdef dict _running
     cdef dict _refused
     cdef dict _writers
@@ -67,7 +69,12 @@ cdef class Writeback:
     cdef object _end(self, Entry entry, Ticket ticket)
     cdef object _redirty(self, Entry entry, Ticket ticket)
     cdef object _drop(self, Entry entry, error)
-    cdef object _discard(self, Entry entry, Ticket ticket)
+    cdef object _discard(self, Entry entry, Ticket ticket, warning=*)
+
+    @cython.locals(handle=OpenFile)
+    cdef object _give_up(self, Entry entry, Ticket ticket)
+    cdef object _announce(self, Entry entry, Ticket ticket)
+    cdef object _announce_by_time(self, Entry entry)
     cdef object _publish_quietly(self, Entry entry)
     cdef object _save_creations_quietly(self)
 

@@ -6,7 +6,7 @@ or its dirty bytes are lost. One writeback of a file runs at a time. If bytes ar
 that wrote some of them reports the error once, by its next close, fsync or write.
 
 New files that are not saved yet are also tracked here: they are saved with their first content, or
-by the timer.
+by the timer. A pending file (``pending``) is announced by its first writeback, with its content.
 
 Threads: all methods need the tree's lock, and release it while they wait for the issuer.
 Contract: docs/spec/filesystem.md, "Better than before" 1.
@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Busy, Failed, NoQuorum, PmxcfsError, Signaled, StoreError
 from pmxcfs.host.callers import UNKNOWN, Caller
-from pmxcfs.messages import Create, Write
+from pmxcfs.messages import Create, Rename, Write
 from pmxcfs.replica.issuer import Issuer
 from pmxcfs.replica.quorum import QuorumFlag
-from pmxcfs.replica.tickets import CONTENT_TIMEOUT, Ticket
+from pmxcfs.replica.tickets import CONTENT_TIMEOUT, Announcement, Ticket
+from pmxcfs.vfs.pending import PendingFiles
 
 _log = logging.getLogger("pmxcfs.dcdb")
 
@@ -47,7 +48,7 @@ class OpenFile:
         self.append_end = -1  # the end of the last append, as the kernel computed it
         self.has_created = has_created  # by the open itself, and none of its descriptors was closed
         self.has_written = False  # since the last writeback began
-        self.has_truncated = False  # by the open itself
+        self.has_truncated = False  # by the open itself, which has cut or made the file
         self.writeback: Ticket | None = (
             None  # took this handle's writes; its result is not told yet
         )
@@ -62,7 +63,8 @@ class Writeback:
 
     *on_unpublished* is called when the timer has a file to publish or to save. *on_displaced* is
     called with a file whose pages in the kernel are wrong: written bytes were lost, or an append
-    went to another offset.
+    went to another offset. *on_name_gone* is called with the directory and the name of a pending
+    file that could not be announced.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Writeback:
         issuer: Issuer,
         quorum: QuorumFlag,
         *,
+        pending: PendingFiles,
         monotonic_ns: Callable[[], int],
         on_unpublished: Callable[[], None],
         on_displaced: Callable[[Entry], None],
+        on_name_gone: Callable[[Entry, str], None],
     ) -> None:
         self.publish_after_ns = PUBLISH_AFTER_NS
         self._tree = tree
@@ -82,6 +86,8 @@ class Writeback:
         self._now_ns = monotonic_ns
         self._on_unpublished = on_unpublished
         self._on_displaced = on_displaced
+        self._on_name_gone = on_name_gone
+        self._pending = pending
         self._running: dict[Entry, Ticket] = {}  # the writeback of each file that has one
         self._refused: dict[Entry, PmxcfsError] = {}  # to drop bytes by, when the writeback ends
         self._writers: dict[Entry, list[OpenFile]] = {}  # handles to tell of failures
@@ -137,7 +143,7 @@ class Writeback:
         if handle.writeback is not None:
             self.await_end(handle.entry, until_ns)  # the file may be dirty again then
         try:
-            if handle.has_written:
+            if handle.has_written or (handle.has_created and handle.entry in self._pending.files):
                 self.publish(handle.entry, until_ns)
         finally:
             ticket, handle.writeback = handle.writeback, None
@@ -227,7 +233,7 @@ class Writeback:
         PmxcfsError if this writeback fails; the bytes are lost then, except after Signaled.
         """
         self.await_end(entry, until_ns)
-        if entry.has_unpublished:
+        if entry.has_unpublished or entry in self._pending.files:
             timeout = self.remaining(until_ns)
             self._publish(entry, Ticket(_NOTHING, target=entry, timeout=timeout), caller)
 
@@ -239,7 +245,7 @@ class Writeback:
         error.
         """
         self.await_end(entry, until_ns)
-        if entry.has_unpublished:
+        if entry.has_unpublished or entry in self._pending.files:
             timeout = self.remaining(until_ns)
             limit = self.remaining(limit_ns) if limit_ns else 0.0
             ticket = Ticket(_NOTHING, target=entry, timeout=timeout, limit=limit, for_another=True)
@@ -274,15 +280,86 @@ class Writeback:
         try:
             if not self._quorum.is_quorate:
                 raise NoQuorum("no quorum: the file system is read-only")
-            unpublished = self._tree.take_unpublished(entry)
-            assert unpublished is not None, "asked for only when there is something unpublished"
-            # Without the cost of the class's own __new__, which is a Python function.
-            ticket.mutation = tuple.__new__(Write, (entry.path, *unpublished))
-            self._issuer.carry_out(ticket)
+            if entry in self._pending.files:
+                self._announce(entry, ticket)
+            else:
+                unpublished = self._tree.take_unpublished(entry)
+                assert unpublished is not None, "asked for only when there is something unpublished"
+                # Without the cost of the class's own __new__, which is a Python function.
+                ticket.mutation = tuple.__new__(Write, (entry.path, *unpublished))
+                self._issuer.carry_out(ticket)
         except PmxcfsError as error:
             ticket.finish(error)
             if not entry.is_orphan:  # removed on this node meanwhile: its content matters no more
                 raise
+        finally:
+            self._end(entry, ticket)
+
+    def _announce(self, entry: Entry, ticket: Ticket) -> None:
+        """Announce the pending file *entry*, with its content, as the writeback of *ticket*."""
+        self._pending.check(entry)
+        taken = self._tree.take_unpublished(entry)
+        content = None if taken is None or not taken.data else Write(entry.path, *taken)
+        announcement = Announcement(
+            Create(entry.path),
+            content,
+            timeout=ticket.timeout,
+            limit=ticket.limit,
+            caller=ticket.caller,
+        )
+        try:
+            self._issuer.announce(announcement)
+        except PmxcfsError as error:
+            raise self._pending.explain(entry, error) from None
+        if announcement.has_found_file and taken is not None and content is None:
+            # Another node has made the file meanwhile, and this one asked for an empty one.
+            ticket.mutation = Write(entry.path, *taken)
+            self._issuer.carry_out(ticket)
+        else:
+            ticket.finish()
+
+    def rename_pending(
+        self,
+        entry: Entry,
+        target: str,
+        until_ns: int,
+        limit_ns: int,
+        *,
+        objection: Callable[[], PmxcfsError | None] | None,
+        caller: Caller,
+    ) -> None:
+        """Announce the pending file *entry* and rename it to the path *target*, with one wait.
+
+        The times are monotonic: it is sent by *until_ns*, and answered by *limit_ns*. Raises
+        PmxcfsError. The file stays pending after Busy and Signaled.
+        """
+        timeout, limit = self.remaining(until_ns), self.remaining(limit_ns)
+        ticket = Ticket(_NOTHING, target=entry, timeout=timeout, for_another=True)
+        self._begin(entry, ticket)
+        try:
+            self._pending.check(entry)
+            taken, path = self._tree.take_unpublished(entry), entry.path
+            announcement = Announcement(
+                Create(path),
+                None if taken is None else Write(path, *taken),
+                Rename(path, target),
+                timeout=timeout,
+                limit=limit,
+                caller=caller,
+                objection=objection,
+            )
+            try:
+                self._issuer.announce(announcement)
+            except PmxcfsError as error:
+                if not announcement.is_announced or error is not announcement.error:
+                    raise self._pending.explain(entry, error) from None
+                ticket.finish()  # only the RENAME has failed
+                raise
+            ticket.finish()
+        except PmxcfsError as error:
+            if not ticket.is_done:
+                ticket.finish(error)
+            raise
         finally:
             self._end(entry, ticket)
 
@@ -312,8 +389,13 @@ class Writeback:
             ticket.for_another and isinstance(ticket.error, Busy)
         ):
             self._redirty(entry, ticket)
+        elif entry in self._pending.files:
+            self._give_up(entry, ticket)
         elif not entry.is_orphan:
             self._discard(entry, ticket)
+        if ticket.error is None and entry in self._pending.files:
+            # The content went to a file of another node, for which it can't stand in.
+            self._pending.remove(entry)
         refusal = self._refused.pop(entry, None)
         if refusal is not None:
             self._drop(entry, refusal)
@@ -331,19 +413,43 @@ class Writeback:
 
     def _drop(self, entry: Entry, error: PmxcfsError) -> None:
         """Discard the dirty bytes of *entry*, if any, as if publishing had failed with *error*."""
-        if entry.has_unpublished:
+        is_pending = entry in self._pending.files
+        if entry.has_unpublished or is_pending:
             failed = Ticket(_NOTHING, target=entry)
             failed.finish(error)
-            self._discard(entry, failed)
+            if is_pending:
+                self._give_up(entry, failed)
+            else:
+                self._discard(entry, failed)
 
-    def _discard(self, entry: Entry, ticket: Ticket) -> None:
+    def _give_up(self, entry: Entry, ticket: Ticket) -> None:
+        """Remove the pending file *entry*: it can't be announced. Its handles can only be closed.
+
+        Logs a warning.
+        """
+        directory, name, error = entry.parent, entry.name, ticket.error
+        assert directory is not None, "pending files have a directory"
+        assert error is not None, "a file is given up after a failure"
+        self._discard(entry, ticket, "the new file %s is removed: %s")
+        for handle in self._writers.get(entry, ()):
+            if handle.writeback is not None:
+                handle.refusal = handle.refusal or error
+        self._pending.remove(entry)
+        self._on_name_gone(directory, name)
+
+    def _discard(
+        self,
+        entry: Entry,
+        ticket: Ticket,
+        warning: str = "the last writes to %s are lost: %s",
+    ) -> None:
         """Discard all dirty bytes, also those written meanwhile. Logs a warning."""
         self._tree.discard_unpublished(entry)
         self._on_displaced(entry)
         for handle in self._writers.get(entry, ()):
             _track_handle(handle, ticket)
         assert ticket.error is not None, "bytes are lost only by a failure"
-        _log.warning("the last writes to %s are lost: %s", _shown(entry), _errno_of(ticket.error))
+        _log.warning(warning, _shown(entry), _errno_of(ticket.error))
 
     # Publishing by time
 
@@ -352,6 +458,9 @@ class Writeback:
 
         For the timer thread. The handles that wrote report the errors.
         """
+        for entry in self._pending.due(self._now_ns() - self.publish_after_ns):
+            if entry not in self._running:
+                self._announce_by_time(entry)
         for entry in self._waiting():
             if self._is_due(entry.unpublished_since_ns):
                 self._publish_quietly(entry)
@@ -359,6 +468,7 @@ class Writeback:
             self._save_creations_quietly()
         since = [entry.unpublished_since_ns for entry in self._waiting()[:1]]
         since += [self._oldest_creation_ns] if self._oldest_creation_ns else []
+        since += [self._pending.oldest_ns()] if self._pending.oldest_ns() else []
         if not since:
             return 0
         delay_ns = min(since) + self.publish_after_ns - self._now_ns()
@@ -366,7 +476,7 @@ class Writeback:
 
     def publish_all(self) -> None:
         """Publish everything now: the daemon stops."""
-        for entry in self._tree.unpublished():
+        for entry in [*self._pending.files, *self._tree.unpublished()]:
             self._publish_quietly(entry)
         self._save_creations_quietly()
 
@@ -375,12 +485,22 @@ class Writeback:
 
     def _waiting(self) -> list[Entry]:
         """Return the dirty files whose writeback does not run, oldest first."""
-        return [entry for entry in self._tree.unpublished() if entry not in self._running]
+        running, pending = self._running, self._pending.files
+        dirty = self._tree.unpublished()
+        return [entry for entry in dirty if entry not in running and entry not in pending]
 
     def _publish_quietly(self, entry: Entry) -> None:
         """Publish *entry* and ignore errors, which the handles that wrote report."""
         with contextlib.suppress(PmxcfsError):
             self.publish(entry, self.after(CONTENT_TIMEOUT))
+
+    def _announce_by_time(self, entry: Entry) -> None:
+        """Announce a pending file; if it stays pending, the timer passes over it from now on."""
+        if self._issuer.can_announce_later():
+            with contextlib.suppress(PmxcfsError):
+                self.publish_for_another(entry, self.after(CONTENT_TIMEOUT))
+        if entry in self._pending.files:
+            self._pending.pass_over(entry)
 
     def _save_creations_quietly(self) -> None:
         are_waiting = self._oldest_creation_ns != 0

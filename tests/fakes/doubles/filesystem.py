@@ -23,6 +23,8 @@ class World:
         self.locks = LockTable()
         self.quorum = QuorumFlag(is_quorate=True)
         self.displaced: list[Entry] = []
+        self.gone: list[tuple[Entry, str]] = []
+        self.known: set[Entry] = set()  # entries to which the kernel holds references
         self.unpublished_calls = 0
         self.files = FileSystem(
             self.tree,
@@ -33,8 +35,10 @@ class World:
             wall_clock=lambda: self.wall,
             on_unpublished=self._note_unpublished,
             on_displaced=self.displaced.append,
+            on_name_gone=lambda directory, name: self.gone.append((directory, name)),
+            is_known=lambda entry: entry in self.known,
         )
-        self.issuer.on_change = lambda change: self.files.on_change(change, foreign=False)
+        self._tell(foreign=False)
 
     def _note_unpublished(self) -> None:
         self.unpublished_calls += 1
@@ -56,12 +60,14 @@ class World:
 
     def elsewhere(self, mutation: Mutation) -> None:
         """Deliver a change of another node."""
-        local, self.issuer.on_change = (
-            self.issuer.on_change,
-            lambda change: self.files.on_change(change, foreign=True),
-        )
+        self._tell(foreign=True)
         self.issuer.deliver(mutation, writer=9)
-        self.issuer.on_change = local
+        self._tell(foreign=False)
+
+    def _tell(self, *, foreign: bool) -> None:
+        files, issuer = self.files, self.issuer
+        issuer.on_applied = lambda change: files.pending.on_applied(change, foreign=foreign)
+        issuer.on_change = lambda change: files.on_change(change, foreign=foreign)
 
     def pass_time(self) -> int:
         """Let the time come at which everything is due."""

@@ -378,6 +378,8 @@ def test_the_tree_holds_262144_entries(world: World) -> None:
         wall_clock=lambda: world.wall,
         on_unpublished=lambda: None,
         on_displaced=world.displaced.append,
+        on_name_gone=lambda directory, name: None,
+        is_known=lambda entry: False,
     )
     assert files.space.usage().entries == MAX_ENTRIES
     attempts: list[Callable[[], object]] = [
