@@ -182,5 +182,10 @@ class PendingFiles:
 
 
 def is_dead(entry: Entry) -> bool:
-    """Tell whether *entry* is that of a file that could not be announced."""
-    return entry.inode == NO_INODE and entry.parent is None and not entry.is_orphan
+    """Tell whether *entry* is the object of a file that could not be announced."""
+    return not was_in_tree(entry) and entry.parent is None and not entry.is_orphan
+
+
+def was_in_tree(entry: Entry) -> bool:
+    """Tell whether the tree has, or had, the object *entry*."""
+    return entry.inode != NO_INODE

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pmxcfs._core import Entry
 from pmxcfs.errors import Busy, Failed, PmxcfsError, Signaled
+from pmxcfs.vfs.pending import was_in_tree
 from pmxcfs.vfs.writeback import PUBLISH_AFTER_NS, OpenFile
 from tests.fakes.simulation.total_order import Member, Order
 
@@ -133,12 +134,19 @@ class History:
         except PmxcfsError:
             assert not self._is_written(last), "an error for what was published"
         else:
+            self._check_object(member, handle.entry)
             if last and not handle.entry.is_orphan:
                 later = self.replaced[handle.entry]
                 later = later[later.index(last) :]
                 is_cut = b"" in later
                 assert is_cut or any(map(self._is_written, later)), "success, but not published"
         member.files.release(handle)
+
+    def _check_object(self, member: Member, entry: Entry) -> None:
+        """Check that a published file is the tree's, unless the kernel has another one there."""
+        if not was_in_tree(entry) and not entry.is_orphan:
+            found = member.tree.find(entry.path)
+            assert found is None or found.is_directory or found in member.known
 
     def _is_written(self, token: bytes) -> bool:
         return bool(token) and any(data.startswith(token) for data in self.order.written)
@@ -237,6 +245,8 @@ def check_table(member: Member) -> None:
         for child in entry.children():
             assert child.parent is entry
         waiting += entry.children()
+    for entry in member.known:
+        assert member.tree.get(entry.inode) in (None, entry), "another object has its place"
     assert count == member.tree.entry_count
 
 
