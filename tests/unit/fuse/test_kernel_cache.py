@@ -189,6 +189,12 @@ def test_dropped_bytes_invalidate_the_pages(world: World) -> None:
     assert world.queue.queued == [("inode", world.file.node, True)]
 
 
+def test_the_name_of_a_file_that_could_not_be_announced_is_invalidated(world: World) -> None:
+    world.cache.on_name_gone(world.root, "new")
+    world.cache.on_name_gone(world.unknown, "new")
+    assert world.queue.queued == [("entry", 1, b"new", 0, False)]
+
+
 def test_a_quorum_change_invalidates_every_mode(world: World) -> None:
     world.cache.on_quorum()
     assert world.queue.queued == [("attributes", list(world.known))]
