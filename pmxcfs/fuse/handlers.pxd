@@ -17,6 +17,7 @@ cdef class Handlers:
     cdef FileSystem _files
     cdef Writeback _writeback
     cdef object _pending
+    cdef dict _pending_files
     cdef object _ownership
     cdef Callers _callers
     cdef object _on_debug

@@ -50,6 +50,7 @@ BLOCK = 4096  # bytes per block in statfs
 SNAPSHOT_FRESH_NS = 1_000_000_000  # age up to which an outdated snapshot may be opened
 TAKEN_AGAIN_NS = 60_000_000_000  # until a path is logged again whose guest number is in use
 MAX_LISTED_NAME = 1024  # bytes; the kernel fails a listing with a longer name, such as a peer's
+NO_VERSION = -1  # of a listing with pending files, which no version of the directory tells
 RECENT_LISTINGS = 64  # directories whose listing is cached until a name in them changes
 
 
@@ -67,7 +68,7 @@ class OpenDirectory:
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.listing: Listing | None = None
-        self.version = 0  # of the directory's names when the listing was taken
+        self.version = NO_VERSION  # of the directory's names when the listing was taken
 
 
 class Handlers:
@@ -91,6 +92,7 @@ class Handlers:
         self._files = files
         self._writeback = files.writeback
         self._pending = files.pending
+        self._pending_files = files.pending.files
         self._ownership = ownership
         self._callers = callers
         self._on_debug = on_debug
@@ -167,7 +169,7 @@ class Handlers:
     def _child(self, directory: Entry, name: str) -> Entry | None:
         """Return the entry *name* of *directory*, which may be a pending file, or None."""
         found = directory.child(name)
-        if found is None and self._pending.files:
+        if found is None and self._pending_files:
             return self._pending.find(directory, name)
         return found
 
@@ -228,7 +230,7 @@ class Handlers:
             result.nlink = 2
         if entry.has_draft:
             result.seconds = 0  # publishing will change the mtime
-        if self._pending.files and entry in self._pending.files:
+        if self._pending_files and entry in self._pending_files:
             result.seconds = result.name_seconds = 0
         return result
 
@@ -267,7 +269,7 @@ class Handlers:
             if len(self._recent_listings) >= RECENT_LISTINGS:
                 self._recent_listings.clear()
             self._recent_listings[directory.node] = (directory.listing_version, listing)
-        if self._pending.files:
+        if self._pending_files:
             shown = self._pending.children(directory)
             return [*listing, *[(to_bytes(one.name), *self._listed(one)) for one in shown]]
         return listing
@@ -304,7 +306,8 @@ class Handlers:
         opened = self._directories[handle]
         if offset == 0 or opened.listing is None:
             opened.listing = self._listing(opened.entry)
-            opened.version = opened.entry.listing_version
+            has_pending = bool(self._pending_files) and opened.entry in self._pending.by_directory
+            opened.version = NO_VERSION if has_pending else opened.entry.listing_version
         return opened.listing
 
     def listed(self, handle: int, raw_name: bytes, found: Node | None) -> Attributes | None:
@@ -343,7 +346,7 @@ class Handlers:
             exclusive=bool(flags & O_EXCL),
             later=_can_be_announced_later(flags),
         )
-        if not entry.visible_size and entry not in self._pending.files:
+        if not entry.visible_size and entry not in self._pending_files:
             flags &= ~O_TRUNC
         return self._open(entry, flags, caller, True), self._answer(entry)
 

@@ -14,6 +14,7 @@ cdef class FileSystem:
     cdef readonly Space space
     cdef readonly Writeback writeback
     cdef readonly object pending
+    cdef dict _pending_files
     cdef Tree _tree
     cdef object _issuer
     cdef object _locks

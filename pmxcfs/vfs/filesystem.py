@@ -70,7 +70,8 @@ class FileSystem:
     ) -> None:
         self.quorum = quorum
         self.pending = PendingFiles(tree, is_known=is_known, on_displaced=on_displaced)
-        self.space = Space(tree, self.pending.files)
+        self._pending_files = self.pending.files
+        self.space = Space(tree, self._pending_files)
         self.writeback = Writeback(
             tree,
             issuer,
@@ -166,7 +167,7 @@ class FileSystem:
 
     def _remove(self, entry: Entry, caller: Caller, is_directory: bool) -> None:
         self._need_quorum()
-        if entry in self.pending.files and self._remove_pending(entry, is_directory):
+        if entry in self._pending_files and self._remove_pending(entry, is_directory):
             return
         path = _path(entry)
         objection = functools.partial(self._type_error, path, is_directory)
@@ -181,7 +182,7 @@ class FileSystem:
         if is_directory:
             raise NotADirectory(f"{entry.path} is a file")
         self.writeback.await_end(entry, self.writeback.after(NAME_TIMEOUT))
-        if entry not in self.pending.files:
+        if entry not in self._pending_files:
             return False
         self.pending.remove(entry)
         self._tree.orphan(entry)
@@ -229,9 +230,9 @@ class FileSystem:
         # For writeback and rename together.
         until_ns, limit_ns = self.writeback.after(NAME_TIMEOUT), self.writeback.after(NAME_LIMIT)
         objection = functools.partial(self._existing, target) if exclusive else None
-        if entry in self.pending.files:
+        if entry in self._pending_files:
             self.writeback.await_end(entry, until_ns)
-        if entry in self.pending.files:
+        if entry in self._pending_files:
             self.writeback.rename_pending(
                 entry, target, until_ns, limit_ns, objection=objection, caller=caller
             )
@@ -344,13 +345,13 @@ class FileSystem:
         file that is gone. An open that created the file is not refused: a refusal says that nothing
         was changed. With *truncate* raises Busy if the issuer refuses changes.
         """
-        is_pending = entry in self.pending.files
+        is_new = has_created and entry in self._pending_files  # all was checked just now
         if entry.parent is None and is_dead(entry):
             raise Stale(f"{entry.path} could not be announced")
-        if (truncate and not is_pending) or (writing and not has_created):
+        if (truncate and not is_new) or (writing and not has_created):
             self._need_quorum()
             _check_current(entry)
-        if truncate and not is_pending:
+        if truncate and not is_new:
             self._need_issuer(entry)
         handle = OpenFile(entry, append=append, has_created=has_created, caller=caller)
         if truncate:
@@ -358,7 +359,7 @@ class FileSystem:
             self._tree.truncate_unpublished(entry, 0, now_ns=self._now_ns(), opening=True)
             entry.kernel_size = 0
             self._on_unpublished()
-        handle.has_truncated = truncate or (is_pending and has_created)
+        handle.has_truncated = truncate or is_new
         if writing or truncate or has_created:
             self.writeback.add_writer(handle)
         return handle

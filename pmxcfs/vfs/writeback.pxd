@@ -32,6 +32,7 @@ cdef class Writeback:
     cdef object _on_displaced
     cdef object _on_name_gone
     cdef object _pending
+    cdef dict _pending_files
     cdef dict _running
     cdef dict _refused
     cdef dict _writers

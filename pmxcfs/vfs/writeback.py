@@ -88,6 +88,7 @@ class Writeback:
         self._on_displaced = on_displaced
         self._on_name_gone = on_name_gone
         self._pending = pending
+        self._pending_files = pending.files
         self._running: dict[Entry, Ticket] = {}  # the writeback of each file that has one
         self._refused: dict[Entry, PmxcfsError] = {}  # to drop bytes by, when the writeback ends
         self._writers: dict[Entry, list[OpenFile]] = {}  # handles to tell of failures
@@ -143,7 +144,7 @@ class Writeback:
         if handle.writeback is not None:
             self.await_end(handle.entry, until_ns)  # the file may be dirty again then
         try:
-            if handle.has_written or (handle.has_created and handle.entry in self._pending.files):
+            if handle.has_written or (handle.has_created and handle.entry in self._pending_files):
                 self.publish(handle.entry, until_ns)
         finally:
             ticket, handle.writeback = handle.writeback, None
@@ -233,7 +234,7 @@ class Writeback:
         PmxcfsError if this writeback fails; the bytes are lost then, except after Signaled.
         """
         self.await_end(entry, until_ns)
-        if entry.has_unpublished or entry in self._pending.files:
+        if entry.has_unpublished or entry in self._pending_files:
             timeout = self.remaining(until_ns)
             self._publish(entry, Ticket(_NOTHING, target=entry, timeout=timeout), caller)
 
@@ -245,7 +246,7 @@ class Writeback:
         error.
         """
         self.await_end(entry, until_ns)
-        if entry.has_unpublished or entry in self._pending.files:
+        if entry.has_unpublished or entry in self._pending_files:
             timeout = self.remaining(until_ns)
             limit = self.remaining(limit_ns) if limit_ns else 0.0
             ticket = Ticket(_NOTHING, target=entry, timeout=timeout, limit=limit, for_another=True)
@@ -280,7 +281,7 @@ class Writeback:
         try:
             if not self._quorum.is_quorate:
                 raise NoQuorum("no quorum: the file system is read-only")
-            if entry in self._pending.files:
+            if entry in self._pending_files:
                 self._announce(entry, ticket)
             else:
                 unpublished = self._tree.take_unpublished(entry)
@@ -389,11 +390,11 @@ class Writeback:
             ticket.for_another and isinstance(ticket.error, Busy)
         ):
             self._redirty(entry, ticket)
-        elif entry in self._pending.files:
+        elif entry in self._pending_files:
             self._give_up(entry, ticket)
         elif not entry.is_orphan:
             self._discard(entry, ticket)
-        if ticket.error is None and entry in self._pending.files:
+        if ticket.error is None and entry in self._pending_files:
             # The content went to a file of another node, for which it can't stand in.
             self._pending.remove(entry)
         refusal = self._refused.pop(entry, None)
@@ -413,7 +414,7 @@ class Writeback:
 
     def _drop(self, entry: Entry, error: PmxcfsError) -> None:
         """Discard the dirty bytes of *entry*, if any, as if publishing had failed with *error*."""
-        is_pending = entry in self._pending.files
+        is_pending = entry in self._pending_files
         if entry.has_unpublished or is_pending:
             failed = Ticket(_NOTHING, target=entry)
             failed.finish(error)
@@ -476,7 +477,7 @@ class Writeback:
 
     def publish_all(self) -> None:
         """Publish everything now: the daemon stops."""
-        for entry in [*self._pending.files, *self._tree.unpublished()]:
+        for entry in [*self._pending_files, *self._tree.unpublished()]:
             self._publish_quietly(entry)
         self._save_creations_quietly()
 
@@ -485,7 +486,7 @@ class Writeback:
 
     def _waiting(self) -> list[Entry]:
         """Return the dirty files whose writeback does not run, oldest first."""
-        running, pending = self._running, self._pending.files
+        running, pending = self._running, self._pending_files
         dirty = self._tree.unpublished()
         return [entry for entry in dirty if entry not in running and entry not in pending]
 
@@ -499,7 +500,7 @@ class Writeback:
         if self._issuer.can_announce_later():
             with contextlib.suppress(PmxcfsError):
                 self.publish_for_another(entry, self.after(CONTENT_TIMEOUT))
-        if entry in self._pending.files:
+        if entry in self._pending_files:
             self._pending.pass_over(entry)
 
     def _save_creations_quietly(self) -> None:
