@@ -2,13 +2,13 @@
 """Objects of files that the tree does not have yet, and their way into it.
 
 Such an object has a directory and a name, so it has a path and a mode, but the directory does not
-have it. Once the tree has a file of that name, the object *stands in* for the tree's object: it gets
-all published fields of that one and its place. So what refers to the object (handles, the kernel's
-node id, a draft) refers to the file from then on.
+have it. Once the tree has a file of that name, the object *stands in* for the tree's object: it
+gets all published fields of that one and its place. So what refers to the object (handles, the
+kernel's node id, a draft) refers to the file from then on.
 
 No decisions here: ``pending`` makes them. A module in C, as only C code can set these fields.
-Threads: all functions need the tree's lock; ``stand_in`` changes what is published, as only the owner
-of the tree's group may.
+Threads: all functions need the tree's lock; ``stand_in`` changes what is published, as only the
+owner of the tree's group may.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -23,7 +23,7 @@ cdef uint64_t _NO_INODE = NO_INODE
 
 
 def new_file(Entry parent not None, str name not None, uint32_t mtime):
-    """Return the object of an empty file *name* that *parent*, which is in the tree, does not have."""
+    """Return the object of an empty file *name* in *parent*, which the tree does not have yet."""
     cdef Entry entry = new_entry(_NO_INODE, EntryType.FILE)
     entry.stamp(0, 0, mtime)
     place(entry, parent, name)

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.needs_corosync
 Report = Callable[[object], None]
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-SOON = 30.0  # seconds for a change to be seen on the others; milliseconds on an idle machine
+SOON = 60.0  # seconds for a change to be seen on the others; milliseconds on an idle machine
+LATE = 20.0  # seconds until a file is announced by time: more than any test needs to close it
 AT_ONCE = 0.8  # seconds for a request that waits for no other node; below corosync's token
 RACES = 60
 SAVES = 150  # of a file, in each way
@@ -26,7 +27,7 @@ SAVES = 150  # of a file, in each way
 def patient(cluster: Cluster) -> Iterator[Cluster]:
     """A cluster in which no file is announced by time."""
     for node in cluster.nodes:
-        node.daemon.control("publish-after", seconds=1000.0)
+        node.daemon.control("publish-after", seconds=LATE)
     yield cluster
     for node in cluster.nodes:
         if node.daemon.is_running:
