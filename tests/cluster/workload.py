@@ -180,6 +180,7 @@ class Writer(Worker):
         self._steps: Sequence[Callable[[], None]] = (
             *(self._overwrite, self._replace, self._delete, self._sync),
             *(self._append, self._create, self._lock),
+            *(self._make, self._make, self._make),  # so that a third of the opens makes files
         )
 
     def step(self) -> None:
@@ -213,6 +214,13 @@ class Writer(Worker):
     def _delete(self) -> None:
         path = self._random.choice(SHARED)
         self._note(self.call("unlink", path), {path: None})
+
+    def _make(self) -> None:
+        """Make a new file with content, where other writers do so too."""
+        path = self._random.choice(SHARED)
+        self._note(self.call("unlink", path), {path: None})
+        flags = self._random.choice((0, os.O_TRUNC, os.O_EXCL))
+        self._put(path, size=size_of(path), flags=flags)
 
     def _append(self) -> None:
         """Append a line to the log of this writer."""
