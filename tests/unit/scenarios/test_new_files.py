@@ -134,8 +134,8 @@ class History:
         except PmxcfsError:
             assert not self._is_written(last), "an error for what was published"
         else:
-            self._check_object(member, handle.entry)
             if last and not handle.entry.is_orphan:
+                self._check_object(member, handle.entry)
                 later = self.replaced[handle.entry]
                 later = later[later.index(last) :]
                 is_cut = b"" in later
@@ -144,7 +144,7 @@ class History:
 
     def _check_object(self, member: Member, entry: Entry) -> None:
         """Check that a published file is the tree's, unless the kernel has another one there."""
-        if not was_in_tree(entry) and not entry.is_orphan:
+        if not was_in_tree(entry):
             found = member.tree.find(entry.path)
             assert found is None or found.is_directory or found in member.known
 
