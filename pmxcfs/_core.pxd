@@ -49,6 +49,21 @@ cdef class Tree:
 
     cpdef Entry find(self, str path)
     cpdef tuple find_parent(self, str path)
+    cpdef Entry create(
+        self, Entry parent, str name, uint8_t type, uint32_t writer, uint32_t mtime
+    )
+    cpdef object write(
+        self, Entry entry, offset, bytes data, bint truncate, uint32_t writer, uint32_t mtime
+    )
+    cpdef Entry rename(
+        self, Entry entry, Entry parent, str name, uint32_t writer, uint32_t mtime
+    )
+    cpdef object remove(self, Entry entry, uint32_t writer, uint32_t mtime)
+    cpdef object touch(self, Entry entry, uint32_t writer, uint32_t mtime)
+    cpdef object write_unpublished(self, Entry entry, offset, bytes data, int64_t now_ns)
+    cpdef object truncate_unpublished(
+        self, Entry entry, size, int64_t now_ns, bint opening=*
+    )
     cpdef object mark_written(self)
     cpdef list rows_before(self, uint64_t segment, Py_ssize_t large)
     cpdef object take_unpublished(self, Entry entry)

@@ -271,8 +271,9 @@ cdef class Tree:
 
     # Published mutations.
 
-    def create(self, Entry parent not None, str name not None, uint8_t type, *,
-               uint32_t writer, uint32_t mtime):
+    cpdef Entry create(
+        self, Entry parent, str name, uint8_t type, uint32_t writer, uint32_t mtime
+    ):
         """Create an empty file or directory; its inode is the tree's new version."""
         self.check_attached(parent)
         self.check_free(parent, name)
@@ -285,8 +286,9 @@ cdef class Tree:
         self.attach(entry, parent, name)
         return entry
 
-    def write(self, Entry entry not None, offset, bytes data not None, *,
-              bint truncate, uint32_t writer, uint32_t mtime):
+    cpdef object write(
+        self, Entry entry, offset, bytes data, bint truncate, uint32_t writer, uint32_t mtime
+    ):
         """Write *data* at *offset* (bytes); if *truncate*, cut the file off behind *data*."""
         self.check_file(entry)
         self.check_attached(entry)
@@ -304,8 +306,9 @@ cdef class Tree:
         entry.size = end
         self.rebase_draft(entry)
 
-    def rename(self, Entry entry not None, Entry parent not None, str name not None, *,
-               uint32_t writer, uint32_t mtime):
+    cpdef Entry rename(
+        self, Entry entry, Entry parent, str name, uint32_t writer, uint32_t mtime
+    ):
         """Move an entry to *name* in *parent*; return the replaced entry, detached, or None.
 
         A moved and a replaced directory must be empty, else ValueError.
@@ -326,7 +329,7 @@ cdef class Tree:
         self.attach(entry, parent, name)
         return replaced
 
-    def remove(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
+    cpdef object remove(self, Entry entry, uint32_t writer, uint32_t mtime):
         """Remove a file or an empty directory; only the root gets a new stamp."""
         self.check_leaf(entry)
         self.raise_version(writer, mtime)
@@ -337,7 +340,7 @@ cdef class Tree:
         self.check_leaf(entry)
         self.detach(entry)
 
-    def touch(self, Entry entry not None, *, uint32_t writer, uint32_t mtime):
+    cpdef object touch(self, Entry entry, uint32_t writer, uint32_t mtime):
         """Set the modification time, in seconds."""
         self.check_attached(entry)
         self.begin_mutation(entry, writer, mtime)
@@ -465,8 +468,7 @@ cdef class Tree:
 
     # Unpublished content.
 
-    def write_unpublished(self, Entry entry not None, offset, bytes data not None, *,
-                          int64_t now_ns):
+    cpdef object write_unpublished(self, Entry entry, offset, bytes data, int64_t now_ns):
         """Write *data* at *offset* to the draft, zeros in a gap; empty *data* has no effect."""
         cdef Py_ssize_t start = as_size(offset)
         end_of(start, data)
@@ -474,7 +476,9 @@ cdef class Tree:
             self.draft_of(entry).write(start, data)
             self.note_dirty(entry, now_ns)
 
-    def truncate_unpublished(self, Entry entry not None, size, *, int64_t now_ns, opening=False):
+    cpdef object truncate_unpublished(
+        self, Entry entry, size, int64_t now_ns, bint opening=False
+    ):
         """Cut or extend the draft to *size* bytes; unless it grows, all of it becomes dirty."""
         self.draft_of(entry).truncate(as_size(size), opening)
         self.note_dirty(entry, now_ns)

@@ -229,7 +229,7 @@ class Clustering:
 
     # Events from the tree, with its lock held.
 
-    def on_change(self, change: Change, *, foreign: bool) -> None:
+    def on_change(self, change: Change, foreign: bool) -> None:
         """Update the host's corosync.conf if *change* is of the tree's corosync.conf.
 
         The node that issued the change has corosync reload the file. The writer decides that, not

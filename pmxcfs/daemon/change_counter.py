@@ -24,10 +24,10 @@ class ChangeCounter:
         self._notifier = notifier
         self._clients = clients
 
-    def on_change(self, change: Change, *, foreign: bool) -> None:
+    def on_change(self, change: Change, foreign: bool) -> None:
         """Count *change* if it concerns a counted file or a guest, as few changes do."""
         if self._count(change):
-            self._clients.on_change(change, foreign=foreign)
+            self._clients.on_change(change, foreign)
 
     def _count(self, change: Change) -> bool:
         """Count *change*; return whether it concerns a counted file or a guest."""

@@ -80,7 +80,7 @@ class LocalClients:
 
     # Listeners to changes of the tree
 
-    def on_change(self, change: Change, *, foreign: bool) -> None:
+    def on_change(self, change: Change, foreign: bool) -> None:
         """Invalidate the cached properties of a guest if its file has changed. Needs the lock."""
         self._properties.on_change(change.path, change.source or "")
 

@@ -41,7 +41,7 @@ class KernelCache:
         self._handles = handles
         self._may_be_absent = may_be_absent  # a directory's node id, a name
 
-    def on_change(self, change: Change, *, foreign: bool) -> None:
+    def on_change(self, change: Change, foreign: bool) -> None:
         """Notify of *change*: completely if *foreign*, else of what the reply does not contain."""
         if foreign:
             self._on_foreign(change)

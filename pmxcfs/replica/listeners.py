@@ -12,7 +12,7 @@ from pmxcfs.tree.apply import Change
 class Listener(Protocol):
     """A function that is called for each change after it was applied, and in local mode written."""
 
-    def __call__(self, change: Change, *, foreign: bool) -> None:
+    def __call__(self, change: Change, foreign: bool) -> None:
         """Handle *change*; *foreign* means that it was not made through this node's mount."""
 
 

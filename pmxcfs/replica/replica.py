@@ -70,7 +70,7 @@ _REMOVALS = (Kind.DELETE, Kind.UNLOCK)
 class Applied:
     """A mutation that was applied."""
 
-    def __init__(self, ticket: Ticket, mutation: Mutation, change: Change, *, version: int) -> None:
+    def __init__(self, ticket: Ticket, mutation: Mutation, change: Change, version: int) -> None:
         self.ticket = ticket
         self.mutation = mutation  # with the path that it was applied to
         self.change = change
@@ -129,7 +129,7 @@ class Replica:
         )
         self.saver = Saver(database, journal, self._batches)
         if self._batches.has_unsaved:
-            self.saver.note_change(is_configuration=True)
+            self.saver.note_change(True)
         self._database = database
         self.writes = 0  # groups of records written since the start, in local mode
         self._yielding = yielding
@@ -515,15 +515,13 @@ class Replica:
             mutation, version = ticket.mutation, self.tree.version
             try:
                 mutation = ticket.with_current_path(self.tree)
-                ticket.change = apply(
-                    self.tree, self.guests, mutation, writer=ticket.writer, mtime=ticket.mtime
-                )
+                ticket.change = apply(self.tree, self.guests, mutation, ticket.writer, ticket.mtime)
                 for listener in self._on_applied:
-                    listener(ticket.change, foreign=ticket.foreign)
-                done.append(Applied(ticket, mutation, ticket.change, version=self.tree.version))
+                    listener(ticket.change, ticket.foreign)
+                done.append(Applied(ticket, mutation, ticket.change, self.tree.version))
             except HalfRenamed as error:
                 ticket.error = error
-                done.append(Applied(ticket, mutation, error.change, version=self.tree.version))
+                done.append(Applied(ticket, mutation, error.change, self.tree.version))
             except PmxcfsError as error:
                 ticket.error = error
             except Exception:
@@ -570,7 +568,7 @@ class Replica:
         """Note that what was applied so far stays; the database is to follow."""
         is_soon = self._has_configuration or is_configuration(done)
         self._has_configuration = False
-        self.saver.note_change(is_configuration=is_soon)
+        self.saver.note_change(is_soon)
         self._keep()
 
     def _roll_back(self, error: StoreError) -> None:
@@ -589,4 +587,4 @@ class Replica:
         for applied in done:
             is_foreign = applied.ticket.foreign or applied.ticket.error is not None
             for listener in self._on_change:
-                listener(applied.change, foreign=is_foreign)
+                listener(applied.change, is_foreign)

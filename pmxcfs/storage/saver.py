@@ -148,18 +148,16 @@ class Saver:
         """The bytes of journal that the database does not have yet. Never blocks."""
         return self._waiting_size()
 
-    def note_change(self, *, is_configuration: bool) -> None:
+    def note_change(self, is_configuration: bool) -> None:
         """Note that a change was written to the journal. For any thread; never blocks long.
 
         *is_configuration*: its file is none of those that change all the time.
         """
         now = self._clock()
-        if self._waiting_size() < SAVE_SIZE and self._schedule.touch(
-            now, is_configuration=is_configuration
-        ):
+        if self._waiting_size() < SAVE_SIZE and self._schedule.touch(now, is_configuration):
             return
         with self._condition:
-            self._schedule.note_change(now, is_configuration=is_configuration)
+            self._schedule.note_change(now, is_configuration)
             if self._due_at() < self._wakes_at:
                 self._condition.notify_all()
 

@@ -23,7 +23,7 @@ class Schedule:
         self._first_configuration = self._last_configuration = NEVER
         self._taken = NEVER, NEVER, NEVER  # the same of the changes that are being saved
 
-    def touch(self, now: float, *, is_configuration: bool) -> bool:
+    def touch(self, now: float, is_configuration: bool) -> bool:
         """Note a change if it can only put the next save off; return whether it was noted.
 
         Needs no lock: it sets one number.
@@ -35,7 +35,7 @@ class Schedule:
         self._last_configuration = now
         return True
 
-    def note_change(self, now: float, *, is_configuration: bool) -> None:
+    def note_change(self, now: float, is_configuration: bool) -> None:
         """Note an unsaved change."""
         self._first = min(self._first, now)
         if is_configuration:

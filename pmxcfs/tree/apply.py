@@ -86,7 +86,7 @@ class _Stamp:
 
 
 def apply(
-    tree: Tree, guests: Guests, mutation: messages.Mutation, *, writer: int, mtime: int
+    tree: Tree, guests: Guests, mutation: messages.Mutation, writer: int, mtime: int
 ) -> Change:
     """Apply one mutation, sent by node *writer* at *mtime* (seconds).
 

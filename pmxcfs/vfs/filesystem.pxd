@@ -28,6 +28,16 @@ cdef class FileSystem:
     cdef object _remove(self, Entry entry, caller, bint is_directory)
     cdef bint _remove_pending(self, Entry entry, bint is_directory) except -1
 
+    cpdef OpenFile open(
+        self,
+        Entry entry,
+        bint writing,
+        bint truncate,
+        bint append=*,
+        bint has_created=*,
+        caller=*,
+    )
+
     @cython.locals(entry=Entry)
     cpdef object write(self, OpenFile handle, offset, bytes data, append=*)
     cdef str _new_path(self, Entry parent, str name)

@@ -331,7 +331,6 @@ class FileSystem:
     def open(
         self,
         entry: Entry,
-        *,
         writing: bool,
         truncate: bool,
         append: bool = False,
@@ -436,7 +435,7 @@ class FileSystem:
 
     # Listener of the replica
 
-    def on_change(self, change: Change, *, foreign: bool) -> None:
+    def on_change(self, change: Change, foreign: bool) -> None:
         """Keep the locks' ages, and drop the draft of a file that this mount has removed."""
         self._note_lock(change)
         if not foreign:

@@ -121,7 +121,7 @@ class PendingFiles:
 
     # Listeners of the replica
 
-    def on_applied(self, change: Change, *, foreign: bool) -> None:
+    def on_applied(self, change: Change, foreign: bool) -> None:
         """Look whether *change*, which was applied just now, is about a pending file."""
         if not self.files or change.kind not in (Kind.CREATE, Kind.RENAME):
             return

@@ -160,6 +160,8 @@ class Writeback:
 
         After Signaled a later call of *handle* tells it.
         """
+        if ticket.is_done and ticket.error is None:
+            return
         try:
             self._issuer.wait(ticket, self.remaining(until_ns))
         except Signaled:

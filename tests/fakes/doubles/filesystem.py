@@ -64,7 +64,7 @@ class World:
         self.issuer.deliver(mutation, writer=9)
         self._tell(foreign=False)
 
-    def _tell(self, *, foreign: bool) -> None:
+    def _tell(self, foreign: bool) -> None:
         files, issuer = self.files, self.issuer
         issuer.on_applied = lambda change: files.pending.on_applied(change, foreign=foreign)
         issuer.on_change = lambda change: files.on_change(change, foreign=foreign)

@@ -107,7 +107,7 @@ class World:
         self.refreshes += 1
         return self.is_quorate
 
-    def _on_change(self, change: Change, *, foreign: bool) -> None:
+    def _on_change(self, change: Change, foreign: bool) -> None:
         assert self.lock.is_held
         self.changes.append((change, foreign))
 

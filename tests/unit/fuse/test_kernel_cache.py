@@ -45,7 +45,7 @@ class World:
             self.known[entry.node] = entry
         return entry
 
-    def tell(self, change: Change, *, foreign: bool = True) -> list[Sent]:
+    def tell(self, change: Change, foreign: bool = True) -> list[Sent]:
         """Announce *change*; return the notifications that were queued."""
         self.queue.queued = []
         self.cache.on_change(change, foreign=foreign)

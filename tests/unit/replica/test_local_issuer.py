@@ -17,7 +17,6 @@ from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.replica.waiting import RequestWatch
-from pmxcfs.storage.saver import Saver
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
@@ -69,21 +68,21 @@ def test_a_change_that_another_thread_has_made_meanwhile_is_not_called_busy(
         assert waiting.result(WAIT) == "b"
 
 
-def test_a_bug_before_the_delivery_leaves_no_change_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK)
-    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=SingleYielding())
+class BuggyMkdir(Mkdir):
+    """A mutation whose size can't be told."""
 
-    def fail(saver: Saver) -> bool:
+    @property
+    def path(self) -> str:
         raise ZeroDivisionError
 
+
+def test_a_bug_before_the_delivery_leaves_no_change_behind(tmp_path: Path) -> None:
+    stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK)
+    issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=SingleYielding())
     with contextlib.closing(stored):
-        ticket = Ticket(Mkdir("a"))
-        with monkeypatch.context() as patch:
-            patch.setattr(Saver, "is_overdue", property(fail))
-            with pytest.raises(ZeroDivisionError):
-                issuer.carry_out(ticket)
+        ticket = Ticket(BuggyMkdir("a"))
+        with pytest.raises(ZeroDivisionError):
+            issuer.carry_out(ticket)
         assert ticket.is_done
         issuer.submit(Mkdir("b"))
         assert [mutation for _, mutation in stored.changes()] == [Mkdir("b")]

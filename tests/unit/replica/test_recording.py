@@ -30,7 +30,7 @@ class World:
         for mutation in mutations:
             ticket = Ticket(mutation, writer=writer, mtime=99, caller=Caller(4711, 33, 5, b"vi"))
             change = apply(self.tree, self.guests, mutation, writer=writer, mtime=99)
-            done.append(Applied(ticket, mutation, change, version=self.tree.version))
+            done.append(Applied(ticket, mutation, change, self.tree.version))
         self.segment += not is_same_segment
         bodies = records_of(done, self.tree, self.segment, NOW_NS)
         self.tree.mark_written()
@@ -149,7 +149,7 @@ def test_the_size_is_never_less_than_that_of_the_records(world: World, mutation:
     around = 21  # bytes of a record's frame, and to spare
     size = size_of(mutation, world.tree)
     change = apply(world.tree, world.guests, mutation, writer=1, mtime=1)
-    done = [Applied(Ticket(mutation), mutation, change, version=9)]
+    done = [Applied(Ticket(mutation), mutation, change, 9)]
     bodies = records_of(done, world.tree, 99, NOW_NS)
     assert sum(len(body) + around for body in bodies) <= size
 

@@ -41,7 +41,7 @@ class World(StoredReplica):
         self.replica.check_writable()  # makes room in the first segment
         self.single.waits = 0
 
-    def hear(self, change: Change, *, foreign: bool) -> None:
+    def hear(self, change: Change, foreign: bool) -> None:
         self.heard.append((change.kind, change.path, foreign))
 
     def hear_undone(self, undone: Mapping[Entry, str], error: StoreError) -> None:
@@ -433,7 +433,7 @@ def test_a_creation_that_is_written_alone_is_saved_as_soon_as_any_change(
     monkeypatch.setattr(
         world.replica.saver,
         "note_change",
-        lambda *, is_configuration: noted.append(is_configuration),
+        lambda is_configuration: noted.append(is_configuration),
     )
     world.issuer.create(Create(path))
     world.issuer.save()

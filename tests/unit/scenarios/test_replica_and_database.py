@@ -100,7 +100,7 @@ def test_a_delivered_change_that_can_not_be_written_stays_in_the_tree_and_succee
     expect_log(FULL)
     replica = stored_replica.replica
     heard: list[str] = []
-    replica.subscribe(on_change=lambda change, *, foreign: heard.append(change.path))
+    replica.subscribe(on_change=lambda change, foreign: heard.append(change.path))
     below.failures["write"] = errno.ENOSPC
     (ticket,) = deliver(replica, Create("nodes.cfg"))
     assert ticket.result().path == "nodes.cfg"
