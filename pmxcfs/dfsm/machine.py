@@ -67,7 +67,11 @@ class _Round:
     checksum: bytes = b""  # our checksum when the VERIFY_REQUEST was delivered
     is_request_pending: bool = False  # our VERIFY_REQUEST was not answered yet
     verify_at: float = _NEVER  # when a verification is due because UPDATEs were sent; monotonic
-    foreign_start: float = _NEVER  # when SYNCED first ignored a SYNC_START; monotonic
+    # Of a later round that this node, being SYNCED, does not follow: its epoch, the members that
+    # have sent a STATE for it, and since when all others have; monotonic.
+    other_epoch: messages.Epoch | None = None
+    other_states: set[messages.Member] = field(default_factory=set)
+    awaited_since: float = _NEVER
 
 
 class Dfsm:
@@ -191,7 +195,9 @@ class Dfsm:
         if isinstance(message, messages.SyncStart):
             return self._on_sync_start(sender, message, at)
         if message.epoch != self._round.epoch:
-            return []  # a message of another round
+            if self.mode is Mode.SYNCED:
+                self._note_other_round(sender, message, at)
+            return []
         return self._on_round_message(sender, message, at)
 
     def on_other_protocol(self, sender: messages.Member, *, is_newer: bool) -> list[Effect]:
@@ -212,7 +218,7 @@ class Dfsm:
         if self.mode is Mode.UPDATE:
             return self._give_up(at)
         if self.mode is Mode.SYNCED:
-            return self._request_verification(at)
+            return self._join_the_others(at) or self._request_verification(at)
         return []
 
     # Answers to effects.
@@ -273,22 +279,27 @@ class Dfsm:
         if sender not in self.members or self.mode is Mode.UPDATE:
             return []
         if self.mode is Mode.SYNCED:
-            return self._on_foreign_start(sender, at)
+            current = self._round
+            current.other_epoch, current.other_states = message.epoch, set()
+            current.awaited_since = _NEVER
+            return []
         self._begin_round(message.epoch, at)
         return [SendState(at.wall, message.epoch)]
 
-    def _on_foreign_start(self, sender: messages.Member, at: Moment) -> list[Effect]:
-        """Handle a SYNC_START while this node is SYNCED: others are in a round without it.
+    def _note_other_round(
+        self, sender: messages.Member, message: messages.StateMessage, at: Moment
+    ) -> None:
+        """Note a STATE of a round that this SYNCED node does not follow.
 
-        One is the restart of a round that a STATE ended in the meantime. If they go on, they saw a
-        membership change that this node did not see: corosync can give different views if a daemon
-        dies while rings change. They would wait for our STATE until the members change again.
+        The restart of a round that has ended meanwhile is answered by nobody. If all other members
+        answer, they saw a membership change that this node did not see: corosync can give different
+        views if a daemon dies while rings change. They wait for our STATE, and for nothing else.
         """
-        since = min(self._round.foreign_start, at.monotonic)
-        self._round.foreign_start = since
-        if at.monotonic - since < self.deadlines.restarts[0] / 2:
-            return []
-        return self.leave(f"member {sender} waits for this node in a round that it does not know")
+        current = self._round
+        if message.epoch == current.other_epoch and isinstance(message, messages.State):
+            current.other_states.add(sender)
+            if current.other_states.issuperset(set(self.members) - {self.me}):
+                current.awaited_since = min(current.awaited_since, at.monotonic)
 
     def _on_round_message(
         self, sender: messages.Member, message: messages.StateMessage, at: Moment
@@ -426,6 +437,15 @@ class Dfsm:
             return []
         self._last_give_up = at.monotonic
         return self.leave(f"no progress for {limit:.0f} s in mode {self.mode.value}")
+
+    def _join_the_others(self, at: Moment) -> list[Effect]:
+        """Leave if all other members are in a round that this node does not know, and wait."""
+        limits = self.deadlines
+        is_awaited = at.monotonic - self._round.awaited_since >= limits.other_round
+        if not is_awaited or at.monotonic - self._last_give_up < limits.leave_interval:
+            return []
+        self._last_give_up = at.monotonic
+        return self.leave("all other members wait for this node in a round that it does not know")
 
     # Verification.
 

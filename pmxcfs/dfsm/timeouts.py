@@ -24,6 +24,8 @@ class Deadlines:
     # START_SYNC, other members: leave and rejoin after this time without a message of the round.
     silence: float = 90.0
     updates: float = 15.0  # UPDATE: leave and rejoin after this time without an UPDATE
+    # SYNCED: leave and rejoin when all others have waited for this long in a round of their own.
+    other_round: float = 2.5
     leave_interval: float = 60.0  # minimum between two leaves caused by a deadline
     rejoin: float = 5.0  # minimum between two joins, for any reason; corosync needs it
     verification: float = 3600.0  # between two verifications of the tree

@@ -205,32 +205,52 @@ def test_a_sync_start_of_a_process_that_is_no_member_is_ignored() -> None:
     assert node.epoch == epoch
 
 
-def test_a_synced_node_leaves_a_group_whose_members_go_on_with_a_round_that_it_does_not_know() -> (
-    None
-):
+def hear_other_round(node: Node, number: int, *answers: Member) -> None:
+    """Let the first member begin a round that *node*, which is synced, does not know."""
+    epoch = Epoch(number, WALL, *ONE)
+    assert node.hears(ONE, SyncStart(WALL, epoch)) == []
+    for member in answers:
+        assert node.hears(member, State(WALL, epoch, index(5))) == []
+
+
+def test_a_synced_node_leaves_if_all_others_wait_for_it_in_a_round_that_it_does_not_know() -> None:
     node = synced_node()
-    node.hears(ONE, SyncStart(WALL, Epoch(6, WALL, *ONE)))
-    node.seconds += 5
-    (effect,) = without_logs(node.hears(ONE, SyncStart(WALL + 5, Epoch(7, WALL + 5, *ONE))))
-    assert effect == Leave("member 1/300 waits for this node in a round that it does not know")
+    hear_other_round(node, 6, ONE, THREE)
+    assert node.tick(2) == []
+    (effect,) = node.tick(1)
+    assert effect == Leave("all other members wait for this node in a round that it does not know")
     assert node.mode is Mode.LEFT
 
 
-def test_restarts_that_were_delivered_together_and_too_late_are_ignored() -> None:
+def test_a_node_leaves_for_that_reason_once_a_minute_at_most() -> None:
     node = synced_node()
-    for number in range(6, 9):
-        assert node.hears(ONE, SyncStart(WALL, Epoch(number, WALL, *ONE))) == []
-    assert node.mode is Mode.SYNCED
-
-
-def test_a_late_restart_of_an_earlier_round_does_not_count() -> None:
-    node = synced_node()
-    node.hears(ONE, SyncStart(WALL, Epoch(6, WALL, *ONE)))
-    node.seconds += 5
-    node.start_round(Epoch(7, WALL, *ONE))
+    hear_other_round(node, 6, ONE, THREE)
+    assert node.tick(3)
+    node.machine.join(TWO)
+    node.start_round()
     node.hear_states(dict.fromkeys(ALL, index(5)))
-    assert node.hears(ONE, SyncStart(WALL, Epoch(8, WALL, *ONE))) == []
+    hear_other_round(node, 7, ONE, THREE)
+    assert node.tick(50) == []
+    assert len(node.tick(10)) == 1
+
+
+@pytest.mark.parametrize("answers", [(), (ONE,)], ids=["late restart", "a member alone"])
+def test_a_round_that_not_all_others_are_in_is_ignored(answers: tuple[Member, ...]) -> None:
+    """A member that waits for another one, which is dead, gets the states of no healthy node."""
+    node = synced_node()
+    for number in range(6, 10):
+        hear_other_round(node, number, *answers)
+        assert node.tick(10) == []
     assert node.mode is Mode.SYNCED
+
+
+def test_a_membership_change_ends_the_waiting_for_a_synced_node() -> None:
+    node = synced_node()
+    hear_other_round(node, 6, ONE, THREE)
+    node.members(*ALL)
+    node.start_round()
+    node.hear_states(dict.fromkeys(ALL, index(5)))
+    assert node.tick(10) == []
 
 
 @pytest.mark.parametrize("node", [synced_node(), updating_node()], ids=["synced", "update"])
