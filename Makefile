@@ -123,7 +123,7 @@ debug: deps build/debug.stamp ## compile with assertions, without optimization, 
 # instead of writing into it; one of an earlier build would hide a module. Cython does not notice
 # changed directives, so setup.py starts it anew.
 build/%.stamp: $(EXTENSION_SOURCES) .venv/.installed
-	$(if $(filter setup.py %.h,$?)$(VARIABLES),rm -rf build/cython)
+	$(if $(filter setup.py %.h .venv/.installed,$?)$(VARIABLES),rm -rf build/cython)
 	rm -rf build/$*/pmxcfs
 	$(VARIABLES) $(BIN)/python setup.py -q build_ext --build-temp build/$* --build-lib build/$*
 	for object in $$($(SHARED_OBJECTS)); do [ -e build/$*/$$object ] || rm -f $$object; done

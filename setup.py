@@ -140,8 +140,11 @@ class BuildExtensions(build_ext):
 
         def compile_one(source: str, *, output_dir: str, **options: Any) -> str:
             target: str = self.compiler.object_filenames([source], output_dir=output_dir)[0]
-            if not is_newer(Path(target), Path(source)):
-                compile_all([source], output_dir=output_dir, **options)
+            if self.force or not is_newer(Path(target), Path(source)):
+                # Not in its place, where a compiler that is killed would leave a part of it.
+                (made,) = compile_all([source], output_dir=f"{output_dir}/unfinished", **options)
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(made, target)
             return target
 
         def compile_beside(sources: list[str], **options: Any) -> list[str]:
