@@ -150,6 +150,7 @@ def _ticket_of(
         # A caller that gave up waiting got an error, so the kernel does not know of the change.
         foreign=proposal is None or proposal.ticket.is_done,
         caller=UNKNOWN if proposal is None else proposal.ticket.caller,
+        made=None if proposal is None else proposal.ticket.made,
     )
 
 

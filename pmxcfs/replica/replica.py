@@ -518,6 +518,8 @@ class Replica:
                 ticket.change = apply(self.tree, self.guests, mutation, ticket.writer, ticket.mtime)
                 for listener in self._on_applied:
                     listener(ticket.change, ticket.foreign)
+                if ticket.made is not None and ticket.change.entry is not ticket.made:
+                    ticket.foreign = True
                 done.append(Applied(ticket, mutation, ticket.change, self.tree.version))
             except HalfRenamed as error:
                 ticket.error = error

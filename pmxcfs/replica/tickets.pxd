@@ -20,6 +20,7 @@ cdef class Ticket:
     cdef public uint32_t mtime
     cdef public bint foreign
     cdef public object caller
+    cdef readonly Entry made
     cdef readonly double timeout
     cdef readonly double limit
     cdef readonly bint for_another

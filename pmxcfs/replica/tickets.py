@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs.errors import Exists, NotFound, PmxcfsError, Stale
+from pmxcfs.errors import Exists, GuestTaken, NotFound, PmxcfsError, Stale
 from pmxcfs.host.callers import UNKNOWN, Caller
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename, Write
 from pmxcfs.tree.apply import Change
@@ -52,6 +52,8 @@ class Ticket:
     *for_another*: on Busy the change is retried later instead of being dropped. *objection* is
     called when the ticket has waited and is about to be sent or applied here: it returns the error
     by which the mutation is refused, or None. *caller* is the process of this node that asked.
+    *made* is the object by which the kernel knows a file that this mount has made: a change of
+    another object is foreign to it.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Ticket:
         limit: float = 0.0,
         for_another: bool = False,
         objection: Callable[[], PmxcfsError | None] | None = None,
+        made: Entry | None = None,
     ) -> None:
         self.mutation = mutation
         self.writer = writer  # nodeid
@@ -76,6 +79,7 @@ class Ticket:
         self.limit = limit
         self.for_another = for_another
         self.caller = caller
+        self.made = made
         self._objection = objection
         self.is_queued = False  # local mode: waits to be delivered
         self.is_done = False
@@ -155,6 +159,7 @@ class Announcement(Ticket):
         content: Write | None,
         rename: Rename | None = None,
         *,
+        made: Entry | None = None,
         timeout: float,
         limit: float = 0.0,
         caller: Caller = UNKNOWN,
@@ -166,9 +171,11 @@ class Announcement(Ticket):
             limit=limit,
             caller=caller,
             objection=objection,
+            made=made,
         )
         self.create, self.content, self.rename = create, content, rename
         self.has_found_file = False  # another node has made the file meanwhile
+        self.was_refused = False  # by the objection, before anything was sent
         self.content_error: PmxcfsError | None = None  # of the CREATE and the WRITE
         self._left = 1 if content is None else 2  # parts that did not come back, but the RENAME
 
@@ -176,6 +183,12 @@ class Announcement(Ticket):
     def is_announced(self) -> bool:
         """Whether the file and its content were delivered, whatever has become of the RENAME."""
         return self._left == 0 and self.content_error is None
+
+    def objection(self) -> PmxcfsError | None:
+        """Return the error by which the announcement has to be refused now, or None."""
+        error = super().objection()
+        self.was_refused = error is not None
+        return error
 
     def parts(self, split: Callable[[Mutation], list[Mutation]]) -> list[Mutation]:
         """Return the messages, of which *split* divides one that is too large."""
@@ -185,7 +198,7 @@ class Announcement(Ticket):
 
     def judge(self, error: PmxcfsError | None, part: int) -> PmxcfsError | None:
         """Return the *error* that counts: not Exists of the CREATE."""
-        if part == 0 and isinstance(error, Exists):
+        if part == 0 and isinstance(error, Exists) and not isinstance(error, GuestTaken):
             self.has_found_file, error = True, None
         if self._left:
             self._left -= 1

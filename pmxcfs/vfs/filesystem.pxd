@@ -55,5 +55,6 @@ cdef object _check_name(str name)
 cdef object _check_current(Entry entry)
 cdef bint _is_of_mapping(OpenFile handle, offset) except -1
 cdef str _path(Entry entry)
+cdef object _check_move(str source, str target)
 cdef object _refuse_guest_name(str path)
 cdef str _join(str directory, str name)

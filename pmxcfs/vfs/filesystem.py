@@ -233,6 +233,7 @@ class FileSystem:
         if entry in self._pending_files:
             self.writeback.await_end(entry, until_ns)
         if entry in self._pending_files:
+            _check_move(entry.path, target)
             self.writeback.rename_pending(
                 entry, target, until_ns, limit_ns, objection=objection, caller=caller
             )
@@ -242,9 +243,7 @@ class FileSystem:
         # knew.
         self.writeback.save_creations()
         source = _path(entry)
-        if target == source or target.startswith(f"{source}/"):
-            # The existing implementation uses freed memory on such a RENAME.
-            raise NotFound(f"another node has moved {source} onto or above the new name")
+        _check_move(source, target)
         timeout, limit = self.writeback.remaining(until_ns), self.writeback.remaining(limit_ns)
         self._issuer.carry_out(
             Ticket(
@@ -498,6 +497,12 @@ def _path(entry: Entry) -> str:
     if not entry.is_attached:
         raise NotFound(f"{entry.path} was removed")
     return entry.path
+
+
+def _check_move(source: str, target: str) -> None:
+    """Refuse a RENAME onto or below itself: the existing implementation uses freed memory on it."""
+    if target == source or target.startswith(f"{source}/"):
+        raise NotFound(f"another node has moved {source} onto or above the new name")
 
 
 def _refuse_guest_name(path: str) -> None:

@@ -306,6 +306,7 @@ class Writeback:
         announcement = Announcement(
             Create(entry.path),
             content,
+            made=entry,
             timeout=ticket.timeout,
             limit=ticket.limit,
             caller=ticket.caller,
@@ -334,7 +335,7 @@ class Writeback:
         """Announce the pending file *entry* and rename it to the path *target*, with one wait.
 
         The times are monotonic: it is sent by *until_ns*, and answered by *limit_ns*. Raises
-        PmxcfsError. The file stays pending after Busy and Signaled.
+        PmxcfsError. The file stays pending after Busy and Signaled, and if *objection* is raised.
         """
         timeout, limit = self.remaining(until_ns), self.remaining(limit_ns)
         ticket = Ticket(_NOTHING, target=entry, timeout=timeout, for_another=True)
@@ -346,6 +347,7 @@ class Writeback:
                 Create(path),
                 None if taken is None else Write(path, *taken),
                 Rename(path, target),
+                made=entry,
                 timeout=timeout,
                 limit=limit,
                 caller=caller,
@@ -354,6 +356,9 @@ class Writeback:
             try:
                 self._issuer.announce(announcement)
             except PmxcfsError as error:
+                if announcement.was_refused:  # nothing was sent
+                    ticket.finish(Busy(str(error)))
+                    raise
                 if not announcement.is_announced or error is not announcement.error:
                     raise self._pending.explain(entry, error) from None
                 ticket.finish()  # only the RENAME has failed

@@ -34,6 +34,7 @@ from pmxcfs.storage.incomplete import Incomplete
 from pmxcfs.storage.records import Notes
 from pmxcfs.tree.apply import Change
 from pmxcfs.tree.index import parse, parse_header
+from pmxcfs.vfs._standin import new_file
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import StoredReplica
 
@@ -170,6 +171,21 @@ def test_a_change_whose_caller_gave_up_is_foreign(world: World) -> None:
         proposal.ticket.finish(Failed("given up"))
     world.deliver(of(ME, Mkdir("a"), serial=7))
     assert [foreign for _, foreign in world.changes] == [True]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_change_of_another_object_than_the_one_that_was_made_is_foreign(
+    world: World, is_known: bool
+) -> None:
+    """The kernel knows a new file by the object that this mount has made for it."""
+    world.deliver(of(PEER, Create("f")))
+    theirs = world.replica.tree.find("f")
+    made = theirs if is_known else new_file(world.replica.tree.root, "f", 1)
+    write = Write("f", 0, b"ours", truncate=True)
+    world.outbox.put(Proposal(Ticket(write, made=made), [write]))
+    world.send(7)
+    world.deliver(of(ME, write, serial=7))
+    assert [foreign for _, foreign in world.changes] == [True, not is_known]
 
 
 def test_a_message_of_an_earlier_membership_is_foreign(world: World) -> None:

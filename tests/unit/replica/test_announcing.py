@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from pmxcfs.errors import Exists, NotFound
+from pmxcfs.errors import Exists, GuestTaken, NotFound
 from pmxcfs.messages import Create, Rename, Write
 from pmxcfs.replica import progress
 from pmxcfs.replica.cluster_issuer import MAX_MESSAGE
@@ -108,3 +108,10 @@ def test_files_are_announced_later_only_if_they_could_be_sent_now(world: World) 
     world.outbox.progress.sent(object(), time.monotonic() - progress.OVERDUE - 1)
     answers.append(world.issuer.can_announce_later())
     assert answers == [False, True, False, False, False]
+
+
+def test_a_guest_number_that_is_in_use_is_an_error_of_the_creation() -> None:
+    """It is an EEXIST, too, but no file of the name is there."""
+    ticket, error = announcement(), GuestTaken("nodes/a/qemu-server/1.conf", "another file")
+    assert ticket.judge(error, 0) is error
+    assert not ticket.has_found_file

@@ -7,6 +7,7 @@ import pytest
 from pmxcfs._core import Entry
 from pmxcfs.errors import (
     Busy,
+    Exists,
     Failed,
     GuestTaken,
     IsADirectory,
@@ -28,6 +29,7 @@ from pmxcfs.messages import (
     Rename,
     Write,
 )
+from pmxcfs.replica.tickets import Ticket
 from pmxcfs.tree.adoption import plan
 from tests.fakes.doubles.filesystem import World
 from tests.fakes.doubles.new_files import begin, close, content, is_free_of_pending, looked_up
@@ -139,6 +141,53 @@ def test_a_later_write_to_the_file_that_lost_its_name_is_stale(world: World) -> 
     with pytest.raises(Stale):
         close(world, handle)
     assert content(world, "f") == b"new"
+
+
+def test_a_rename_that_must_not_replace_keeps_the_file_if_the_name_is_taken_meanwhile(
+    world: World,
+) -> None:
+    handle = begin(world)
+
+    def take_name() -> None:
+        world.issuer.on_submit = lambda: None
+        world.elsewhere(Create("g"))
+
+    world.issuer.on_submit = take_name
+    with pytest.raises(Exists):
+        world.files.rename(handle.entry, world.tree.root, "g", exclusive=True)
+    assert looked_up(world, "f") is handle.entry
+    world.files.write(handle, 3, b" and more")
+    close(world, handle)
+    assert content(world, "f") == b"new and more"
+    assert content(world, "g") == b""
+
+
+def test_a_directory_that_moves_to_the_new_place_makes_no_rename_onto_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The existing implementation uses freed memory on such a RENAME."""
+    world.make("d", directory=True)
+    target = world.make("e", directory=True)
+    entry = begin(world, "d/f").entry
+
+    def rename_meanwhile() -> None:
+        world.issuer.on_submit = lambda: None
+
+        def wait(ticket: Ticket, seconds: float) -> None:
+            if not ticket.is_done:
+                world.elsewhere(Rename("d", "e"))
+                ticket.finish(Busy("not sent in time"))
+            ticket.check()
+
+        monkeypatch.setattr(world.issuer, "wait", wait)
+        with pytest.raises(NotFound, match="has moved e/f onto or above the new name"):
+            world.files.rename(entry, target, "f")
+        raise Busy("not sent in time")
+
+    world.issuer.on_submit = rename_meanwhile
+    world.pass_time()
+    assert world.issuer.issued == []
+    assert looked_up(world, "e/f") is entry
 
 
 @pytest.mark.expect_log(REMOVED)
