@@ -74,10 +74,24 @@ class Service:
         self.is_frozen = False
 
     def freeze(self) -> None:
-        """Send SIGSTOP: the process stops, with its connections open."""
+        """Send SIGSTOP, and wait until no thread runs any more; the connections stay open."""
         assert self.process, f"{self} was not started"
         self.process.signal(signal.SIGSTOP)
         self.is_frozen = True
+        deadline = time.monotonic() + PATIENCE
+        while "R" in self._thread_states() or "S" in self._thread_states():
+            assert time.monotonic() < deadline, f"{self} does not stop"
+            time.sleep(POLL_INTERVAL)
+
+    def _thread_states(self) -> set[str]:
+        """Return the states of all threads, as in proc(5); D is that of one the kernel keeps."""
+        assert self.process, f"{self} was not started"
+        states = set()
+        tasks = self.node.root / "proc" / str(self.process.pid) / "task"
+        for stat in tasks.glob("*/stat"):
+            with contextlib.suppress(OSError):  # the thread has ended meanwhile
+                states.add(stat.read_text().rpartition(") ")[2][0])
+        return states
 
     def thaw(self) -> None:
         """Send SIGCONT."""
