@@ -188,7 +188,7 @@ class _Reading:
             gaps=() if self._has_all_leaves(lost_pages) else self._gaps(rows),
             partial=partial,
             lost_pages=lost_pages,
-            page_count=self._pages.count,
+            page_count=self._page_count(log),
             log=log,
             foreign=sorted(
                 name.decode("utf-8", "backslashreplace") for name in self._tables.keys() - _OURS
@@ -271,9 +271,12 @@ class _Reading:
         """Return the number of pages that are not known to be of any use."""
         known = self._visited | self._free | self._pages.chained
         known.update(leaf.number for leaf in self._orphans if _has_rows(leaf))
-        count = max(self._pages.count, log.page_count or self._pages.count_in_header())
         used = {number for number in known if not self._is_empty(number)}
-        return count - len(used)
+        return self._page_count(log) - len(used)
+
+    def _page_count(self, log: LogFrames) -> int:
+        """Return the number of pages, those included that were cut off."""
+        return max(self._pages.count, log.page_count or self._pages.count_in_header())
 
     def _is_empty(self, number: int) -> bool:
         """Tell whether a page of a table is neither a leaf nor an interior page."""

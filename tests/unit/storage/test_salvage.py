@@ -76,6 +76,13 @@ def test_the_new_file_replaces_the_old_one_which_is_kept(path: Path) -> None:
     assert is_incomplete(path)
 
 
+def test_the_report_counts_the_pages_that_were_cut_off(path: Path) -> None:
+    count = read_damaged(path).page_count
+    os.truncate(path, path.stat().st_size // count * (count - 1))
+    read = read_damaged(path)
+    assert (read.page_count, read.lost_pages) == (count, 1)
+
+
 def test_the_report_names_what_is_missing(path: Path) -> None:
     before = {row[0] for row in read_damaged(path).rows}
     zero(path, leaf_with(path, 203))
