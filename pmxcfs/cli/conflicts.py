@@ -7,8 +7,9 @@ Contract: docs/spec/operations.md, "Conflicts".
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from pmxcfs._core import Entry, Tree
@@ -26,7 +27,7 @@ from pmxcfs.storage.kept_copies import (
     kept_copies,
     mark_done,
 )
-from pmxcfs.storage.kept_journals import read_kept_tree
+from pmxcfs.storage.kept_journals import KeptTree, read_kept_tree
 from pmxcfs.storage.recovery import inspect
 from pmxcfs.text import escape
 
@@ -38,6 +39,7 @@ REASONS = {
     DAMAGE: "the journal had these changes behind a damaged place, or they did not fit the tree",
     "": "not described",
 }
+_LACKING = "its content, which was private, is in no copy"
 
 
 def list_copies(arguments: argparse.Namespace) -> int:
@@ -59,9 +61,9 @@ def list_copies(arguments: argparse.Namespace) -> int:
 def show_copy(arguments: argparse.Namespace) -> int:
     """Print when and why a copy was kept, and how each path differs from now; return 0."""
     copy = find_copy(arguments.statedir, arguments.name)
-    kept = _tree_of(copy)
+    kept, lacking = _tree_of(copy)
     now = _tree_of_now(arguments.statedir / DATABASE_NAME)
-    rows = list(_rows(copy, kept, now))
+    rows = list(_rows(copy, kept, now, lacking))
     if arguments.json:
         print(json.dumps({**_as_data(copy), "entries": rows}, indent=2))
         return 0
@@ -78,7 +80,11 @@ def show_copy(arguments: argparse.Namespace) -> int:
 def export_copy(arguments: argparse.Namespace) -> int:
     """Write all files of a copy into a new or empty directory; return the exit status."""
     copy = find_copy(arguments.statedir, arguments.name)
-    return offline.export_tree(_tree_of(copy), arguments.directory)
+    kept = _tree_of(copy)
+    status = offline.export_tree(kept.without_lacking(), arguments.directory)
+    for path in sorted(kept.lacking):
+        print(f"pmxcfs: {escape(path)} is not written: {_LACKING}", file=sys.stderr)
+    return 1 if kept.lacking else status
 
 
 def finish_copy(arguments: argparse.Namespace) -> int:
@@ -96,7 +102,7 @@ ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _rows(copy: Copy, kept: Tree, now: Tree) -> Iterator[dict[str, str]]:
+def _rows(copy: Copy, kept: Tree, now: Tree, lacking: Collection[str]) -> Iterator[dict[str, str]]:
     """Yield a row for each path of the description, else for each that differs."""
     paths = sorted({*copy.description.replaced, *copy.description.removed})
     if not paths:
@@ -105,7 +111,11 @@ def _rows(copy: Copy, kept: Tree, now: Tree) -> Iterator[dict[str, str]]:
     for path in paths:
         before, after = kept.find(path), now.find(path)
         is_same = _is_same(before, after)
-        yield {"path": path, "kept": _text(before), "now": "the same" if is_same else _text(after)}
+        if path in lacking:
+            yield {"path": path, "kept": _LACKING, "now": _text(after)}
+        else:
+            now_text = "the same" if is_same else _text(after)
+            yield {"path": path, "kept": _text(before), "now": now_text}
 
 
 def _is_same(one: Entry | None, other: Entry | None) -> bool:
@@ -122,9 +132,11 @@ def _text(entry: Entry | None) -> str:
     return f"{entry.size} bytes of {_when(entry.mtime)}"
 
 
-def _tree_of(copy: Copy) -> Tree:
+def _tree_of(copy: Copy) -> KeptTree:
     """Return the tree of a copy; that of a journal has only what the changes were about."""
-    return read_kept_tree(copy.path) if copy.is_journal else offline.load(copy.path)
+    if copy.is_journal:
+        return read_kept_tree(copy.path)
+    return KeptTree(offline.load(copy.path), frozenset())
 
 
 def _tree_of_now(path: Path) -> Tree:

@@ -23,7 +23,7 @@ STATUSES = {"healthy": 0, "degraded": 1, "failed": 2, "unknown": 3}
 STATUS_TIMEOUT_MS = 3000
 
 WIDTH = 88  # columns of explanations
-DOCUMENT = "/usr/share/doc/pmxcfs/operations.md"
+DOCUMENT = "/usr/share/doc/pmxcfs/operations.md.gz"
 
 # What stands for the daemon's findings if it gives none.
 _NOT_RUNNING = {

@@ -153,21 +153,44 @@ def _warn(left_over: LeftOver, path: Path) -> None:
     log_paths(_log, "changed in the journal only", names)
 
 
-def read_kept_tree(path: Path) -> Tree:
-    """Return the entries that a kept journal is about, as its changes leave them. Blocks.
+class KeptTree(NamedTuple):
+    """The entries that a kept journal is about, and the directories above them."""
 
-    Only these and the directories above them are in the tree. Versions are not those of the
-    records. Raises StoreError if the file can't be read.
-    """
+    tree: Tree  # as the changes leave them; versions are not those of the records
+    lacking: frozenset[str]  # paths of private files whose content the history had left out
+
+    def without_lacking(self) -> Tree:
+        """Return the tree without the files whose content is not known."""
+        for path in self.lacking:
+            entry = self.tree.find(path)
+            if entry is not None:
+                self.tree.drop(entry)
+        return self.tree
+
+
+def read_kept_tree(path: Path) -> KeptTree:
+    """Return what a kept journal has. Blocks. Raises StoreError if the file can't be read."""
     tree = Tree(keep_undo=False)
     known: set[int] = set()
+    lacking: set[Entry] = set()
     for record in _read(path):
         if isinstance(record, Before) and record.inode not in known:
             known.add(record.inode)
             _restore(tree, record)
+            if record.is_left_out:
+                _note_lacking(lacking, tree.find(to_text(record.path)))
         elif isinstance(record, Change) and (mutation := mutation_of(record)) is not None:
             _change(tree, mutation, record)
-    return tree
+            if record.left_out:
+                _note_lacking(lacking, tree.find(mutation.path))
+            elif isinstance(mutation, Write) and mutation.truncate and mutation.offset == 0:
+                lacking.discard(tree.find(mutation.path) or tree.root)
+    return KeptTree(tree, frozenset(entry.path for entry in lacking if entry.is_attached))
+
+
+def _note_lacking(lacking: set[Entry], entry: Entry | None) -> None:
+    if entry is not None and not entry.is_directory:
+        lacking.add(entry)
 
 
 def _read(path: Path) -> Iterator[Record]:

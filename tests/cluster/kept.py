@@ -19,7 +19,7 @@ def trees(nodes: Sequence[Node]) -> Iterator[Tree]:
     """Yield the tree of each kept copy; that of a journal has only what was changed."""
     for copy in copies(nodes):
         if ".journal" in copy.name:
-            yield read_kept_tree(copy)
+            yield read_kept_tree(copy).tree
         else:
             tree = Tree()
             tree.load(inspect(copy).records)

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from pmxcfs._cpg import encode as encode_message
 from pmxcfs.cli.main import main
 from pmxcfs.cli.offline import import_
+from pmxcfs.host.callers import UNSET
+from pmxcfs.messages import Group, Mkdir, Normal, Write
+from pmxcfs.storage._journal import frame
 from pmxcfs.storage.kept_copies import FORK, Description, describe_copy
+from pmxcfs.storage.records import Change, encode
+from pmxcfs.storage.segments import Header, encode_header
 
 NAME = "1700000000.db"
 KEPT = {"f": b"ours", "g": b"same", "priv": None}  # None: a directory
@@ -105,3 +111,29 @@ def test_list_as_json(home: Path, capsys: Output) -> None:
         "removed": ["back"],
         "done": False,
     }
+
+
+def test_private_content_that_the_history_had_left_out_is_not_taken_for_empty(
+    home: Path, tmp_path: Path, capsys: Output
+) -> None:
+    """Whoever copied an export back would replace a key with nothing."""
+    bodies = []
+    for version, mutation, left_out in (
+        (1, Mkdir("priv"), 0),
+        (2, Write("priv/key", 0, b"", truncate=True), 11),
+        (3, Write("priv/other", 0, b"kept", truncate=True), 0),
+    ):
+        message = encode_message(Normal(1700000000, 0, mutation), group=Group.TREE)
+        time_ns = 1700000000 * 10**9
+        change = Change(version, 1, 1700000000, time_ns, version, 0, 0, UNSET, b"", message)
+        bodies.append(encode(change._replace(left_out=left_out)))
+    copy = home / "conflicts" / "1700000001.journal"
+    copy.write_bytes(encode_header(Header(b"l" * 16, 1, 0)) + frame(bodies, 1))
+    assert run(home, "show", copy.name) == 0
+    shown = capsys.readouterr().out
+    assert "priv/key: kept: its content, which was private, is in no copy; now: not" in shown
+    assert "  priv/other: kept: 4 bytes of " in shown
+    assert run(home, "export", copy.name, str(tmp_path / "out")) == 1
+    assert "priv/key is not written: its content" in capsys.readouterr().err
+    assert not (tmp_path / "out/priv/key").exists()
+    assert (tmp_path / "out/priv/other").read_bytes() == b"kept"

@@ -107,7 +107,7 @@ def test_an_explanation_says_for_each_finding_what_it_means_and_what_to_do() -> 
     for finding in (QUORUM, OFFLINE):
         assert f"because   {finding['reason']}\nmeans     Files can be read" in text
         assert f"to do     {finding['step']}\n" in text
-    assert 'read      /usr/share/doc/pmxcfs/operations.md, chapter "Without quorum"\n' in text
+    assert 'read      /usr/share/doc/pmxcfs/operations.md.gz, chapter "Without quorum"\n' in text
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -311,9 +311,10 @@ def test_an_older_copy_of_the_database_counts_and_the_changes_since_are_kept(
     (described,) = kept_copies(journal.parent)
     assert described.description.reason == OTHER_DATABASE
     assert described.description.replaced == ["f", "g", "priv", "priv/shadow.cfg"]
-    tree = read_kept_tree(copy)
+    tree, lacking = read_kept_tree(copy)
     assert tree.find("tmp") is None
     assert at(tree, "priv/shadow.cfg").content == b""
+    assert not lacking
     assert node.segment.exists()  # history
 
 

@@ -49,7 +49,10 @@ def test_what_follows_damage_is_kept_and_the_journal_ends_before_it(
     node = restart(recovered, journal)
     (described,) = kept_copies(journal.parent)
     assert described.description.reason == DAMAGE
-    assert sorted(entry.path for entry in entries(read_kept_tree(described.path))) == ["g", "h"]
+    assert sorted(entry.path for entry in entries(read_kept_tree(described.path).tree)) == [
+        "g",
+        "h",
+    ]
     assert (journal / segments.name_of(place.segment)).stat().st_size == place.offset
     node.change(Create("after"))
     again = recover(found, journal)
@@ -182,4 +185,4 @@ def test_a_kept_journal_shows_files_from_the_rows_before_their_changes(
     expect_log(ONLY + "d/f")
     copy = settle(recover(found, journal), journal, now=NOW)
     assert copy is not None
-    assert at(read_kept_tree(copy), "d/f").content == b"new text"
+    assert at(read_kept_tree(copy).tree, "d/f").content == b"new text"

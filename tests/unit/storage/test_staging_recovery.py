@@ -121,7 +121,7 @@ def test_of_another_database_it_is_kept_with_the_rest(
     assert recovered.sequence == node.sequence
     restart(recovered, journal)
     (copy,) = kept_copies(journal.parent)
-    assert sorted(entry.path for entry in entries(read_kept_tree(copy.path))) == ["f", "g"]
+    assert sorted(entry.path for entry in entries(read_kept_tree(copy.path).tree)) == ["f", "g"]
     assert not file_for(journal).exists()
 
 
