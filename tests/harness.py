@@ -292,6 +292,13 @@ def held(daemon: Daemon) -> Iterator[None]:
             daemon.control("resume")
 
 
+def thread_states(process: Path) -> Iterator[str]:
+    """Yield the state of each thread of a process, as in proc(5), by its directory in /proc."""
+    for stat in (process / "task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            yield stat.read_text().rpartition(") ")[2][0]
+
+
 def fuse_mounts(below: Path) -> list[Path]:
     """Return the FUSE mounts at *below* and deeper, the deepest first."""
     found = []

@@ -5,12 +5,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pmxcfs.rrd.schema import update_of
+from tests.harness import thread_states
 
 TIMEOUT = 20.0  # seconds
 
@@ -46,12 +47,7 @@ class RrdCached:
     def freeze(self) -> None:
         """Send SIGSTOP, and wait until no thread runs any more."""
         self.process.send_signal(signal.SIGSTOP)
-        await_true(lambda: set(self._states()) == {"T"})
-
-    def _states(self) -> Iterator[str]:
-        """Yield the state of each thread, as in proc(5)."""
-        for stat in Path(f"/proc/{self.process.pid}/task").glob("*/stat"):
-            yield stat.read_text().rpartition(") ")[2][0]
+        await_true(lambda: set(thread_states(Path(f"/proc/{self.process.pid}"))) == {"T"})
 
     def flush(self, file: Path) -> None:
         """Make rrdcached write the values that it holds for *file*."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.node import PATIENCE, POLL_INTERVAL, Node, Process
-from tests.harness import PROGRAM, Control, session_flags
+from tests.harness import PROGRAM, Control, session_flags, thread_states
 
 CONTROL_SOCKET = Path("run/pve-cluster/control.sock")  # below the node's root
 CONTROL_PATIENCE = 5.0  # seconds for an answer of the test control
@@ -79,19 +79,10 @@ class Service:
         self.process.signal(signal.SIGSTOP)
         self.is_frozen = True
         deadline = time.monotonic() + PATIENCE
-        while "R" in self._thread_states() or "S" in self._thread_states():
+        process = self.node.root / "proc" / str(self.process.pid)
+        while {"R", "S"} & set(thread_states(process)):
             assert time.monotonic() < deadline, f"{self} does not stop"
             time.sleep(POLL_INTERVAL)
-
-    def _thread_states(self) -> set[str]:
-        """Return the states of all threads, as in proc(5); D is that of one the kernel keeps."""
-        assert self.process, f"{self} was not started"
-        states = set()
-        tasks = self.node.root / "proc" / str(self.process.pid) / "task"
-        for stat in tasks.glob("*/stat"):
-            with contextlib.suppress(OSError):  # the thread has ended meanwhile
-                states.add(stat.read_text().rpartition(") ")[2][0])
-        return states
 
     def thaw(self) -> None:
         """Send SIGCONT."""
