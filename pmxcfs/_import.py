@@ -39,7 +39,7 @@ class CompiledFinder:
 def install() -> None:
     """Have the compiled modules found from now on, if they are built.
 
-    Raises ImportError if the shared object can't be loaded, as a library of its is missing.
+    Raises ImportError if the shared object can't be loaded, for example for lack of a library.
     """
     try:
         compiled: Any = importlib.import_module("pmxcfs._compiled")

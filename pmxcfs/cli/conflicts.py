@@ -81,7 +81,8 @@ def export_copy(arguments: argparse.Namespace) -> int:
     """Write all files of a copy into a new or empty directory; return the exit status."""
     copy = find_copy(arguments.statedir, arguments.name)
     kept = _tree_of(copy)
-    status = offline.export_tree(kept.without_lacking(), arguments.directory)
+    kept.drop_lacking()
+    status = offline.export_tree(kept.tree, arguments.directory)
     for path in sorted(kept.lacking):
         print(f"pmxcfs: {escape(path)} is not written: {_LACKING}", file=sys.stderr)
     return 1 if kept.lacking else status

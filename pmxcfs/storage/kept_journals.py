@@ -159,13 +159,12 @@ class KeptTree(NamedTuple):
     tree: Tree  # as the changes leave them; versions are not those of the records
     lacking: frozenset[str]  # paths of private files whose content the history had left out
 
-    def without_lacking(self) -> Tree:
-        """Return the tree without the files whose content is not known."""
+    def drop_lacking(self) -> None:
+        """Remove the files whose content is not known from the tree."""
         for path in self.lacking:
             entry = self.tree.find(path)
-            if entry is not None:
-                self.tree.drop(entry)
-        return self.tree
+            assert entry is not None, "the paths are those of entries of the tree"
+            self.tree.drop(entry)
 
 
 def read_kept_tree(path: Path) -> KeptTree:
@@ -177,20 +176,20 @@ def read_kept_tree(path: Path) -> KeptTree:
         if isinstance(record, Before) and record.inode not in known:
             known.add(record.inode)
             _restore(tree, record)
-            if record.is_left_out:
-                _note_lacking(lacking, tree.find(to_text(record.path)))
+            found = tree.find(to_text(record.path))
+            if record.is_left_out and found is not None:
+                lacking.add(found)
         elif isinstance(record, Change) and (mutation := mutation_of(record)) is not None:
             _change(tree, mutation, record)
+            found = tree.find(mutation.path)
+            if found is None or not isinstance(mutation, Write):
+                continue
             if record.left_out:
-                _note_lacking(lacking, tree.find(mutation.path))
-            elif isinstance(mutation, Write) and mutation.truncate and mutation.offset == 0:
-                lacking.discard(tree.find(mutation.path) or tree.root)
-    return KeptTree(tree, frozenset(entry.path for entry in lacking if entry.is_attached))
-
-
-def _note_lacking(lacking: set[Entry], entry: Entry | None) -> None:
-    if entry is not None and not entry.is_directory:
-        lacking.add(entry)
+                lacking.add(found)
+            elif mutation.truncate and mutation.offset == 0:
+                lacking.discard(found)
+    files = [entry for entry in lacking if entry.is_attached and not entry.is_directory]
+    return KeptTree(tree, frozenset(entry.path for entry in files))
 
 
 def _read(path: Path) -> Iterator[Record]:
