@@ -87,6 +87,8 @@ def pytest_configure(config: pytest.Config) -> None:
     time.tzset()
     # SIGTERM ends a run as Ctrl-C does, so that fixtures detach their mounts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A job in the background ignores Ctrl-C, and so would all programs that tests run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The time of one example depends on the machine.
     hypothesis.settings.register_profile("pmxcfs", deadline=None)
     hypothesis.settings.load_profile("pmxcfs")
