@@ -203,9 +203,20 @@ clients: build test-deps ## tests of local clients: libqb, rrdcached, and the co
 REQUIRED := PMXCFS_REQUIRE=fuse,corosync
 
 .PHONY: test
-test: build test-deps lint types stubtest ## everything that CI runs; a skipped test is a failure
-	PMXCFS_TEST_FUSE=native PMXCFS_FUZZ_SECONDS=60 $(REQUIRED) $(PYTEST) tests
-	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) $(LLFUSE_TESTS)
+test: build test-deps ## everything that CI runs; a skipped test is a failure
+	@$(MAKE) --no-print-directory -j2 test-machine test-beside
+
+# What uses the machine, one after the other: most of it waits for devices, nodes and clocks.
+.PHONY: test-machine
+test-machine: build test-deps
+	PMXCFS_TEST_FUSE=native $(REQUIRED) $(PYTEST) tests/clients tests/cluster tests/mount tests/package
+
+# What can run beside it: unit tests only in time that nothing else needs. What it prints comes at its end.
+.PHONY: test-beside
+test-beside: build test-deps lint types stubtest
+	@status=0; { PMXCFS_FUZZ_SECONDS=60 $(REQUIRED) chrt --idle 0 $(PYTEST) tests/unit && \
+	  PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) $(LLFUSE_TESTS); \
+	} > build/test-beside.log 2>&1 || status=$$?; cat build/test-beside.log; exit $$status
 
 # A third of the mount tier, for the other session: all that depends on it.
 LLFUSE_TESTS := $(patsubst %,tests/mount/test_%.py,busy_stops ends fixed_entries foreign lifecycle \

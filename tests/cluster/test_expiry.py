@@ -40,6 +40,7 @@ def test_the_lock_of_a_crashed_holder_is_freed_in_time(
         now = holder("mtime", LOCK) + 1
         (renewed,) = holder.do(("utime", LOCK, now))
         assert renewed.error == 0
+    cluster.wait_for_agreement()
     assert renewer.do(("utime", LOCK, now + HOUR))[0].error == errno.EACCES
     cluster[3].daemon.kill()
     attempts = 0
