@@ -32,7 +32,16 @@ TIERS = ("unit", "mount", "cluster", "clients", "package")
 UNPACKED = Path(__file__).parents[1] / "build" / "debian" / "usr"
 SERVICES = ("corosync", "corosync-qdevice", "corosync-qnetd")  # of the nodes of a cluster
 # Variables that would reach the daemon from the shell or the service that runs the tests.
-SCRUBBED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "PMXCFS_REQUIRE")
+SCRUBBED = (
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "JOURNAL_STREAM",
+    "PMXCFS_REQUIRE",
+)
 TESTS = itertools.count(1)  # that have begun
 TESTS_BETWEEN_FREEZES = 100
 REQUIRED = pytest.StashKey[frozenset[str]]()

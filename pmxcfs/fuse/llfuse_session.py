@@ -70,7 +70,9 @@ class LlfuseSession:
     def serve(self) -> None:
         """Serve requests until ``end`` or an unmount. Blocks; call it without the tree's lock."""
         try:
-            llfuse.main(workers=self._workers.count, handle_signals=True)
+            # The kernel may end the session so, and libfuse knows ENODEV only.
+            with contextlib.suppress(ConnectionAbortedError):
+                llfuse.main(workers=self._workers.count, handle_signals=True)
         finally:
             self._finished.set()
 
@@ -297,8 +299,17 @@ def _room_for(parked: int) -> Sequence[str]:
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Return False for llfuse's error about a reply to an aborted request, as at an unmount."""
-    return not record.getMessage().endswith(f"failed with {os.strerror(errno.ENOENT)}")
+    """Return False for errors of llfuse at an unmount, and for one that is raised as well.
+
+    The first is about a reply to an aborted request.
+    """
+    text = record.getMessage()
+    return not text.endswith(
+        (
+            f"failed with {os.strerror(errno.ENOENT)}",
+            "terminated with exception, aborting processing",
+        )
+    )
 
 
 def _fuse_descriptors() -> set[int]:

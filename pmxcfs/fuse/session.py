@@ -94,7 +94,7 @@ class OwnMount:
 
     def was_aborted(self) -> bool:
         """Tell whether the mount stays, although its connection has ended."""
-        return self._mount is not None and not await_unmount(self._mount.id, UNMOUNT_TIMEOUT)
+        return self._mount is not None and not await_unmount(self._mount, UNMOUNT_TIMEOUT)
 
     def detach(self, descriptor: int) -> None:
         """Detach the mount, if it is there, so that requests without a reply fail.
@@ -106,11 +106,11 @@ class OwnMount:
         if self._mount is None:
             return
         top = topmost_on(self._mountpoint)
-        if top is not None and top.id == self._mount.id:
+        if top is not None and top.identity == self._mount.identity:
             with contextlib.suppress(StartError):  # another process was faster
                 detach(self._mountpoint)
             return
-        if is_listed(self._mount.id):
+        if is_listed(self._mount):
             _log.warning(
                 "another file system is mounted over %s: the dead mount stays below it",
                 self._mountpoint,

@@ -97,7 +97,7 @@ def _await_end(path: Path, deadline: float) -> None:
     while (top := _live_mount(path)) is not None:
         if time.monotonic() >= deadline:
             raise StartError(_refusal(path, owner_of(top, path)))
-        await_unmount(top.id, LOCK_INTERVAL)
+        await_unmount(top, LOCK_INTERVAL)
         if signal.sigtimedwait(STOP_SIGNALS, 0):
             raise StartError("stopped by a signal while waiting for another daemon to end")
 

@@ -20,12 +20,17 @@ _LIST = Path("/proc/self/mountinfo")
 class Mounted(NamedTuple):
     """One mount."""
 
-    id: int  # not reused while the mount has users, even if it was detached
+    id: int  # another mount gets it as soon as this one was detached
     parent: int  # id of the mount that it is on
     device: str  # major:minor
     path: bytes  # the mountpoint
     kind: bytes  # the type of the file system
     source: bytes
+
+    @property
+    def identity(self) -> tuple[int, str, bytes]:
+        """What tells it from all others: one that is made later can have its id and its device."""
+        return self.id, self.device, self.path
 
     @property
     def is_pmxcfs(self) -> bool:
@@ -78,16 +83,16 @@ def topmost_on(path: Path) -> Mounted | None:
     return next((mount for mount in found if mount.id not in covered), None)
 
 
-def is_listed(id: int) -> bool:
-    """Tell whether the mount *id* is there."""
-    return any(mount.id == id for mount in listed())
+def is_listed(wanted: Mounted) -> bool:
+    """Tell whether a mount is there."""
+    return any(mount.identity == wanted.identity for mount in listed())
 
 
-def await_unmount(id: int, timeout: float) -> bool:
-    """Wait, *timeout* seconds at most, until the mount *id* is gone; tell whether it is. Blocks."""
+def await_unmount(mount: Mounted, timeout: float) -> bool:
+    """Wait, *timeout* seconds at most, until *mount* is gone; tell whether it is. Blocks."""
     deadline = time.monotonic() + timeout
     with _changes() as poll:
-        while is_listed(id):
+        while is_listed(mount):
             left = deadline - time.monotonic()
             if left <= 0:
                 return False

@@ -1,6 +1,7 @@
 """The list of mounts: parsing, and which mount of a stack is on top."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,14 @@ def test_the_mounts_of_a_path_are_found() -> None:
     assert [mount.id for mount in mounts_on(Path("/etc/pve"))] == [40, 41]
     (blank,) = mounts_on(Path("/mnt/with blank"))
     assert (blank.device, blank.kind, blank.is_fuse) == ("0:52", b"fuse.sshfs", True)
-    assert is_listed(40)
-    assert not is_listed(1)
+    assert is_listed(blank)
+    assert not is_listed(blank._replace(id=1))
+
+
+@pytest.mark.usefixtures("mountinfo")
+@pytest.mark.parametrize("other", [{"path": b"/mnt/elsewhere"}, {"device": "0:99"}])
+def test_a_mount_is_not_one_that_has_got_its_id(other: dict[str, Any]) -> None:
+    assert not is_listed(listed()[-1]._replace(**other))
 
 
 @pytest.mark.usefixtures("mountinfo")
@@ -50,8 +57,8 @@ def test_the_order_of_the_list_does_not_matter(mountinfo: Path) -> None:
 
 def test_a_mount_that_stays_is_awaited_for_a_limited_time() -> None:
     present, *_ = listed()  # in a chroot, "/" need not be one of them
-    assert not await_unmount(present.id, 0.01)
-    assert await_unmount(-1, 0.0)
+    assert not await_unmount(present, 0.01)
+    assert await_unmount(present._replace(id=-1), 0.0)
 
 
 def test_a_path_with_links_leads_to_the_mount(mountinfo: Path, tmp_path: Path) -> None:
