@@ -34,6 +34,8 @@ MNT_FORCE, MNT_DETACH = 1, 2  # umount2(2): requests fail, and the mount is deta
 # One line of the log: time, pid, domain, level, text.
 LOG_LINE = re.compile(r"[-0-9]{10} [:0-9]{8}\.\d{3} pmxcfs\[\d+\]: \[\w+\] (?P<level>\w+): ")
 QUIET_LEVELS = frozenset(["debug", "info"])
+# What libfuse prints at an unmount, if a request was just being handed over.
+LIBFUSE_ENDS = "fuse: reading device: Software caused connection abort"
 
 
 class Control:
@@ -190,7 +192,9 @@ class Daemon:
 def is_loud(line: str) -> bool:
     """Tell whether a line of the daemon's stderr is a warning, an error, or no log line."""
     match = LOG_LINE.match(line)
-    return match is None or match["level"] not in QUIET_LEVELS
+    if match is None:
+        return line != LIBFUSE_ENDS
+    return match["level"] not in QUIET_LEVELS
 
 
 @contextlib.contextmanager
