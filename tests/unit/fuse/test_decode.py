@@ -110,6 +110,44 @@ def test_a_request_with_bytes_too_many_is_refused(opcode: int, body: bytes, _: o
     assert decoded(request(opcode, body) + b"\0") is None
 
 
+def structure_size(body: bytes, fields: dict[str, object]) -> int:
+    """Return how many bytes of *body* are not of names or data."""
+    size = len(body)
+    for key, extra in (("name", 1), ("new_name", 1), ("data", 0)):
+        found = fields.get(key)
+        if isinstance(found, bytes):
+            size -= len(found) + extra
+    return size
+
+
+BY_URING = [
+    (opcode, body, fields) for opcode, body, fields in SAMPLES if opcode != BATCH_FORGET
+]  # that one always comes through /dev/fuse
+
+
+@pytest.mark.parametrize(("opcode", "body", "fields"), BY_URING)
+def test_a_request_in_parts_is_decoded_alike(
+    opcode: int, body: bytes, fields: dict[str, object]
+) -> None:
+    """As by io_uring, where the structure has a place of its own."""
+    size = structure_size(body, fields)
+    whole = request(opcode, body)
+    assert decoded(whole, size) == decoded(whole) is not None
+    for wrong in {0, size // 2, size - 1, size + 1, len(body)} - {size}:
+        if 0 <= wrong <= len(body):
+            assert decoded(whole, wrong) is None
+
+
+@pytest.mark.parametrize(("opcode", "body", "fields"), BY_URING)
+@pytest.mark.parametrize("length", [0, 39, 40, 1 << 16, (1 << 32) - 1])
+def test_a_request_in_parts_with_a_wrong_length_is_refused(
+    opcode: int, body: bytes, fields: dict[str, object], length: int
+) -> None:
+    size = structure_size(body, fields)
+    if length != HEADER.size + len(body):
+        assert decoded(request(opcode, body, length=length), size) is None
+
+
 def test_a_name_is_not_empty() -> None:
     assert decoded(request(LOOKUP, b"\0")) is None
     assert decoded(request(RENAME, struct.pack("<Q", 3) + b"old\0\0")) is None
@@ -160,10 +198,12 @@ def test_random_requests_are_decoded_or_refused(
     while time.monotonic() < until:
         count += 1
         raw = fuzzed(chance)
-        found = decoded(raw)
-        if found is not None:
-            accepted += 1
-            assert found["opcode"] == struct.unpack_from("<I", raw, 4)[0], (seed, count)
+        parts = chance.randrange(len(raw) - HEADER.size + 1) if len(raw) >= HEADER.size else None
+        for size in (None, parts):
+            found = decoded(raw, size)
+            if found is not None:
+                accepted += 1
+                assert found["opcode"] == struct.unpack_from("<I", raw, 4)[0], (seed, count)
     if seconds > 1:
         report(f"seed {seed}: {count} random requests in {seconds:.0f} s, {accepted} decoded")
-    assert 0 < accepted < count
+    assert 0 < accepted < 2 * count

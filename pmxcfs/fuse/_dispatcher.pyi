@@ -1,0 +1,20 @@
+from collections.abc import Callable
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+from pmxcfs.fuse.handlers import Handlers
+from pmxcfs.fuse.interrupts import Interrupts
+
+NAMES: dict[int, str]
+
+@disjoint_base
+class Dispatcher:
+    """Handles one request after the other, and makes the replies."""
+
+    def __init__(self, handlers: Handlers, lock: Any, interrupts: Interrupts) -> None: ...
+
+    is_interrupted: bool
+    on_interrupt: Callable[[], None] | None
+    @property
+    def unique(self) -> int: ...
