@@ -140,6 +140,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         uint32_t minor
         uint32_t max_readahead
         uint32_t flags
+        uint32_t flags2
 
     struct fuse_out_header:
         uint32_t len
@@ -199,6 +200,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         uint32_t max_write
         uint32_t time_gran
         uint16_t max_pages
+        uint32_t flags2
 
     struct fuse_dirent:
         uint64_t ino

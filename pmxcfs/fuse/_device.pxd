@@ -1,5 +1,7 @@
 # cython: language_level=3
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint64_t
+
+from pmxcfs.host.looking cimport Looking
 
 
 cdef class Device:
@@ -8,18 +10,18 @@ cdef class Device:
     cdef public uint64_t turn  # the number of the reader whose turn it is to read
     cdef int _wakeup
     cdef bint _is_stopping
-    cdef bint _may_look
-    cdef int64_t _look_ns
-    cdef int64_t _answered_ns
-    cdef int _prompt
-    cdef int _in_vain
+    cdef Looking looking
 
     cdef Py_ssize_t take(self, char *buffer, uint64_t number) noexcept nogil
     cdef int send(
         self, uint64_t unique, int error, const void *fixed, size_t fixed_size,
         const void *more, size_t more_size, uint64_t number) noexcept nogil
-    cdef void note_arrival(self, int64_t now) noexcept nogil
     cdef int rest(self) noexcept nogil
 
 
 cdef size_t BUFFER_SIZE
+
+cdef enum:
+    PAGE = 4096  # bytes
+    MAX_PAGES = 32  # of a READ or WRITE at most
+    MAX_WRITE = MAX_PAGES * PAGE  # bytes

@@ -1,36 +1,21 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """/dev/fuse: mounting, agreeing on the protocol, taking requests and sending replies.
 
-What a request costs is mostly the waking of a CPU that sleeps. So a reader looks for the next
-request for a while before it sleeps, if requests have come promptly: yielding to a client on the
-same CPU at first, then in a busy loop.
-
 Threads: one reader at a time takes requests, the one whose ``turn`` it is. Any thread may send
 replies, stop and close.
 Contract: docs/spec/session.md, "Mounting" and "Looking".
 """
 
 from libc.errno cimport EAGAIN, EINTR, ENOENT, ENODEV, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from pmxcfs.fuse._abi cimport *
+from pmxcfs.host.looking cimport look_again, note_answer, note_arrival
 
 import os
 
 from pmxcfs.errors import StartError
-
-cdef extern from * nogil:
-    """
-    #if defined(__x86_64__) || defined(__i386__)
-    #define relax_cpu() __builtin_ia32_pause()
-    #elif defined(__aarch64__)
-    #define relax_cpu() __asm__ __volatile__("yield")
-    #else
-    #define relax_cpu() ((void)0)
-    #endif
-    """
-    void relax_cpu()
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -39,9 +24,6 @@ cdef extern from "<poll.h>" nogil:
         short revents
     short POLLIN
     int poll(pollfd *fds, unsigned long count, int timeout)
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
 
 cdef extern from "<sys/eventfd.h>" nogil:
     enum:
@@ -62,14 +44,6 @@ cdef extern from "<sys/uio.h>" nogil:
         size_t iov_len
     Py_ssize_t writev(int fd, const iovec *parts, int count)
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        int64_t tv_sec
-        int64_t tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *time)
-
 cdef extern from "<unistd.h>" nogil:
     Py_ssize_t read(int fd, void *buffer, size_t size)
     Py_ssize_t write(int fd, const void *buffer, size_t size)
@@ -79,23 +53,9 @@ BACKGROUND = 12 + 64  # background requests at once: read-ahead, and RELEASEs th
 CONGESTED = 9 + 64  # background requests above which the kernel does no read-ahead
 
 cdef enum:
-    PAGE = 4096
-    MAX_PAGES = 32  # of a WRITE at most
-    MAX_WRITE = MAX_PAGES * PAGE  # bytes
-    LOOK_NS = 50000  # for which a reader looks before it sleeps
-    PROMPT_NS = 50000  # after the looking, in which a request still counts as prompt
-    MIN_PROMPT = 4  # prompt requests in a row, after which a reader looks
-    MAX_IN_VAIN = 3  # looks in vain in a row, after which it does not
-    YIELDS = 3  # first looks, each of which lets another thread have the CPU
-    PAUSES = 20  # between two later looks
+    OVER_IO_URING = 1 << 9  # of INIT's flags2; linux/fuse.h of Debian 12 and 13 lacks it
 
 BUFFER_SIZE = MAX_WRITE + PAGE
-
-
-cdef int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef class Device:
@@ -109,7 +69,7 @@ cdef class Device:
         self._wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self._wakeup < 0:
             raise OSError(errno, os.strerror(errno))
-        self._may_look = len(os.sched_getaffinity(0)) > 1
+        self.looking.is_allowed = len(os.sched_getaffinity(0)) > 1
 
     def __dealloc__(self):
         for descriptor in (self.descriptor, self._wakeup):
@@ -124,9 +84,10 @@ cdef class Device:
         if mount(b"/dev/fuse", target, b"fuse", MS_NOSUID | MS_NODEV, <const char *>data) != 0:
             raise OSError(errno, os.strerror(errno))
 
-    def agree(self, double seconds):
+    def agree(self, double seconds, prepare_queues=None):
         """Answer the kernel's first request; return the minor version that it offers. Blocks.
 
+        If the kernel offers io_uring, *prepare_queues* is called, which returns whether to use it.
         Raises StartError if it does not come in *seconds*, or asks for what is not supported.
         """
         cdef char buffer[8192]
@@ -158,9 +119,18 @@ cdef class Device:
         reply.max_write = MAX_WRITE
         reply.max_pages = MAX_PAGES
         reply.time_gran = 1
+        cdef bint has_flags2 = size >= <Py_ssize_t>(sizeof(fuse_in_header) + sizeof(fuse_init_in)) \
+            and wanted.flags & <uint32_t>FUSE_INIT_EXT
+        if prepare_queues is not None and has_flags2 and wanted.flags2 & OVER_IO_URING:
+            if prepare_queues():
+                reply.flags2 = OVER_IO_URING
         if self.send(header.unique, 0, &reply, sizeof(reply), NULL, 0, 0):
             raise StartError("the kernel does not accept the reply to its first request")
         return wanted.minor
+
+    def never_look(self):
+        """Let readers sleep at once: no program waits for what still comes."""
+        self.looking.is_allowed = False
 
     cdef Py_ssize_t take(self, char *buffer, uint64_t number) noexcept nogil:
         """Return the size of the next request, put into *buffer*, of BUFFER_SIZE bytes. Blocks.
@@ -168,30 +138,19 @@ cdef class Device:
         0: it is not the turn of reader *number*, or nobody shall read any more.
         """
         cdef Py_ssize_t size
-        cdef int looks = 0, _pause
         cdef bint is_asleep = False
         while self.turn == number and not self._is_stopping:
             size = read(self.descriptor, buffer, BUFFER_SIZE)
             if size > 0:
-                self.note_arrival(now_ns())
+                note_arrival(&self.looking)
                 return size
             if size == 0:
                 self.end_errno = ENODEV
                 return 0
             if errno == EAGAIN:
-                if is_asleep or now_ns() - self._answered_ns >= self._look_ns:
-                    if not is_asleep and self._look_ns:
-                        self._in_vain = self._in_vain + 1
-                        if self._in_vain >= MAX_IN_VAIN:
-                            self._look_ns = self._prompt = 0
+                if is_asleep or not look_again(&self.looking):
                     is_asleep = True
                     self.rest()
-                elif looks < YIELDS:
-                    looks += 1
-                    sched_yield()  # else a client on this CPU could not run
-                else:
-                    for _pause in range(PAUSES):
-                        relax_cpu()
             elif errno != EINTR and errno != ENOENT:
                 self.end_errno = errno
                 return 0
@@ -203,18 +162,6 @@ cdef class Device:
         waits[0].fd, waits[0].events = self.descriptor, POLLIN
         waits[1].fd, waits[1].events = self._wakeup, POLLIN
         return poll(waits, 2, -1)
-
-    cdef void note_arrival(self, int64_t now) noexcept nogil:
-        """Note that a request has come: whether they come promptly decides about looking."""
-        cdef int64_t gap = now - self._answered_ns
-        if gap < self._look_ns:
-            self._in_vain = 0
-        if gap >= LOOK_NS + PROMPT_NS:
-            self._prompt = 0
-        elif self._may_look and self._look_ns == 0:
-            self._prompt = self._prompt + 1
-            if self._prompt >= MIN_PROMPT:
-                self._look_ns, self._in_vain = LOOK_NS, 0
 
     cdef int send(
         self, uint64_t unique, int error, const void *fixed, size_t fixed_size,
@@ -237,7 +184,7 @@ cdef class Device:
         if writev(self.descriptor, parts, 3) < 0:
             failure = errno
         if self.turn == number:
-            self._answered_ns = now_ns()
+            note_answer(&self.looking)
         return failure
 
     def stop(self):

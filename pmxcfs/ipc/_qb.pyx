@@ -19,6 +19,8 @@ from libc.stdint cimport SIZE_MAX, int32_t, int64_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
+from pmxcfs.host.looking cimport Looking, look_again, note_answer, note_arrival
+
 import os
 
 from pmxcfs.errors import IpcError
@@ -88,6 +90,7 @@ cdef struct Loop:
     int connections
     unsigned int closed  # number of connections closed so far
     uint64_t messages  # number of messages received so far
+    Looking looking
     bint must_return  # a callback has stored an exception, which ``run`` must raise
 
 
@@ -182,17 +185,30 @@ cdef int run_loop(Loop* loop) noexcept nogil:
             timeout = 0
         elif loop.handshakes:
             timeout = HANDSHAKE_CHECK_MS
-        count = epoll_wait(loop.epoll, events, EVENTS_AT_ONCE, timeout)
+        count = await_events(loop, events, timeout)
         if count < 0 and errno != EINTR:
             return -errno
         for i in range(count):
             if events[i].data.u64 >> 32 == STOP:
                 return 0
             handle(loop, &events[i])
+            note_answer(&loop.looking)
             if loop.must_return:  # level-triggered: epoll reports the other events again
                 return 1
         if loop.handshakes:
             end_handshakes(loop, now_ms(), MAX_HANDSHAKES)
+
+
+cdef int await_events(Loop* loop, epoll_event* events, int timeout) noexcept nogil:
+    """Return the number of events that have come, after a look or a sleep of up to *timeout* ms."""
+    cdef int count = epoll_wait(loop.epoll, events, EVENTS_AT_ONCE, 0)
+    while count == 0 and timeout != 0 and look_again(&loop.looking):
+        count = epoll_wait(loop.epoll, events, EVENTS_AT_ONCE, 0)
+    if count == 0 and timeout != 0:
+        count = epoll_wait(loop.epoll, events, EVENTS_AT_ONCE, timeout)
+    if count > 0:
+        note_arrival(&loop.looking)
+    return count
 
 
 cdef void handle(Loop* loop, epoll_event* event) noexcept nogil:
@@ -424,6 +440,7 @@ cdef class Server:
         self._admit = admit
         self._answer = answer
         self._sent = b""
+        self._loop.looking.is_allowed = len(os.sched_getaffinity(0)) > 1
         self._loop.epoll = epoll_create1(EPOLL_CLOEXEC)
         self._loop.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self._loop.epoll < 0 or self._loop.wake < 0:
