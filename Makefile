@@ -23,8 +23,8 @@ PACKAGES += gcc libc6-dev pkgconf libfuse-dev
 PACKAGES += libcpg-dev libquorum-dev libcmap-dev libcfg-dev
 # Local clients, and metrics.
 PACKAGES += libqb-dev librrd-dev
-# Mounting.
-PACKAGES += fuse3
+# Mounting; FUSE over io_uring.
+PACKAGES += fuse3 liburing-dev
 
 # Only for tests: ext4 on a loop device, what an fsync really calls; nodes in namespaces; what
 # looks into round-robin databases.
@@ -32,7 +32,7 @@ TEST_PACKAGES := mount e2fsprogs strace util-linux iproute2 nftables libfaketime
 # Tests of what the Debian package installs: the unit, the manual pages, the maintainer scripts.
 TEST_PACKAGES += systemd man-db dash
 # The floors of bench, and a client in Perl.
-BENCH_PACKAGES := liburing-dev libsqlite3-dev perl
+BENCH_PACKAGES := libsqlite3-dev perl
 # Services that tests run. Their packages are unpacked below build/, not installed: that would
 # enable them on this machine (corosync would start as a cluster of its own at the next boot).
 UNPACKED := corosync corosync-qdevice corosync-qnetd rrdcached
@@ -40,7 +40,7 @@ UNPACKED := corosync corosync-qdevice corosync-qnetd rrdcached
 # Only for the Debian package: building, checking, and trying it in a Debian tree of its own. The
 # first lines are the package's Build-Depends.
 DEB_PACKAGES := cython3 debhelper dh-python libcfg-dev libcmap-dev libcpg-dev libqb-dev libquorum-dev librrd-dev
-DEB_PACKAGES += pkgconf procps python3-dev python3-hypothesis python3-llfuse python3-pytest
+DEB_PACKAGES += liburing-dev pkgconf procps python3-dev python3-hypothesis python3-llfuse python3-pytest
 DEB_PACKAGES += python3-pytest-benchmark python3-setuptools python3-shtab python3-zstandard
 DEB_PACKAGES += build-essential lintian shellcheck debootstrap iproute2
 
@@ -200,7 +200,9 @@ cluster: build test-deps ## tests on real clusters: nodes in namespaces on this 
 clients: build test-deps ## tests of local clients: libqb, rrdcached, and the commands that ask
 	$(PYTEST) tests/clients
 
-REQUIRED := PMXCFS_REQUIRE=fuse,corosync
+# The kernels of Debian 12 and 13 have no FUSE over io_uring; its tests are left out there.
+URING := $(if $(wildcard /sys/module/fuse/parameters/enable_uring),uring)
+REQUIRED := PMXCFS_REQUIRE=fuse,corosync,$(URING)
 
 .PHONY: test
 test: build test-deps ## everything that CI runs; a skipped test is a failure
@@ -209,18 +211,23 @@ test: build test-deps ## everything that CI runs; a skipped test is a failure
 # What uses the machine, one after the other: most of it waits for devices, nodes and clocks.
 .PHONY: test-machine
 test-machine: build test-deps
-	PMXCFS_TEST_FUSE=native $(REQUIRED) $(PYTEST) tests/clients tests/cluster tests/mount tests/package
+	PMXCFS_TEST_FUSE=native $(REQUIRED) $(PYTEST) tests/clients tests/cluster tests/mount tests/package \
+	  --ignore $(URING_TESTS)
 
-# What can run beside it: unit tests only in time that nothing else needs. What it prints comes at its end.
+# What can run beside it: unit tests only in time that nothing else needs, and what depends on the session with the
+# other ones. What all this prints comes at its end.
 .PHONY: test-beside
 test-beside: build test-deps lint types stubtest
 	@status=0; { PMXCFS_FUZZ_SECONDS=60 $(REQUIRED) chrt --idle 0 $(PYTEST) tests/unit && \
-	  PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) $(LLFUSE_TESTS); \
+	  $(if $(URING),PMXCFS_TEST_FUSE=uring $(REQUIRED) $(PYTEST) $(SESSION_TESTS) tests/mount/test_interrupts.py $(URING_TESTS) &&) \
+	  PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) $(SESSION_TESTS); \
 	} > build/test-beside.log 2>&1 || status=$$?; cat build/test-beside.log; exit $$status
 
-# A third of the mount tier, for the other session: all that depends on it.
-LLFUSE_TESTS := $(patsubst %,tests/mount/test_%.py,busy_stops ends fixed_entries foreign lifecycle \
+# A third of the mount tier: all that depends on the session.
+SESSION_TESTS := $(patsubst %,tests/mount/test_%.py,busy_stops ends fixed_entries foreign lifecycle \
   publishing recorded removed stopping waiting)
+# These switch FUSE over io_uring off and on, for the whole machine.
+URING_TESTS := tests/mount/test_uring.py
 
 TREES := build/bookworm/.made build/trixie/.made
 
@@ -229,6 +236,7 @@ test-long: build test-deps deb deb-trixie $(TREES) ## random tests for much long
 	PMXCFS_TEST_FUSE=native $(REQUIRED),packaging $(PYTEST) -m long tests
 	PMXCFS_FUZZ_SECONDS=3600 $(PYTEST) tests/unit/fuse/test_decode.py
 	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) tests/mount
+	$(if $(URING),PMXCFS_TEST_FUSE=uring $(REQUIRED) $(PYTEST) tests/mount)
 
 .PHONY: deb
 deb: deb-packages ## build the package for this machine's Debian in build/deb, check it with lintian

@@ -41,6 +41,8 @@ WARNINGS = [
 COMPILED = "pmxcfs._compiled"  # the shared object, and the module in it that lists the others
 # The C libraries that it is linked with, by their names for pkg-config.
 LIBRARIES = ["libcorosync_common", "libcpg", "libquorum", "libcmap", "libcfg", "libqb"]
+# Modules that are left out if a library that they need is missing.
+OPTIONAL = {Path("pmxcfs/fuse/_queue.pyx"): "liburing"}
 # Extensions that stay shared objects of their own, as a library of theirs brings 40 others.
 APART = {"pmxcfs.rrd._librrd": ["librrd"]}
 
@@ -74,7 +76,17 @@ def sources() -> list[Path]:
     """Return what is compiled."""
     package = Path("pmxcfs")
     typed = [path.with_suffix(".py") for path in package.rglob("*.pxd")]
-    return sorted([*package.rglob("*.pyx"), *[path for path in typed if path.exists()]])
+    found = [*package.rglob("*.pyx"), *[path for path in typed if path.exists()]]
+    return sorted(path for path in found if path not in OPTIONAL or has_library(OPTIONAL[path]))
+
+
+@functools.cache
+def has_library(name: str) -> bool:
+    """Tell whether a C library can be linked; say so if not."""
+    is_there = subprocess.run(["pkg-config", "--exists", name], check=False).returncode == 0
+    if not is_there:
+        print(f"{name} is missing: building without what needs it")
+    return is_there
 
 
 def extension(source: Path) -> Extension:
@@ -125,7 +137,7 @@ def extensions() -> list[Extension]:
         COMPILED,
         [source for part in parts for source in part.sources],
         extra_compile_args=compiler_flags(),
-        extra_link_args=linker_flags(LIBRARIES),
+        extra_link_args=linker_flags([*LIBRARIES, *filter(has_library, OPTIONAL.values())]),
         define_macros=parts[0].define_macros,
     )
     return [compiled, *[each for each in translated if each.name in APART]]

@@ -16,7 +16,7 @@ HISTORY_SIZE = 64 << 20  # bytes that the history of changes takes at most
 HISTORY_AGE = 180  # days that a change stays in it
 HISTORY_SHARE = 3  # of what is free on the file system, it takes at most one part of so many
 DAY = 86400  # seconds
-SESSIONS = ("auto", "native", "llfuse")  # ways to speak with the kernel
+SESSIONS = ("auto", "uring", "native", "llfuse")  # ways to speak with the kernel
 PERMISSIONS = ("strict", "lenient")  # whether a chmod or chown without effect is refused
 
 

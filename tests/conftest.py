@@ -6,6 +6,7 @@ new-style hook wrappers nor some of the types named here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from pmxcfs.fuse.choice import URING_SWITCH
 from pmxcfs.storage.staging import forget_staged
-from tests.harness import detach, fuse_mounts
+from tests.harness import detach, fuse_mounts, offered_uring, session_in_use
 
 TIERS = ("unit", "mount", "cluster", "clients", "package")
 # Where `make test-deps` unpacks the services that tests run.
@@ -61,6 +63,12 @@ def missing_for_fuse() -> str:
     return ""
 
 
+def missing_for_uring() -> str:
+    """Return the reason why this process can't mount by io_uring; empty if it can."""
+    has_switch = os.access(URING_SWITCH, os.W_OK)
+    return missing_for_fuse() or ("" if has_switch else "this kernel has no FUSE over io_uring")
+
+
 def missing_for_corosync() -> str:
     """Return the reason why this process can't run nodes in namespaces; empty if it can."""
     if missing := missing_for_fuse():
@@ -81,6 +89,7 @@ def missing_for_packaging() -> str:
 
 CAPABILITIES: dict[str, Callable[[], str]] = {
     "fuse": missing_for_fuse,
+    "uring": missing_for_uring,
     "corosync": missing_for_corosync,
     "packaging": missing_for_packaging,
 }
@@ -136,6 +145,14 @@ def refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.Collec
     if report.skipped and config.stash[REQUIRED]:
         report.outcome = "failed"
         report.longrepr = f"skipped, but PMXCFS_REQUIRE is set: {report.longrepr}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this kernel does not have, unless PMXCFS_REQUIRE names it."""
+    if missing_for_uring() and "uring" not in config.stash[REQUIRED]:
+        left_out = [item for item in items if item.get_closest_marker("needs_uring")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_collection_finish() -> None:
@@ -213,6 +230,13 @@ def _collect_garbage() -> Iterator[None]:
         gc.freeze()
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uring_is_offered() -> Iterator[None]:
+    """Have the kernel offer FUSE over io_uring to a run of tests that asks for it."""
+    with offered_uring() if session_in_use() == "uring" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pmxcfs.fuse.choice import kind_for
+from pmxcfs.fuse.choice import URING_SWITCH, kind_for
 from pmxcfs.settings import Settings
 from pmxcfs.storage.staging import read_staged
 
@@ -252,6 +252,17 @@ def session_flags() -> list[str]:
     """Return the option for the session that PMXCFS_TEST_FUSE names."""
     name = os.environ.get("PMXCFS_TEST_FUSE", "")
     return ["--fuse", name] if name else []
+
+
+@contextlib.contextmanager
+def offered_uring(setting: str = "Y") -> Iterator[None]:
+    """Have the kernel offer FUSE over io_uring to new mounts of this machine, or not."""
+    before = URING_SWITCH.read_text()
+    URING_SWITCH.write_text(setting)
+    try:
+        yield
+    finally:
+        URING_SWITCH.write_text(before)
 
 
 def session_in_use() -> str:

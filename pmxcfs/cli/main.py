@@ -157,8 +157,8 @@ def add_mode_options(parser: argparse.ArgumentParser) -> None:
         choices=SESSIONS,
         metavar="SESSION",
         default=Settings.fuse,
-        help="how to speak with the kernel: native, llfuse, or auto, which is native on Linux 5.4 "
-        "or later (default: %(default)s)",
+        help="how to speak with the kernel: uring, native, llfuse, or auto, which is uring where "
+        "that is switched on, else native on Linux 5.4 or later (default: %(default)s)",
     )
     group.add_argument(
         "--workers",

@@ -6,7 +6,9 @@ Contract: docs/spec/session.md.
 
 import logging
 import os
+from pathlib import Path
 
+from pmxcfs.errors import StartError
 from pmxcfs.fuse.session import Session
 from pmxcfs.fuse.workers import RESERVED_WORKERS
 from pmxcfs.settings import Settings
@@ -15,11 +17,15 @@ _log = logging.getLogger("pmxcfs.main")
 
 WORKERS = 16  # one that reads; most of them may wait for the device or for other nodes
 NATIVE_SINCE = (5, 4)  # version of Linux
+URING_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")  # Y: the kernel offers io_uring
 
 
 def make_session(settings: Settings) -> Session:
-    """Return a session that is not mounted yet."""
-    if kind_for(settings.fuse) == "native":
+    """Return a session that is not mounted yet. Raises StartError."""
+    kind = kind_for(settings.fuse)
+    if kind == "uring":
+        return make_uring_session(must=settings.fuse == "uring")
+    if kind == "native":
         from pmxcfs.fuse.native import NativeSession
 
         return NativeSession()
@@ -32,7 +38,33 @@ def kind_for(wanted: str) -> str:
     """Return the kind of session that the setting *wanted* leads to here."""
     if wanted != "auto":
         return wanted
-    return "native" if can_be_native() else "llfuse"
+    if not can_be_native():
+        return "llfuse"
+    return "uring" if is_uring_offered() else "native"
+
+
+def make_uring_session(*, must: bool) -> Session:
+    """Return a session by io_uring; unless it *must* be, a native one where that can't be built.
+
+    Raises StartError.
+    """
+    try:
+        from pmxcfs.fuse.uring import UringSession
+    except ImportError:
+        if must:
+            raise StartError("this pmxcfs was built without liburing: use --fuse native") from None
+        from pmxcfs.fuse.native import NativeSession
+
+        return NativeSession()
+    return UringSession(must=must)
+
+
+def is_uring_offered() -> bool:
+    """Tell whether this machine's administrator has switched FUSE over io_uring on."""
+    try:
+        return URING_SWITCH.read_text().strip() == "Y"
+    except OSError:  # the kernel does not have it, or not fuse
+        return False
 
 
 def can_be_native() -> bool:

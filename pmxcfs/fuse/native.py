@@ -37,13 +37,17 @@ class NativeSession:
         except OSError as error:
             raise StartError(f"can't mount on {mountpoint}: {error.strerror}") from None
         try:
-            self._minor = self._device.agree(FIRST_REQUEST_TIMEOUT)
+            self._minor = self._agree(handlers)
         except StartError:
             detach(mountpoint)
             raise
         self._mount.note()
         device, lock, interrupts = self._device, self.lock, self._turns.interrupts
         self._turns.begin(device, lambda number: Reader(number, device, handlers, lock, interrupts))
+
+    def _agree(self, handlers: Handlers) -> int:
+        """Agree with the kernel on the protocol; return its minor version. Raises StartError."""
+        return self._device.agree(FIRST_REQUEST_TIMEOUT)
 
     def notification_channel(self) -> NotificationChannel:
         """Return the functions that write notifications to the session's descriptor."""

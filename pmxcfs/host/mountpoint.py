@@ -31,6 +31,9 @@ from pmxcfs.host.process import (
 )
 from pmxcfs.settings import Settings
 
+# What a mount of a dead daemon answers. The last two, which are of requests that were on their way
+# when it died, are the first answers afterwards if it was served by io_uring.
+DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED})
 _MAX_STALE_MOUNTS = 16  # stacked on one mountpoint
 _PROCESSES = Path("/proc")
 
@@ -83,7 +86,7 @@ def _live_mount(path: Path) -> Mounted | None:
         return None
     owner = owner_of(top, path)
     if owner is None:  # dead, or hidden from this process; the second of these answers
-        return None if errno.ENOTCONN in (_list_error(path), stat_error(path)) else top
+        return None if is_dead(_list_error(path), stat_error(path)) else top
     if is_dying(str(owner)):
         # Its last threads may wait for the kernel, and the kernel for them, until this.
         _log.warning("removing the mount of a daemon that is ending from %s", path)
@@ -91,6 +94,11 @@ def _live_mount(path: Path) -> Mounted | None:
             detach(path)
         return None
     return top
+
+
+def is_dead(*errors: int | None) -> bool:
+    """Tell whether *errors* of a mount show that its daemon is dead."""
+    return not DEAD.isdisjoint(errors)
 
 
 def _await_end(path: Path, deadline: float) -> None:
@@ -184,7 +192,7 @@ def clear_mountpoint(path: Path) -> None:
         except OSError as error:
             # The kernel may answer stat from its cache although the daemon is dead, so the errnos
             # of both calls count.
-            if errno.ENOTCONN not in (error.errno, stat_error(path)):
+            if not is_dead(error.errno, stat_error(path)):
                 is_other = isinstance(error, FileExistsError)
                 reason = "it is not a directory" if is_other else reason_of(error)
                 raise StartError(f"can't mount on {path}: {reason}") from None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.harness import Daemon, mounted, wait_for
+from tests.harness import Daemon, mounted, session_in_use, wait_for
 from tests.mount.observed import published
 from tests.places import VECTORS
 
@@ -133,7 +133,9 @@ def calls_of_request(calls: list[Call], opcode: int) -> list[Call]:
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="there is no strace")
 def test_fsync_reaches_the_device_before_the_reply(tmp_path: Path) -> None:
-    with mounted(tmp_path, "--test-control") as daemon:
+    # By io_uring no system call tells of a request.
+    session = ["--fuse", "native"] if session_in_use() == "uring" else []
+    with mounted(tmp_path, "--test-control", *session) as daemon:
         daemon.publish_only_on_request()
         write_once(daemon.path / "file", b"before")
         with traced(daemon, tmp_path) as calls:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pmxcfs.fuse.turns import MAX_WAITING
-from tests.harness import GRACE, Daemon, held, mounted, wait_for
+from tests.harness import GRACE, Daemon, held, mounted, session_in_use, wait_for
 from tests.mount.devices import ext4, frozen, needs_loop
 from tests.mount.observed import published
 from tests.places import ROOT
@@ -30,6 +30,8 @@ SIGNALS = 200
 AT_ONCE = 8  # programs
 LONGEST = 0.03  # seconds from one signal to the next
 DISK = 64 << 20  # bytes
+# llfuse is not told of signals.
+SESSION = "uring" if session_in_use() == "uring" else "native"
 
 
 class Client:
@@ -61,7 +63,7 @@ class Client:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Daemon]:
-    with mounted(tmp_path, "--test-control", "--fuse", "native") as daemon:
+    with mounted(tmp_path, "--test-control", "--fuse", SESSION) as daemon:
         yield daemon
 
 
@@ -154,7 +156,7 @@ def test_as_many_changes_as_may_wait_are_withdrawn_at_once(mount: Daemon) -> Non
 def test_a_change_behind_a_device_that_stands_still_is_withdrawn(tmp_path: Path) -> None:
     with (
         ext4(tmp_path / "state", size=DISK),
-        mounted(tmp_path, "--test-control", "--fuse", "native") as mount,
+        mounted(tmp_path, "--test-control", "--fuse", SESSION) as mount,
     ):
         homes = [prepared(mount, f"home{number}") for number in range(4)]
         with frozen(mount.state):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pmxcfs.settings import Settings
 from tests.harness import Daemon, mounted, wait_for
 
 AT_FDCWD = -100
@@ -41,12 +40,6 @@ def rename(source: Path, target: Path, flags: int) -> int:
 def test_the_log_and_the_report_name_the_session(name: str, tmp_path: Path) -> None:
     with mounted(tmp_path, "--fuse", name) as daemon:
         daemon.wait_for_log(f"serving {daemon.path} for node node1, FUSE session {name}")
-
-
-def test_auto_is_native_on_this_kernel(tmp_path: Path) -> None:
-    assert Settings.fuse == "auto"
-    with mounted(tmp_path, "--fuse", "auto") as daemon:
-        daemon.wait_for_log("FUSE session native")
 
 
 def test_a_rename_can_refuse_to_replace(mount: Daemon) -> None:

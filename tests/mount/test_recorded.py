@@ -22,7 +22,7 @@ pytestmark = pytest.mark.needs_fuse
 def expected(recorded: Recorded) -> tuple[str | None, object]:
     """Return the recorded outcome, with the differences that filesystem.md allows."""
     result = recorded.result
-    if recorded.name in NOT_SUPPORTED and session_in_use() == "native":
+    if recorded.name in NOT_SUPPORTED and session_in_use() != "llfuse":
         return "EPERM", None
     if recorded.name == "longname" and recorded.arguments[0] > LONGEST_NEW_NAME:
         return "ENAMETOOLONG", None

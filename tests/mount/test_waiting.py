@@ -23,7 +23,7 @@ from tests.mount.observed import status
 pytestmark = pytest.mark.needs_fuse
 
 WORKERS = 16
-IS_NATIVE = session_in_use() == "native"
+IS_NATIVE = session_in_use() != "llfuse"
 MOST = MAX_WAITING if IS_NATIVE else WORKERS - RESERVED_WORKERS  # changes that may wait
 AT_ONCE = 200
 PROMPT = 0.1  # seconds; the contract for everything that does not wait

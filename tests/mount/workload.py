@@ -28,7 +28,7 @@ SMALL_SIZES = (1, 100, 511, 4096, 20_000)  # bytes
 BIG_SIZES = (300_000, 500_000, 900_000)
 PAGE = 4096  # bytes
 CHUNK = 65536  # bytes that the kernel hands over in one request
-DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
+DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED})
 
 
 class File(NamedTuple):

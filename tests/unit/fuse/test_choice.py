@@ -1,11 +1,16 @@
 """The choice of the session, and llfuse's number of worker threads."""
 
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pmxcfs.fuse.choice import can_be_native, make_session, workers_for
+from pmxcfs.errors import StartError
+from pmxcfs.fuse import choice
+from pmxcfs.fuse.choice import can_be_native, make_session, make_uring_session, workers_for
+from pmxcfs.fuse.uring import possible_cpus
 from pmxcfs.settings import Settings
 from tests.conftest import ExpectLog
 
@@ -35,8 +40,9 @@ def test_a_change_can_always_wait(expect_log: ExpectLog) -> None:
     ],
 )
 def test_the_native_session_needs_root_and_linux_5_4(
-    release: str, user: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+    release: str, user: int, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(choice, "URING_SWITCH", tmp_path / "missing")
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
     monkeypatch.setattr(os, "geteuid", lambda: user)
     assert can_be_native() is expected
@@ -45,7 +51,36 @@ def test_the_native_session_needs_root_and_linux_5_4(
         assert make_session(Settings(nodename="a", fuse="auto")).name == wanted
 
 
-@pytest.mark.parametrize("name", ["native", "llfuse"])
+@pytest.mark.parametrize(
+    ("switch", "user", "expected"),
+    [("Y\n", 0, "uring"), ("N\n", 0, "native"), ("Y\n", 1000, "llfuse")],
+)
+def test_auto_takes_io_uring_where_it_is_switched_on(
+    switch: str, user: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "URING_SWITCH", tmp_path / "switch")
+    (tmp_path / "switch").write_text(switch)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert make_session(Settings(nodename="a", fuse="auto")).name == expected
+
+
+def test_without_liburing_only_the_option_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pmxcfs.fuse.uring", None)
+    assert make_uring_session(must=False).name == "native"
+    with pytest.raises(StartError, match="built without liburing: use --fuse native"):
+        make_uring_session(must=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0\n", 1), ("0-1\n", 2), ("0-127\n", 128), ("0,2-3\n", 3)]
+)
+def test_the_possible_cpus_are_counted(text: str, count: int) -> None:
+    assert possible_cpus(text) == count
+
+
+@pytest.mark.parametrize("name", ["native", "llfuse", "uring"])
 def test_an_option_insists_on_a_session(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release="5.3"))
     assert make_session(Settings(nodename="a", fuse=name)).name == name
