@@ -42,7 +42,7 @@ COMPILED = "pmxcfs._compiled"  # the shared object, and the module in it that li
 # The C libraries that it is linked with, by their names for pkg-config.
 LIBRARIES = ["libcorosync_common", "libcpg", "libquorum", "libcmap", "libcfg", "libqb"]
 # Modules that are left out if a library that they need is missing.
-OPTIONAL = {Path("pmxcfs/fuse/_queue.pyx"): "liburing"}
+OPTIONAL = {Path("pmxcfs/fuse/_queue.pyx"): "liburing >= 2.3"}
 # Extensions that stay shared objects of their own, as a library of theirs brings 40 others.
 APART = {"pmxcfs.rrd._librrd": ["librrd"]}
 
@@ -82,7 +82,7 @@ def sources() -> list[Path]:
 
 @functools.cache
 def has_library(name: str) -> bool:
-    """Tell whether a C library can be linked; say so if not."""
+    """Tell whether a C library can be linked, in a version that will do; say so if not."""
     is_there = subprocess.run(["pkg-config", "--exists", name], check=False).returncode == 0
     if not is_there:
         print(f"{name} is missing: building without what needs it")

@@ -331,12 +331,14 @@ class GroupThread(BackgroundThread):
         Until that change, the other members count this node as a member.
         """
         deadline = time.monotonic() + timeout
+        poll = select.poll()  # select(2) can't have descriptors from 1024 on
+        poll.register(handle, select.POLLIN)
         me = self.dfsm.me
         try:
             handle.leave(self._group.cpg_name)
             while not self._has_left(me) and (left := deadline - time.monotonic()) > 0:
                 if not handle.dispatch_one():
-                    select.select([handle], [], [], left)
+                    poll.poll(left * 1000)
         except ClusterError as error:
             self._log.debug("leaving the group: %s", error)
 

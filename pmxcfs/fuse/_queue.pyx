@@ -12,7 +12,7 @@ All threads of a queue run on its CPU.
 Contract: docs/spec/session.md, "FUSE over io_uring".
 """
 
-from libc.errno cimport EAGAIN, EIO, EINTR, ENOSYS, ENOTCONN, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EIO, EINTR, ENOMEM, ENOSYS, ENOTCONN, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -59,6 +59,10 @@ cdef extern from *:
         URING_REGISTER
         URING_COMMIT_AND_FETCH
 
+cdef extern from "<errno.h>" nogil:
+    enum:
+        ECANCELED
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
@@ -69,6 +73,7 @@ cdef extern from "<liburing.h>" nogil:
         pass
     struct io_uring_params:
         uint32_t flags
+        uint32_t cq_entries
     struct io_uring_sqe:
         uint8_t opcode
         uint8_t flags
@@ -80,6 +85,7 @@ cdef extern from "<liburing.h>" nogil:
         uint64_t user_data
         int32_t res
     enum:
+        IORING_SETUP_CQSIZE
         IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_SINGLE_ISSUER
         IORING_SETUP_SQE128
@@ -110,10 +116,14 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef extern from "<poll.h>" nogil:
     short POLLIN
 
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
+
 cdef enum:
     HEADER_ROOM = 320  # bytes of a slot's header: a multiple of a cache line
     PAYLOAD_ROOM = MAX_WRITE  # bytes
     SUBMISSIONS = 8  # entries of a ring, which are submitted when they are used up
+    RETRY_US = 1000  # until what the kernel had no memory for is asked again
 
 
 cdef struct Slot:
@@ -176,40 +186,34 @@ cdef class Ring:
     cdef io_uring _ring
     cdef bint _is_open
 
-    def __init__(self, Slots slots not None):
-        """Raises OSError."""
+    def __init__(self, Slots slots not None, uint32_t completions=SUBMISSIONS):
+        """*completions* can wait in it. Raises OSError."""
         self.slots = slots
         cdef io_uring_params wanted
         memset(&wanted, 0, sizeof(wanted))
         wanted.flags = <uint32_t>(IORING_SETUP_SQE128 | IORING_SETUP_SINGLE_ISSUER
-                                  | IORING_SETUP_DEFER_TASKRUN)
+                                  | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE)
+        wanted.cq_entries = completions
         check(io_uring_queue_init_params(SUBMISSIONS, &self._ring, &wanted))
         self._is_open = True
         cdef int descriptor = slots._device.descriptor
         check(io_uring_register_files(&self._ring, &descriptor, 1))
-        cdef io_uring_sqe *entry = self._entry()
-        io_uring_prep_poll_add(entry, slots.stop_descriptor, POLLIN)
-        io_uring_sqe_set_data(entry, NULL)
+        self._listen()
 
     def __dealloc__(self):
         self.close()
+
+    cdef void _listen(self) noexcept nogil:
+        """Have a completion without a slot come when the threads shall end."""
+        cdef io_uring_sqe *entry = self._entry()
+        io_uring_prep_poll_add(entry, self.slots.stop_descriptor, POLLIN)
+        io_uring_sqe_set_data(entry, NULL)
 
     def close(self):
         """Close the ring. The kernel hands no request to its thread any more."""
         if self._is_open:
             self._is_open = False
             io_uring_queue_exit(&self._ring)
-
-    def register(self):
-        """Have the kernel hand its requests over in the slots. Raises OSError."""
-        cdef Py_ssize_t index
-        cdef io_uring_cqe *failed
-        for index in range(self.slots.count):
-            self._ask(&self.slots._slots[index], URING_REGISTER)
-        check(io_uring_submit(&self._ring))
-        # A refusal is there at once.
-        if io_uring_peek_batch_cqe(&self._ring, &failed, 1) and failed.user_data and failed.res < 0:
-            raise OSError(-failed.res, os.strerror(-failed.res))
 
     cdef io_uring_sqe *_entry(self) noexcept nogil:
         cdef io_uring_sqe *entry = io_uring_get_sqe(&self._ring)
@@ -239,21 +243,30 @@ cdef class Ring:
         cdef io_uring_cqe *taken
         cdef Slot *slot
         cdef int result
+        failure[0] = 0
         while not self.slots.is_over:
             io_uring_submit_and_wait(&self._ring, 1)
             if not io_uring_peek_batch_cqe(&self._ring, &taken, 1):
                 continue  # a signal
             slot, result = <Slot *><uintptr_t>taken.user_data, taken.res
             io_uring_cq_advance(&self._ring, 1)
-            if slot == NULL or result == -ENOTCONN:
-                return NULL
-            if result == 0:
+            if slot == NULL:
+                self._listen()
+            elif result == 0:
                 slot.commit_id = slot.header.entry.commit_id
                 return slot
-            if result != -EAGAIN and result != -EINTR:
+            elif result == -ENOTCONN or result == -ECONNABORTED:
+                return NULL
+            elif result == -EAGAIN or result == -EINTR or result == -ENOMEM:
+                if result == -ENOMEM:
+                    usleep(RETRY_US)
+                self._ask(slot, URING_COMMIT_AND_FETCH if slot.commit_id else URING_REGISTER)
+            else:
                 failure[0] = -result
+                if result == -ECANCELED:
+                    slot.commit_id = 0
+                    self._ask(slot, URING_REGISTER)
                 return slot
-            self._ask(slot, URING_COMMIT_AND_FETCH if slot.commit_id else URING_REGISTER)
         return NULL
 
 
@@ -263,13 +276,40 @@ cdef class Keeper(Ring):
     The kernel hands a request to it if all workers of the CPU are busy.
     """
 
-    def run(self, add_worker):
+    def __init__(self, Slots slots not None):
+        """Raises OSError."""
+        Ring.__init__(self, slots, <uint32_t>(2 * slots.count))
+
+    def register(self):
+        """Have the kernel hand its requests over in the slots. Raises OSError.
+
+        If the kernel takes some of them, it has a queue, and goes on with that.
+        """
+        cdef Py_ssize_t index, lost = 0
+        cdef io_uring_cqe *refused
+        cdef int failure = 0
+        for index in range(self.slots.count):
+            self._ask(&self.slots._slots[index], URING_REGISTER)
+        check(io_uring_submit(&self._ring))
+        # A refusal is complete at once; requests are only handed over in ``run``.
+        while io_uring_peek_batch_cqe(&self._ring, &refused, 1):
+            if refused.user_data == 0 or refused.res >= 0:
+                break
+            failure, lost = -refused.res, lost + 1
+            io_uring_cq_advance(&self._ring, 1)
+        if lost == self.slots.count:
+            raise OSError(failure, os.strerror(failure))
+        if lost:
+            log_loss(self.slots, failure)
+
+    def run(self, add_worker, Worker substitute not None):
         """Have a new worker answer each request, until the session ends. Blocks.
 
-        *add_worker* returns a Worker, or raises OSError or RuntimeError.
+        *add_worker* returns a Worker, or None if there can be no more; then *substitute*, which has
+        no thread, answers in this one.
         """
         cdef Slot *slot
-        cdef int failure = 0
+        cdef int failure
         cdef Worker worker
         while True:
             with nogil:
@@ -278,18 +318,12 @@ cdef class Keeper(Ring):
                 return
             if failure:
                 log_loss(self.slots, failure)
-                failure = 0
-                continue
-            if self.slots.is_stopping:
-                continue  # its program gets an error when the session has ended
-            try:
+            elif not self.slots.is_stopping:  # else its program gets an error when the session ends
                 worker = add_worker()
-            except (OSError, MemoryError, RuntimeError) as error:
-                _log.error("a FUSE request can't be answered: %s", error)
-                put_error(slot, EIO, (<fuse_in_header *>slot.header.in_out).unique)
-                self._ask(slot, URING_COMMIT_AND_FETCH)
-            else:
-                worker._begin(slot)
+                if worker is None:
+                    substitute._answer_by(self, slot)
+                else:
+                    worker._begin(slot)
 
 
 cdef class Worker(Dispatcher):
@@ -314,15 +348,20 @@ cdef class Worker(Dispatcher):
         cdef int failure = 0
         self._has_slot.wait()
         slot = self._slot
-        while slot != NULL and not failure:
-            if not ring.slots.is_stopping:  # else its program gets an error when the session ends
-                self._answer(slot)
-                put_reply(slot, self)
-                ring._ask(slot, URING_COMMIT_AND_FETCH)
+        while slot != NULL:
+            if failure:
+                log_loss(ring.slots, failure)
+            elif not ring.slots.is_stopping:  # else its program gets an error when the session ends
+                self._answer_by(ring, slot)
             with nogil:
                 slot = ring._next(&failure)
-        if failure:
-            log_loss(ring.slots, failure)
+
+    cdef int _answer_by(self, Ring ring, Slot *slot) except -1:
+        """Answer the request in *slot*, which is then *ring*'s."""
+        self._answer(slot)
+        put_reply(slot, self)
+        ring._ask(slot, URING_COMMIT_AND_FETCH)
+        return 0
 
     cdef int _answer(self, Slot *slot) except -1:
         cdef uint32_t size = slot.header.entry.payload_size

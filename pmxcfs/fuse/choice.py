@@ -55,6 +55,7 @@ def make_uring_session(*, must: bool) -> Session:
             raise StartError("this pmxcfs was built without liburing: use --fuse native") from None
         from pmxcfs.fuse.native import NativeSession
 
+        _log.warning("FUSE over io_uring is on, but this pmxcfs was built without liburing")
         return NativeSession()
     return UringSession(must=must)
 

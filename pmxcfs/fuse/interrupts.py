@@ -9,9 +9,10 @@ Threads: all methods need the tree's lock, except ``begin`` and ``end``.
 Contract: docs/spec/session.md, "Interrupts".
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from pmxcfs.replica.waiting import NOT_INTERRUPTIBLE, Interruptible, Interruption
@@ -43,6 +44,15 @@ class Interrupts:
     def end(self) -> None:
         """Note that the calling thread handles no more requests."""
         del self._handled[threading.get_ident()]
+
+    @contextlib.contextmanager
+    def interrupting(self, handled: Handled) -> Iterator[None]:
+        """Let the requests of *handled* be interrupted, which the calling thread handles."""
+        self.begin(handled)
+        try:
+            yield
+        finally:
+            self.end()
 
     def interrupt(self, unique: int) -> None:
         """Interrupt the request with the number *unique*, or remember that."""

@@ -38,7 +38,7 @@ class NativeSession:
             raise StartError(f"can't mount on {mountpoint}: {error.strerror}") from None
         try:
             self._minor = self._agree(handlers)
-        except StartError:
+        except BaseException:  # a dead mount is worse than none
             detach(mountpoint)
             raise
         self._mount.note()

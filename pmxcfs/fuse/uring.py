@@ -13,6 +13,8 @@ import logging
 import os
 import resource
 import threading
+import time
+from collections.abc import Set
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -65,13 +67,15 @@ class UringSession(NativeSession):
     def _prepare(self, handlers: Handlers) -> bool:
         """Make the queues; tell whether they can be used. Raises StartError."""
         allow_many_files()
+        allowed = os.sched_getaffinity(0)
         for cpu in range(possible_cpus(POSSIBLE_CPUS.read_text())):
             try:
-                self._queues.append(_Queue(cpu, self._device, handlers, self._turns, self.lock))
-            except (OSError, MemoryError) as error:
+                queue = _Queue(cpu, self._device, handlers, self._turns, self.lock, allowed)
+                queue.start()
+            except (OSError, MemoryError, RuntimeError) as error:  # the last one: no thread
                 self._do_without(f"the queue of CPU {cpu}: {error}")
                 return False
-            self._queues[-1].start()
+            self._queues.append(queue)
         return self._check([queue.is_prepared for queue in self._queues])
 
     def _check(self, results: "list[Future[None]]") -> bool:
@@ -93,8 +97,9 @@ class UringSession(NativeSession):
     def _end_queues(self) -> None:
         for queue in self._queues:
             queue.stop()
-        for queue in self._queues:
-            queue.close()
+        deadline = time.monotonic() + STOP_TIMEOUT
+        for thread in [each for queue in self._queues for each in (queue, *queue.workers)]:
+            thread.close(max(0.0, deadline - time.monotonic()))
         self._queues.clear()
 
     def end(self) -> None:
@@ -115,7 +120,13 @@ class _Queue(BackgroundThread):
     """The queue of a CPU: the keeper's thread, and those of the workers. Raises OSError."""
 
     def __init__(
-        self, cpu: int, device: Device, handlers: Handlers, turns: Turns, lock: threading.Lock
+        self,
+        cpu: int,
+        device: Device,
+        handlers: Handlers,
+        turns: Turns,
+        lock: threading.Lock,
+        allowed: Set[int],
     ) -> None:
         super().__init__(f"fuse-{cpu}")
         self._end = Wakeup()
@@ -123,14 +134,16 @@ class _Queue(BackgroundThread):
         self.is_prepared: Future[None] = Future()
         self.is_agreed = threading.Event()  # with the kernel, that requests come by io_uring
         self.is_registered: Future[None] = Future()
-        self._workers: list[_WorkerThread] = []
+        self.workers: list[_WorkerThread] = []
         self._handlers = handlers
         self._turns = turns
         self._lock = lock
+        self._cpus = {cpu} & allowed or allowed  # on which the threads run
+        self._is_short = False  # of what a worker needs
 
     def run(self) -> None:
         """Keep the slots, on their CPU."""
-        stay_on(self.slots.cpu)
+        os.sched_setaffinity(0, self._cpus)
         ring = _made(Keeper, self.slots, self.is_prepared)
         if ring is not None:
             self.is_agreed.wait()
@@ -145,15 +158,29 @@ class _Queue(BackgroundThread):
             self.is_registered.set_exception(error)
         else:
             self.is_registered.set_result(None)
-            keeper.run(self._add_worker)
+            substitute = Worker(self._handlers, self._lock, self._turns.interrupts)
+            with self._turns.interrupts.interrupting(substitute):
+                keeper.run(self._add_worker, substitute)
 
-    def _add_worker(self) -> Worker:
-        """Return a new worker that can answer requests. Raises OSError and RuntimeError."""
+    def _add_worker(self) -> Worker | None:
+        """Return a new worker that can answer requests; None if the means for it are missing."""
         worker = Worker(self._handlers, self._lock, self._turns.interrupts)
-        thread = _WorkerThread(worker, self.slots, self._turns)
-        thread.start()
-        self._workers.append(thread)
-        thread.is_prepared.result()
+        thread = _WorkerThread(worker, self.slots, self._turns, self._cpus)
+        try:
+            thread.start()
+            thread.is_prepared.result()
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not self._is_short:
+                _log.error(
+                    "there can be no more threads for requests of CPU %d, whose programs now wait "
+                    "for one another: %s",
+                    self.slots.cpu,
+                    error,
+                )
+            self._is_short = True
+            return None
+        self._is_short = False
+        self.workers.append(thread)
         return worker
 
     def wake(self) -> None:
@@ -162,34 +189,26 @@ class _Queue(BackgroundThread):
         self._end.set()
         self.is_agreed.set()
 
-    def close(self, timeout: float | None = STOP_TIMEOUT) -> None:
-        """Ask the threads to end; wait up to *timeout* seconds for each."""
-        super().close(timeout)
-        for worker in self._workers:
-            worker.close(timeout)
-
 
 class _WorkerThread(BackgroundThread):
     """A thread that answers requests, on the CPU of its queue. It ends when its queue does."""
 
-    def __init__(self, worker: Worker, slots: Slots, turns: Turns) -> None:
+    def __init__(self, worker: Worker, slots: Slots, turns: Turns, cpus: Set[int]) -> None:
         super().__init__(f"fuse-{slots.cpu}-worker")
         self.is_prepared: Future[None] = Future()
         self._worker = worker
         self._slots = slots
         self._turns = turns
+        self._cpus = cpus
 
     def run(self) -> None:
         """Answer requests."""
-        stay_on(self._slots.cpu)
+        os.sched_setaffinity(0, self._cpus)
         ring = _made(Ring, self._slots, self.is_prepared)
         if ring is not None:
-            self._turns.interrupts.begin(self._worker)
-            try:
+            with self._turns.interrupts.interrupting(self._worker):
                 self._worker.run(ring)
-            finally:
-                self._turns.interrupts.end()
-                ring.close()
+            ring.close()
 
 
 def _made(kind: type[AnyRing], slots: Slots, result: "Future[None]") -> AnyRing | None:
@@ -206,13 +225,8 @@ def _made(kind: type[AnyRing], slots: Slots, result: "Future[None]") -> AnyRing 
 def allow_many_files() -> None:
     """Raise the limit of this process's descriptors, as each thread has a ring."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def stay_on(cpu: int) -> None:
-    """Bind the calling thread to *cpu*, if the process may run there."""
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, {cpu})
+    with contextlib.suppress(ValueError):  # it is above fs.nr_open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def possible_cpus(text: str) -> int:

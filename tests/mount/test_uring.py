@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from pmxcfs.fuse.turns import MAX_WAITING
 from pmxcfs.settings import Settings
-from tests.harness import held, launch, mounted, offered_uring, wait_for
+from tests.harness import Daemon, held, launch, mounted, offered_uring, wait_for
 
 pytestmark = pytest.mark.needs_uring
 
@@ -129,6 +130,46 @@ def test_reads_go_on_beside_as_many_waiting_changes_as_may_be_on_one_cpu(
     assert outcomes == {0: MAX_WAITING, errno.EBUSY: refused}
     assert {failure for failure, _ in found} == {0}
     assert max(seconds for _, seconds in found) < PROMPT
+
+
+def threads_cpus(mount: Daemon) -> set[str]:
+    """Return the lists of CPUs on which the daemon's threads may run."""
+    tasks = Path(f"/proc/{mount.process.pid}/task").iterdir()
+    lines = [line for task in tasks for line in (task / "status").read_text().splitlines()]
+    return {line.split()[1] for line in lines if line.startswith("Cpus_allowed_list:")}
+
+
+def test_no_thread_is_on_a_cpu_that_the_administrator_has_excluded(tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    program = "import os, sys; os.sched_setaffinity(0, {%d}); os.execv(sys.argv[1], sys.argv[1:])"
+    argv = ["-c", program % cpu, sys.executable, "-X", "faulthandler", "-m", "pmxcfs"]
+    with mounted(tmp_path, "--fuse", "uring", program=argv) as mount:
+        (mount.path / "file").write_text("content")
+        assert threads_cpus(mount) == {str(cpu)}
+
+
+SHORT = "there can be no more threads for requests"
+
+
+def test_without_descriptors_for_more_workers_all_requests_are_answered(tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    with mounted(tmp_path, "--fuse", "uring", expect_log=[SHORT]) as mount:
+        names = [mount.path / f"file{number}" for number in range(32)]
+        os.listdir(mount.path)
+        used = len(os.listdir(f"/proc/{mount.process.pid}/fd"))
+        resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE, (used, used))
+
+        def rewrite(name: Path) -> None:
+            for _ in range(20):
+                name.write_text("content")
+                assert name.read_text() == "content"
+
+        with ThreadPoolExecutor(len(names)) as pool:
+            rewritten = [pool.submit(on_cpu, cpu, functools.partial(rewrite, n)) for n in names]
+            assert {done.result(60)[0] for done in rewritten} == {0}
+        with ThreadPoolExecutor(1) as pool:  # one program, while all workers have nothing to do
+            alone = pool.submit(on_cpu, cpu, functools.partial(rewrite, names[0]))
+            assert alone.result(60)[0] == 0
 
 
 def use(root: Path, is_over: threading.Event) -> None:

@@ -64,9 +64,8 @@ def test_auto_takes_io_uring_where_it_is_switched_on(
     assert make_session(Settings(nodename="a", fuse="auto")).name == expected
 
 
-def test_without_liburing_only_the_option_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.expect_log("built without liburing")
+def test_without_liburing_only_the_option_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pmxcfs.fuse.uring", None)
     assert make_uring_session(must=False).name == "native"
     with pytest.raises(StartError, match="built without liburing: use --fuse native"):
