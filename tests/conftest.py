@@ -27,7 +27,7 @@ import pytest
 
 from pmxcfs.fuse.choice import URING_SWITCH
 from pmxcfs.storage.staging import forget_staged
-from tests.harness import detach, fuse_mounts, offered_uring, session_in_use
+from tests.harness import detach, fuse_mounts, offered_uring
 
 TIERS = ("unit", "mount", "cluster", "clients", "package")
 # Where `make test-deps` unpacks the services that tests run.
@@ -235,7 +235,8 @@ def _collect_garbage() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _uring_is_offered() -> Iterator[None]:
     """Have the kernel offer FUSE over io_uring to a run of tests that asks for it."""
-    with offered_uring() if session_in_use() == "uring" else contextlib.nullcontext():
+    is_asked_for = os.environ.get("PMXCFS_TEST_FUSE") == "uring"
+    with offered_uring() if is_asked_for else contextlib.nullcontext():
         yield
 
 
