@@ -7,7 +7,6 @@ new-style hook wrappers nor some of the types named here.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import itertools
 import logging
@@ -26,6 +25,7 @@ import hypothesis
 import pytest
 
 from pmxcfs.fuse.choice import URING_SWITCH
+from pmxcfs.host import mountpoint
 from pmxcfs.storage.staging import forget_staged
 from tests.harness import detach, fuse_mounts, offered_uring
 
@@ -261,5 +261,5 @@ def is_dead(path: Path) -> bool:
     try:
         path.stat()
     except OSError as error:
-        return error.errno == errno.ENOTCONN
+        return error.errno in mountpoint.DEAD
     return False

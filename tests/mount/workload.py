@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from pmxcfs.host.mountpoint import DEAD
+
 PATIENCE = 60.0  # seconds for an answer of a writer
 EARLIEST_TIMER = 0.9  # seconds after which the daemon may have published what is not closed yet
 # Half of them are names of files whose changes may be staged in memory.
@@ -28,7 +30,6 @@ SMALL_SIZES = (1, 100, 511, 4096, 20_000)  # bytes
 BIG_SIZES = (300_000, 500_000, 900_000)
 PAGE = 4096  # bytes
 CHUNK = 65536  # bytes that the kernel hands over in one request
-DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED})
 
 
 class File(NamedTuple):
