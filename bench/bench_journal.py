@@ -70,7 +70,7 @@ def bench_append(
         limit = max(SEGMENT_LIMIT // size, 1)  # writes before the file begins anew
 
         def ours(number: int) -> None:
-            if journal.is_full:
+            if journal.is_full():
                 journal.begin_segment(version=1, sync=False)
             if not journal.has_room(size):
                 journal.make_room(size, version=1)

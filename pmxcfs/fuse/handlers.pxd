@@ -6,6 +6,8 @@ from pmxcfs._core cimport Entry
 from pmxcfs.fuse.attributes cimport Attributes, Requester, Statistics, Wanted
 from pmxcfs.fuse.node_ids cimport NodeIds
 from pmxcfs.host.callers cimport Callers
+from pmxcfs.text cimport to_bytes, to_text
+from pmxcfs.tree.modes cimport mode_of, without_quorum
 from pmxcfs.vfs.filesystem cimport FileSystem
 from pmxcfs.vfs.writeback cimport Writeback
 
@@ -65,6 +67,8 @@ cdef class Handlers:
     cpdef object release(self, uint64_t handle)
 
     cdef object _caller(self, Requester requester)
+    cdef Entry _create(
+        self, uint64_t parent, str name, caller, bint exclusive, bint later)
     cdef object _special(self, uint64_t parent, str name)
     cdef Entry _directory(self, node)
     cdef list _listing(self, Entry directory)
@@ -78,3 +82,6 @@ cdef class Handlers:
     cdef tuple _listed_special(self, str name)
     cdef uint64_t _new_handle(self, handle) except 0
     cdef uint64_t _open(self, Entry entry, uint32_t flags, caller, bint has_created) except 0
+
+
+cdef bint _can_be_announced_later(uint32_t flags) except -1

@@ -39,7 +39,7 @@ from pmxcfs.host.outage import Repetitions
 from pmxcfs.messages import MAX_ENTRIES, MAX_NEW_NAME, MAX_TOTAL_SIZE
 from pmxcfs.status.files import Link, Snapshot, StatusFile, Switch
 from pmxcfs.text import to_bytes, to_text
-from pmxcfs.tree import modes
+from pmxcfs.tree.modes import mode_of, without_quorum
 from pmxcfs.vfs.filesystem import FileSystem
 from pmxcfs.vfs.ownership import Ownership
 from pmxcfs.vfs.writeback import OpenFile
@@ -214,10 +214,10 @@ class Handlers:
     def _mode_of(self, found: Node) -> int:
         is_quorate = self._files.quorum.is_quorate
         if isinstance(found, Entry):
-            return modes.mode_of(found, quorate=is_quorate)
+            return mode_of(found, is_quorate)
         if isinstance(found, Link):
             mode = stat.S_IFLNK | 0o755
-            return mode if is_quorate else modes.without_quorum(mode)
+            return mode if is_quorate else without_quorum(mode)
         return stat.S_IFREG | (0o640 if isinstance(found, Switch) else 0o440)
 
     def _entry_attributes(self, entry: Entry, mode: int) -> Attributes:
@@ -340,11 +340,7 @@ class Handlers:
         """Create and open a file; return the handle, too."""
         caller = self._caller(requester)
         entry = self._create(
-            parent,
-            to_text(name),
-            caller,
-            exclusive=bool(flags & O_EXCL),
-            later=_can_be_announced_later(flags),
+            parent, to_text(name), caller, bool(flags & O_EXCL), _can_be_announced_later(flags)
         )
         if not entry.visible_size and entry not in self._pending_files:
             flags &= ~O_TRUNC
@@ -357,18 +353,18 @@ class Handlers:
         if not stat.S_ISREG(mode):
             raise Unsupported("only regular files can be created")
         caller = self._caller(requester)
-        entry = self._create(parent, to_text(name), caller, exclusive=True)
+        entry = self._create(parent, to_text(name), caller, True, False)
         with contextlib.suppress(Signaled):  # it is there, and the timer saves it
             self._writeback.save_creations()
         return self._answer(entry)
 
     def _create(
-        self, parent: int, name: str, caller: Caller, *, exclusive: bool, later: bool = False
+        self, parent: int, name: str, caller: Caller, exclusive: bool, later: bool
     ) -> Entry:
         if self._special(parent, name) is not None:
             raise Denied(f"{name} can't be replaced")
         directory = self._directory(parent)
-        return self._files.create(directory, name, exclusive=exclusive, later=later, caller=caller)
+        return self._files.create(directory, name, exclusive, later, caller)
 
     def mkdir(self, parent: int, raw_name: bytes, mode: int, requester: Requester) -> Attributes:
         """Create a directory."""
@@ -376,7 +372,7 @@ class Handlers:
         if self._special(parent, name) is not None:
             raise Exists(f"{name} can't be replaced")
         caller = self._caller(requester)
-        return self._answer(self._files.mkdir(self._directory(parent), name, caller=caller))
+        return self._answer(self._files.mkdir(self._directory(parent), name, caller))
 
     def unlink(self, parent: int, name: bytes, requester: Requester) -> None:
         """Remove a file."""
@@ -401,7 +397,7 @@ class Handlers:
             raise Denied(f"{new_name} can't be replaced")
         caller = self._caller(requester)
         directory = self._directory(new_parent)
-        self._files.rename(entry, directory, new_name, exclusive=exclusive, caller=caller)
+        self._files.rename(entry, directory, new_name, exclusive, caller)
 
     def link(self, node: int, new_parent: int, new_name: bytes) -> None:
         """Refuse a hard link."""

@@ -24,8 +24,3 @@ cdef class Waits:
     cpdef object end_write(self, RequestWatch watch)
     cdef RequestWatch _new_watch(self)
     cdef object _await_place(self)
-
-
-cdef class _Writing:
-    cdef Waits _waits
-    cdef RequestWatch _watch

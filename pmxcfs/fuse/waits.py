@@ -71,16 +71,12 @@ class Waits:
         """
         return NOT_INTERRUPTIBLE
 
-    def writing(self) -> AbstractContextManager[None]:
-        """Release the lock for a write; another thread reads only if that takes long."""
-        return _Writing(self)
-
     def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
         """Stop *watch*, so that another thread reads, if the block takes long."""
         return self.stalls.watching(watch) if watch.is_active else contextlib.nullcontext()
 
     def begin_write(self) -> RequestWatch:
-        """Release the lock; the watch is for ``end_write``."""
+        """Release the lock for a write; another thread reads only if that takes long."""
         watch = self._new_watch()
         if watch.is_active and self._writes.begin(watch):
             self.stalls.wake()
@@ -88,7 +84,7 @@ class Waits:
         return watch
 
     def end_write(self, watch: RequestWatch) -> None:
-        """Take the lock again."""
+        """Take the lock again after a write; *watch* is what ``begin_write`` returned."""
         self._return(None, None, None)
         self._writes.end(watch)
         self._end()
@@ -154,16 +150,3 @@ class Waits:
                 is_given = signal.wait(left)
             if not is_given and signal in self._queued:
                 self._queued.remove(signal)
-
-
-class _Writing:
-    """The block of ``Waits.writing``: a class, as a generator costs each change some us more."""
-
-    def __init__(self, waits: Waits) -> None:
-        self._waits = waits
-
-    def __enter__(self) -> None:
-        self._watch = self._waits.begin_write()
-
-    def __exit__(self, *_: object) -> None:
-        self._waits.end_write(self._watch)

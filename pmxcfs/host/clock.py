@@ -14,7 +14,8 @@ from pmxcfs.messages import MAX_TIME
 
 def seconds() -> int:
     """Return the seconds since 1970, from 0 to MAX_TIME; earlier and later times are cut."""
-    return min(max(int(time.time()), 0), MAX_TIME)
+    now = int(time.time())
+    return min(max(now, 0), MAX_TIME)
 
 
 def nanoseconds() -> int:

@@ -97,7 +97,7 @@ class Batches:
                 with self._log.paused() as is_paused:
                     if is_paused:
                         has_gap = self._log.begin_bridge()
-                        if has_gap or not self._log.is_waiting:
+                        if has_gap or not self._log.is_waiting():
                             return self._take(
                                 is_whole=whole or self._is_whole,
                                 has_gap=has_gap,

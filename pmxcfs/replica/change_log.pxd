@@ -3,7 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-from pmxcfs.storage.journal cimport Journal
+from pmxcfs.storage.journal cimport Journal, size_of
 
 
 cdef class ChangeLog:
@@ -28,11 +28,14 @@ cdef class ChangeLog:
     cdef double _ahead_at
     cdef object _outage
 
+    cpdef bint is_waiting(self) except -1
     cpdef bint is_ready(self, Py_ssize_t size) except -1
     cpdef object add(self, bodies)
-
-    @cython.locals(body=bytes)
     cpdef object add_heartbeats(self, bodies)
+    cdef int64_t _waiting_size(self) except? -1
+
+    @cython.locals(waiting=int64_t)
+    cdef object _add(self, bodies, bint is_ordinary)
     cpdef object begin_segment_if_full(self, version)
     cpdef object write(self, double seconds=*)
 

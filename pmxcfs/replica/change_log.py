@@ -105,12 +105,10 @@ class ChangeLog:
         """The position of the next record in the journal."""
         return self._journal.position
 
-    @property
     def is_waiting(self) -> bool:
         """Whether a record waits to be written."""
         return bool(self._pending)
 
-    @property
     def _waiting_size(self) -> int:
         return self._added - self._written
 
@@ -120,34 +118,37 @@ class ChangeLog:
         """Tell whether records of *size* bytes can be added and written without ``await_ready``."""
         if self.has_gap or (self._outage.cause is not None and not self._refused):
             return False
-        if self._journal.is_full and not self._pending:
+        if self._journal.is_full() and not self._pending:
             return False  # a new segment is to begin
         if self._busy_since and self._monotonic() - self._busy_since > STALLED_AFTER:
             return False
-        return self._journal.has_room(self._waiting_size + size)
+        return self._journal.has_room(self._waiting_size() + size)
 
     def prepare(self, version: int) -> None:
         """Let a new segment begin in ``await_ready``, if that is needed; *version* is the tree's.
 
         Rows before changes are recorded anew from now on.
         """
-        if self._journal.is_full and not self._pending:
+        if self._journal.is_full() and not self._pending:
             self.segment += 1
             self._version_when_full = version
 
     def add(self, bodies: Collection[bytes]) -> None:
         """Append records, in order."""
-        # Ahead of the records, which another thread may write at once.
-        self._ordinary = self._added + size_of(bodies)
-        self.add_heartbeats(bodies)
+        self._add(bodies, True)
 
     def add_heartbeats(self, bodies: Collection[bytes]) -> None:
         """Append records that the journal may stage, in order."""
-        for body in bodies:
-            self._pending.append(body)
-            self._added += size_of([body])
-        limit = MAX_STALLED if self._outage.cause is None else MAX_OWED
-        if self._waiting_size > limit:
+        self._add(bodies, False)
+
+    def _add(self, bodies: Collection[bytes], is_ordinary: bool) -> None:
+        # The numbers ahead of the records, which another thread may write at once.
+        self._added += size_of(bodies)
+        if is_ordinary:
+            self._ordinary = self._added
+        self._pending.extend(bodies)
+        waiting = self._waiting_size()
+        if waiting > MAX_OWED and (waiting > MAX_STALLED or self._outage.cause is not None):
             self._forget()
             self.has_gap = self._has_gap_again = True
 
@@ -158,7 +159,7 @@ class ChangeLog:
         none of them must be in the journal if the new segment can't begin: those that wait are
         written with the next ones, to the current segment.
         """
-        if self._journal.is_full and (self._is_kept or not self._pending):
+        if self._journal.is_full() and (self._is_kept or not self._pending):
             self.begin_segment_with((), version=version)
 
     def begin_segment_with(self, bodies: Collection[bytes], *, version: int) -> None:
@@ -386,7 +387,7 @@ class ChangeLog:
         if error.errno == errno.ESHUTDOWN:  # the journal was closed: the daemon ends
             return
         is_only_room = error.errno in _FULL and not (self.has_gap or self._journal.is_broken)
-        self._refused = max(self._refused, self._waiting_size + size, 1) if is_only_room else 0
+        self._refused = max(self._refused, self._waiting_size() + size, 1) if is_only_room else 0
         self._outage.fails(error)
 
     @contextlib.contextmanager
@@ -404,7 +405,7 @@ class ChangeLog:
             self._begin_after_full()
         while True:
             self._begin_next()
-            self._journal.make_room(self._waiting_size + size, version=self._version)
+            self._journal.make_room(self._waiting_size() + size, version=self._version)
             if not (self._pending and self._is_kept and self._outage.cause is not None):
                 break
             self._check_complete()
@@ -421,7 +422,7 @@ class ChangeLog:
     def _begin_after_full(self) -> None:
         """Begin the segment behind a full one. Without room for it, the full one takes more."""
         version, self._version_when_full = self._version_when_full, -1
-        if not (self._journal.is_full or (self._outage.cause is not None and not self._refused)):
+        if not (self._journal.is_full() or (self._outage.cause is not None and not self._refused)):
             return
         try:
             self._journal.begin_segment(version=version, sync=False)

@@ -4,7 +4,7 @@ cimport cython
 
 from pmxcfs.tree.apply cimport Change
 from pmxcfs.replica.replica cimport Replica
-from pmxcfs.replica.tickets cimport Ticket
+from pmxcfs.replica.tickets cimport Ticket, timeout_for
 
 
 cdef class LocalIssuer:

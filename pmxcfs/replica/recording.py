@@ -4,14 +4,14 @@ Contract: docs/spec/storage.md, "Writing".
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from pmxcfs._core import Entry, Tree
-from pmxcfs._cpg import encode as encode_message
-from pmxcfs.messages import Group, Kind, Mutation, Normal, Rename, Write
+from pmxcfs.messages import Create, Kind, Mkdir, Mutation, Rename, Write
 from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.tickets import Ticket
-from pmxcfs.storage.records import Adopted, Before, Notes, encode, encode_change
+from pmxcfs.storage.changes import pack_mutation
+from pmxcfs.storage.records import Adopted, Before, Notes, encode
 from pmxcfs.text import to_bytes
 from pmxcfs.tree.adoption import Adoption
 from pmxcfs.tree.apply import Change
@@ -23,27 +23,30 @@ LARGE = 64 << 10  # bytes of a file of which only the changed range is recorded
 StateBefore: TypeAlias = "tuple[Entry, str, tuple[int, int, int], bytes, int, bool]"
 MAX_REPLACED = 16 << 20  # bytes of what an adoption replaces, to be recorded
 _AROUND = 256  # bytes of a record beside paths and content, rounded up
-_TREE = Group.TREE  # as a global, which is found faster than a member of an enumeration
 _HEARTBEATS = ("lrm_status", "manager_status")  # files that HA rewrites every few seconds
 
 
-class Recorded(Protocol):
-    """A mutation that was applied, and its change."""
+class Applied:
+    """A mutation that was applied."""
 
-    ticket: Ticket
-    mutation: Mutation
-    change: Change
-    version: int
+    def __init__(self, ticket: Ticket, mutation: Mutation, change: Change, version: int) -> None:
+        self.ticket = ticket
+        self.mutation = mutation  # with the path that it was applied to
+        self.change = change
+        self.version = version  # of the tree afterwards
 
 
 def size_of(mutation: Mutation, tree: Tree) -> int:
     """Return the bytes that the records of *mutation* can have: itself and the rows before it."""
-    size = _AROUND + 8 * len(mutation.path)
-    if isinstance(mutation, Write):
+    size, path = _AROUND, mutation.path
+    size += 8 * len(path)
+    if type(mutation) is Mkdir or type(mutation) is Create:
+        return size  # there is no row at its path, or it is refused
+    if type(mutation) is Write:
         size += len(mutation.data)
-    elif isinstance(mutation, Rename):
+    elif type(mutation) is Rename:
         size += 8 * len(mutation.to) + _size_at(mutation.to, tree)
-    return size + _size_at(mutation.path, tree)
+    return size + _size_at(path, tree)
 
 
 def _size_at(path: str, tree: Tree) -> int:
@@ -51,7 +54,7 @@ def _size_at(path: str, tree: Tree) -> int:
     return 0 if entry is None else entry.size + _AROUND
 
 
-def records_of(done: Sequence[Recorded], tree: Tree, segment: int, now_ns: int) -> list[bytes]:
+def records_of(done: Sequence[Applied], tree: Tree, segment: int, now_ns: int) -> list[bytes]:
     """Return the records of one group: of the entries in *tree* before *done*, then of *done*.
 
     The rows of entries of which the journal's *segment* tells all already are left out. *now_ns* is
@@ -60,22 +63,15 @@ def records_of(done: Sequence[Recorded], tree: Tree, segment: int, now_ns: int) 
     bodies = [_row(entry, state, done) for entry, state in tree.rows_before(segment, LARGE)]
     for applied in done:
         ticket, entry = applied.ticket, applied.change.entry
-        pid, uid, login_uid, process = ticket.caller
-        # A Normal, without the cost of its own __new__, which is a Python function.
-        normal = tuple.__new__(Normal, (ticket.mtime, 0, applied.mutation))
-        message = encode_message(normal, group=_TREE)
         bodies.append(
-            encode_change(
+            pack_mutation(
                 applied.version,
                 ticket.writer,
                 ticket.mtime,
                 now_ns,
                 entry.inode,
-                pid,
-                uid,
-                login_uid,
-                process,
-                message,
+                ticket.caller,
+                applied.mutation,
             )
         )
     return bodies
@@ -106,29 +102,35 @@ def is_heartbeat(path: str) -> bool:
 
     A change of such files can wait longer for being saved.
     """
+    if path.startswith("priv/lock/"):
+        return True
+    if "_status" not in path and ".tmp." not in path:  # a quick first test
+        return False
     name = path.rpartition("/")[2]
-    return name in _HEARTBEATS or ".tmp." in name or path.startswith("priv/lock/")
+    return name in _HEARTBEATS or ".tmp." in name
 
 
-def is_configuration(done: Sequence[Recorded]) -> bool:
+def is_configuration(done: Sequence[Applied]) -> bool:
     """Tell whether one of *done* is not of a file that is rewritten every few seconds."""
     for applied in done:
-        change = applied.change
-        if not is_heartbeat(change.path):
+        if not is_heartbeat(applied.change.path):
             return True
     return False
 
 
-def can_be_staged(done: Sequence[Recorded]) -> bool:
+def can_be_staged(done: Sequence[Applied]) -> bool:
     """Tell whether all of *done* are of files that HA rewrites every few seconds, or of locks.
 
     The file that is written first and then renamed over such a file is one, too. The temporary
     files of others are not: their renames follow at once.
     """
     for applied in done:
-        change = applied.change
-        name = change.path.rpartition("/")[2].partition(".tmp.")[0]
-        if name not in _HEARTBEATS and not change.path.startswith("priv/lock/"):
+        path = applied.change.path
+        if path.startswith("priv/lock/"):
+            continue
+        if "_status" not in path:  # a quick first test
+            return False
+        if path.rpartition("/")[2].partition(".tmp.")[0] not in _HEARTBEATS:
             return False
     return True
 
@@ -141,7 +143,7 @@ def _row_of(entry: Entry) -> bytes:
     return _encode_row(entry, state, 0, len(content))
 
 
-def _row(entry: Entry, state: StateBefore, done: Sequence[Recorded]) -> bytes:
+def _row(entry: Entry, state: StateBefore, done: Sequence[Applied]) -> bytes:
     """Return the record of the row of *entry* before *done*."""
     start, stop = 0, len(state[3])
     if stop > LARGE:
@@ -172,7 +174,7 @@ def _encode_row(entry: Entry, state: StateBefore, start: int, stop: int) -> byte
     )
 
 
-def _changed_range(entry: Entry, done: Sequence[Recorded], *, size: int) -> tuple[int, int]:
+def _changed_range(entry: Entry, done: Sequence[Applied], *, size: int) -> tuple[int, int]:
     """Return the first byte and the end of what *done* overwrote or cut of a file of *size*."""
     ranges = list(_ranges(entry, done, size=size))
     return min([start for start, _ in ranges], default=0), max(
@@ -180,7 +182,7 @@ def _changed_range(entry: Entry, done: Sequence[Recorded], *, size: int) -> tupl
     )
 
 
-def _ranges(entry: Entry, done: Sequence[Recorded], *, size: int) -> Iterator[tuple[int, int]]:
+def _ranges(entry: Entry, done: Sequence[Applied], *, size: int) -> Iterator[tuple[int, int]]:
     for applied in done:
         change, mutation = applied.change, applied.mutation
         if change.replaced is entry or (

@@ -6,17 +6,13 @@ from libc.stdint cimport uint64_t
 from pmxcfs._core cimport Tree
 from pmxcfs.replica.batches cimport Batches
 from pmxcfs.replica.change_log cimport ChangeLog
-from pmxcfs.replica.tickets cimport Ticket
+from pmxcfs.replica.recording cimport (
+    Applied, can_be_staged, is_configuration, records_of, size_of)
+from pmxcfs.replica.tickets cimport Ticket, timeout_for
 from pmxcfs.replica.turn cimport Turn
-from pmxcfs.tree.apply cimport Change
+from pmxcfs.text cimport to_bytes
+from pmxcfs.tree.apply cimport Change, apply
 from pmxcfs.tree.guests cimport Guests
-
-
-cdef class Applied:
-    cdef readonly Ticket ticket
-    cdef readonly object mutation
-    cdef readonly Change change
-    cdef readonly uint64_t version
 
 
 cdef class Replica:
@@ -57,7 +53,7 @@ cdef class Replica:
     cdef object _write(self, double seconds)
     cdef object _deliver_deferred(self)
 
-    @cython.locals(ticket=Ticket)
+    @cython.locals(ticket=Ticket, size=Py_ssize_t)
     cdef Py_ssize_t _size_of(self, tickets) except -1
 
     @cython.locals(ticket=Ticket, done=list)
@@ -67,7 +63,11 @@ cdef class Replica:
     cdef object _note_removals(self, list done)
     cdef object _record(self, list done)
 
-    cdef object _mark_written(self, done)
+    cdef object _mark_written(self, list done)
+    cpdef object _keep(self)
+
+    @cython.locals(ticket=Ticket)
+    cdef double _shortest(self, tickets) except? -1
     cdef object _record_for_good(self, list done)
     cdef object _roll_back(self, error)
 

@@ -31,6 +31,7 @@ from pmxcfs.replica.change_log import ChangeLog
 from pmxcfs.replica.departures import Departures
 from pmxcfs.replica.listeners import Listener, ReloadListener, UndoListener
 from pmxcfs.replica.recording import (
+    Applied,
     can_be_staged,
     is_configuration,
     record_notes,
@@ -65,16 +66,6 @@ class Policy(Enum):
 
 _KEEP, _ROLL_BACK = Policy.KEEP, Policy.ROLL_BACK  # Python 3.11 finds members slowly
 _REMOVALS = (Kind.DELETE, Kind.UNLOCK)
-
-
-class Applied:
-    """A mutation that was applied."""
-
-    def __init__(self, ticket: Ticket, mutation: Mutation, change: Change, version: int) -> None:
-        self.ticket = ticket
-        self.mutation = mutation  # with the path that it was applied to
-        self.change = change
-        self.version = version  # of the tree afterwards
 
 
 class Replica:
@@ -206,7 +197,7 @@ class Replica:
         try:
             done = self._apply(tickets)
             self._record(done)
-            self._write(min([timeout_for(ticket) for ticket in tickets]))
+            self._write(self._shortest(tickets))
             self._mark_written(done)
             error = None
         except (Stalled, StoreError) as cause:
@@ -220,6 +211,13 @@ class Replica:
                 for ticket in tickets:
                     ticket.finish(error)
         return done
+
+    def _shortest(self, tickets: Sequence[Ticket]) -> float:
+        """Return the seconds that the most urgent one of *tickets* may wait."""
+        seconds = math.inf
+        for ticket in tickets:
+            seconds = min(seconds, timeout_for(ticket))
+        return seconds
 
     def _undo(self, error: PmxcfsError | None) -> None:
         """Undo what *error* has kept from being written."""
@@ -252,7 +250,10 @@ class Replica:
                 raise
 
     def _size_of(self, tickets: Sequence[Ticket]) -> int:
-        return sum([size_of(ticket.mutation, self.tree) for ticket in tickets])
+        size = 0
+        for ticket in tickets:
+            size += size_of(ticket.mutation, self.tree)
+        return size
 
     def _await_room(self, size: int, seconds: float) -> None:
         log, version = self._log, self.tree.version
@@ -270,11 +271,14 @@ class Replica:
 
     def _write(self, seconds: float) -> None:
         """Write the records that wait, with the lock released. Raises StoreError and Stalled."""
-        if self._log.is_waiting:
+        if self._log.is_waiting():
             self._turn.begin()
             try:
-                with self._yielding.writing():
+                watch = self._yielding.begin_write()
+                try:
                     self._log.write(seconds)
+                finally:
+                    self._yielding.end_write(watch)
             finally:
                 self._turn.end()
             self.writes += 1
@@ -305,7 +309,7 @@ class Replica:
         """Write deferred changes. Blocks. Raises StoreError and undoes them; Busy, Signaled."""
         if self.policy is _ROLL_BACK:
             self._turn.await_end(NAME_TIMEOUT)
-            if self._log.is_waiting:
+            if self._log.is_waiting():
                 self._deliver_deferred()
             elif self._log.has_gap:  # the tree is to be saved instead of their records
                 self._await_room(0, NAME_TIMEOUT)
@@ -316,7 +320,7 @@ class Replica:
         except (Stalled, StoreError) as error:
             self._undo(error)
             raise
-        self._mark_written(())
+        self._mark_written([])
 
     def _settle(self) -> None:
         """For the saver: let no group be half written, and write deferred changes if possible.

@@ -39,3 +39,8 @@ cdef class Ticket:
     cpdef object judge(self, error, Py_ssize_t part)
     cpdef object check(self)
     cpdef Change result(self)
+
+
+cpdef double timeout_for(Ticket ticket) except? -1
+cpdef double limit_for(Ticket ticket) except? -1
+cdef bint _is_of_name(Ticket ticket) except -1

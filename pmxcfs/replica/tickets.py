@@ -222,4 +222,4 @@ def limit_for(ticket: Ticket) -> float:
 
 def _is_of_name(ticket: Ticket) -> bool:
     """Return whether the kernel locks a directory while *ticket* waits."""
-    return isinstance(ticket.mutation, _OF_NAMES)
+    return type(ticket.mutation) in _OF_NAMES

@@ -89,11 +89,14 @@ NOT_INTERRUPTIBLE = Interruption(None, lambda: None)
 class Yielding(Protocol):
     """Ways in which a thread that holds the tree's lock releases it for a while."""
 
-    def writing(self) -> AbstractContextManager[None]:
-        """Release the lock until the block ends: a write, usually over in microseconds.
+    def begin_write(self) -> RequestWatch:
+        """Release the lock for a write, usually over in microseconds, until ``end_write``.
 
         Requests are answered meanwhile only if it takes longer.
         """
+
+    def end_write(self, watch: RequestWatch) -> None:
+        """Take the lock again after a write; *watch* is what ``begin_write`` returned."""
 
     def waiting(self, *, must: bool = False) -> AbstractContextManager[None]:
         """Release the lock until the block ends. Raises Busy if too many threads wait already.

@@ -170,7 +170,7 @@ cdef uint64_t get(const unsigned char *at, int width) noexcept:
     return value
 
 
-def frame(list bodies not None, uint64_t first_sequence):
+cpdef bytes frame(list bodies, first_sequence):
     """Return the records of *bodies*, numbered from *first_sequence* on.
 
     A body is the byte of its kind and what follows. Raises ValueError if one is empty or has more

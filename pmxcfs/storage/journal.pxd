@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from pmxcfs.storage._journal cimport frame
 from pmxcfs.storage.segment_file cimport SegmentFile
 
 
@@ -12,7 +13,9 @@ cpdef Py_ssize_t size_of(bodies) except -1
 
 cdef class Journal:
     cdef readonly bytes lineage
-    cdef readonly object position
+    cdef int64_t _first
+    cdef int64_t _end
+    cdef int64_t _sequence
     cdef readonly object failure
     cdef readonly bint is_broken
     cdef object _directory
@@ -38,6 +41,8 @@ cdef class Journal:
     cdef object _lock
     cdef object _tried
 
+    cpdef bint is_full(self) except -1
+    cpdef int64_t size_since(self, position) except? -1
     cpdef bint has_room(self, int64_t size) except -1
     cpdef bint can_take(self, int64_t size) except -1
     cpdef object append(self, list bodies, double seconds=*)

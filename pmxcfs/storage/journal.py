@@ -67,7 +67,7 @@ class Journal:
         is_staging: bool = False,
     ) -> None:
         self.lineage = lineage
-        self.position = Position(sequence, HEADER_SIZE, sequence)
+        self._first, self._end, self._sequence = sequence, HEADER_SIZE, sequence
         self.failure: StoreError | None = None  # of the last attempt; None if it succeeded
         self.is_broken = False
         self._directory = directory
@@ -127,6 +127,11 @@ class Journal:
 
     # What waits for nothing.
 
+    @property
+    def position(self) -> Position:
+        """The place of the next record."""
+        return Position(self._first, self._end, self._sequence)
+
     def has_room(self, size: int) -> bool:
         """Tell whether *size* bytes, frames included, and 1 MiB more are reserved."""
         return size <= self._room
@@ -135,7 +140,6 @@ class Journal:
         """Tell whether *size* bytes are reserved, the 1 MiB more included."""
         return self._current is not None and size <= self._room + SPARE
 
-    @property
     def is_full(self) -> bool:
         """Whether the owner should begin a new segment ahead of the next group.
 
@@ -209,7 +213,7 @@ class Journal:
         self._append(bodies, seconds, True)
 
     def _append(self, bodies: list[bytes], seconds: float, may_stage: bool) -> None:
-        if not self._lock.acquire(timeout=seconds):
+        if not self._lock.acquire(False) and not self._lock.acquire(True, seconds):  # mostly free
             raise Stalled
         try:
             if self.is_broken or self._is_closed:
@@ -217,7 +221,7 @@ class Journal:
             current = self._current
             if current is None:
                 raise self._same_failure()
-            data = frame(bodies, self.position.sequence)
+            data = frame(bodies, self._sequence)
             if may_stage and current.stage(data):
                 if not self._flush_at:
                     self._flush_at = time.monotonic() + FLUSH_AFTER
@@ -225,9 +229,8 @@ class Journal:
                 self._write(current, data)
             self._room -= len(data)
             self._total += len(data)
-            sequence = self.position.sequence + len(bodies)
-            # Without the cost of the class's own __new__, which is a Python function.
-            self.position = tuple.__new__(Position, (current.first, current.end, sequence))
+            self._sequence += len(bodies)
+            self._first, self._end = current.first, current.end
         finally:
             self._lock.release()
 
@@ -255,14 +258,15 @@ class Journal:
         Raises StoreError; then the journal is broken. Appending goes on meanwhile. One that has
         waited for the sync of another thread needs none of its own if that began late enough.
         """
-        wanted, directory, was_listed = self.position.sequence, -1, True
+        wanted = covered = self._sequence
+        directory, was_listed = -1, True
         with self._sync_lock:
             with self._lock:
                 self._check_usable()
                 if self._synced >= wanted and self._is_listed:
                     return
                 self._flush()
-                covered = self.position.sequence
+                covered = self._sequence
                 sealed, current = self._sealed.copy(), self._current
                 directory = self._descriptor
                 was_listed, self._is_listed = self._is_listed, True
@@ -405,7 +409,7 @@ class Journal:
         self._flush()
         if self._descriptor < 0 or self.is_broken or self.failure is not None:
             self._open()  # another file system may be there now
-        old, sequence = self._current, self.position.sequence
+        old, sequence = self._current, self._sequence
         if old is not None and old.is_empty:
             self._drop_current(old)  # the new one gets the same name
             old = None
@@ -423,7 +427,7 @@ class Journal:
             self._sealed = []
         self._starts[sequence] = self._total
         self._total += HEADER_SIZE
-        self.position = Position(sequence, HEADER_SIZE, sequence)
+        self._first, self._end, self._sequence = sequence, HEADER_SIZE, sequence
         self._current, self._room = current, current.room - SPARE
         self.is_broken, self.failure = False, None
         self._close_what_no_sync_uses()

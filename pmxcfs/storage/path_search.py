@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmxcfs.messages import Create, Mkdir, Mutation, Rename
-from pmxcfs.storage._changes import last_naming
+from pmxcfs.storage.changes import last_naming
 from pmxcfs.storage.history_index import directories_above, plain, read_index
 from pmxcfs.storage.records import (
     Adopted,

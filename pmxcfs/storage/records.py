@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pmxcfs._cpg import decode as decode_message
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import Group, Mutation, Normal, UnlockRequest
-from pmxcfs.storage._changes import pack_change, unpack_change
+from pmxcfs.storage.changes import pack_change, unpack_change
 from pmxcfs.storage.divergence import Note, Removal
 
 ID_SIZE = 16  # bytes of a save's id and of a lineage
@@ -147,7 +147,7 @@ _U16 = struct.Struct("<H")
 _PRIVATE, _DATA_LEFT_OUT = 1, 2  # flags of BEFORE
 _SHORT = 1  # flag of ADOPTED
 
-encode_change = pack_change  # the body of a Change from its fields; runs for every change
+encode_change = pack_change  # the body of a Change from its fields
 
 
 def encode(record: Record) -> bytes:

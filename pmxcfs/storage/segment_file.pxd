@@ -1,11 +1,11 @@
 # cython: language_level=3
 # The types of segment_file.py, which runs for every change.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 
 cdef class SegmentFile:
     cdef readonly object path
-    cdef readonly uint64_t first
+    cdef readonly int64_t first
     cdef readonly int64_t end
     cdef readonly int64_t synced
     cdef bytes _lineage

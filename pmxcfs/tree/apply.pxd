@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from pmxcfs._core cimport Entry, Tree
-from pmxcfs.tree.guests cimport Guests
+from pmxcfs.tree.guests cimport Guests, parse_guest_path
 
 
 cdef class Change:
@@ -16,19 +16,15 @@ cdef class Change:
     cdef readonly bint has_new_time
 
 
-cdef class _Stamp:
-    cdef uint32_t writer
-    cdef uint32_t mtime
-
-
-cdef Change _write(Tree tree, Guests guests, object mutation, _Stamp stamp)
-cdef Change _create(Tree tree, Guests guests, object mutation, _Stamp stamp)
-cdef Change _mkdir(Tree tree, object mutation, _Stamp stamp)
-cdef Change _delete(Tree tree, Guests guests, object mutation, _Stamp stamp)
-cdef Change _rename(Tree tree, Guests guests, object mutation, _Stamp stamp)
+cpdef Change apply(Tree tree, Guests guests, mutation, uint32_t writer, uint32_t mtime)
+cdef Change _write(Tree tree, Guests guests, object mutation, uint32_t writer, uint32_t mtime)
+cdef Change _create(Tree tree, Guests guests, object mutation, uint32_t writer, uint32_t mtime)
+cdef Change _mkdir(Tree tree, object mutation, uint32_t writer, uint32_t mtime)
+cdef Change _delete(Tree tree, Guests guests, object mutation, uint32_t writer, uint32_t mtime)
+cdef Change _rename(Tree tree, Guests guests, object mutation, uint32_t writer, uint32_t mtime)
 cdef object _half_renamed(Tree tree, object mutation, Entry target)
-cdef Change _set_mtime(Tree tree, object mutation, _Stamp stamp)
-cdef Change _unlock(Tree tree, object mutation, _Stamp stamp)
+cdef Change _set_mtime(Tree tree, object mutation, uint32_t writer, uint32_t mtime)
+cdef Change _unlock(Tree tree, object mutation, uint32_t writer, uint32_t mtime)
 cdef Entry _existing(Tree tree, str path)
 cdef tuple _parent_of(Tree tree, str path)
 cdef tuple _place_for(Tree tree, str path)

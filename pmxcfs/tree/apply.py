@@ -8,7 +8,6 @@ Threads: the caller holds the tree's lock.
 Contract: docs/spec/cluster.md, "Delivery to the tree".
 """
 
-from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import (
     Denied,
@@ -21,13 +20,26 @@ from pmxcfs.errors import (
     Stale,
     TooBig,
 )
+from pmxcfs.messages import (
+    MAX_FILE_SIZE,
+    Create,
+    Delete,
+    EntryType,
+    Kind,
+    Mkdir,
+    Mtime,
+    Mutation,
+    Rename,
+    Unlock,
+    Write,
+)
 from pmxcfs.tree.guests import GuestPath, Guests, parse_guest_path, path_of
 
 _DOTS = (".", "..")
 # Members of an enumeration as globals: Python 3.11 calls a function to find one in its class.
-_WRITE, _CREATE, _MKDIR = messages.Kind.WRITE, messages.Kind.CREATE, messages.Kind.MKDIR
-_DELETE, _RENAME = messages.Kind.DELETE, messages.Kind.RENAME
-_FILE, _DIRECTORY = messages.EntryType.FILE, messages.EntryType.DIRECTORY
+_WRITE, _CREATE, _MKDIR = Kind.WRITE, Kind.CREATE, Kind.MKDIR
+_DELETE, _RENAME = Kind.DELETE, Kind.RENAME
+_FILE, _DIRECTORY = EntryType.FILE, EntryType.DIRECTORY
 
 
 class Change:
@@ -35,7 +47,7 @@ class Change:
 
     def __init__(
         self,
-        kind: messages.Kind,
+        kind: Kind,
         path: str,
         entry: Entry,
         source: str = "",
@@ -77,41 +89,32 @@ class HalfRenamed(NotEmpty):
         self.change = change
 
 
-class _Stamp:
-    """The sender of a mutation (nodeid) and its time by the sender's clock (seconds)."""
-
-    def __init__(self, writer: int, mtime: int) -> None:
-        self.writer = writer
-        self.mtime = mtime
-
-
 def apply(
-    tree: Tree, guests: Guests, mutation: messages.Mutation, writer: int, mtime: int
+    tree: Tree, guests: Guests, mutation: Mutation, writer: int, mtime: int
 ) -> Change:
     """Apply one mutation, sent by node *writer* at *mtime* (seconds).
 
     A refusal raises the PmxcfsError whose ``errno`` is the result for the caller.
     """
-    stamp = _Stamp(writer, mtime)
-    if isinstance(mutation, messages.Write):
-        return _write(tree, guests, mutation, stamp)
-    if isinstance(mutation, messages.Create):
-        return _create(tree, guests, mutation, stamp)
-    if isinstance(mutation, messages.Rename):
-        return _rename(tree, guests, mutation, stamp)
-    if isinstance(mutation, messages.Delete):
-        return _delete(tree, guests, mutation, stamp)
-    if isinstance(mutation, messages.Mkdir):
-        return _mkdir(tree, mutation, stamp)
-    if isinstance(mutation, messages.Mtime):
-        return _set_mtime(tree, mutation, stamp)
-    return _unlock(tree, mutation, stamp)
+    if type(mutation) is Write:
+        return _write(tree, guests, mutation, writer, mtime)
+    if type(mutation) is Create:
+        return _create(tree, guests, mutation, writer, mtime)
+    if type(mutation) is Rename:
+        return _rename(tree, guests, mutation, writer, mtime)
+    if type(mutation) is Delete:
+        return _delete(tree, guests, mutation, writer, mtime)
+    if type(mutation) is Mkdir:
+        return _mkdir(tree, mutation, writer, mtime)
+    if type(mutation) is Mtime:
+        return _set_mtime(tree, mutation, writer, mtime)
+    return _unlock(tree, mutation, writer, mtime)
 
 
-def _write(tree: Tree, guests: Guests, mutation: messages.Write, stamp: _Stamp) -> Change:
+def _write(tree: Tree, guests: Guests, mutation: Write, writer: int, mtime: int) -> Change:
     path = mutation.path
-    if mutation.offset + len(mutation.data) > messages.MAX_FILE_SIZE:
-        raise TooBig(f"{path!r} would exceed {messages.MAX_FILE_SIZE} bytes")
+    if mutation.offset + len(mutation.data) > MAX_FILE_SIZE:
+        raise TooBig(f"{path!r} would exceed {MAX_FILE_SIZE} bytes")
     parent, name = _place_for(tree, path)
     guest = _check_guest(guests, path)
     entry = parent.child(name)
@@ -124,14 +127,14 @@ def _write(tree: Tree, guests: Guests, mutation: messages.Write, stamp: _Stamp) 
         mutation.offset,
         mutation.data,
         truncate=mutation.truncate,
-        writer=stamp.writer,
-        mtime=stamp.mtime,
+        writer=writer,
+        mtime=mtime,
     )
     _register(guests, guest)
     return Change(_WRITE, entry.path, entry)
 
 
-def _create(tree: Tree, guests: Guests, mutation: messages.Create, stamp: _Stamp) -> Change:
+def _create(tree: Tree, guests: Guests, mutation: Create, writer: int, mtime: int) -> Change:
     path = mutation.path
     parent, name = _place_for(tree, path)
     guest = _check_guest(guests, path)
@@ -140,33 +143,33 @@ def _create(tree: Tree, guests: Guests, mutation: messages.Create, stamp: _Stamp
         raise NotADirectory(f"{path!r} is a directory")
     if existing is not None:
         raise Exists(f"{path!r} exists already")
-    entry = tree.create(parent, name, _FILE, writer=stamp.writer, mtime=stamp.mtime)
+    entry = tree.create(parent, name, _FILE, writer=writer, mtime=mtime)
     _register(guests, guest)
     return Change(_CREATE, entry.path, entry)
 
 
-def _mkdir(tree: Tree, mutation: messages.Mkdir, stamp: _Stamp) -> Change:
+def _mkdir(tree: Tree, mutation: Mkdir, writer: int, mtime: int) -> Change:
     parent, name = _place_for(tree, mutation.path)
     if parent.child(name) is not None:
         raise Exists(f"{mutation.path!r} exists already")
-    entry = tree.create(parent, name, _DIRECTORY, writer=stamp.writer, mtime=stamp.mtime)
+    entry = tree.create(parent, name, _DIRECTORY, writer=writer, mtime=mtime)
     return Change(_MKDIR, entry.path, entry)
 
 
-def _delete(tree: Tree, guests: Guests, mutation: messages.Delete, stamp: _Stamp) -> Change:
+def _delete(tree: Tree, guests: Guests, mutation: Delete, writer: int, mtime: int) -> Change:
     entry = _existing(tree, mutation.path)
     if entry is tree.root:
         raise Denied("the root can't be removed")
     _check_empty(entry)
     source_directory = entry.parent
-    tree.remove(entry, writer=stamp.writer, mtime=stamp.mtime)
+    tree.remove(entry, writer=writer, mtime=mtime)
     guest = parse_guest_path(mutation.path)
     if guest:
         guests.unregister(guest.vmid)
     return Change(_DELETE, entry.path, entry, source_directory=source_directory)
 
 
-def _rename(tree: Tree, guests: Guests, mutation: messages.Rename, stamp: _Stamp) -> Change:
+def _rename(tree: Tree, guests: Guests, mutation: Rename, writer: int, mtime: int) -> Change:
     entry = _existing(tree, mutation.path)
     guest = None
     if not entry.is_directory:
@@ -182,8 +185,8 @@ def _rename(tree: Tree, guests: Guests, mutation: messages.Rename, stamp: _Stamp
         _check_empty(target)
     if entry.child_count:
         raise _half_renamed(tree, mutation, target)
-    source_directory, has_new_time = entry.parent, entry.mtime != stamp.mtime
-    replaced = tree.rename(entry, parent, name, writer=stamp.writer, mtime=stamp.mtime)
+    source_directory, has_new_time = entry.parent, entry.mtime != mtime
+    replaced = tree.rename(entry, parent, name, writer=writer, mtime=mtime)
     if not entry.is_directory:
         _move_registration(guests, mutation.path, guest)
     return Change(
@@ -197,7 +200,7 @@ def _rename(tree: Tree, guests: Guests, mutation: messages.Rename, stamp: _Stamp
     )
 
 
-def _half_renamed(tree: Tree, mutation: messages.Rename, target: Entry | None) -> NotEmpty:
+def _half_renamed(tree: Tree, mutation: Rename, target: Entry | None) -> NotEmpty:
     """Remove *target*, for compatibility with existing nodes, and return the exception to raise."""
     message = f"{mutation.path!r} has entries and can't be renamed"
     if target is None:
@@ -210,21 +213,21 @@ def _half_renamed(tree: Tree, mutation: messages.Rename, target: Entry | None) -
     )
 
 
-def _set_mtime(tree: Tree, mutation: messages.Mtime, stamp: _Stamp) -> Change:
+def _set_mtime(tree: Tree, mutation: Mtime, writer: int, mtime: int) -> Change:
     parent, name = _place_for(tree, mutation.path)
     entry = parent.child(name)
     if entry is None:
         raise NotFound(f"no entry {mutation.path!r}")
-    is_renewal = stamp.writer == entry.writer and mutation.mtime >= entry.mtime
+    is_renewal = writer == entry.writer and mutation.mtime >= entry.mtime
     if _is_lock(entry) and not is_renewal:
         raise Denied(
             f"the lock {mutation.path!r} can be renewed only by its owner, and not backwards"
         )
-    tree.touch(entry, writer=stamp.writer, mtime=mutation.mtime)
-    return Change(messages.Kind.MTIME, entry.path, entry)
+    tree.touch(entry, writer=writer, mtime=mutation.mtime)
+    return Change(Kind.MTIME, entry.path, entry)
 
 
-def _unlock(tree: Tree, mutation: messages.Unlock, stamp: _Stamp) -> Change:
+def _unlock(tree: Tree, mutation: Unlock, writer: int, mtime: int) -> Change:
     entry = _existing(tree, mutation.path)
     if not entry.is_directory or not _is_below_locks(entry.path):
         raise Denied(f"{mutation.path!r} is not a lock")
@@ -232,8 +235,8 @@ def _unlock(tree: Tree, mutation: messages.Unlock, stamp: _Stamp) -> Change:
         raise Stale(f"the lock {mutation.path!r} has changed")
     _check_empty(entry)
     source_directory = entry.parent
-    tree.remove(entry, writer=stamp.writer, mtime=stamp.mtime)
-    return Change(messages.Kind.UNLOCK, entry.path, entry, source_directory=source_directory)
+    tree.remove(entry, writer=writer, mtime=mtime)
+    return Change(Kind.UNLOCK, entry.path, entry, source_directory=source_directory)
 
 
 def _existing(tree: Tree, path: str) -> Entry:
@@ -292,7 +295,7 @@ def _is_lock(entry: Entry) -> bool:
 def _check_guest(guests: Guests, path: str, source: str = "") -> GuestPath | None:
     """Return the guest of a configuration path. Raises GuestTaken if another file has its vmid."""
     guest = parse_guest_path(path)
-    if guest is not None and guests.conflicts(guest, source=parse_guest_path(source)):
+    if guest is not None and guests.conflicts(guest, parse_guest_path(source)):
         holder = guests.get(guest.vmid)
         raise GuestTaken(path, "another file" if holder is None else path_of(holder))
     return guest

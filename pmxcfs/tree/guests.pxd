@@ -16,6 +16,7 @@ cdef class Guests:
     cdef dict _undo
 
     cpdef object get(self, vmid)
+    cpdef bint conflicts(self, guest, source=*) except -1
     cpdef object register(self, guest)
     cpdef object unregister(self, vmid)
     cpdef object mark_written(self)

@@ -94,7 +94,7 @@ class Guests:
         """Return the registered place of *vmid*, or None."""
         return self._places.get(vmid)
 
-    def conflicts(self, guest: GuestPath, *, source: GuestPath | None = None) -> bool:
+    def conflicts(self, guest: GuestPath, source: GuestPath | None = None) -> bool:
         """Tell whether *guest*'s vmid is registered at another place.
 
         *source* is the guest at the source path of a RENAME; the same vmid there is no conflict.

@@ -41,7 +41,7 @@ def _file_mode(name: str, private: bool) -> int:
     return mode | stat.S_IXUSR if is_script(name) else mode
 
 
-def mode_of(entry: Entry, *, quorate: bool) -> int:
+def mode_of(entry: Entry, quorate: bool) -> int:
     """Return the ``st_mode`` of *entry*: file type and permission bits."""
     if not entry.is_directory:
         mode = _file_mode(entry.name, entry.private)

@@ -4,7 +4,10 @@ cimport cython
 
 from pmxcfs._core cimport Entry, Tree
 from pmxcfs.replica.quorum cimport QuorumFlag
+from pmxcfs.replica.tickets cimport Ticket
+from pmxcfs.text cimport to_bytes
 from pmxcfs.tree.apply cimport Change
+from pmxcfs.tree.guests cimport parse_guest_path
 from pmxcfs.vfs.space cimport Space
 from pmxcfs.vfs.writeback cimport OpenFile, Writeback
 
@@ -23,6 +26,12 @@ cdef class FileSystem:
     cdef object _on_unpublished
     cdef object _on_displaced
 
+    cpdef Entry create(
+        self, Entry parent, str name, bint exclusive, bint later=*, caller=*)
+    cpdef Entry mkdir(self, Entry parent, str name, caller=*)
+    cpdef object rename(
+        self, Entry entry, Entry parent, str name, bint exclusive=*, caller=*)
+    cdef bint _can_be_pending(self, Entry parent, str name, str path) except -1
     cpdef object unlink(self, Entry entry, caller=*)
     cpdef object rmdir(self, Entry entry, caller=*)
     cdef object _remove(self, Entry entry, caller, bint is_directory)

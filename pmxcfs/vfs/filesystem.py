@@ -103,7 +103,6 @@ class FileSystem:
         self,
         parent: Entry,
         name: str,
-        *,
         exclusive: bool,
         later: bool = False,
         caller: Caller = UNKNOWN,
@@ -146,7 +145,7 @@ class FileSystem:
             and parse_guest_path(path) is None
         )
 
-    def mkdir(self, parent: Entry, name: str, *, caller: Caller = UNKNOWN) -> Entry:
+    def mkdir(self, parent: Entry, name: str, caller: Caller = UNKNOWN) -> Entry:
         """Create a directory.
 
         Raises NoQuorum, NameTooLong, NoSpace, Exists for a guest's name, and what delivery refuses.
@@ -202,7 +201,6 @@ class FileSystem:
         entry: Entry,
         parent: Entry,
         name: str,
-        *,
         exclusive: bool = False,
         caller: Caller = UNKNOWN,
     ) -> None:

@@ -5,10 +5,21 @@ import threading
 from collections.abc import Callable, Iterator
 
 from pmxcfs.errors import Busy
+from pmxcfs.replica import waiting
 from pmxcfs.replica.waiting import NOT_INTERRUPTIBLE, Interruption, RequestWatch
 
 PATIENCE = 10.0  # seconds for another thread to release the lock
 NO_WATCH = RequestWatch(-1, lambda: None, is_active=False)
+
+
+@contextlib.contextmanager
+def writing(yielding: waiting.Yielding) -> Iterator[None]:
+    """Write, with the lock released, until the block ends."""
+    watch = yielding.begin_write()
+    try:
+        yield
+    finally:
+        yielding.end_write(watch)
 
 
 class Request:
@@ -42,16 +53,15 @@ class Yielding:
     def interruptible(self, wake: Callable[[], None]) -> Interruption:
         return Interruption(self.requests.get(threading.get_ident()), wake)
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def begin_write(self) -> RequestWatch:
         self.away += 1
         self.lock.notify_all()
         self.lock.release()
-        try:
-            yield
-        finally:
-            self.lock.acquire()
-            self.away -= 1
+        return NO_WATCH
+
+    def end_write(self, watch: RequestWatch) -> None:
+        self.lock.acquire()
+        self.away -= 1
 
     @contextlib.contextmanager
     def waiting(self, *, must: bool = False) -> Iterator[None]:
@@ -64,7 +74,7 @@ class Yielding:
             raise Busy("full")
         self.count += 1
         try:
-            with self.writing():
+            with writing(self):
                 yield NO_WATCH
         finally:
             self.count -= 1
@@ -90,12 +100,14 @@ class SingleYielding:
     def interruptible(self, wake: Callable[[], None]) -> Interruption:
         return NOT_INTERRUPTIBLE
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def begin_write(self) -> RequestWatch:
         self.writes += 1
         if self.during_writes:
             self.during_writes.pop(0)()
-        yield
+        return NO_WATCH
+
+    def end_write(self, watch: RequestWatch) -> None:
+        pass
 
     @contextlib.contextmanager
     def waiting(self, *, must: bool = False) -> Iterator[None]:

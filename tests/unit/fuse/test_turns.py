@@ -8,6 +8,7 @@ import pytest
 
 from pmxcfs.errors import Busy
 from pmxcfs.fuse.turns import SPARE_THREADS, Turns
+from tests.fakes.doubles.yielding import writing
 
 TIMEOUT = 10.0  # seconds until a wait fails the test
 
@@ -238,7 +239,7 @@ def test_a_write_that_lasts_gives_the_turn_away() -> None:
         world.turns.stalls.start()
 
         def handle_writing() -> None:
-            with world.lock, world.turns.writing():
+            with world.lock, writing(world.turns):
                 world.released.wait(TIMEOUT)
             world.handle()
 

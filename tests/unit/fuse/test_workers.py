@@ -11,6 +11,7 @@ import pytest
 from pmxcfs.errors import Busy
 from pmxcfs.fuse import workers as module
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
+from tests.fakes.doubles.yielding import writing
 
 TIMEOUT = 10.0  # seconds until a wait fails the test
 
@@ -202,7 +203,7 @@ def test_a_short_write_unparks_no_worker() -> None:
     with made(2) as world:
         parked = world.park()
         with world.lock:
-            with world.workers.writing():
+            with writing(world.workers):
                 assert not world.lock.locked()
             assert world.lock.locked()
         assert is_parked(parked)
@@ -213,7 +214,7 @@ def test_a_write_that_lasts_unparks_one_worker() -> None:
         first, last = world.park(), world.park()
         world.workers.stalls.start()
         try:
-            with world.lock, world.workers.writing():
+            with world.lock, writing(world.workers):
                 last.result(TIMEOUT)
                 assert is_parked(first)
         finally:
@@ -222,7 +223,7 @@ def test_a_write_that_lasts_unparks_one_worker() -> None:
 
 def test_a_write_that_fails_takes_the_lock_again() -> None:
     with made(2) as world, world.lock:
-        with pytest.raises(KeyError), world.workers.writing():
+        with pytest.raises(KeyError), writing(world.workers):
             raise KeyError
         assert world.lock.locked()
         assert not world.workers.stalls.is_watching

@@ -117,9 +117,9 @@ def below(world: World) -> Iterator[Device]:
 def test_all_that_waits_is_one_write_in_order(world: World, below: Device) -> None:
     world.add(2, 3)
     world.add(4)
-    assert world.log.is_waiting
+    assert world.log.is_waiting()
     world.log.write()
-    assert not world.log.is_waiting
+    assert not world.log.is_waiting()
     assert (world.versions(), below.count("write")) == ([2, 3, 4], 1)
     world.log.write()
     assert below.count("write") == 1
@@ -303,7 +303,7 @@ def test_too_much_owed_is_forgotten_until_the_tree_is_saved(
         world.log.write()
     world.add(*range(8, 8 + (MAX_OWED >> 20)), size=1 << 20)
     assert world.log.has_gap
-    assert not world.log.is_waiting
+    assert not world.log.is_waiting()
     below.failures.clear()
     world.add(99)  # leads nowhere, as those before it are gone
     world.log.await_ready(0, version=20)
@@ -352,7 +352,7 @@ def test_writing_is_not_paused_while_a_thread_writes(world: World, below: Device
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(world.log.write)
         assert below.stands_still.wait(WAIT)
-        assert not world.log.is_waiting  # although the record is not in the journal yet
+        assert not world.log.is_waiting()  # although the record is not in the journal yet
         with world.log.paused() as is_paused:
             assert not is_paused
         waiting = pool.submit(world.log.await_writer)

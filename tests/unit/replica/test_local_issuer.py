@@ -20,7 +20,7 @@ from pmxcfs.replica.waiting import RequestWatch
 from tests.conftest import ExpectLog
 from tests.fakes.doubles.device import device
 from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
-from tests.fakes.doubles.yielding import Request, SingleYielding, Yielding
+from tests.fakes.doubles.yielding import Request, SingleYielding, Yielding, writing
 
 
 class Crowded(Yielding):
@@ -35,7 +35,7 @@ class Crowded(Yielding):
     def waiting_with_watch(self, *, must: bool = False) -> Iterator[RequestWatch]:
         if self.is_crowded:
             self.is_crowded = False
-            with self.writing():
+            with writing(self):
                 assert self.go.wait(WAIT)
             raise Busy("full")
         with super().waiting_with_watch(must=must) as watch:
@@ -115,7 +115,7 @@ def test_a_change_that_can_not_begin_to_be_written_is_taken_back_in_time(
     with contextlib.closing(stored), device() as below, ThreadPoolExecutor() as pool:
         with yielding.lock:
             issuer.submit(Create("f.x"))
-            while at == "beginning a segment" and not stored.journal.is_full:
+            while at == "beginning a segment" and not stored.journal.is_full():
                 issuer.submit(LARGE)
             before = stored.tree.checksum()
         below.runs.clear()
@@ -145,14 +145,14 @@ def test_a_group_is_undone_as_a_whole_if_no_new_segment_can_begin(
     issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=SingleYielding())
     with contextlib.closing(stored), device() as below:
         issuer.submit(Create("f.x"))
-        while not stored.journal.is_full:
+        while not stored.journal.is_full():
             issuer.submit(LARGE)
         below.failures["reserve"] = errno.ENOSPC
         with pytest.raises(StoreError):
             issuer.submit(Mkdir("refused"))
         issuer.create(Create("g.x"))  # to the full segment, as no new one can begin just now
         until = time.monotonic() + WAIT
-        while not stored.journal.is_full:
+        while not stored.journal.is_full():
             assert time.monotonic() < until
             time.sleep(0.001)
         with contextlib.suppress(StoreError):
@@ -188,7 +188,7 @@ def test_a_change_that_has_not_begun_to_be_written_is_taken_back_by_a_signal(
     with contextlib.closing(stored), device() as below, ThreadPoolExecutor() as pool:
         with yielding.lock:
             issuer.submit(Create("f.x"))
-            while at == "beginning a segment" and not stored.journal.is_full:
+            while at == "beginning a segment" and not stored.journal.is_full():
                 issuer.submit(LARGE)
         below.runs.clear()
         others = [pool.submit(submit, Mkdir("first"))] if at == "another group" else []

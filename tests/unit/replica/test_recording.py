@@ -5,8 +5,7 @@ import pytest
 from pmxcfs._core import Tree
 from pmxcfs.host.callers import Caller
 from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Write
-from pmxcfs.replica.recording import is_heartbeat, records_of, size_of
-from pmxcfs.replica.replica import Applied
+from pmxcfs.replica.recording import Applied, is_heartbeat, records_of, size_of
 from pmxcfs.replica.tickets import Ticket
 from pmxcfs.storage.records import Before, Change, Record, decode, mutation_of
 from pmxcfs.tree.apply import apply

@@ -178,7 +178,7 @@ def test_what_waits_for_nothing_does_not_wait_for_a_device_that_stands_still(
     assert below.stands_still.wait(10)
     assert journal.position == position
     assert journal.has_room(100)
-    assert not journal.is_full
+    assert not journal.is_full()
     assert not journal.is_broken
     assert journal.failure is None
     assert journal.size_since(Position(FIRST, 0, FIRST)) == size
@@ -265,11 +265,11 @@ def test_a_segment_is_full_at_its_limit(journal: Journal) -> None:
     large = WRITE._replace(message=bytes(1 << 20))
     for _ in range(3):
         append(journal, large)
-        assert not journal.is_full
+        assert not journal.is_full()
     append(journal, large)
-    assert journal.is_full
+    assert journal.is_full()
     journal.begin_segment(version=4)
-    assert not journal.is_full
+    assert not journal.is_full()
     assert journal.size_since(Position(FIRST, HEADER_SIZE, FIRST)) > SEGMENT_LIMIT
 
 

@@ -179,15 +179,15 @@ def test_a_full_segment_takes_more_while_no_other_can_be_made(
     large = encode(WRITE._replace(message=bytes(SEGMENT_LIMIT)))
     journal.make_room(size_of([large]) + SPARE, version=3)
     journal.append([large])
-    assert journal.is_full
+    assert journal.is_full()
     below.failures["reserve"] = errno.ENOSPC
     with pytest.raises(StoreError):
         journal.begin_segment(version=4)
-    assert not journal.is_full
+    assert not journal.is_full()
     assert journal.has_room(size_of(GROUP))
     journal.append(GROUP)
     now[0] += ATTEMPT_INTERVAL
-    assert journal.is_full
+    assert journal.is_full()
     below.failures.clear()
     journal.begin_segment(version=4)
     assert journal.failure is None

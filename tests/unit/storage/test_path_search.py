@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Rename, Unlock, Write
 from pmxcfs.storage import path_search
-from pmxcfs.storage._changes import last_naming
+from pmxcfs.storage.changes import last_naming
 from pmxcfs.storage.history import History
 from pmxcfs.storage.path_search import search_path
 from pmxcfs.storage.records import (

@@ -1,3 +1,5 @@
+from pmxcfs.messages import Mutation
+
 def pack_change(
     version: int,
     writer: int,
@@ -9,6 +11,15 @@ def pack_change(
     login_uid: int,
     process: bytes,
     message: bytes,
+) -> bytes: ...
+def pack_mutation(
+    version: int,
+    writer: int,
+    mtime: int,
+    time_ns: int,
+    inode: int,
+    caller: tuple[int, int, int, bytes],
+    mutation: Mutation,
 ) -> bytes: ...
 def last_naming(
     content: bytes,

@@ -10,11 +10,16 @@ is read is untrusted: a length is compared with what is left before it is used.
 Contract: docs/spec/storage.md, "Journal". Layout: docs/formats.md, "The journal".
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
-from pmxcfs.messages import Group, Kind
+from pmxcfs.text cimport to_bytes
+
+from pmxcfs._cpg import encode
+from pmxcfs.messages import (
+    Create, Delete, Group, Kind, Mkdir, Mtime, Normal, Rename, Unlock, Write,
+)
 
 cdef enum:  # sizes in bytes
     NUMBERS = 80  # enough for the numbers in front of the process name, or of a message
@@ -40,7 +45,12 @@ cdef enum:
 cdef uint64_t LAST_U32 = 0xFFFFFFFF
 cdef uint64_t FIRST_SUBTYPE = min(Kind.WRITE, Kind.MTIME)
 cdef uint64_t LAST_SUBTYPE = max(Kind.WRITE, Kind.MTIME)
-cdef uint64_t PROTOCOL = Group.TREE.protocol
+cdef object TREE = Group.TREE
+cdef uint64_t PROTOCOL = TREE.protocol
+cdef dict SUBTYPES = {
+    Write: int(Kind.WRITE), Mkdir: int(Kind.MKDIR), Delete: int(Kind.DELETE),
+    Rename: int(Kind.RENAME), Create: int(Kind.CREATE), Mtime: int(Kind.MTIME),
+}
 
 
 cdef struct Numbers:
@@ -153,6 +163,69 @@ cdef unsigned char *copy(unsigned char *to, const void *source, uint64_t size) n
     return to + size
 
 
+cdef int put_head(
+    Numbers *head,
+    uint64_t version,
+    uint32_t writer,
+    uint32_t mtime,
+    uint64_t time_ns,
+    uint64_t inode,
+    uint32_t pid,
+    uint32_t uid,
+    uint32_t login_uid,
+    uint64_t name_size,
+) noexcept:
+    """Put what is in front of the process name."""
+    head.bytes[0] = CHANGE
+    head.size = 1
+    put(head, version)
+    put(head, writer)
+    put_little(head.bytes + head.size, time_ns, 8)
+    head.size += 8
+    put_signed(head, mtime - time_ns // SECOND)
+    put_signed(head, version - inode)
+    put(head, pid)
+    put(head, uid)
+    put(head, <uint32_t>(login_uid + 1))  # so that none, the largest number, takes a byte
+    return put(head, name_size)
+
+
+cdef bytes body_of(
+    const Numbers *head, const char *process, uint64_t name_size, const Parts *parts, bint is_short
+):
+    """Return the body of a CHANGE; unless *is_short*, its message is the *data* of *parts*."""
+    cdef Numbers names
+    cdef uint64_t shared = 0, rest = 0
+    names.size = 0
+    if is_short:
+        put(&names, parts.subtype)
+        put(&names, parts.offset)
+        put(&names, parts.flags)
+        put(&names, parts.path_size)
+        put(&names, parts.to_size)
+        if parts.to_size:
+            shared = shared_by(parts)
+            rest = parts.to_size - 1 - shared
+            put(&names, shared)
+    else:
+        put(&names, VERBATIM)
+    cdef uint64_t size = <uint64_t>(head.size + names.size) + name_size
+    size += parts.path_size + rest + parts.data_size
+    cdef bytes body = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+    cdef unsigned char *at = <unsigned char *>PyBytes_AS_STRING(body)
+    at = copy(at, head.bytes, <uint64_t>head.size)
+    at = copy(at, process, name_size)
+    at = copy(at, names.bytes, <uint64_t>names.size)
+    at = copy(at, parts.path, parts.path_size)
+    at = copy(at, parts.to + shared, rest)
+    copy(at, parts.data, parts.data_size)
+    return body
+
+
+cdef uint64_t size_of_name(bytes process) noexcept:
+    return min(<uint64_t>PyBytes_GET_SIZE(process), <uint64_t>LONGEST_NAME)
+
+
 def pack_change(
     uint64_t version,
     uint32_t writer,
@@ -169,51 +242,67 @@ def pack_change(
 
     Raises OverflowError if a number is too large for its field.
     """
-    cdef Numbers head, names
+    cdef Numbers head
     cdef Parts parts
     cdef const unsigned char *raw = <const unsigned char *>PyBytes_AS_STRING(message)
-    cdef uint64_t name_size = min(<uint64_t>len(process), <uint64_t>LONGEST_NAME)
-    cdef uint64_t shared = 0, rest = 0
-    head.bytes[0] = CHANGE
-    head.size = 1
-    put(&head, version)
-    put(&head, writer)
-    put_little(head.bytes + head.size, time_ns, 8)
-    head.size += 8
-    put_signed(&head, mtime - time_ns // SECOND)
-    put_signed(&head, version - inode)
-    put(&head, pid)
-    put(&head, uid)
-    put(&head, <uint32_t>(login_uid + 1))  # so that none, the largest number, takes a byte
-    put(&head, name_size)
+    cdef uint64_t name_size = size_of_name(process)
+    put_head(&head, version, writer, mtime, time_ns, inode, pid, uid, login_uid, name_size)
     cdef bint is_short = analyze(raw, <uint64_t>len(message), mtime, &parts)
-    names.size = 0
-    if is_short:
-        put(&names, parts.subtype)
-        put(&names, parts.offset)
-        put(&names, parts.flags)
-        put(&names, parts.path_size)
-        put(&names, parts.to_size)
-        if parts.to_size:
-            shared = shared_by(&parts)
-            rest = parts.to_size - 1 - shared
-            put(&names, shared)
-    else:
-        put(&names, VERBATIM)
-        parts.path_size = 0
+    if not is_short:
+        parts.path_size = parts.to_size = 0
         parts.path = parts.to = parts.data = raw
         parts.data_size = <uint64_t>len(message)
-    cdef uint64_t size = <uint64_t>(head.size + names.size) + name_size
-    size += parts.path_size + rest + parts.data_size
-    cdef bytes body = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
-    cdef unsigned char *at = <unsigned char *>PyBytes_AS_STRING(body)
-    at = copy(at, head.bytes, <uint64_t>head.size)
-    at = copy(at, PyBytes_AS_STRING(process), name_size)
-    at = copy(at, names.bytes, <uint64_t>names.size)
-    at = copy(at, parts.path, parts.path_size)
-    at = copy(at, parts.to + shared, rest)
-    copy(at, parts.data, parts.data_size)
-    return body
+    return body_of(&head, PyBytes_AS_STRING(process), name_size, &parts, is_short)
+
+
+cpdef bytes pack_mutation(
+    uint64_t version,
+    uint32_t writer,
+    uint32_t mtime,
+    uint64_t time_ns,
+    uint64_t inode,
+    caller,
+    mutation,
+):
+    """Return what ``pack_change`` makes of the message of *mutation*, which need not be made.
+
+    *caller* is pid, uid, login uid and process name. Raises OverflowError if a number is too large
+    for its field, and ValueError if a path contains a NUL.
+    """
+    cdef Numbers head
+    cdef Parts parts
+    cdef bytes path, to = b"", data = b"", process
+    pid, uid, login_uid, process = caller
+    cdef type kind = type(mutation)
+    if kind is Unlock:  # its message is kept whole
+        message = encode(Normal(mtime, 0, mutation), group=TREE)
+        return pack_change(
+            version, writer, mtime, time_ns, inode, pid, uid, login_uid, process, message)
+    path = without_nul(to_bytes(mutation.path))
+    parts.subtype = SUBTYPES[kind]
+    parts.offset = parts.flags = parts.to_size = 0
+    if kind is Write:
+        data = mutation.data
+        parts.offset, parts.flags = <uint32_t>mutation.offset, 1 if mutation.truncate else 0
+    elif kind is Rename:
+        to = without_nul(to_bytes(mutation.to))
+        parts.to_size = <uint64_t>PyBytes_GET_SIZE(to) + 1
+    elif kind is Mtime:
+        parts.offset = <uint32_t>mutation.mtime  # as between nodes
+    parts.path = <const unsigned char *>PyBytes_AS_STRING(path)
+    parts.path_size = <uint64_t>PyBytes_GET_SIZE(path)
+    parts.to = <const unsigned char *>PyBytes_AS_STRING(to)
+    parts.data = <const unsigned char *>PyBytes_AS_STRING(data)
+    parts.data_size = <uint64_t>PyBytes_GET_SIZE(data)
+    cdef uint64_t name_size = size_of_name(process)
+    put_head(&head, version, writer, mtime, time_ns, inode, pid, uid, login_uid, name_size)
+    return body_of(&head, PyBytes_AS_STRING(process), name_size, &parts, True)
+
+
+cdef bytes without_nul(bytes text):
+    if memchr(PyBytes_AS_STRING(text), 0, <size_t>PyBytes_GET_SIZE(text)) != NULL:
+        raise ValueError("a name or path can't contain a NUL")
+    return text
 
 
 cdef const unsigned char *take(Input *source, uint64_t size) except NULL:
