@@ -10,7 +10,7 @@ Contract: docs/spec/cluster.md, "Messages" (WRITE).
 from collections import namedtuple
 
 cimport cython
-from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
@@ -98,11 +98,14 @@ cdef class Draft:
         return 0
 
     cdef int write(self, Py_ssize_t offset, bytes data) except -1:
-        cdef Py_ssize_t before = len(self.buffer)
+        cdef Py_ssize_t before = len(self.buffer), end = offset + len(data)
         self.before = None
         self.extend_to(offset)
-        self.buffer[offset:offset + len(data)] = data
-        self.mark_dirty(min(offset, before), offset + len(data))
+        if end > len(self.buffer):
+            PyByteArray_Resize(self.buffer, end)
+        memcpy(PyByteArray_AS_STRING(self.buffer) + offset, PyBytes_AS_STRING(data),
+               <size_t>len(data))
+        self.mark_dirty(min(offset, before), end)
         return 0
 
     cdef bytes read(self, Py_ssize_t start, Py_ssize_t stop):
@@ -123,7 +126,7 @@ cdef class Draft:
             self.extend_to(size)
             self.mark_dirty(before, size)
         else:
-            del self.buffer[size:]
+            PyByteArray_Resize(self.buffer, size)
             self.whole = True
         return 0
 
@@ -172,7 +175,12 @@ cdef class Draft:
 
     cdef bint is_replacing(self) except? True:
         """Tell whether a writeback, or the next one, replaces the whole file."""
-        return self.whole or any([whole for _, _, whole in self.in_flight])
+        if self.whole:
+            return True
+        for _, _, whole in self.in_flight:
+            if whole:
+                return True
+        return False
 
     cdef int overlay(self, bytearray written, Py_ssize_t low, Py_ssize_t high) except -1:
         """Copy written[low:high] to the same range of the buffer."""

@@ -48,6 +48,7 @@ cdef class Tree:
     cdef dict _dirty  # Entry -> None, in the order in which they became dirty
 
     cpdef Entry find(self, str path)
+    cpdef Entry known(self, str path)
     cpdef tuple find_parent(self, str path)
     cpdef Entry create(
         self, Entry parent, str name, uint8_t type, uint32_t writer, uint32_t mtime
@@ -64,6 +65,8 @@ cdef class Tree:
     cpdef object truncate_unpublished(
         self, Entry entry, size, int64_t now_ns, bint opening=*
     )
+    cpdef dict changed(self)
+    cpdef object add_changed(self, dict inodes)
     cpdef object mark_written(self)
     cpdef list rows_before(self, uint64_t segment, Py_ssize_t large)
     cpdef object take_unpublished(self, Entry entry)

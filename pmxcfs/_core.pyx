@@ -247,6 +247,10 @@ cdef class Tree:
                 self._path_cache[path] = entry
         return entry
 
+    cpdef Entry known(self, str path):
+        """Return the entry at *path* if it was found there lately; None: that is not known."""
+        return self._path_cache.get(path)
+
     cpdef tuple find_parent(self, str path):
         """Return (parent entry or None, last name) of *path*; for the root (None, "")."""
         directory, _, name = (path.rstrip("/") if path.endswith("/") else path).rpartition("/")
@@ -421,13 +425,20 @@ cdef class Tree:
 
     # Writing to the journal.
 
-    def changed(self):
+    cpdef dict changed(self):
         """Return {inode: entry, or None if it was removed} since the last mark_written.
 
         The root is left out. An entry that was made and removed since counts as removed.
         """
         return {entry.inode: None if entry.parent is None else entry
                 for entry in self._touched if entry is not self.root}
+
+    cpdef object add_changed(self, dict inodes):
+        """Add the inodes of ``changed`` to the keys of *inodes*."""
+        cdef Entry entry
+        for entry in self._touched:
+            if entry is not self.root:
+                inodes[entry.inode] = None
 
     cpdef object mark_written(self):
         """Note that the journal has all changes so far: drop the undo log."""

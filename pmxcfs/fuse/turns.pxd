@@ -6,6 +6,7 @@ from pmxcfs.fuse.waits cimport Waits
 cdef class Turns(Waits):
     cdef readonly object is_over
     cdef readonly object interrupts
+    cdef object _lock
     cdef object _device
     cdef object _make_reader
     cdef object _mutex

@@ -10,6 +10,7 @@ Contract: docs/spec/session.md, "Turns".
 
 import threading
 from collections.abc import Callable
+from threading import get_ident
 from typing import Protocol
 
 from pmxcfs.fuse.interrupts import Handled, Interrupts
@@ -47,6 +48,7 @@ class Turns(Waits):
 
     def __init__(self, lock: threading.Lock, *, limit: int = MAX_WAITING) -> None:
         super().__init__(lock_released=_Released(lock), limit=limit)
+        self._lock = lock
         self.is_over = threading.Event()  # nobody reads any more
         self.interrupts = Interrupts()
         self._mutex = threading.Lock()  # for what follows
@@ -72,8 +74,14 @@ class Turns(Waits):
         """Return what calls *wake* if the calling thread's request is interrupted."""
         return self.interrupts.interruptible(wake)
 
+    def _release(self) -> None:
+        self._lock.release()
+
+    def _acquire(self) -> None:
+        self._lock.acquire()
+
     def _begin(self) -> bool:
-        return self._reading is not None and self._reading.id == threading.get_ident()
+        return self._reading is not None and self._reading.id == get_ident()
 
     def _end(self) -> None:
         """Do nothing: a thread that has no turn any more notices when it has sent its reply."""
@@ -124,7 +132,7 @@ class _TurnThread(BackgroundThread):
 
     def run(self) -> None:
         """Read requests in each turn."""
-        self.id = threading.get_ident()
+        self.id = get_ident()
         self._turns.interrupts.begin(self._reader)
         self.sleep()
         while not self._turns.is_over.is_set():

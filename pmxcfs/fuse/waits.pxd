@@ -10,13 +10,14 @@ cdef class Waits:
     cdef readonly object stalls
     cdef readonly int _descriptor
     cdef readonly object _lock_released
-    cdef object _leave
-    cdef object _return
+    cdef object _reader_call
     cdef object _queued
     cdef double _last_turn
     cdef Writes _writes
 
     cpdef object close(self)
+    cpdef object _release(self)
+    cpdef object _acquire(self)
     cpdef bint _begin(self) except -1
     cpdef object _end(self)
     cpdef object _call_reader(self)

@@ -36,7 +36,7 @@ class Waits:
         self.limit = limit
         self._descriptor = -1  # of the session; -1 before ``attach``
         self._lock_released = lock_released
-        self._leave, self._return = lock_released.__enter__, lock_released.__exit__
+        self._reader_call = self._call_reader
         self._queued: deque[Signal] = deque()  # of threads that want to wait, too
         self._last_turn = 0.0  # monotonic second in which a wait last began or ended
         self.stalls = StallWatch()  # its thread is started and closed by the daemon
@@ -50,6 +50,13 @@ class Waits:
 
     def close(self) -> None:
         """Let all threads go on that wait for their turn to read: the session ends."""
+
+    def _release(self) -> None:
+        """Release the tree's lock until ``_acquire``."""
+        self._lock_released.__enter__()
+
+    def _acquire(self) -> None:
+        self._lock_released.__exit__(None, None, None)
 
     def _begin(self) -> bool:
         """Note that the calling thread goes away; return whether no other one reads then."""
@@ -80,17 +87,17 @@ class Waits:
         watch = self._new_watch()
         if watch.is_active and self._writes.begin(watch):
             self.stalls.wake()
-        self._leave()
+        self._release()
         return watch
 
     def end_write(self, watch: RequestWatch) -> None:
         """Take the lock again after a write; *watch* is what ``begin_write`` returned."""
-        self._return(None, None, None)
+        self._acquire()
         self._writes.end(watch)
         self._end()
 
     def _new_watch(self) -> RequestWatch:
-        return RequestWatch(self._descriptor, self._call_reader, is_active=self._begin())
+        return RequestWatch(self._descriptor, self._reader_call, self._begin())
 
     @contextlib.contextmanager
     def _released_with_watch(self) -> Iterator[RequestWatch]:

@@ -37,20 +37,30 @@ class Callers:
         self._now_ns = monotonic_ns
         self._proc = proc
         self._known: dict[int, tuple[int, Caller]] = {}  # by pid; first the time of the look-up
+        self._last = UNKNOWN  # what was returned last, and for whom, and when it was looked up
+        self._last_pid = self._last_uid = 0
+        self._last_ns = -FRESH_NS
 
     def of(self, pid: int, uid: int) -> Caller:
         """Return the process *pid*, which acts as the user *uid*; UNKNOWN for pid 0."""
-        now_ns = self._now_ns()
-        known = self._known.get(pid)
-        if known is not None and now_ns - known[0] < FRESH_NS and known[1].uid == uid:
-            return known[1]
         if not pid:
             return UNKNOWN
+        now_ns = self._now_ns()
+        if pid != self._last_pid or uid != self._last_uid or now_ns - self._last_ns >= FRESH_NS:
+            self._last_ns, self._last = self._find(pid, uid, now_ns)
+            self._last_pid, self._last_uid = pid, uid
+        return self._last
+
+    def _find(self, pid: int, uid: int, now_ns: int) -> tuple[int, Caller]:
+        """Return when the process was looked up, at most a second ago, and what was found."""
+        known = self._known.get(pid)
+        if known is not None and now_ns - known[0] < FRESH_NS and known[1].uid == uid:
+            return known
         caller = Caller(pid, uid, self._login_uid(pid), self._name(pid))
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known[pid] = now_ns, caller
-        return caller
+        return now_ns, caller
 
     def _name(self, pid: int) -> bytes:
         return _start_of(f"{self._proc}/{pid}/comm").removesuffix(b"\n")

@@ -11,13 +11,15 @@ import time
 
 from pmxcfs.messages import MAX_TIME
 
+_SECOND = 1_000_000_000  # nanoseconds
+
 
 def seconds() -> int:
     """Return the seconds since 1970, from 0 to MAX_TIME; earlier and later times are cut."""
-    now = int(time.time())
-    return min(max(now, 0), MAX_TIME)
+    return min(nanoseconds() // _SECOND, MAX_TIME)
 
 
 def nanoseconds() -> int:
     """Return the ns since 1970, for a time in the journal; 0 before that."""
-    return max(time.time_ns(), 0)
+    now = time.time_ns()
+    return max(now, 0)

@@ -70,8 +70,7 @@ class Batches:
 
     def note_changed(self) -> None:
         """Note what has changed since the tree's last ``mark_written``."""
-        for inode in self._tree.changed():
-            self._unsaved[inode] = None
+        self._tree.add_changed(self._unsaved)
 
     def adopted(self, notes: object, *, is_saved: bool) -> None:
         """Note that the tree was replaced, and whether the database has it and *notes*."""

@@ -17,7 +17,7 @@ cdef class Applied:
     cdef readonly uint64_t version
 
 
-@cython.locals(path=str)
+@cython.locals(path=str, size=Py_ssize_t)
 cpdef Py_ssize_t size_of(mutation, Tree tree) except -1
 cpdef bint is_heartbeat(str path) except -1
 cdef Py_ssize_t _size_at(str path, Tree tree) except -1

@@ -193,16 +193,19 @@ class Replica:
     def _deliver_locally(self, tickets: Sequence[Ticket]) -> list[Applied]:
         """Apply *tickets*, and undo all of them if they can't be written. Blocks."""
         done: list[Applied] = []
-        error: PmxcfsError | None = Failed("the change could not be stored, by a bug")
+        error: PmxcfsError | None = None
+        is_explained = False
         try:
             done = self._apply(tickets)
             self._record(done)
             self._write(self._shortest(tickets))
             self._mark_written(done)
-            error = None
+            is_explained = True
         except (Stalled, StoreError) as cause:
-            error = cause
+            error, is_explained = cause, True
         finally:
+            if not is_explained:
+                error = Failed("the change could not be stored, by a bug")
             if error is not None:
                 done = []
             try:

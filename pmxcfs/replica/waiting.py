@@ -25,7 +25,7 @@ class RequestWatch:
     any thread.
     """
 
-    def __init__(self, descriptor: int, call: Callable[[], None], *, is_active: bool) -> None:
+    def __init__(self, descriptor: int, call: Callable[[], None], is_active: bool) -> None:
         self.is_active = is_active
         self._descriptor = descriptor
         self._call = call

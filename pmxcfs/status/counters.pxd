@@ -2,7 +2,7 @@
 # The types of counters.py, which counts every change.
 cimport cython
 
-from pmxcfs.tree.guests cimport Guests
+from pmxcfs.tree.guests cimport Guests, parse_guest_path
 
 
 cdef class _Pending:
@@ -29,7 +29,7 @@ cdef class Status:
 
     @cython.locals(watched=list, guests=dict)
     cpdef bint on_change(self, str path, str source=*, sequence=*) except -1
-    cdef object _find(self, str path, list watched, dict guests)
+    cdef bint _find(self, str path, list watched, dict guests) except -1
     cpdef object absorb(self, handed)
     cdef object _count(self, _Pending pending)
     cdef object _list_guest(self, guest)

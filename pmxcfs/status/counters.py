@@ -127,21 +127,24 @@ class Status:
         """
         watched: list[str] = []
         guests: dict[int, GuestPath | None] = {}
-        self._find(path, watched, guests)
+        if not self._find(path, watched, guests) and not source:
+            return False
         if source:
             self._find(source, watched, guests)
-        if not watched and not guests:
-            return False
+            if not watched and not guests:
+                return False
         self._pending.append(_Pending(sequence, watched, list(guests.items())))
         return True
 
-    def _find(self, path: str, watched: list[str], guests: dict[int, GuestPath | None]) -> None:
-        """Add *path* to *watched*, and its guest to *guests*, if they are counted."""
-        if path in self.counters:
+    def _find(self, path: str, watched: list[str], guests: dict[int, GuestPath | None]) -> bool:
+        """Add *path* to *watched*, and its guest to *guests*, if they are counted; tell if so."""
+        is_watched = path in self.counters
+        if is_watched:
             watched.append(path)
         guest = parse_guest_path(path)
         if guest is not None:
             guests[guest.vmid] = self._guests.get(guest.vmid)
+        return is_watched or guest is not None
 
     def absorb(self, handed: int) -> None:
         """Count the pending changes whose sequence is at most *handed*."""

@@ -157,10 +157,11 @@ class Journal:
 
     def size_since(self, position: Position) -> int:
         """Return the bytes from *position* to the end. All, if its segment is not known."""
-        start = self._starts.get(position.segment)
+        segment, offset, _ = position
+        start = self._starts.get(segment)
         if start is None:
             return self._total - min(self._starts.values(), default=0)
-        return max(self._total - start - position.offset, 0)
+        return max(self._total - start - offset, 0)
 
     # What blocks.
 

@@ -52,6 +52,8 @@ cdef class FileSystem:
     cdef str _new_path(self, Entry parent, str name)
     cdef object _need_quorum(self)
     cdef object _check_empty(self, Entry entry)
+
+    @cython.locals(needed=Py_ssize_t)
     cdef object _need_issuer(self, Entry entry, Py_ssize_t size=*)
     cdef object _need_issuer_to_write(self, OpenFile handle, Py_ssize_t size=*)
     cdef object _check_size(self, OpenFile handle, end)

@@ -277,7 +277,9 @@ class FileSystem:
         A removed file changes nothing that has to be stored.
         """
         if not entry.is_orphan:
-            refusal = self._issuer.refusal(AROUND + entry.size + entry.visible_size + size)
+            needed = AROUND
+            needed += entry.size + entry.visible_size + size
+            refusal = self._issuer.refusal(needed)
             if refusal is not None:
                 raise refusal
 

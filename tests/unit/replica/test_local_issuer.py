@@ -12,7 +12,7 @@ import pytest
 
 from pmxcfs.errors import Busy, Signaled, StoreError
 from pmxcfs.messages import Create, Mkdir, Mutation, Write
-from pmxcfs.replica import local_issuer, replica
+from pmxcfs.replica import tickets
 from pmxcfs.replica.local_issuer import LocalIssuer
 from pmxcfs.replica.replica import Policy
 from pmxcfs.replica.tickets import Ticket
@@ -107,8 +107,8 @@ def test_a_change_that_can_not_begin_to_be_written_is_taken_back_in_time(
 ) -> None:
     """Whatever the device holds another thread at."""
     limit = BRIEF if isinstance(change, Mkdir) else LONG
-    for module in (local_issuer, replica):
-        monkeypatch.setattr(module, "timeout_for", lambda ticket: limit)
+    monkeypatch.setattr(tickets, "NAME_TIMEOUT", limit)
+    monkeypatch.setattr(tickets, "CONTENT_TIMEOUT", limit)
     yielding = Yielding(room=8)
     stored = StoredReplica(tmp_path, policy=Policy.ROLL_BACK, yielding=yielding, lock=yielding.lock)
     issuer = LocalIssuer(stored.replica, clock=lambda: 1, yielding=yielding)
