@@ -76,6 +76,7 @@ cdef class Tree:
     cpdef object orphan(self, Entry entry)
     cdef Entry add_record(self, record)
     cdef int set_private_flags(self, Py_ssize_t expected) except -1
+    cdef int remember(self, Entry entry) except -1
     cdef Entry walk(self, list names)
     cdef int begin_mutation(self, Entry entry, uint32_t writer, uint32_t mtime) except -1
     cdef int raise_version(self, uint32_t writer, uint32_t mtime) except -1

@@ -242,10 +242,15 @@ cdef class Tree:
         if entry is None:
             entry = self.walk(path.split("/"))
             if entry is not None and entry.full_path() == path:
-                if len(self._path_cache) >= PATH_CACHE_LIMIT:
-                    self._path_cache.clear()
-                self._path_cache[path] = entry
+                self.remember(entry)
         return entry
+
+    cdef int remember(self, Entry entry) except -1:
+        """Let an attached entry be found by its path."""
+        if len(self._path_cache) >= PATH_CACHE_LIMIT:
+            self._path_cache.clear()
+        self._path_cache[entry.full_path()] = entry
+        return 0
 
     cpdef Entry known(self, str path):
         """Return the entry at *path* if it was found there lately; None: that is not known."""
@@ -288,6 +293,7 @@ cdef class Tree:
         cdef Entry entry = new_entry(self.root.version + 1, type)
         self.begin_mutation(entry, writer, mtime)
         self.attach(entry, parent, name)
+        self.remember(entry)
         return entry
 
     cpdef object write(
@@ -331,6 +337,7 @@ cdef class Tree:
             self.detach(replaced)
         self.detach(entry)
         self.attach(entry, parent, name)
+        self.remember(entry)
         return replaced
 
     cpdef object remove(self, Entry entry, uint32_t writer, uint32_t mtime):

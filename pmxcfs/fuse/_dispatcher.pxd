@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from pmxcfs.fuse._decode cimport Request
 from pmxcfs.fuse.attributes cimport Attributes, Requester, Statistics, Wanted
 from pmxcfs.fuse.handlers cimport Handlers
+from pmxcfs.host.locking cimport Lock
 
 
 cdef class Dispatcher:
@@ -21,7 +22,7 @@ cdef class Dispatcher:
     cdef bytes _more  # holds these bytes
     cdef uint64_t _opened  # the handle in the reply, for debug messages
     cdef Handlers _handlers
-    cdef object _lock
+    cdef Lock _lock
     cdef object _interrupts
 
     cdef bint handle(self, int error) except -1

@@ -52,7 +52,7 @@ cdef class Dispatcher:
         if self.fixed == NULL:
             raise MemoryError
 
-    def __init__(self, Handlers handlers not None, lock, interrupts):
+    def __init__(self, Handlers handlers not None, Lock lock not None, interrupts):
         self._handlers = handlers
         self._lock = lock
         self._interrupts = interrupts

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from typing import Any
 
 from typing_extensions import disjoint_base
 
@@ -7,6 +6,7 @@ from pmxcfs.fuse._device import Device
 from pmxcfs.fuse._dispatcher import Dispatcher
 from pmxcfs.fuse.handlers import Handlers
 from pmxcfs.fuse.interrupts import Interrupts
+from pmxcfs.host.locking import Lock
 
 @disjoint_base
 class Slots:
@@ -43,5 +43,5 @@ class Keeper(Ring):
 class Worker(Dispatcher):
     """Answers the requests of one slot, which nobody else has from then on."""
 
-    def __init__(self, handlers: Handlers, lock: Any, interrupts: Interrupts) -> None: ...
+    def __init__(self, handlers: Handlers, lock: Lock, interrupts: Interrupts) -> None: ...
     def run(self, ring: Ring) -> None: ...

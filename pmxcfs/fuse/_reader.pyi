@@ -1,4 +1,3 @@
-from typing import Any
 
 from typing_extensions import disjoint_base
 
@@ -6,13 +5,14 @@ from pmxcfs.fuse._device import Device
 from pmxcfs.fuse._dispatcher import Dispatcher
 from pmxcfs.fuse.handlers import Handlers
 from pmxcfs.fuse.interrupts import Interrupts
+from pmxcfs.host.locking import Lock
 
 @disjoint_base
 class Reader(Dispatcher):
     """One thread's buffer, and the request that it handles."""
 
     def __init__(
-        self, number: int, device: Device, handlers: Handlers, lock: Any, interrupts: Interrupts
+        self, number: int, device: Device, handlers: Handlers, lock: Lock, interrupts: Interrupts
     ) -> None: ...
     @property
     def number(self) -> int: ...

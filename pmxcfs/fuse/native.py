@@ -4,7 +4,6 @@ Contract: docs/spec/session.md; docs/spec/fuse.md, "Stopping".
 """
 
 import os
-import threading
 from pathlib import Path
 
 from pmxcfs.errors import StartError
@@ -14,6 +13,7 @@ from pmxcfs.fuse.handlers import Handlers
 from pmxcfs.fuse.notifier import NotificationChannel
 from pmxcfs.fuse.session import OwnMount, channel_of
 from pmxcfs.fuse.turns import Turns
+from pmxcfs.host.locking import Lock
 from pmxcfs.host.process import detach
 
 FIRST_REQUEST_TIMEOUT = 10.0  # seconds until the kernel has begun its protocol
@@ -25,7 +25,7 @@ class NativeSession:
     name = "native"
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.waits = self._turns = Turns(self.lock)
 
     def mount(self, handlers: Handlers, mountpoint: Path) -> None:

@@ -1,12 +1,13 @@
 # cython: language_level=3
 # The types of turns.py, of which every change uses a method.
 from pmxcfs.fuse.waits cimport Waits
+from pmxcfs.host.locking cimport Lock
 
 
 cdef class Turns(Waits):
     cdef readonly object is_over
     cdef readonly object interrupts
-    cdef object _lock
+    cdef Lock _lock
     cdef object _device
     cdef object _make_reader
     cdef object _mutex
@@ -20,4 +21,4 @@ cdef class Turns(Waits):
 
 
 cdef class _Released:
-    cdef object _lock
+    cdef Lock _lock

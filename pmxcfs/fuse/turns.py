@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pmxcfs.fuse.interrupts import Handled, Interrupts
 from pmxcfs.fuse.waits import Waits
+from pmxcfs.host.locking import Lock
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.replica.waiting import Interruption
 
@@ -46,7 +47,7 @@ class Reading(Handled, Protocol):
 class Turns(Waits):
     """The threads of a session, of which one at a time has the turn to read requests."""
 
-    def __init__(self, lock: threading.Lock, *, limit: int = MAX_WAITING) -> None:
+    def __init__(self, lock: Lock, *, limit: int = MAX_WAITING) -> None:
         super().__init__(lock_released=_Released(lock), limit=limit)
         self._lock = lock
         self.is_over = threading.Event()  # nobody reads any more
@@ -153,7 +154,7 @@ class _TurnThread(BackgroundThread):
 class _Released:
     """Releases a lock until the block ends."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: Lock) -> None:
         self._lock = lock
 
     def __enter__(self) -> None:

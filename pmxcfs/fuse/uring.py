@@ -26,6 +26,7 @@ from pmxcfs.fuse.handlers import Handlers
 from pmxcfs.fuse.native import FIRST_REQUEST_TIMEOUT, NativeSession
 from pmxcfs.fuse.turns import MAX_WAITING, Turns
 from pmxcfs.fuse.waits import MAX_QUEUED
+from pmxcfs.host.locking import Lock
 from pmxcfs.host.threads import STOP_TIMEOUT, BackgroundThread, Wakeup
 
 _log = logging.getLogger("pmxcfs.main")
@@ -125,7 +126,7 @@ class _Queue(BackgroundThread):
         device: Device,
         handlers: Handlers,
         turns: Turns,
-        lock: threading.Lock,
+        lock: Lock,
         allowed: Set[int],
     ) -> None:
         super().__init__(f"fuse-{cpu}")

@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 
+@cython.locals(now=int64_t)
 cpdef int64_t seconds() except -1
 
 

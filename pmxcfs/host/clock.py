@@ -11,12 +11,11 @@ import time
 
 from pmxcfs.messages import MAX_TIME
 
-_SECOND = 1_000_000_000  # nanoseconds
-
 
 def seconds() -> int:
     """Return the seconds since 1970, from 0 to MAX_TIME; earlier and later times are cut."""
-    return min(nanoseconds() // _SECOND, MAX_TIME)
+    now = nanoseconds() // 1_000_000_000
+    return min(now, MAX_TIME)
 
 
 def nanoseconds() -> int:

@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
+from pmxcfs.host.locking cimport Lock
 from pmxcfs.storage.journal cimport Journal, size_of
 
 
@@ -21,7 +22,7 @@ cdef class ChangeLog:
     cdef int64_t _added
     cdef int64_t _written
     cdef int64_t _ordinary
-    cdef object _mutex
+    cdef Lock _mutex
     cdef double _busy_since
     cdef bint _has_gap_again
     cdef int64_t _refused
@@ -48,6 +49,8 @@ cdef class ChangeLog:
     @cython.locals(bodies=list)
     cdef list _take(self)
     cdef object _put_back(self, list bodies)
+
+    @cython.locals(seconds=double)
     cdef object _append(self, list bodies, Py_ssize_t size, double until)
     cpdef object _attempt(self, size)
     cdef object _note_failure(self, error, size)

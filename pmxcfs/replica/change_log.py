@@ -22,12 +22,12 @@ import contextlib
 import errno
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
 from pmxcfs.errors import Stalled, StoreError
+from pmxcfs.host.locking import Lock
 from pmxcfs.host.outage import Outage
 from pmxcfs.replica.room_maker import ATTEMPT_INTERVAL, RoomMaker
 from pmxcfs.replica.waiting import NOT_INTERRUPTIBLE, Interruption
@@ -75,7 +75,7 @@ class ChangeLog:
         # Bytes of records; the first is set with the tree's lock held, the second with the mutex.
         self._added = self._written = 0
         self._ordinary = 0  # bytes of records up to the last one that is not of heartbeats
-        self._mutex = threading.Lock()  # held by the thread that writes
+        self._mutex = Lock()  # held by the thread that writes
         self._busy_since = 0.0  # monotonic seconds since when it is; 0 if it is not
         self._maker = RoomMaker(self._attempt, monotonic=monotonic, pause=pause)
         self._has_gap_again = False  # since the tree was taken to be saved
@@ -183,7 +183,7 @@ class ChangeLog:
     @contextlib.contextmanager
     def paused(self) -> Iterator[bool]:
         """Let no thread write during the block, unless one writes now: then it gets False."""
-        is_paused = self._mutex.acquire(blocking=False)
+        is_paused = self._mutex.acquire(False)
         try:
             yield is_paused
         finally:
@@ -309,7 +309,7 @@ class ChangeLog:
     def _begin_writing(self, until: float) -> None:
         if not self._mutex.acquire(False):  # mostly it is free
             left = until - self._monotonic()
-            if not self._mutex.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
+            if not self._mutex.acquire(True, max(left, 0.0)):
                 raise Stalled
         self._busy_since = self._monotonic()
 
@@ -349,8 +349,7 @@ class ChangeLog:
         They take *size* bytes in the journal.
         """
         try:
-            left = until - self._busy_since
-            seconds = min(max(left, 0.0), threading.TIMEOUT_MAX)
+            seconds = max(until - self._busy_since, 0.0)
             if self._written < self._ordinary:
                 self._journal.append(bodies, seconds)
             else:

@@ -104,10 +104,9 @@ def is_heartbeat(path: str) -> bool:
     """
     if path.startswith("priv/lock/"):
         return True
-    if "_status" not in path and ".tmp." not in path:  # a quick first test
-        return False
-    name = path.rpartition("/")[2]
-    return name in _HEARTBEATS or ".tmp." in name
+    if path.rfind(".tmp.") > path.rfind("/"):
+        return True
+    return "_status" in path and path.rpartition("/")[2] in _HEARTBEATS
 
 
 def is_configuration(done: Sequence[Applied]) -> bool:

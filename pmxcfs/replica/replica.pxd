@@ -66,7 +66,7 @@ cdef class Replica:
     cdef object _mark_written(self, list done)
     cpdef object _keep(self)
 
-    @cython.locals(ticket=Ticket)
+    @cython.locals(ticket=Ticket, seconds=double)
     cdef double _shortest(self, tickets) except? -1
     cdef object _record_for_good(self, list done)
     cdef object _roll_back(self, error)

@@ -217,7 +217,7 @@ class Replica:
 
     def _shortest(self, tickets: Sequence[Ticket]) -> float:
         """Return the seconds that the most urgent one of *tickets* may wait."""
-        seconds = math.inf
+        seconds = timeout_for(tickets[0])
         for ticket in tickets:
             seconds = min(seconds, timeout_for(ticket))
         return seconds

@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from pmxcfs.host.locking cimport Lock
 from pmxcfs.storage._journal cimport frame
 from pmxcfs.storage.segment_file cimport SegmentFile
 
@@ -38,7 +39,7 @@ cdef class Journal:
     cdef double _retry_at
     cdef bint _is_closed
     cdef object _sync_lock
-    cdef object _lock
+    cdef Lock _lock
     cdef object _tried
 
     cpdef bint is_full(self) except -1

@@ -27,6 +27,7 @@ from pathlib import Path
 from pmxcfs.errors import Stalled, StoreError
 from pmxcfs.host.directories import open_directory
 from pmxcfs.host.files import make_private_directory, sync_directory
+from pmxcfs.host.locking import Lock
 from pmxcfs.storage._journal import FRAME_SIZE, frame
 from pmxcfs.storage.history import History
 from pmxcfs.storage.mark import Position
@@ -90,8 +91,8 @@ class Journal:
         self._retry_at = 0.0  # monotonic seconds before which no attempt is made again
         self._is_closed = False
         self._sync_lock = threading.Lock()  # one sync at a time; taken before _lock
-        self._lock = threading.Lock()  # held while the current segment is written
-        self._tried = threading.Condition(self._lock)
+        self._lock = Lock()  # held while the current segment is written
+        self._tried = threading.Condition(self._lock)  # type: ignore[arg-type] # has its methods
 
     @classmethod
     def start(
@@ -214,7 +215,7 @@ class Journal:
         self._append(bodies, seconds, True)
 
     def _append(self, bodies: list[bytes], seconds: float, may_stage: bool) -> None:
-        if not self._lock.acquire(False) and not self._lock.acquire(True, seconds):  # mostly free
+        if not self._lock.acquire(True, seconds):
             raise Stalled
         try:
             if self.is_broken or self._is_closed:

@@ -115,13 +115,13 @@ def _write(tree: Tree, guests: Guests, mutation: Write, writer: int, mtime: int)
     path = mutation.path
     if mutation.offset + len(mutation.data) > MAX_FILE_SIZE:
         raise TooBig(f"{path!r} would exceed {MAX_FILE_SIZE} bytes")
-    entry = tree.known(path)  # then its directory need not be looked for
-    if entry is None:
+    entry = tree.known(path)
+    if entry is not None and not entry.is_directory and entry.name not in _DOTS:
+        guest = _check_guest(guests, path)  # its place need not be looked for
+    else:
         parent, name = _place_for(tree, path)
         guest = _check_guest(guests, path)
         entry = parent.child(name)
-    else:
-        guest = _check_guest(guests, path)
     if entry is None:
         raise NotFound(f"no file {path!r}")
     if entry.is_directory:

@@ -35,6 +35,7 @@ cdef class FileSystem:
     cpdef object unlink(self, Entry entry, caller=*)
     cpdef object rmdir(self, Entry entry, caller=*)
     cdef object _remove(self, Entry entry, caller, bint is_directory)
+    cpdef object _type_error(self, str path, bint is_directory)
     cdef bint _remove_pending(self, Entry entry, bint is_directory) except -1
 
     cpdef OpenFile open(

@@ -12,8 +12,8 @@ wait for the issuer. Contract: docs/spec/filesystem.md; docs/spec/fuse.md.
 import functools
 import mmap
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from pmxcfs import messages
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import (
     Denied,
@@ -32,6 +32,16 @@ from pmxcfs.errors import (
     StoreError,
 )
 from pmxcfs.host.callers import UNKNOWN, Caller
+from pmxcfs.messages import (
+    MAX_NEW_NAME,
+    MAX_TIME,
+    Create,
+    Delete,
+    Kind,
+    Mkdir,
+    Mtime,
+    Rename,
+)
 from pmxcfs.replica.issuer import Issuer
 from pmxcfs.replica.quorum import QuorumFlag
 from pmxcfs.replica.tickets import CONTENT_TIMEOUT, NAME_LIMIT, NAME_TIMEOUT, Ticket
@@ -44,7 +54,8 @@ from pmxcfs.vfs.pending import PendingFiles, is_dead
 from pmxcfs.vfs.space import Space
 from pmxcfs.vfs.writeback import OpenFile, Writeback
 
-_REMOVALS = (messages.Kind.DELETE, messages.Kind.UNLOCK)
+_Named = TypeVar("_Named", Create, Delete, Mkdir, Rename)
+_REMOVALS = (Kind.DELETE, Kind.UNLOCK)
 
 # Bytes that a change needs in the journal beside contents, rounded up: without them, a write could
 # have room and the close not, which no shell looks at.
@@ -117,7 +128,7 @@ class FileSystem:
             if refusal is not None:
                 raise refusal
         path = self._new_path(parent, name)
-        found = self.pending.find(parent, name)
+        found = self.pending.find(parent, name) if self._pending_files else None
         if found is not None:
             if exclusive:
                 raise Exists(f"{path} is there already")
@@ -128,7 +139,7 @@ class FileSystem:
                 parent, name, mtime=int(self._wall_clock()), now_ns=self._now_ns()
             )
         try:
-            entry = self._issuer.create(messages.Create(path), caller).entry
+            entry = self._issuer.create(_mutation(Create, path), caller).entry
         except Exists:
             winner = parent.child(name)
             if exclusive or winner is None or winner.is_directory:
@@ -152,9 +163,9 @@ class FileSystem:
         """
         path = self._new_path(parent, name)
         _refuse_guest_name(path)
-        if self.pending.find(parent, name) is not None:
+        if self._pending_files and self.pending.find(parent, name) is not None:
             raise Exists(f"{path} is there already")
-        return self._issuer.carry_out(Ticket(messages.Mkdir(path), caller=caller)).entry
+        return self._issuer.carry_out(Ticket(_mutation(Mkdir, path), caller=caller)).entry
 
     def unlink(self, entry: Entry, caller: Caller = UNKNOWN) -> None:
         """Remove a file. Raises NoQuorum, IsADirectory, NotFound."""
@@ -170,11 +181,11 @@ class FileSystem:
             return
         path = _path(entry)
         objection = functools.partial(self._type_error, path, is_directory)
-        error = objection()
+        error = self._type_error(path, is_directory)
         if error is not None:
             raise error
         self._check_empty(entry)
-        self._issuer.carry_out(Ticket(messages.Delete(path), objection=objection, caller=caller))
+        self._issuer.carry_out(Ticket(_mutation(Delete, path), objection=objection, caller=caller))
 
     def _remove_pending(self, entry: Entry, is_directory: bool) -> bool:
         """Remove a pending file; tell whether it still was one after its announcement, if any."""
@@ -218,7 +229,9 @@ class FileSystem:
         if entry.is_directory and is_below_locks(entry):
             raise Denied(f"the lock {entry.path} can't be renamed")
         self._check_empty(entry)
-        replaced = parent.child(name) or self.pending.find(parent, name)
+        replaced = parent.child(name)
+        if replaced is None and self._pending_files:
+            replaced = self.pending.find(parent, name)
         if replaced is not None:
             if exclusive:
                 raise Exists(f"{target} is there already")
@@ -245,7 +258,7 @@ class FileSystem:
         timeout, limit = self.writeback.remaining(until_ns), self.writeback.remaining(limit_ns)
         self._issuer.carry_out(
             Ticket(
-                messages.Rename(source, target),
+                _mutation(Rename, source, target),
                 timeout=timeout,
                 limit=limit,
                 objection=objection,
@@ -254,7 +267,7 @@ class FileSystem:
         )
 
     def _check_empty(self, entry: Entry) -> None:
-        if entry.child_count or entry in self.pending.by_directory:
+        if entry.child_count or (self._pending_files and entry in self.pending.by_directory):
             raise NotEmpty(f"{entry.path} has entries")
 
     def _existing(self, path: str) -> PmxcfsError | None:
@@ -306,7 +319,7 @@ class FileSystem:
         """
         self._need_quorum()
         _check_current(entry)
-        if not 0 <= seconds <= messages.MAX_TIME:
+        if not 0 <= seconds <= MAX_TIME:
             raise Invalid(f"the time {seconds} can't be stored")
         until_ns = self.writeback.after(CONTENT_TIMEOUT)
         self.writeback.publish_for_another(entry, until_ns)
@@ -317,7 +330,7 @@ class FileSystem:
             self._issuer.expire_lock(path, checksum, has_expired=has_expired, caller=caller)
         else:
             renewed = renewal_time(entry, seconds, now=self._wall_clock())
-            mtime = messages.Mtime(path, renewed)
+            mtime = Mtime(path, renewed)
             timeout = self.writeback.remaining(until_ns)
             self._issuer.carry_out(Ticket(mtime, timeout=timeout, caller=caller))
 
@@ -468,11 +481,16 @@ class FileSystem:
         self.writeback.report_undone_creations(undone, error)
 
 
+def _mutation(kind: type[_Named], *paths: str) -> _Named:
+    """Return ``kind(*paths)``, without the cost of its own __new__, which is a Python function."""
+    return tuple.__new__(kind, paths)
+
+
 def _check_name(name: str) -> None:
-    if name in (".", ".."):
+    if name == "." or name == "..":
         raise Denied(f"an entry named {name!r} can't be created")
-    if len(name) > messages.MAX_NEW_NAME // 4 and len(to_bytes(name)) > messages.MAX_NEW_NAME:
-        raise NameTooLong(f"a new name has at most {messages.MAX_NEW_NAME} bytes")
+    if len(name) > MAX_NEW_NAME // 4 and len(to_bytes(name)) > MAX_NEW_NAME:
+        raise NameTooLong(f"a new name has at most {MAX_NEW_NAME} bytes")
 
 
 def _check_current(entry: Entry) -> None:

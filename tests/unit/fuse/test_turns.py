@@ -8,6 +8,7 @@ import pytest
 
 from pmxcfs.errors import Busy
 from pmxcfs.fuse.turns import SPARE_THREADS, Turns
+from pmxcfs.host.locking import Lock
 from tests.fakes.doubles.yielding import writing
 
 TIMEOUT = 10.0  # seconds until a wait fails the test
@@ -72,7 +73,7 @@ class World:
     """A session with its device, and handlers that wait."""
 
     def __init__(self, limit: int) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.device = Device()
         self.turns = Turns(self.lock, limit=limit)
         self.turns.begin(self.device, self.device.reader)
