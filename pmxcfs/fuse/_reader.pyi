@@ -1,4 +1,3 @@
-
 from typing_extensions import disjoint_base
 
 from pmxcfs.fuse._device import Device

@@ -32,8 +32,8 @@ from pmxcfs.host import clock
 from pmxcfs.host.files import FILE_MODE, replace_file
 from pmxcfs.messages import Group, Mutation, Normal, Rename, Write
 from pmxcfs.settings import HISTORY_SHARE, HistoryLimits
-from pmxcfs.storage.changes import outlines
 from pmxcfs.storage._journal import frame
+from pmxcfs.storage.changes import outlines
 from pmxcfs.storage.history_index import Index, encode_index, marks_of, plain, read_index
 from pmxcfs.storage.records import (
     MAX_LEFT_OUT,

@@ -31,6 +31,7 @@ cdef class Journal:
     cdef int64_t _room
     cdef dict _starts
     cdef int64_t _total
+    cdef readonly int64_t appended
     cdef list _sealed
     cdef list _untrusted
     cdef bint _is_listed

@@ -8,9 +8,9 @@ written since can be trusted: the journal is broken until ``begin_segment``, and
 the tree saved, or write what the database lacks again, before it tells anybody of success.
 
 Threads: any. ``has_room``, ``can_take``, ``is_full``, ``is_broken``, ``is_sync_due``, ``failure``,
-``position`` and ``size_since`` wait for no lock and make no system call, so that a device that
-stands still stops only those who write. All else blocks. Errors are StoreError, with the errno of
-the device.
+``position``, ``appended`` and ``size_since`` wait for no lock and make no system call, so that a
+device that stands still stops only those who write. All else blocks. Errors are StoreError, with
+the errno of the device.
 Contract: docs/spec/storage.md, "Journal".
 """
 
@@ -83,6 +83,7 @@ class Journal:
         self._room = _NO_ROOM  # bytes for which there is room in the current segment
         self._starts: dict[int, int] = {}  # bytes before each segment, by its first number
         self._total = 0  # bytes of all segments so far
+        self.appended = 0  # bytes of records since the start, frames included
         self._sealed: list[SegmentFile] = []  # ended, but not on the device yet; the oldest first
         self._untrusted: list[SegmentFile] = []  # of which a write or sync has failed
         self._is_listed = True  # the directory's entries are on the device
@@ -231,6 +232,7 @@ class Journal:
                 self._write(current, data)
             self._room -= len(data)
             self._total += len(data)
+            self.appended += len(data)
             self._sequence += len(bodies)
             self._first, self._end = current.first, current.end
         finally:

@@ -95,6 +95,8 @@ class Saver:
         self._condition = threading.Condition()  # guards the following; told when a save has ended
         self._schedule = Schedule()
         self._saved = journal.position  # from here on, the journal's bytes wait to be saved
+        # What the journal has appended when so much waits that a save is due: a change looks at it.
+        self._large_at = journal.appended + SAVE_SIZE - self._waiting_size()
         self._released = journal.position  # as of the last save that let go of segments
         self._wakes_at = NOW  # when the thread looks again by itself; NOW: it works
         self._requests = self._answered = 0  # calls of save_now
@@ -154,7 +156,8 @@ class Saver:
         *is_configuration*: its file is none of those that change all the time.
         """
         now = self._clock()
-        if self._waiting_size() < SAVE_SIZE and self._schedule.touch(now, is_configuration):
+        is_small = self._journal.appended < self._large_at
+        if is_small and self._schedule.touch(now, is_configuration):
             return
         with self._condition:
             self._schedule.note_change(now, is_configuration)
@@ -356,6 +359,7 @@ class Saver:
     def _note_saved(self, position: Position) -> None:
         with self._condition:
             self._saved = position
+            self._large_at = self._journal.appended + SAVE_SIZE - self._waiting_size()
 
     def _checkpoint(self) -> None:
         """Cut the database's log; if that is not possible, have the thread try again."""

@@ -89,9 +89,7 @@ class HalfRenamed(NotEmpty):
         self.change = change
 
 
-def apply(
-    tree: Tree, guests: Guests, mutation: Mutation, writer: int, mtime: int
-) -> Change:
+def apply(tree: Tree, guests: Guests, mutation: Mutation, writer: int, mtime: int) -> Change:
     """Apply one mutation, sent by node *writer* at *mtime* (seconds).
 
     A refusal raises the PmxcfsError whose ``errno`` is the result for the caller.
@@ -112,8 +110,8 @@ def apply(
 
 
 def _write(tree: Tree, guests: Guests, mutation: Write, writer: int, mtime: int) -> Change:
-    path = mutation.path
-    if mutation.offset + len(mutation.data) > MAX_FILE_SIZE:
+    path, offset, data = mutation.path, mutation.offset, mutation.data
+    if offset + len(data) > MAX_FILE_SIZE:
         raise TooBig(f"{path!r} would exceed {MAX_FILE_SIZE} bytes")
     entry = tree.known(path)
     if entry is not None and not entry.is_directory and entry.name not in _DOTS:
@@ -128,8 +126,8 @@ def _write(tree: Tree, guests: Guests, mutation: Write, writer: int, mtime: int)
         raise NotADirectory(f"{path!r} is a directory")
     tree.write(
         entry,
-        mutation.offset,
-        mutation.data,
+        offset,
+        data,
         truncate=mutation.truncate,
         writer=writer,
         mtime=mtime,

@@ -63,6 +63,7 @@ cdef class FileSystem:
     cdef object _note_own(self, Change change)
 
 
+cdef object _mutation(kind, str path)
 cdef object _check_name(str name)
 cdef object _check_current(Entry entry)
 cdef bint _is_of_mapping(OpenFile handle, offset) except -1

@@ -54,7 +54,7 @@ from pmxcfs.vfs.pending import PendingFiles, is_dead
 from pmxcfs.vfs.space import Space
 from pmxcfs.vfs.writeback import OpenFile, Writeback
 
-_Named = TypeVar("_Named", Create, Delete, Mkdir, Rename)
+_Named = TypeVar("_Named", Create, Delete, Mkdir)
 _REMOVALS = (Kind.DELETE, Kind.UNLOCK)
 
 # Bytes that a change needs in the journal beside contents, rounded up: without them, a write could
@@ -258,7 +258,7 @@ class FileSystem:
         timeout, limit = self.writeback.remaining(until_ns), self.writeback.remaining(limit_ns)
         self._issuer.carry_out(
             Ticket(
-                _mutation(Rename, source, target),
+                tuple.__new__(Rename, (source, target)),  # as in ``_mutation``
                 timeout=timeout,
                 limit=limit,
                 objection=objection,
@@ -291,7 +291,9 @@ class FileSystem:
         """
         if not entry.is_orphan:
             needed = AROUND
-            needed += entry.size + entry.visible_size + size
+            needed += entry.size
+            needed += entry.visible_size
+            needed += size
             refusal = self._issuer.refusal(needed)
             if refusal is not None:
                 raise refusal
@@ -481,9 +483,9 @@ class FileSystem:
         self.writeback.report_undone_creations(undone, error)
 
 
-def _mutation(kind: type[_Named], *paths: str) -> _Named:
-    """Return ``kind(*paths)``, without the cost of its own __new__, which is a Python function."""
-    return tuple.__new__(kind, paths)
+def _mutation(kind: type[_Named], path: str) -> _Named:
+    """Return ``kind(path)``, without the cost of its own __new__, which is a Python function."""
+    return tuple.__new__(kind, (path,))
 
 
 def _check_name(name: str) -> None:
