@@ -42,7 +42,7 @@ from pmxcfs.dfsm.election import elect
 from pmxcfs.dfsm.message_queue import MessageQueue, QueuedChange
 from pmxcfs.dfsm.timeouts import Deadlines, Moment
 from pmxcfs.errors import BadMessage, Busy
-from pmxcfs.tree.index import parse
+from pmxcfs.tree.index import check
 
 _NO_MEMBER = messages.Member(0, 0)
 _LONG_AGO = float("-inf")
@@ -324,13 +324,14 @@ class Dfsm:
         states = self._round.states
         if sender not in self.members or sender in states or self._round.is_decided:
             return self.leave(f"unexpected state message of member {sender}")
-        if self._group is messages.Group.TREE and message.payload not in states.values():
+        payload = next((state for state in states.values() if state == message.payload), None)
+        if payload is None and self._group is messages.Group.TREE:
             try:
-                parse(message.payload)
+                check(message.payload)
             except BadMessage as error:
                 text = f"member {sender} sent an invalid state: {error}"
                 return [Log(text, logging.ERROR, kind=f"state of node {sender.nodeid}")]
-        states[sender] = message.payload
+        states[sender] = message.payload if payload is None else payload  # equal ones are kept once
         self._last_progress = at.monotonic
         if len(states) < len(self.members):
             return []

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import Record
+from pmxcfs.tree._digests import mark_differing, rises
 
 HEADER = struct.Struct("<QQIIII")  # version, last inode, writer, mtime, count, total bytes
 ENTRY = struct.Struct("<Q32s")  # inode, digest
@@ -53,21 +54,23 @@ def below_all(raw: bytes) -> bytes:
     return HEADER.pack(1, last_inode, writer, 0, count, total) + raw[HEADER.size :]
 
 
+def check(raw: bytes) -> Header:
+    """Check an index from another node in full, and return its header. Raises BadMessage."""
+    header = parse_header(raw)
+    if _inode_at(raw, HEADER.size) != ROOT:
+        raise BadMessage("the first entry of an index is not the root")
+    if not rises(raw):
+        raise BadMessage("the entries of an index are not in ascending order")
+    last, stated = _inode_at(raw, len(raw) - ENTRY.size), HEADER.unpack_from(raw)[1]
+    if last != stated:
+        raise BadMessage(f"the last inode of an index is {last}, its header states {stated}")
+    return header
+
+
 def parse(raw: bytes) -> Index:
     """Parse and check an index from another node. Raises BadMessage."""
-    header = parse_header(raw)
-    _, last_inode, _, _, count, _ = HEADER.unpack_from(raw)
-    digests = dict(ENTRY.iter_unpack(memoryview(raw)[HEADER.size :]))
-    inodes = list(digests)
-    if inodes[0] != ROOT:
-        raise BadMessage("the first entry of an index is not the root")
-    if len(inodes) != count or sorted(inodes) != inodes:
-        raise BadMessage("the entries of an index are not in ascending order")
-    if inodes[-1] != last_inode:
-        raise BadMessage(
-            f"the last inode of an index is {inodes[-1]}, its header states {last_inode}"
-        )
-    return Index(header, digests)
+    header = check(raw)
+    return Index(header, dict(ENTRY.iter_unpack(memoryview(raw)[HEADER.size :])))
 
 
 def records_needed(leader: bytes, others: Iterable[bytes]) -> list[int]:
@@ -76,14 +79,23 @@ def records_needed(leader: bytes, others: Iterable[bytes]) -> list[int]:
     Those are the entries of the index *leader* that any index of *others* lacks or has with another
     digest. Raises BadMessage.
     """
-    different = [parse(other).digests for other in others if other != leader]
+    different = [other for other in others if other != leader]
     if not different:
         return []
+    check(leader)
+    entries = memoryview(leader)[HEADER.size :]
+    marks = bytearray(len(entries) // ENTRY.size)
+    for other in different:
+        check(other)
+        mark_differing(leader, other, marks)
     return [
-        inode
-        for inode, digest in parse(leader).digests.items()
-        if any(digests.get(inode) != digest for digests in different)
+        inode for (inode, _), mark in zip(ENTRY.iter_unpack(entries), marks, strict=True) if mark
     ]
+
+
+def _inode_at(raw: bytes, place: int) -> int:
+    inode: int = ENTRY.unpack_from(raw, place)[0]
+    return inode
 
 
 def digest_of(record: Record, *, sparse: bool = False) -> bytes:

@@ -4,12 +4,15 @@ import json
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pmxcfs._core import Tree
 from pmxcfs.errors import BadMessage
 from pmxcfs.messages import EntryType
 from pmxcfs.storage.database import inspect
 from pmxcfs.tree import index
+from pmxcfs.tree._digests import mark_differing
 from pmxcfs.tree.adoption import record_of
 from tests.fakes.doubles.store import BY
 from tests.places import VECTORS
@@ -68,6 +71,39 @@ def test_only_different_or_missing_records_are_needed() -> None:
     everything = [0, 2, 4, 6]
     assert index.records_needed(leader.index(), [behind.index(), fresh.index()]) == everything
     assert index.records_needed(behind.index(), [leader.index()]) == [0]
+
+
+def raw_index(entries: dict[int, int]) -> bytes:
+    """Return an index with these inodes, besides the root, and a digest of one number each."""
+    body = b"".join(struct.pack("<Q32s", *each) for each in pairs_of(entries))
+    last = max([0, *entries])
+    return HEADER.pack(7, last, 1, 1, len(entries) + 1, HEADER.size + len(body)) + body
+
+
+def pairs_of(entries: dict[int, int]) -> list[tuple[int, bytes]]:
+    return [(inode, b"%32d" % digest) for inode, digest in sorted({0: 0, **entries}.items())]
+
+
+INODES = st.integers(min_value=1, max_value=12) | st.integers(min_value=1, max_value=(1 << 64) - 1)
+INDEXES = st.dictionaries(INODES, st.integers(min_value=0, max_value=2), max_size=12)
+
+
+@given(INDEXES, st.lists(INDEXES, max_size=4))
+def test_the_records_needed_are_those_that_a_comparison_of_sets_finds(
+    leader: dict[int, int], others: list[dict[int, int]]
+) -> None:
+    mine = pairs_of(leader)
+    wanted = {inode for other in others for inode, _ in set(mine) - set(pairs_of(other))}
+    found = index.records_needed(raw_index(leader), [raw_index(other) for other in others])
+    assert found == sorted(wanted)
+    assert index.parse(raw_index(leader)).digests == dict(mine)
+
+
+def test_only_a_mark_for_each_entry_is_accepted() -> None:
+    raw = raw_index({2: 1})
+    for size in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"{size} marks for 2 entries"):
+            mark_differing(raw, raw, bytearray(size))
 
 
 def test_a_truncated_index_is_refused() -> None:
