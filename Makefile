@@ -288,6 +288,10 @@ storm: build test-deps ## twelve minutes of faults on a cluster of three nodes
 cuts: build test-deps ## a hundred forks of clusters, and twenty reboots
 	$(REQUIRED) $(PYTEST) -m long tests/cluster/test_cuts.py tests/cluster/test_forks.py
 
+.PHONY: sixteen
+sixteen: build test-deps ## a cluster of sixteen nodes that join, are killed, cut off and healed
+	$(REQUIRED) $(PYTEST) -m long tests/cluster/test_sixteen.py
+
 .PHONY: asan
 asan: asan-build ## unit and libqb tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(SANITIZED) PMXCFS_FUZZ_SECONDS=60 $(CURDIR)/$(PYTEST) \

@@ -20,6 +20,7 @@ from tests.cluster.services import Corosync, Daemon, Service
 POLL_INTERVAL = 0.02  # seconds
 MEMBERS_INTERVAL = 0.1  # seconds; each check starts programs
 QUORUM_PATIENCE = 30.0  # seconds; 2 on an idle machine
+TOKEN = 1000  # milliseconds; corosync adds 650 for each node after the second
 
 COROSYNC_CONF = """\
 logging {{
@@ -45,7 +46,7 @@ totem {{
   ip_version: ipv4-6
   link_mode: passive
   secauth: off
-  token: 1000
+  token: {token}
   transport: knet
   version: 2
 }}
@@ -61,13 +62,21 @@ NODE = """\
 
 
 def corosync_conf(
-    nodes: Iterable[Node], *, version: int | str = 1, quorum: Sequence[str] = ()
+    nodes: Iterable[Node],
+    *,
+    version: int | str = 1,
+    quorum: Sequence[str] = (),
+    token: int = TOKEN,
 ) -> str:
-    """Return the configuration of a cluster of *nodes*; *quorum* are options of votequorum."""
+    """Return the configuration of a cluster of *nodes*; *quorum* are options of votequorum.
+
+    *token* is the time in milliseconds after which a silent node is missed.
+    """
     return COROSYNC_CONF.format(
         nodes="".join(NODE.format(node=node) for node in nodes),
         version=version,
         quorum="".join(f"  {line}\n" for line in quorum),
+        token=token,
     )
 
 
@@ -98,9 +107,12 @@ class Lab:
     Use it as a context manager: at its end every process, mount and device is gone.
     """
 
-    def __init__(self, directory: Path, *, nodes: int = 3, ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, directory: Path, *, nodes: int = 3, ids: Sequence[int] = (), token: int = TOKEN
+    ) -> None:
         """*ids* are the corosync node ids, if they are not 1 to *nodes*."""
         self.directory = directory
+        self.token = token
         self.nodes = [Member(n, directory / f"node{n}") for n in range(1, (len(ids) or nodes) + 1)]
         for node, nodeid in zip(self.nodes, ids, strict=False):
             node.nodeid = nodeid
@@ -108,7 +120,7 @@ class Lab:
         try:
             for node in self.nodes:
                 node.boot(self.network, self.nodes)
-                node.write_corosync_conf(corosync_conf(self.nodes))
+                node.write_corosync_conf(corosync_conf(self.nodes, token=token))
             for node in self.nodes:
                 node.wait_until_up()
         except BaseException:

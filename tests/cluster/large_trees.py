@@ -17,7 +17,8 @@ def give_large_tree(cluster: Cluster, scratch: Path, *nodes: Member, entries: in
         (source / f"d{folder}").mkdir(parents=True)
         for file in range(FILES_IN_FOLDER):
             (source / f"d{folder}" / f"f{file}").write_bytes(b"%d %d" % (folder, file))
-    (source / "corosync.conf").write_text(corosync_conf(cluster.nodes))
+    text = corosync_conf(cluster.nodes, token=cluster.token)
+    (source / "corosync.conf").write_text(text)
     assert offline.import_(source, database) == 0
     for node in nodes:
         shutil.copyfile(database, node.database)

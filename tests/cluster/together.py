@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.agent import Agent
-from tests.cluster.lab import Lab, Member
+from tests.cluster.lab import TOKEN, Lab, Member
 
 AGREEMENT = 60.0  # seconds for nodes to agree; 6 on an idle machine after a rejoin
 STOP = 3.0  # seconds that a stop may take, whatever corosync does
@@ -23,9 +23,11 @@ PRESENCE = ("mode", "status_mode", "members", "status_members", "quorate", "chec
 class Cluster(Lab):
     """A lab whose nodes also run the daemon."""
 
-    def __init__(self, directory: Path, *, nodes: int = 3, ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, directory: Path, *, nodes: int = 3, ids: Sequence[int] = (), token: int = TOKEN
+    ) -> None:
         self._agents = ExitStack()  # first: a failure below closes this lab
-        super().__init__(directory, nodes=nodes, ids=ids)
+        super().__init__(directory, nodes=nodes, ids=ids, token=token)
 
     def close(self) -> None:
         self._agents.close()
