@@ -28,7 +28,7 @@ cdef object _row(Entry entry, tuple state, done)
 cpdef bint can_be_staged(list done) except -1
 
 
-@cython.locals(applied=Applied)
+@cython.locals(applied=Applied, change=Change)
 cpdef bint is_configuration(list done) except -1
 
 

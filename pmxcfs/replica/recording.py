@@ -112,7 +112,8 @@ def is_heartbeat(path: str) -> bool:
 def is_configuration(done: Sequence[Applied]) -> bool:
     """Tell whether one of *done* is not of a file that is rewritten every few seconds."""
     for applied in done:
-        if not is_heartbeat(applied.change.path):
+        change = applied.change
+        if not is_heartbeat(change.path):
             return True
     return False
 

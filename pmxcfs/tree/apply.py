@@ -106,6 +106,7 @@ def apply(tree: Tree, guests: Guests, mutation: Mutation, writer: int, mtime: in
         return _mkdir(tree, mutation, writer, mtime)
     if type(mutation) is Mtime:
         return _set_mtime(tree, mutation, writer, mtime)
+    assert isinstance(mutation, Unlock), "there is no other mutation"
     return _unlock(tree, mutation, writer, mtime)
 
 
