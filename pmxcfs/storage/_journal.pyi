@@ -1,3 +1,5 @@
+__pyx_capi__: dict[str, object]  # the C interface, for cimport
+
 _Buffer = bytes | bytearray | memoryview
 
 MAX_BODY: int  # bytes in a record's body, the kind included

@@ -1,5 +1,7 @@
 from pmxcfs.messages import Mutation
 
+__pyx_capi__: dict[str, object]  # the C interface, for cimport
+
 def pack_change(
     version: int,
     writer: int,

@@ -131,6 +131,8 @@ class PendingFiles:
             return
         assert entry.parent is not None, "the change has put it there"
         held = self.by_directory.get(entry.parent, {}).get(entry.name)
+        if held is None and change.kind is Kind.CREATE and not foreign:
+            held = self._left_behind(entry.path)
         if held is None:
             return
         if change.kind is Kind.RENAME and not foreign:  # by users of this mount: it is replaced
@@ -138,6 +140,14 @@ class PendingFiles:
             self._tree.orphan(held)
         elif self._stand_in(held, entry):
             change.entry = held
+
+    def _left_behind(self, path: str) -> Entry | None:
+        """Return the file announced as *path* whose directory was made anew meanwhile, or None."""
+        for entry in self.files:
+            parent = entry.parent
+            if parent is not None and not parent.is_attached and entry.path == path:
+                return entry
+        return None
 
     def _follow(self, directory: Entry) -> None:
         """Give the pending files of a moved *directory* their new paths."""

@@ -232,6 +232,25 @@ def test_another_node_removes_the_directory_during_the_wait(world: World) -> Non
     assert is_free_of_pending(world)
 
 
+def test_the_directory_is_removed_and_made_anew_during_the_wait(world: World) -> None:
+    """The message says a path, so the content is in the new directory; and so is this object."""
+    world.make("d", directory=True)
+    handle = begin(world, "d/f")
+    node = handle.entry.node
+
+    def make_anew() -> None:
+        world.issuer.on_submit = lambda: None
+        world.elsewhere(Delete("d"))
+        world.elsewhere(Mkdir("d"))
+
+    world.issuer.on_submit = make_anew
+    close(world, handle)
+    assert content(world, "d/f") == b"new"
+    assert world.tree.find("d/f") is handle.entry
+    assert handle.entry.node == node
+    assert is_free_of_pending(world)
+
+
 def test_another_node_renames_the_directory(world: World) -> None:
     world.make("priv", directory=True)
     world.make("d", directory=True)
