@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmxcfs._cpg import encode as encode_message
-from pmxcfs.messages import Create, Group, Normal, Rename, Unlock, UnlockRequest
+from pmxcfs.messages import (
+    Create,
+    Delete,
+    Group,
+    Mkdir,
+    Mtime,
+    Mutation,
+    Normal,
+    Rename,
+    Unlock,
+    UnlockRequest,
+    Write,
+)
+from pmxcfs.storage.changes import pack_mutation
 from pmxcfs.storage.records import (
     MAX_PATHS,
     Adopted,
@@ -29,6 +42,7 @@ from pmxcfs.storage.records import (
     encode_change,
     mutation_of,
 )
+from pmxcfs.text import to_text
 from tests.fakes.data.journals import NOW, RECORDS, SAMPLES, WRITE, before, change, message_of
 from tests.fakes.data.samples import TREE_BODIES
 
@@ -264,6 +278,43 @@ def test_a_number_that_is_too_large_is_refused(field: int) -> None:
 def test_a_long_process_name_is_cut() -> None:
     body = encode_change(*WRITE[:8], b"n" * 300, b"message")
     assert decode(body) == WRITE._replace(process=b"n" * 255, message=b"message")
+
+
+PATHS = st.binary(max_size=12).filter(lambda raw: b"\0" not in raw).map(to_text)
+U32 = st.integers(0, (1 << 32) - 1)
+
+
+@given(
+    st.one_of(
+        st.builds(Write, PATHS, U32, st.binary(max_size=9), st.booleans()),
+        st.builds(Mkdir, PATHS),
+        st.builds(Delete, PATHS),
+        st.builds(Rename, PATHS, PATHS),
+        st.builds(Create, PATHS),
+        st.builds(Mtime, PATHS, U32),
+        st.builds(Unlock, PATHS, st.binary(min_size=32, max_size=32)),
+    ),
+    U32,
+    st.integers(0, (1 << 64) - 1),
+    st.tuples(U32, U32, U32, st.binary(max_size=300)),
+)
+def test_a_mutation_is_packed_as_its_message_would_be(
+    mutation: Mutation, mtime: int, version: int, caller: tuple[int, int, int, bytes]
+) -> None:
+    message = encode_message(Normal(mtime, 0, mutation), group=Group.TREE)
+    numbers = version, 3, mtime, 1 << 60, version // 2
+    assert pack_mutation(*numbers, caller, mutation) == encode_change(*numbers, *caller, message)
+
+
+@pytest.mark.parametrize("mutation", [Mkdir("a\0b"), Rename("a", "b\0"), Write("\0", 0, b"", True)])
+def test_a_path_with_a_nul_is_not_packed(mutation: Mutation) -> None:
+    with pytest.raises(ValueError, match="can't contain a NUL"):
+        pack_mutation(1, 3, 5, 7, 9, (0, 0, 0, b""), mutation)
+
+
+def test_a_number_of_a_mutation_that_is_too_large_is_refused() -> None:
+    with pytest.raises(OverflowError):
+        pack_mutation(1, 3, 5, 7, 9, (0, 0, 0, b""), Write("f", 1 << 32, b"", truncate=False))
 
 
 def test_too_many_paths_are_left_out() -> None:
