@@ -48,7 +48,6 @@ cdef class Tree:
     cdef dict _dirty  # Entry -> None, in the order in which they became dirty
 
     cpdef Entry find(self, str path)
-    cpdef Entry known(self, str path)
     cpdef tuple find_parent(self, str path)
     cpdef Entry create(
         self, Entry parent, str name, uint8_t type, uint32_t writer, uint32_t mtime
@@ -87,7 +86,6 @@ cdef class Tree:
     cdef int check_attached(self, Entry entry) except -1
     cdef int check_leaf(self, Entry entry) except -1
     cdef int check_free(self, Entry parent, str name) except -1
-    cdef int check_file(self, Entry entry) except -1
     cdef Draft draft_of(self, Entry entry)
     cdef int note_dirty(self, Entry entry, int64_t now_ns) except -1
     cdef int rebase_draft(self, Entry entry) except -1

@@ -79,7 +79,6 @@ class Tree:
     def unpublished_growth(self) -> int: ...  # sum of visible minus published sizes
     def load(self, records: Iterable[Record]) -> None: ...  # only into an empty tree
     def find(self, path: str) -> Entry | None: ...
-    def known(self, path: str) -> Entry | None: ...  # found lately; None: not known
     def find_parent(self, path: str) -> tuple[Entry | None, str]: ...  # root: (None, "")
     def get(self, inode: int) -> Entry | None: ...
     # Published mutations. Each raises the version by one and stamps version, writer and mtime.

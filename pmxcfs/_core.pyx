@@ -252,10 +252,6 @@ cdef class Tree:
         self._path_cache[entry.full_path()] = entry
         return 0
 
-    cpdef Entry known(self, str path):
-        """Return the entry at *path* if it was found there lately; None: that is not known."""
-        return self._path_cache.get(path)
-
     cpdef tuple find_parent(self, str path):
         """Return (parent entry or None, last name) of *path*; for the root (None, "")."""
         directory, _, name = (path.rstrip("/") if path.endswith("/") else path).rpartition("/")
@@ -280,9 +276,7 @@ cdef class Tree:
 
     # Published mutations.
 
-    cpdef Entry create(
-        self, Entry parent, str name, uint8_t type, uint32_t writer, uint32_t mtime
-    ):
+    cpdef Entry create(self, Entry parent, str name, uint8_t type, uint32_t writer, uint32_t mtime):
         """Create an empty file or directory; its inode is the tree's new version."""
         self.check_attached(parent)
         self.check_free(parent, name)
@@ -300,7 +294,8 @@ cdef class Tree:
         self, Entry entry, offset, bytes data, bint truncate, uint32_t writer, uint32_t mtime
     ):
         """Write *data* at *offset* (bytes); if *truncate*, cut the file off behind *data*."""
-        self.check_file(entry)
+        if entry.type != FILE:
+            raise ValueError(f"{entry!r} is not a file")
         self.check_attached(entry)
         cdef Py_ssize_t start = as_size(offset)
         cdef Py_ssize_t end = end_of(start, data)
@@ -316,9 +311,7 @@ cdef class Tree:
         entry.size = end
         self.rebase_draft(entry)
 
-    cpdef Entry rename(
-        self, Entry entry, Entry parent, str name, uint32_t writer, uint32_t mtime
-    ):
+    cpdef Entry rename(self, Entry entry, Entry parent, str name, uint32_t writer, uint32_t mtime):
         """Move an entry to *name* in *parent*; return the replaced entry, detached, or None.
 
         A moved and a replaced directory must be empty, else ValueError.
@@ -425,11 +418,6 @@ cdef class Tree:
             raise ValueError(f"{name!r} can't be created in {parent!r}")
         return 0
 
-    cdef int check_file(self, Entry entry) except -1:
-        if entry.type != FILE:
-            raise ValueError(f"{entry!r} is not a file")
-        return 0
-
     # Writing to the journal.
 
     cpdef dict changed(self):
@@ -494,9 +482,7 @@ cdef class Tree:
             self.draft_of(entry).write(start, data)
             self.note_dirty(entry, now_ns)
 
-    cpdef object truncate_unpublished(
-        self, Entry entry, size, int64_t now_ns, bint opening=False
-    ):
+    cpdef object truncate_unpublished(self, Entry entry, size, int64_t now_ns, bint opening=False):
         """Cut or extend the draft to *size* bytes; unless it grows, all of it becomes dirty."""
         self.draft_of(entry).truncate(as_size(size), opening)
         self.note_dirty(entry, now_ns)
@@ -545,7 +531,8 @@ cdef class Tree:
 
     cdef Draft draft_of(self, Entry entry):
         """Return the file's draft; create it from the published content if there is none."""
-        self.check_file(entry)
+        if entry.type != FILE:
+            raise ValueError(f"{entry!r} is not a file")
         if entry._draft is None:
             entry._draft = Draft.__new__(Draft)
             entry._draft.buffer.extend(entry.content)
@@ -568,10 +555,9 @@ cdef class Tree:
     cdef int update_growth(self, Entry entry) except -1:
         """Count by how much the draft exceeds the published content; an orphan counts 0."""
         cdef Draft draft = entry._draft
-        cdef Py_ssize_t growth = 0
+        cdef Py_ssize_t growth
         if draft is not None:
-            if not entry.is_orphan and len(draft.buffer) > entry.size:
-                growth = len(draft.buffer) - entry.size
+            growth = 0 if entry.is_orphan else max(0, len(draft.buffer) - entry.size)
             self.unpublished_growth += growth - draft.growth
             draft.growth = growth
         return 0
@@ -592,10 +578,9 @@ cdef class Tree:
     def index(self):
         """Return the index, which nodes compare in a round. Hashes changed entries only."""
         cdef list inodes = sorted(self._table)
-        cdef Entry root = self.root
         total = _INDEX_HEADER.size + _INDEX_ENTRY_SIZE * len(inodes)
         header = _INDEX_HEADER.pack(
-            root.version, inodes[-1], root.writer, root.mtime, len(inodes), total)
+            self.root.version, inodes[-1], self.root.writer, self.root.mtime, len(inodes), total)
         return header + b"".join([(<Entry>self._table[inode]).index_line() for inode in inodes])
 
 

@@ -114,7 +114,7 @@ def _write(tree: Tree, guests: Guests, mutation: Write, writer: int, mtime: int)
     path, offset, data = mutation.path, mutation.offset, mutation.data
     if offset + len(data) > MAX_FILE_SIZE:
         raise TooBig(f"{path!r} would exceed {MAX_FILE_SIZE} bytes")
-    entry = tree.known(path)
+    entry = tree.find(path)
     if entry is not None and not entry.is_directory and entry.name not in _DOTS:
         guest = _check_guest(guests, path)  # its place need not be looked for
     else:
