@@ -26,7 +26,7 @@ PROGRAM = ROOT / "tests" / "fakes" / "programs" / "impatient.py"
 PROMPT = 0.5  # seconds until a program is gone that waits for nothing that has begun
 NAMES = ["mkdir", "rmdir", "unlink", "rename", "create"]
 CONTENTS = ["close", "fsync", "truncate"]
-SIGNALS = 200
+SIGNALS, MANY_SIGNALS = 200, 1000
 AT_ONCE = 8  # programs
 LONGEST = 0.03  # seconds from one signal to the next
 DISK = 64 << 20  # bytes
@@ -219,14 +219,15 @@ class Crowd:
             self._note_end(client, signal.SIGINT)
 
 
+@pytest.mark.parametrize("count", [SIGNALS, pytest.param(MANY_SIGNALS, marks=pytest.mark.long)])
 def test_no_program_hangs_and_no_answer_is_wrong_after_signals_at_random_moments(
-    mount: Daemon, seed: int, report: Callable[[object], None]
+    mount: Daemon, seed: int, count: int, report: Callable[[object], None]
 ) -> None:
     crowd = Crowd(mount, seed)
-    for number in range(SIGNALS):
+    for number in range(count):
         crowd.signal_one(while_held=bool(number % 2))
     crowd.end()
-    report(f"seed {seed}: {SIGNALS} signals, the slowest end {1000 * crowd.slowest:.0f} ms later")
+    report(f"seed {seed}: {count} signals, the slowest end {1000 * crowd.slowest:.0f} ms later")
     wait_until_waiting(mount, 0)
     wrong = [
         (home, told)
@@ -235,5 +236,5 @@ def test_no_program_hangs_and_no_answer_is_wrong_after_signals_at_random_moments
         if (home / name).exists() != is_there
     ]
     assert wrong == []
-    assert len(crowd.answers) > SIGNALS / 3
+    assert len(crowd.answers) > count / 3
     assert crowd.slowest < GRACE / 3
