@@ -234,7 +234,7 @@ TREES := build/bookworm/.made build/trixie/.made
 .PHONY: test-long
 test-long: build test-deps deb deb-trixie $(TREES) ## random tests for much longer; the Debian package on a machine
 	PMXCFS_TEST_FUSE=native $(REQUIRED),packaging $(PYTEST) -m long tests
-	PMXCFS_FUZZ_SECONDS=3600 $(PYTEST) tests/unit/fuse/test_decode.py
+	PMXCFS_FUZZ_SECONDS=3600 $(PYTEST) tests/unit/fuse/test_decode.py tests/unit/fuse/test_queue.py
 	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) tests/mount
 	$(if $(URING),PMXCFS_TEST_FUSE=uring $(REQUIRED) $(PYTEST) tests/mount)
 

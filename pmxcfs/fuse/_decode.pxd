@@ -34,5 +34,5 @@ cdef struct Request:
 cdef bytes copied(const char *at, size_t size)
 cdef int decode(const char *buffer, size_t size, Request *to) noexcept nogil
 cdef int decode_parts(
-    const char *header, const char *fixed, size_t fixed_size, const char *rest, size_t rest_size,
-    Request *to) noexcept nogil
+    const char *header, const char *fixed, size_t fixed_room, const char *rest, size_t rest_size,
+    size_t rest_room, Request *to) noexcept nogil

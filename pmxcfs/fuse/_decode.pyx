@@ -58,22 +58,23 @@ cdef int decode(const char *buffer, size_t size, Request *to) noexcept nogil:
 
 
 cdef int decode_parts(
-    const char *header, const char *fixed, size_t fixed_size, const char *rest, size_t rest_size,
-    Request *to
+    const char *header, const char *fixed, size_t fixed_room, const char *rest, size_t rest_size,
+    size_t rest_room, Request *to
 ) noexcept nogil:
     """Decode a request as ``decode`` does, whose parts the kernel has put into several places.
 
-    *fixed* is where up to *fixed_size* bytes of the structure are, *rest* where all else is.
+    *fixed* is where up to *fixed_room* bytes of the structure are, *rest* where all else is: by the
+    kernel *rest_size* bytes, of which *rest_room* are there.
     """
     cdef const fuse_in_header *in_header = <const fuse_in_header *>header
     cdef Rest structure, others
     memset(to, 0, sizeof(Request))
     decode_header(in_header, to)
-    if in_header.len < sizeof(fuse_in_header) + rest_size:
+    if rest_size > rest_room or in_header.len < sizeof(fuse_in_header) + rest_size:
         return EIO
     structure.at, structure.left = fixed, in_header.len - sizeof(fuse_in_header) - rest_size
     others.at, others.left = rest, rest_size
-    return EIO if structure.left > fixed_size or decode_arguments(&structure, &others, to) else 0
+    return EIO if structure.left > fixed_room or decode_arguments(&structure, &others, to) else 0
 
 
 cdef void decode_header(const fuse_in_header *header, Request *to) noexcept nogil:
@@ -251,7 +252,8 @@ def decoded(bytes request not None, structure_size=None):
     header in a place of their own.
     """
     cdef Request to
-    cdef size_t size = <size_t>len(request), header_size = sizeof(fuse_in_header), fixed_size
+    cdef size_t size = <size_t>len(request), header_size = sizeof(fuse_in_header)
+    cdef size_t fixed_size, rest_size
     cdef char *header = NULL
     cdef char *fixed = NULL
     cdef char *rest = NULL
@@ -262,11 +264,11 @@ def decoded(bytes request not None, structure_size=None):
             error = decode(header, size, &to)
         else:
             fixed_size = structure_size
+            rest_size = size - header_size - fixed_size
             header = duplicate(request, 0, header_size)
             fixed = duplicate(request, header_size, fixed_size)
-            rest = duplicate(request, header_size + fixed_size, size - header_size - fixed_size)
-            error = decode_parts(
-                header, fixed, fixed_size, rest, size - header_size - fixed_size, &to)
+            rest = duplicate(request, header_size + fixed_size, rest_size)
+            error = decode_parts(header, fixed, fixed_size, rest, rest_size, rest_size, &to)
         return None if error else fields_of(&to)
     finally:
         free(header)

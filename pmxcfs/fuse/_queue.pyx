@@ -27,6 +27,8 @@ import logging
 import os
 import threading
 
+from pmxcfs.host.log_limit import LogLimit
+
 _log = logging.getLogger("pmxcfs.fuse")
 
 # What linux/fuse.h of Debian 12 and 13 lacks: struct fuse_uring_req_header and its parts, struct
@@ -80,6 +82,7 @@ cdef extern from "<liburing.h>" nogil:
         uint32_t cmd_op
         uint64_t addr
         uint32_t len
+        uint64_t user_data
         uint8_t cmd[0]
     struct io_uring_cqe:
         uint64_t user_data
@@ -96,7 +99,6 @@ cdef extern from "<liburing.h>" nogil:
     int io_uring_register_files(io_uring *ring, const int *files, unsigned int count)
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
     void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned int events)
-    void io_uring_sqe_set_data(io_uring_sqe *sqe, void *data)
     int io_uring_submit(io_uring *ring)
     int io_uring_submit_and_wait(io_uring *ring, unsigned int count)
     unsigned int io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned int count)
@@ -124,6 +126,8 @@ cdef enum:
     PAYLOAD_ROOM = MAX_WRITE  # bytes
     SUBMISSIONS = 8  # entries of a ring, which are submitted when they are used up
     RETRY_US = 1000  # until what the kernel had no memory for is asked again
+    MOST_ERRNO = 4095  # of the kernel
+    WAKEUP = 0  # user_data of what is for no slot; else the slot's number, from 1 on, and its asks
 
 
 cdef struct Slot:
@@ -131,6 +135,9 @@ cdef struct Slot:
     char *payload
     iovec parts[2]  # both, as the kernel is told
     uint64_t commit_id  # of the request in it
+    void *ring  # by which the kernel has it; NULL: it does not have it
+    int asked  # the command by which it was given to the kernel last
+    uint32_t asks  # how often it was; so a completion is known that comes twice
 
 
 cdef class Slots:
@@ -145,6 +152,7 @@ cdef class Slots:
     cdef public bint is_stopping  # no request is begun any more
     cdef public bint is_over  # the threads shall end
     cdef Device _device
+    cdef object _log_limit
     cdef Slot *_slots
     cdef char *_headers
     cdef char *_payloads
@@ -155,6 +163,7 @@ cdef class Slots:
         self.count = count
         self.stop_descriptor = stop_descriptor
         self._device = device
+        self._log_limit = LogLimit(_log)
         # They take memory only as far as they are used.
         self._headers = <char *>mapped(<size_t>count * <size_t>HEADER_ROOM)
         self._payloads = <char *>mapped(<size_t>count * <size_t>PAYLOAD_ROOM)
@@ -177,6 +186,16 @@ cdef class Slots:
         if self._payloads != NULL:
             munmap(self._payloads, <size_t>self.count * <size_t>PAYLOAD_ROOM)
         free(self._slots)
+
+    cdef int log_loss(self, Slot *slot, int failure) except -1:
+        """Log that *slot* is lost; NULL: that the kernel has completed what it was not asked."""
+        queue = f"the FUSE queue of CPU {self.cpu}"
+        if slot == NULL:
+            self._log_limit.log(logging.ERROR, "stray", f"{queue}: a completion for no slot of it")
+        else:
+            self._log_limit.log(
+                logging.ERROR, "lost", f"{queue} has lost a slot: {os.strerror(failure)}")
+        return 0
 
 
 cdef class Ring:
@@ -207,7 +226,7 @@ cdef class Ring:
         """Have a completion without a slot come when the threads shall end."""
         cdef io_uring_sqe *entry = self._entry()
         io_uring_prep_poll_add(entry, self.slots.stop_descriptor, POLLIN)
-        io_uring_sqe_set_data(entry, NULL)
+        entry.user_data = WAKEUP
 
     def close(self):
         """Close the ring. The kernel hands no request to its thread any more."""
@@ -232,27 +251,48 @@ cdef class Ring:
         entry.cmd_op = <uint32_t>what
         if what == URING_REGISTER:
             entry.addr, entry.len = <uintptr_t>slot.parts, 2
-        io_uring_sqe_set_data(entry, slot)
+        slot.ring, slot.asked = <void *>self, what
+        slot.asks += 1
+        cdef uint64_t number = <uint64_t>(slot - self.slots._slots) + 1
+        entry.user_data = <uint64_t>slot.asks << 32 | number
         command.commit_id, command.queue = slot.commit_id, <uint16_t>self.slots.cpu
+
+    cdef Slot *_returned(self, uint64_t user_data) noexcept nogil:
+        """Return the slot that the kernel gives back; NULL if it does not have it by this ring."""
+        cdef uint32_t number = <uint32_t>user_data
+        cdef Slot *slot
+        if number == 0 or number > self.slots.count:
+            return NULL
+        slot = &self.slots._slots[number - 1]
+        if slot.ring != <void *>self or slot.asks != user_data >> 32:
+            return NULL
+        slot.ring = NULL
+        return slot
 
     cdef Slot *_next(self, int *failure) noexcept nogil:
         """Return the next slot with a request; NULL if the thread shall end. Blocks.
 
-        If *failure* is set, it is the errno by which a slot was lost.
+        If *failure* is set, it is the errno by which a slot was lost; with NULL, the kernel has
+        completed what it was not asked for.
         """
         cdef io_uring_cqe *taken
         cdef Slot *slot
+        cdef uint64_t user_data
         cdef int result
         failure[0] = 0
         while not self.slots.is_over:
             io_uring_submit_and_wait(&self._ring, 1)
             if not io_uring_peek_batch_cqe(&self._ring, &taken, 1):
                 continue  # a signal
-            slot, result = <Slot *><uintptr_t>taken.user_data, taken.res
+            user_data, result = taken.user_data, taken.res
             io_uring_cq_advance(&self._ring, 1)
-            if slot == NULL:
+            slot = self._returned(user_data)
+            if user_data == WAKEUP:
                 self._listen()
-            elif result == 0:
+            elif slot == NULL:
+                failure[0] = EIO
+                return NULL
+            elif result >= 0:
                 slot.commit_id = slot.header.entry.commit_id
                 return slot
             elif result == -ENOTCONN or result == -ECONNABORTED:
@@ -260,11 +300,10 @@ cdef class Ring:
             elif result == -EAGAIN or result == -EINTR or result == -ENOMEM:
                 if result == -ENOMEM:
                     usleep(RETRY_US)
-                self._ask(slot, URING_COMMIT_AND_FETCH if slot.commit_id else URING_REGISTER)
+                self._ask(slot, slot.asked)
             else:
-                failure[0] = -result
+                failure[0] = errno_of(result)
                 if result == -ECANCELED:
-                    slot.commit_id = 0
                     self._ask(slot, URING_REGISTER)
                 return slot
         return NULL
@@ -293,14 +332,15 @@ cdef class Keeper(Ring):
         check(io_uring_submit(&self._ring))
         # A refusal is complete at once; requests are only handed over in ``run``.
         while io_uring_peek_batch_cqe(&self._ring, &refused, 1):
-            if refused.user_data == 0 or refused.res >= 0:
+            if refused.user_data == WAKEUP or refused.res >= 0:
                 break
-            failure, lost = -refused.res, lost + 1
+            if self._returned(refused.user_data) != NULL:
+                failure, lost = errno_of(refused.res), lost + 1
             io_uring_cq_advance(&self._ring, 1)
         if lost == self.slots.count:
             raise OSError(failure, os.strerror(failure))
         if lost:
-            log_loss(self.slots, failure)
+            self.slots.log_loss(self.slots._slots, failure)
 
     def run(self, add_worker, Worker substitute not None):
         """Have a new worker answer each request, until the session ends. Blocks.
@@ -314,10 +354,10 @@ cdef class Keeper(Ring):
         while True:
             with nogil:
                 slot = self._next(&failure)
-            if slot == NULL:
-                return
             if failure:
-                log_loss(self.slots, failure)
+                self.slots.log_loss(slot, failure)
+            elif slot == NULL:
+                return
             elif not self.slots.is_stopping:  # else its program gets an error when the session ends
                 worker = add_worker()
                 if worker is None:
@@ -348,9 +388,9 @@ cdef class Worker(Dispatcher):
         cdef int failure = 0
         self._has_slot.wait()
         slot = self._slot
-        while slot != NULL:
+        while slot != NULL or failure:
             if failure:
-                log_loss(ring.slots, failure)
+                ring.slots.log_loss(slot, failure)
             elif not ring.slots.is_stopping:  # else its program gets an error when the session ends
                 self._answer_by(ring, slot)
             with nogil:
@@ -364,21 +404,14 @@ cdef class Worker(Dispatcher):
         return 0
 
     cdef int _answer(self, Slot *slot) except -1:
-        cdef uint32_t size = slot.header.entry.payload_size
-        cdef int error = EIO
-        if size <= PAYLOAD_ROOM:
-            error = decode_parts(
-                slot.header.in_out, slot.header.fixed, sizeof(slot.header.fixed), slot.payload,
-                size, &self.request)
+        cdef int error = decode_parts(
+            slot.header.in_out, slot.header.fixed, sizeof(slot.header.fixed), slot.payload,
+            slot.header.entry.payload_size, PAYLOAD_ROOM, &self.request)
         self.room, self.room_size = slot.payload, <size_t>PAYLOAD_ROOM
         if not self.handle(error):
-            self.error = ENOSYS  # the kernel wants a reply to all that it puts into a slot
+            # The kernel wants a reply to all that it puts into a slot.
+            self.error = self.error or ENOSYS
         return 0
-
-
-cdef int log_loss(Slots slots, int failure) except -1:
-    _log.error("the FUSE queue of CPU %d has lost a slot: %s", slots.cpu, os.strerror(failure))
-    return 0
 
 
 cdef void put_reply(Slot *slot, Dispatcher dispatcher) noexcept nogil:
@@ -400,6 +433,11 @@ cdef void put_error(Slot *slot, int error, uint64_t unique) noexcept nogil:
     memset(header, 0, sizeof(fuse_out_header))
     header.error, header.unique = -error, unique
     slot.header.entry.payload_size = 0
+
+
+cdef int errno_of(int32_t result) noexcept nogil:
+    """Return the errno of a completion that has failed."""
+    return -result if result >= -MOST_ERRNO else EIO
 
 
 cdef int check(int result) except -1:
