@@ -313,8 +313,10 @@ def put_request(chance: random.Random, slot: Slot) -> tuple[int, int, bool, int]
         length = chance.choice((*NUMBERS, 39, 40, length - 1, length + 1, 40 + STRUCTURE + size))
     if chance.random() < 0.1:
         size = chance.choice((*NUMBERS, size + 1, max(0, size - 1), ROOM, ROOM + 1))
-        if chance.random() < 0.5:
+        if chance.random() < 0.5:  # a lie in all places
             length = min(requests.HEADER.size + len(structure) + size, 0xFFFFFFFF)
+            if opcode == requests.WRITE:
+                structure = structure[:16] + struct.pack("<I", size) + structure[20:]
     unique = chance.choice((*LARGE, chance.getrandbits(64)))
     header = requests.HEADER.pack(length, opcode, unique, chance.choice(NODES), 0, 0, 0, 0)
     ctypes.memmove(slot.header, header, len(header))

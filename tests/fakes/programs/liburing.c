@@ -85,6 +85,7 @@ static int submit(struct io_uring *ring, unsigned wanted)
 	int count = 0;
 	for (; shared->taken != ring->sq.sqe_tail; shared->taken++, count++)
 		take(ring->ring_fd, &ring->sq.sqes[(shared->taken & ring->sq.ring_mask) << 1]);
+	ring->sq.sqe_head = shared->taken;
 	while (shared->completed - shared->seen < ring->cq.ring_entries) {
 		int is_wanted = shared->completed - shared->seen < wanted;
 		unsigned place = shared->completed & ring->cq.ring_mask;
