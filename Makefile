@@ -229,6 +229,9 @@ SESSION_TESTS := $(patsubst %,tests/mount/test_%.py,busy_stops ends fixed_entrie
 # These switch FUSE over io_uring off and on, for the whole machine.
 URING_TESTS := tests/mount/test_uring.py
 
+# Those marked long that depend on the session.
+LONG_SESSION_TESTS := tests/mount/test_busy_stops.py tests/mount/test_interrupts.py
+
 TREES := build/bookworm/.made build/trixie/.made
 
 .PHONY: test-long
@@ -237,6 +240,7 @@ test-long: build test-deps deb deb-trixie $(TREES) ## random tests for much long
 	PMXCFS_FUZZ_SECONDS=3600 $(PYTEST) tests/unit/fuse/test_decode.py tests/unit/fuse/test_queue.py
 	PMXCFS_TEST_FUSE=llfuse $(REQUIRED) $(PYTEST) tests/mount
 	$(if $(URING),PMXCFS_TEST_FUSE=uring $(REQUIRED) $(PYTEST) tests/mount)
+	$(if $(URING),PMXCFS_TEST_FUSE=uring $(REQUIRED) $(PYTEST) -m long $(LONG_SESSION_TESTS))
 
 .PHONY: deb
 deb: deb-packages ## build the package for this machine's Debian in build/deb, check it with lintian
