@@ -207,11 +207,13 @@ class Kernel:
 
     def _give_one(self, ring: int, completion: Completion, is_wanted: bool) -> bool:
         """Fill *completion*; return whether that was done."""
+        if ring in self._ended and is_wanted:
+            raise AssertionError("it goes on after its end")
         if ring in self._ended or (not is_wanted and self.chance.random() < 0.7):
             return False
         mine = [number for number, slot in self._known.items() if slot.ring == ring]
         self._left -= 1
-        if self._left < 0 or (is_wanted and not mine):
+        if (self._left < 0 and not self.is_registering) or (is_wanted and not mine):
             return self._end_ring(ring, mine, completion)
         kinds: dict[Callable[[int, list[int], Completion], None], float]
         kinds = {self._wake: 4.0, self._stray: 12.0}
