@@ -32,6 +32,7 @@ from pmxcfs.fuse.interrupts import Interrupts
 from pmxcfs.fuse.node_ids import NodeIds
 from pmxcfs.fuse.uring import SLOTS
 from pmxcfs.host.callers import Callers
+from pmxcfs.host.locking import Lock
 from pmxcfs.status.files import links
 from pmxcfs.vfs.ownership import Ownership
 from tests.fakes.data import kernel_requests as requests
@@ -121,7 +122,7 @@ class Kernel:
         self._is_exact = True  # at its end no slot is on its way
         self._known: dict[int, Slot] = {}
         self._left = chance.randrange(1, LONGEST_HISTORY)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._ended: set[int] = set()
         self._calls = (TAKE(self._take), GIVE(self._give))  # they must live as long as this
         FAKE.fake_kernel(*self._calls)
@@ -379,7 +380,7 @@ class Queue:
         self._interrupts = Interrupts()
         self._handlers = new_handlers()
         self._handlers.turn_debug(chance.random() < 0.2)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._threads: list[threading.Thread] = []
         self._add = self._add_worker if has_workers else lambda: None
         self.kernel = Kernel(chance, self._slots, counts)
