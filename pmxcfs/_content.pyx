@@ -10,10 +10,13 @@ Contract: docs/spec/cluster.md, "Messages" (WRITE).
 from collections import namedtuple
 
 cimport cython
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
+
+cdef extern from "Python.h":
+    int PyByteArray_Resize(object array, Py_ssize_t size) except -1  # Cython 0.29 ignores its error
 
 cdef int64_t MAX_SIZE = 0xFFFFFFFF  # a size is 32 bits on the wire and in checksums
 

@@ -36,7 +36,7 @@ class Waits:
         self.limit = limit
         self._descriptor = -1  # of the session; -1 before ``attach``
         self._lock_released = lock_released
-        self._reader_call = self._call_reader
+        self._reader_call = self._call_reader  # kept, as each write needs it
         self._queued: deque[Signal] = deque()  # of threads that want to wait, too
         self._last_turn = 0.0  # monotonic second in which a wait last began or ended
         self.stalls = StallWatch()  # its thread is started and closed by the daemon

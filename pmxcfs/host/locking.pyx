@@ -38,14 +38,16 @@ cdef class Lock:
     cpdef bint acquire(self, bint blocking=True, double timeout=-1.0) except -1:
         """Take the lock; return whether that succeeded.
 
-        Without *blocking*, only if it is free; with a *timeout*, in seconds, only within that time.
-        A negative one is none. Blocks without the GIL.
+        Without *blocking*, only if it is free; with a *timeout*, in seconds, only within that time;
+        -1 is none. Blocks without the GIL. Raises ValueError for another negative timeout.
         """
         cdef long long wait = -1
         if PyThread_acquire_lock_timed(self._lock, 0, 0) != PY_LOCK_ACQUIRED:
             if not blocking:
                 return False
-            if timeout >= 0:
+            if timeout != -1.0:
+                if not timeout >= 0:
+                    raise ValueError(f"a timeout of {timeout} seconds")
                 wait = <long long>min(timeout * MICROSECONDS, <double>LONGEST)
             with nogil:
                 if PyThread_acquire_lock_timed(self._lock, wait, 0) != PY_LOCK_ACQUIRED:
@@ -61,7 +63,7 @@ cdef class Lock:
         PyThread_release_lock(self._lock)
 
     cpdef bint locked(self) except -1:
-        """Tell whether a thread has the lock."""
+        """Tell whether a thread has the lock, and goes on; not yet while it waits for the GIL."""
         return self._is_held
 
     def __enter__(self):

@@ -106,7 +106,7 @@ class ChangeLog:
         return self._journal.position
 
     def is_waiting(self) -> bool:
-        """Whether a record waits to be written."""
+        """Tell whether a record waits to be written."""
         return bool(self._pending)
 
     def _waiting_size(self) -> int:

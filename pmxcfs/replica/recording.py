@@ -39,7 +39,7 @@ class Applied:
 def size_of(mutation: Mutation, tree: Tree) -> int:
     """Return the bytes that the records of *mutation* can have: itself and the rows before it."""
     size, path = _AROUND, mutation.path
-    size += 8 * len(path)
+    size += 8 * len(path)  # in steps, so that C adds
     if type(mutation) is Mkdir or type(mutation) is Create:
         return size  # there is no row at its path, or it is refused
     if type(mutation) is Write:

@@ -194,7 +194,7 @@ class Replica:
         """Apply *tickets*, and undo all of them if they can't be written. Blocks."""
         done: list[Applied] = []
         error: PmxcfsError | None = None
-        is_explained = False
+        is_explained = False  # else *error* is made below: an exception costs more than the rest
         try:
             done = self._apply(tickets)
             self._record(done)

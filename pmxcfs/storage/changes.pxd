@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What other compiled modules call of ``_changes``."""
+"""What other compiled modules call of ``changes``."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -289,6 +289,8 @@ cpdef bytes pack_mutation(
         parts.to_size = <uint64_t>PyBytes_GET_SIZE(to) + 1
     elif kind is Mtime:
         parts.offset = <uint32_t>mutation.mtime  # as between nodes
+    if process is None or data is None:
+        raise TypeError("a process name and content are bytes")
     parts.path = <const unsigned char *>PyBytes_AS_STRING(path)
     parts.path_size = <uint64_t>PyBytes_GET_SIZE(path)
     parts.to = <const unsigned char *>PyBytes_AS_STRING(to)

@@ -143,7 +143,7 @@ class Journal:
         return self._current is not None and size <= self._room + SPARE
 
     def is_full(self) -> bool:
-        """Whether the owner should begin a new segment ahead of the next group.
+        """Tell whether the owner should begin a new segment ahead of the next group.
 
         False for half a second after that has failed: the old one takes more.
         """
@@ -203,8 +203,8 @@ class Journal:
         """Append the records with these bodies, with one system call. Blocks.
 
         Raises StoreError; then none of them counts, and the journal is broken. Raises Stalled if
-        another thread has kept it from beginning for *seconds*, which are without limit if
-        negative; then nothing has happened.
+        another thread has kept it from beginning for *seconds*, which are without limit if they are
+        -1; then nothing has happened.
         """
         self._append(bodies, seconds, False)
 
@@ -262,7 +262,7 @@ class Journal:
         Raises StoreError; then the journal is broken. Appending goes on meanwhile. One that has
         waited for the sync of another thread needs none of its own if that began late enough.
         """
-        wanted = covered = self._sequence
+        wanted = covered = self._sequence  # that is covered by the sync is found out with the lock
         directory, was_listed = -1, True
         with self._sync_lock:
             with self._lock:

@@ -95,7 +95,8 @@ class Saver:
         self._condition = threading.Condition()  # guards the following; told when a save has ended
         self._schedule = Schedule()
         self._saved = journal.position  # from here on, the journal's bytes wait to be saved
-        # What the journal has appended when so much waits that a save is due: a change looks at it.
+        # What the journal has appended when so much waits, about, that a save is due: each change
+        # compares it. The thread looks at the real size.
         self._large_at = journal.appended + SAVE_SIZE - self._waiting_size()
         self._released = journal.position  # as of the last save that let go of segments
         self._wakes_at = NOW  # when the thread looks again by itself; NOW: it works

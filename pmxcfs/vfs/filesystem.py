@@ -290,7 +290,7 @@ class FileSystem:
         A removed file changes nothing that has to be stored.
         """
         if not entry.is_orphan:
-            needed = AROUND
+            needed = AROUND  # in steps, so that C adds
             needed += entry.size
             needed += entry.visible_size
             needed += size

@@ -44,6 +44,7 @@ class PendingFiles:
         self._on_displaced = on_displaced
         # Of each file when it was made (ns, monotonic), or _NEVER if the timer passes over it.
         self.files: dict[Entry, int] = {}
+        self.announced: set[Entry] = set()  # those of which a CREATE is on its way
 
     def find(self, directory: Entry, name: str) -> Entry | None:
         """Return the pending file that users see as *name* in *directory*, or None.
@@ -143,7 +144,7 @@ class PendingFiles:
 
     def _left_behind(self, path: str) -> Entry | None:
         """Return the file announced as *path* whose directory was made anew meanwhile, or None."""
-        for entry in self.files:
+        for entry in self.announced & self.files.keys():
             parent = entry.parent
             if parent is not None and not parent.is_attached and entry.path == path:
                 return entry

@@ -311,10 +311,13 @@ class Writeback:
             limit=ticket.limit,
             caller=ticket.caller,
         )
+        self._pending.announced.add(entry)
         try:
             self._issuer.announce(announcement)
         except PmxcfsError as error:
             raise self._pending.explain(entry, error) from None
+        finally:
+            self._pending.announced.discard(entry)
         if announcement.has_found_file and taken is not None and content is None:
             # Another node has made the file meanwhile, and this one asked for an empty one.
             ticket.mutation = Write(entry.path, *taken)
@@ -353,6 +356,7 @@ class Writeback:
                 caller=caller,
                 objection=objection,
             )
+            self._pending.announced.add(entry)
             try:
                 self._issuer.announce(announcement)
             except PmxcfsError as error:
@@ -363,6 +367,8 @@ class Writeback:
                     raise self._pending.explain(entry, error) from None
                 ticket.finish()  # only the RENAME has failed
                 raise
+            finally:
+                self._pending.announced.discard(entry)
             ticket.finish()
         except PmxcfsError as error:
             if not ticket.is_done:

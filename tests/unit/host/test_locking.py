@@ -63,6 +63,13 @@ def test_a_wait_ends_with_the_lock() -> None:
     assert lock.locked()
 
 
+@pytest.mark.parametrize("timeout", [-0.5, float("nan")])
+def test_a_wrong_timeout_is_refused(timeout: float) -> None:
+    lock = Lock()
+    with lock, pytest.raises(ValueError, match="a timeout of"):
+        lock.acquire(True, timeout)
+
+
 def test_a_free_lock_can_not_be_released() -> None:
     with pytest.raises(RuntimeError, match="was not taken"):
         Lock().release()

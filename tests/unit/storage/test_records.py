@@ -312,6 +312,15 @@ def test_a_path_with_a_nul_is_not_packed(mutation: Mutation) -> None:
         pack_mutation(1, 3, 5, 7, 9, (0, 0, 0, b""), mutation)
 
 
+def test_what_is_not_bytes_is_not_packed() -> None:
+    caller: Any = (0, 0, 0, None)
+    content: Any = None
+    with pytest.raises(TypeError):
+        pack_mutation(1, 3, 5, 7, 9, caller, Mkdir("d"))
+    with pytest.raises(TypeError):
+        pack_mutation(1, 3, 5, 7, 9, (0, 0, 0, b""), Write("f", 0, content, truncate=False))
+
+
 def test_a_number_of_a_mutation_that_is_too_large_is_refused() -> None:
     with pytest.raises(OverflowError):
         pack_mutation(1, 3, 5, 7, 9, (0, 0, 0, b""), Write("f", 1 << 32, b"", truncate=False))

@@ -251,6 +251,40 @@ def test_the_directory_is_removed_and_made_anew_during_the_wait(world: World) ->
     assert is_free_of_pending(world)
 
 
+@pytest.mark.expect_log(REMOVED)
+def test_a_file_left_behind_unannounced_is_not_that_of_another_program(world: World) -> None:
+    world.make("d", directory=True)
+    handle = begin(world, "d/f")
+    world.elsewhere(Delete("d"))
+    world.elsewhere(Mkdir("d"))
+    directory = world.tree.find("d")
+    assert directory is not None
+    other = world.files.create(directory, "f", exclusive=True)
+    assert other is not handle.entry
+    assert other.visible_size == 0
+    with pytest.raises(NotFound):
+        close(world, handle)
+
+
+@pytest.mark.expect_log(REMOVED)
+def test_of_two_files_left_behind_the_announced_one_is_the_tree_s(world: World) -> None:
+    def make_anew() -> None:
+        world.issuer.on_submit = lambda: None
+        world.elsewhere(Delete("d"))
+        world.elsewhere(Mkdir("d"))
+
+    world.make("d", directory=True)
+    first = begin(world, "d/f", b"first")
+    make_anew()
+    second = begin(world, "d/f", b"second")
+    world.issuer.on_submit = make_anew
+    close(world, second)
+    assert world.tree.find("d/f") is second.entry
+    assert content(world, "d/f") == b"second"
+    with pytest.raises(NotFound):
+        close(world, first)
+
+
 def test_another_node_renames_the_directory(world: World) -> None:
     world.make("priv", directory=True)
     world.make("d", directory=True)
