@@ -224,7 +224,7 @@ class Kernel:
         kind = self.chance.choices(list(kinds), list(kinds.values()))[0]
         if is_wanted and self.chance.random() < 0.05:
             return False  # a signal
-        if self.chance.random() < 0.001:
+        if self.chance.random() < 0.001 and not self.is_registering:  # a stop is told later
             self._stop()
         kind(ring, mine, completion)
         self.counts[kind.__name__] += 1
