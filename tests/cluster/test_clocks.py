@@ -34,21 +34,6 @@ def jumping(idle_cluster: Cluster) -> Iterator[Cluster]:
     idle_cluster.finish()
 
 
-def verify(cluster: Cluster) -> None:
-    """Wait for a verification that finds all trees equal."""
-    before = [node.daemon.info()["verified"] for node in cluster.nodes]
-    cluster[1].daemon.control("deadlines", verification=0.5)
-    cluster.wait_until(
-        lambda: all(
-            node.daemon.info()["verified"] > then
-            for node, then in zip(cluster.nodes, before, strict=True)
-        ),
-        SOON,
-        "a verification",
-    )
-    cluster[1].daemon.control("deadlines", verification=3600.0)
-
-
 def expected(offset: int) -> int:
     """Return the date that a change gets by a clock that is off by *offset* seconds."""
     return min(max(int(time.time()) + offset, 0), MAX_TIME)
@@ -100,7 +85,7 @@ def test_a_clock_that_jumps_costs_no_change_no_lock_and_no_membership(
         assert owner.do(("utime", LOCK, asked))[0].error == 0, name
         assert agents[2].do(("utime", LOCK, 0))[0].error == errno.EACCES
         owner("stat", LOCK)
-        verify(jumping)
+        jumping.verify(SOON)
     assert [len(one.daemon.log_lines("members: ")) for one in jumping.nodes] == joins
     # The lock expires when its time is over, though its date is in 2106.
     for one in jumping.nodes:
@@ -131,4 +116,4 @@ def test_a_node_whose_clock_is_far_off_starts_and_joins(jumping: Cluster, name: 
     jumping.wait_for_agreement()
     change_and_check(agents, "healed", HOUR)
     assert b"node2" in agents[0]("get", ".clusterlog")
-    verify(jumping)
+    jumping.verify(SOON)

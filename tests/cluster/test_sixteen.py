@@ -46,7 +46,7 @@ def test_sixteen_nodes_join_are_killed_cut_off_and_healed(sixteen: Cluster, repo
             kill_and_start(sixteen, changes)
             cut_and_heal(sixteen, changes)
             join_one_by_one(sixteen, changes)
-            verify(sixteen)
+            sixteen.verify(VERIFICATION)
         finally:
             report(changes.table())
         lost = changes.lost()
@@ -139,18 +139,3 @@ def join_one_by_one(cluster: Cluster, changes: Changes) -> None:
         changes.measure(f"{node.name} joins", partial(launch, node), *there, seconds=CHANGE)
         cluster.wait_until(partial(have_one_tree, there), AGREEMENT, "equal trees")
     cluster.wait_for_agreement(seconds=AGREEMENT)
-
-
-def verify(cluster: Cluster) -> None:
-    """Have the lowest node request a verification, which must succeed on all nodes."""
-    before = [node.daemon.info()["verified"] for node in cluster.nodes]
-    cluster[1].daemon.control("deadlines", verification=0.5)
-    cluster.wait_until(
-        lambda: all(
-            node.daemon.info()["verified"] > then
-            for node, then in zip(cluster.nodes, before, strict=True)
-        ),
-        VERIFICATION,
-        "a verification on each node",
-    )
-    cluster[1].daemon.control("deadlines", verification=3600.0)

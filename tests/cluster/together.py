@@ -51,6 +51,20 @@ class Cluster(Lab):
         self.launch()
         self.wait_for_agreement()
 
+    def verify(self, seconds: float) -> None:
+        """Have the lowest node request a verification; wait until it has succeeded on all nodes."""
+        before = [node.daemon.info()["verified"] for node in self.nodes]
+        self[1].daemon.control("deadlines", verification=0.5)
+        self.wait_until(
+            lambda: all(
+                node.daemon.info()["verified"] > then
+                for node, then in zip(self.nodes, before, strict=True)
+            ),
+            seconds,
+            "a verification on each node",
+        )
+        self[1].daemon.control("deadlines", verification=3600.0)
+
     def wait_for_agreement(self, *nodes: Member, seconds: float = AGREEMENT) -> float:
         """Wait until exactly these nodes are a cluster with one tree; return the seconds."""
         wanted = nodes or self.nodes
