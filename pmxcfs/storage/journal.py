@@ -262,7 +262,7 @@ class Journal:
         Raises StoreError; then the journal is broken. Appending goes on meanwhile. One that has
         waited for the sync of another thread needs none of its own if that began late enough.
         """
-        wanted = covered = self._sequence  # that is covered by the sync is found out with the lock
+        wanted = covered = self._sequence  # *covered* may be more: it is read again with the lock
         directory, was_listed = -1, True
         with self._sync_lock:
             with self._lock:
