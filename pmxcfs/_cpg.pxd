@@ -70,3 +70,6 @@ cdef extern from "<corosync/cpg.h>" nogil:
     cs_error_t cpg_local_get(cpg_handle_t handle, unsigned int *local_nodeid)
 
 ctypedef cs_error_t (*membership_fn_t)(cpg_handle_t handle, const cpg_name *group) noexcept nogil
+
+
+cpdef object decode(bytes data, group)
