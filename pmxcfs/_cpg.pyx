@@ -279,10 +279,7 @@ cdef class _Reader:
 
 
 cpdef object decode(bytes data, group):
-    """Decode a message of *group*.
-
-    Raises OtherProtocol, or BadMessage, which names the field that can't be decoded.
-    """
+    """Decode a message of *group*. Raises OtherProtocol, or BadMessage, which names the field."""
     cdef _Reader reader = _Reader(data)
     if reader.left < HEADER_SIZE:
         raise BadMessage(f"header: {HEADER_SIZE} bytes wanted, {reader.left} left")
@@ -431,7 +428,6 @@ cdef class Cpg:
     cdef bint _is_closed
     cdef bint _was_called  # libcpg ran a callback in the current dispatch
     cdef object _sink
-    cdef object _sender  # of the last message
     cdef object _raised  # exception of the sink; the current dispatch_one raises it
 
     def __init__(self, sink not None):
@@ -574,9 +570,7 @@ cdef void on_deliver(cpg_handle_t handle, const cpg_name *group, uint32_t nodeid
     cdef Cpg owner = owner_of(handle)
     try:  # msg is on the stack of cpg_dispatch: copy it
         data = PyBytes_FromStringAndSize(<char *>msg, <Py_ssize_t>msg_len)
-        if owner._sender is None or owner._sender != (nodeid, pid):
-            owner._sender = Member(nodeid, pid)
-        owner._sink.on_deliver(owner._sender, data)
+        owner._sink.on_deliver(named(Member, (nodeid, pid)), data)
     except BaseException as error:  # C code must not see it
         owner._raised = error
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 import pytest
 
 from pmxcfs._cpg import decode
-from pmxcfs.cluster.sender import Clock
 from pmxcfs.cluster.loop import GroupLoop
+from pmxcfs.cluster.sender import Clock
 from pmxcfs.cluster.tree_content import TreeContent
 from pmxcfs.cluster.tree_group import TreeGroup
 from pmxcfs.cluster.tree_source import Proposals
@@ -200,9 +200,7 @@ def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
             quorum=Quorate(),
             lock_has_expired=lambda path, checksum: False,
         )
-        player.thread = TreeGroup(
-            content, player, wakeup=wakeup, connect=player.open, clock=player
-        )
+        player.thread = TreeGroup(content, player, wakeup=wakeup, connect=player.open, clock=player)
         player.thread.dfsm.deadlines = NEVER
         player.thread.start()
         try:
