@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Declarations of libcpg: corosync/cpg.h."""
+"""Declarations of libcpg, corosync/cpg.h, and what other compiled modules call of ``_cpg``."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -72,4 +72,5 @@ cdef extern from "<corosync/cpg.h>" nogil:
 ctypedef cs_error_t (*membership_fn_t)(cpg_handle_t handle, const cpg_name *group) noexcept nogil
 
 
+cpdef bytes encode(object message, object group)
 cpdef object decode(bytes data, group)

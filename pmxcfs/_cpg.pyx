@@ -94,7 +94,7 @@ cdef bytes finish(Fixed *head, list tail):
     return b"".join(tail)
 
 
-def encode(message not None, *, group not None):
+cpdef bytes encode(object message, object group):
     """Return the bytes of *message* in the format of *group*.
 
     Raises OverflowError if a number is too large for its field. Raises ValueError if a name or path

@@ -160,7 +160,7 @@ class Clustering:
     @property
     def seconds_without_echo(self) -> float:
         """Seconds for which a message of this node has not come back; 0 if none is under way."""
-        oldest = self.outbox.progress.oldest()
+        oldest = self.outbox.progress.oldest
         of_tree = time.monotonic() - oldest if oldest else 0.0
         return max(of_tree, self.probe.seconds_without_echo)
 

@@ -20,9 +20,9 @@ Contract: docs/spec/cluster.md, "A mutation must not block forever".
 
 import contextlib
 import itertools
-import time
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from pmxcfs._cpg import encode
@@ -40,6 +40,8 @@ MOST_CHANGES_IN_FLIGHT = 32
 MOST_LOTS = 2  # sent in one call while a change is in flight
 LOT, LOT_BYTES = 32, 1 << 14  # UPDATEs sent without a look at the changes, and their bytes
 _NEVER = float("inf")
+_BEHIND_CHANGES = (Update, UpdateComplete)  # messages that changes do not wait for
+_START_SYNC = Mode.START_SYNC  # Python 3.11 finds members slowly
 
 
 class Clock:
@@ -47,7 +49,7 @@ class Clock:
 
     def monotonic(self) -> float:
         """Return seconds from any point in time."""
-        return time.monotonic()
+        return monotonic()
 
     def wall(self) -> int:
         """Return the seconds since 1970, as a message can hold them."""
@@ -116,7 +118,7 @@ class Sender:
 
     def forget_round(self) -> None:
         """Drop the messages of a round that is over; keep changes, to go before the next STATE."""
-        self._queue = deque(one for one in self._queue if isinstance(one, Normal))
+        self._queue = deque([one for one in self._queue if isinstance(one, Normal)])
 
     def echoed(self) -> None:
         """Note that the oldest message in flight was delivered to this node."""
@@ -173,7 +175,7 @@ class Sender:
             return
         for data in self._next_lot():
             with contextlib.suppress(Interrupted):  # by a membership change: its round is over
-                self._mcast(mcast, data, is_change=False)
+                self._mcast(mcast, data, False)
             self._queue.popleft()
 
     def _next_lot(self) -> list[bytes]:
@@ -183,7 +185,7 @@ class Sender:
         for message in itertools.islice(self._queue, LOT):
             if lot and (size >= LOT_BYTES or not isinstance(message, Update)):
                 break
-            lot.append(encode(message, group=self._group))
+            lot.append(encode(message, self._group))
             size += len(lot[-1])
             if not isinstance(message, Update):
                 break
@@ -194,20 +196,17 @@ class Sender:
 
         A member of the existing implementation that is in UPDATE would leave the group on it.
         """
-        return isinstance(message, SyncStart) and self._dfsm.mode is not Mode.START_SYNC
-
-    @property
-    def _may_send_change(self) -> bool:
-        """Whether a change of this node may be the next message."""
-        return (
-            self._dfsm.is_synced
-            and self._changes_in_flight < MOST_CHANGES_IN_FLIGHT
-            and (not self._queue or isinstance(self._queue[0], Update | UpdateComplete))
-        )
+        return isinstance(message, SyncStart) and self._dfsm.mode is not _START_SYNC
 
     def _send_changes(self, mcast: Callable[[bytes], None]) -> None:
-        while self._may_send_change and self._send_change(mcast):
+        while self._may_send_change() and self._send_change(mcast):
             pass
+
+    def _may_send_change(self) -> bool:
+        """Return whether a change of this node may be the next message."""
+        if not self._dfsm.is_synced or self._changes_in_flight >= MOST_CHANGES_IN_FLIGHT:
+            return False
+        return not self._queue or isinstance(self._queue[0], _BEHIND_CHANGES)
 
     def _send_change(self, mcast: Callable[[bytes], None]) -> bool:
         """Send the next change of this node; return whether there was one."""
@@ -218,7 +217,7 @@ class Sender:
             return False
         message = self._dfsm.number(body, self._clock.wall())
         try:
-            self._mcast(mcast, encode(message, group=self._group), is_change=True)
+            self._mcast(mcast, encode(message, self._group), True)
         except (ValueError, OverflowError) as error:
             self._source.refused(Invalid(f"the change can't be encoded as a message: {error}"))
         except TryAgain as error:
@@ -232,7 +231,7 @@ class Sender:
             self._source.sent(message.serial)
         return True
 
-    def _mcast(self, mcast: Callable[[bytes], None], data: bytes, *, is_change: bool) -> None:
+    def _mcast(self, mcast: Callable[[bytes], None], data: bytes, is_change: bool) -> None:
         mcast(data)
         size = 0 if is_change else len(data)
         self._in_flight.append(size)

@@ -5,10 +5,8 @@ another one could begin. If the device stalls, this thread wakes another worker 
 Contract: docs/spec/fuse.md, "Waiting".
 """
 
-import contextlib
 import threading
-import time
-from collections.abc import Iterator
+from time import monotonic
 
 from pmxcfs.host.threads import BackgroundThread
 from pmxcfs.replica.waiting import RequestWatch
@@ -27,7 +25,7 @@ class Writes:
 
     def begin(self, watch: RequestWatch) -> bool:
         """Note a write; return whether the thread has to be woken to look after it."""
-        self.last = time.monotonic()
+        self.last = monotonic()
         self.running[watch] = self.last
         is_first = not self.are_watched
         self.are_watched = True
@@ -46,29 +44,6 @@ class StallWatch(BackgroundThread):
         self._is_needed = threading.Event()
         self.writes = Writes()
 
-    @contextlib.contextmanager
-    def watching(self, watch: RequestWatch) -> Iterator[None]:
-        """Stop *watch* if the block takes long. For any thread."""
-        self.begin(watch)
-        try:
-            yield
-        finally:
-            self.end(watch)
-
-    @property
-    def is_watching(self) -> bool:
-        """Whether a write runs."""
-        return bool(self.writes.running)
-
-    def begin(self, watch: RequestWatch) -> None:
-        """Stop *watch* unless ``end`` is called soon. For any thread."""
-        if self.writes.begin(watch):
-            self._is_needed.set()
-
-    def end(self, watch: RequestWatch) -> None:
-        """Forget *watch*, if ``begin`` was called with it."""
-        self.writes.end(watch)
-
     def wake(self) -> None:
         """Let the thread look at the writes that run, or end."""
         self._is_needed.set()
@@ -79,7 +54,7 @@ class StallWatch(BackgroundThread):
         while not self.is_stopping:
             self._is_needed.wait()
             self.pause(CHECK_INTERVAL)
-            now = time.monotonic()
+            now = monotonic()
             for watch, since in writes.running.copy().items():
                 if now - since >= CHECK_INTERVAL:
                     watch.stop()

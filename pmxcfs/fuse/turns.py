@@ -48,7 +48,7 @@ class Turns(Waits):
     """The threads of a session, of which one at a time has the turn to read requests."""
 
     def __init__(self, lock: Lock, *, limit: int = MAX_WAITING) -> None:
-        super().__init__(lock_released=_Released(lock), limit=limit)
+        super().__init__(limit)
         self._lock = lock
         self.is_over = threading.Event()  # nobody reads any more
         self.interrupts = Interrupts()
@@ -149,16 +149,3 @@ class _TurnThread(BackgroundThread):
     def sleep(self) -> None:
         """Wait for ``wake``. Blocks."""
         self._called.acquire()
-
-
-class _Released:
-    """Releases a lock until the block ends."""
-
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        self._lock.release()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.acquire()

@@ -9,7 +9,6 @@ cdef class Waits:
     cdef public Py_ssize_t limit
     cdef readonly object stalls
     cdef readonly int _descriptor
-    cdef readonly object _lock_released
     cdef object _reader_call
     cdef object _queued
     cdef double _last_turn
@@ -23,5 +22,9 @@ cdef class Waits:
     cpdef object _call_reader(self)
     cpdef RequestWatch begin_write(self)
     cpdef object end_write(self, RequestWatch watch)
+    cpdef RequestWatch begin_waiting(self, bint must=*)
+    cpdef object expect_write(self, RequestWatch watch)
+    cpdef object end_waiting(self, RequestWatch watch)
     cdef RequestWatch _new_watch(self)
+    cdef object _come_back(self, RequestWatch watch)
     cdef object _await_place(self)

@@ -10,10 +10,9 @@ Contract: docs/spec/fuse.md, "Waiting"; docs/spec/performance.md, "What costs ti
 """
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from time import monotonic
 
 from pmxcfs.errors import Busy
 from pmxcfs.fuse.stalls import StallWatch
@@ -26,16 +25,12 @@ MAX_QUEUED = 64  # threads that wait until they may wait
 
 
 class Waits:
-    """The waits, of which at most *limit* may last at one time.
+    """The waits, of which at most *limit* may last at one time."""
 
-    *lock_released* releases the tree's lock until its block ends.
-    """
-
-    def __init__(self, *, lock_released: AbstractContextManager[None], limit: int) -> None:
+    def __init__(self, limit: int) -> None:
         self.waiting_count = 0  # threads that wait for a device, another thread or other nodes
         self.limit = limit
         self._descriptor = -1  # of the session; -1 before ``attach``
-        self._lock_released = lock_released
         self._reader_call = self._call_reader  # kept, as each write needs it
         self._queued: deque[Signal] = deque()  # of threads that want to wait, too
         self._last_turn = 0.0  # monotonic second in which a wait last began or ended
@@ -53,10 +48,11 @@ class Waits:
 
     def _release(self) -> None:
         """Release the tree's lock until ``_acquire``."""
-        self._lock_released.__enter__()
+        raise NotImplementedError
 
     def _acquire(self) -> None:
-        self._lock_released.__exit__(None, None, None)
+        """Take the tree's lock. Blocks."""
+        raise NotImplementedError
 
     def _begin(self) -> bool:
         """Note that the calling thread goes away; return whether no other one reads then."""
@@ -78,35 +74,33 @@ class Waits:
         """
         return NOT_INTERRUPTIBLE
 
-    def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
-        """Stop *watch*, so that another thread reads, if the block takes long."""
-        return self.stalls.watching(watch) if watch.is_active else contextlib.nullcontext()
-
     def begin_write(self) -> RequestWatch:
         """Release the lock for a write; another thread reads only if that takes long."""
         watch = self._new_watch()
-        if watch.is_active and self._writes.begin(watch):
-            self.stalls.wake()
+        self.expect_write(watch)
         self._release()
         return watch
 
     def end_write(self, watch: RequestWatch) -> None:
         """Take the lock again after a write; *watch* is what ``begin_write`` returned."""
+        self._come_back(watch)
+
+    def expect_write(self, watch: RequestWatch) -> None:
+        """Stop *watch*, so that another thread reads, if what comes now takes long.
+
+        It is a write, which lasts until the thread takes the lock again. Needs no lock.
+        """
+        if watch.is_active and self._writes.begin(watch):
+            self.stalls.wake()
+
+    def _new_watch(self) -> RequestWatch:
+        """Return the watch of a thread that is about to release the lock until ``_come_back``."""
+        return RequestWatch(self._descriptor, self._reader_call, self._begin())
+
+    def _come_back(self, watch: RequestWatch) -> None:
         self._acquire()
         self._writes.end(watch)
         self._end()
-
-    def _new_watch(self) -> RequestWatch:
-        return RequestWatch(self._descriptor, self._reader_call, self._begin())
-
-    @contextlib.contextmanager
-    def _released_with_watch(self) -> Iterator[RequestWatch]:
-        watch = self._new_watch()
-        try:
-            with self._lock_released:
-                yield watch
-        finally:
-            self._end()
 
     @contextlib.contextmanager
     def waiting(self, *, must: bool = False) -> Iterator[None]:
@@ -114,29 +108,34 @@ class Waits:
 
         Raises Busy if too many threads wait already, unless this one *must*.
         """
-        with self.waiting_with_watch(must=must) as watch:
+        watch = self.begin_waiting(must)
+        try:
             watch.stop()
             yield
+        finally:
+            self.end_waiting(watch)
 
-    @contextlib.contextmanager
-    def waiting_with_watch(self, *, must: bool = False) -> Iterator[RequestWatch]:
-        """Release the lock to wait, and watch for requests meanwhile.
+    def begin_waiting(self, must: bool = False) -> RequestWatch:
+        """Release the lock to wait until ``end_waiting``, and watch for requests meanwhile.
 
-        The block must stop the watch before it waits for anything that does not poll the watch.
+        The watch must be stopped before the thread waits for anything that does not poll it.
         Raises Busy if too many threads wait already, unless this one *must*.
         """
         if self.waiting_count >= self.limit and not must:
             self._await_place()
         self.waiting_count += 1
-        self._last_turn = time.monotonic()
-        try:
-            with self._released_with_watch() as watch:
-                yield watch
-        finally:
-            self.waiting_count -= 1
-            self._last_turn = time.monotonic()
-            if self._queued:
-                self._queued.popleft().give()
+        self._last_turn = monotonic()
+        watch = self._new_watch()
+        self._release()
+        return watch
+
+    def end_waiting(self, watch: RequestWatch) -> None:
+        """Take the lock again after a wait; *watch* is what ``begin_waiting`` returned."""
+        self._come_back(watch)
+        self.waiting_count -= 1
+        self._last_turn = monotonic()
+        if self._queued:
+            self._queued.popleft().give()
 
     def _await_place(self) -> None:
         """Wait until fewer threads wait, for a short time. Raises Busy.
@@ -144,16 +143,21 @@ class Waits:
         Waits on a healthy device end within milliseconds. If none has ended for longer, there is no
         use in keeping another thread from reading requests.
         """
-        until = time.monotonic() + PLACE_TIMEOUT
+        until = monotonic() + PLACE_TIMEOUT
         while self.waiting_count >= self.limit:
-            left = until - time.monotonic()
-            is_stalled = time.monotonic() - self._last_turn > STALLED_AFTER
+            now = monotonic()
+            left = until - now
+            is_stalled = now - self._last_turn > STALLED_AFTER
             if left <= 0 or is_stalled or len(self._queued) >= MAX_QUEUED:
                 raise Busy(f"{self.waiting_count} changes are waiting already")
             signal = Signal()
             self._queued.append(signal)
-            with self._released_with_watch() as watch:
+            watch = self._new_watch()
+            self._release()
+            try:
                 watch.stop()
                 is_given = signal.wait(left)
+            finally:
+                self._come_back(watch)
             if not is_given and signal in self._queued:
                 self._queued.remove(signal)

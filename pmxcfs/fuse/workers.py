@@ -23,8 +23,9 @@ class Workers(Waits):
     """The *count* workers. *lock_released* releases the tree's lock until its block ends."""
 
     def __init__(self, count: int, *, lock_released: AbstractContextManager[None]) -> None:
-        super().__init__(lock_released=lock_released, limit=max(0, count - RESERVED_WORKERS))
+        super().__init__(limit=max(0, count - RESERVED_WORKERS))
         self.count = count
+        self._lock_released = lock_released
         # Threads without the lock. Other threads count, too, which may unpark one worker too many.
         self._released_count = 0
         self._parked: list[threading.Event] = []
@@ -41,6 +42,12 @@ class Workers(Waits):
     @property
     def _readers(self) -> int:
         return self.count - self._released_count - len(self._parked)
+
+    def _release(self) -> None:
+        self._lock_released.__enter__()
+
+    def _acquire(self) -> None:
+        self._lock_released.__exit__(None, None, None)
 
     def _begin(self) -> bool:
         self._released_count += 1

@@ -18,8 +18,9 @@ filesystem.md, "When the cluster is stuck".
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic
 
 from pmxcfs.errors import Busy, PmxcfsError, Signaled
 from pmxcfs.host.callers import UNKNOWN, Caller
@@ -48,15 +49,12 @@ DELIVERY_TIMEOUT = 10.0  # seconds from sending to delivery
 STOP_TIMEOUT = 1.0  # seconds that all changes together may wait once the daemon is stopping
 
 
-# Dispatches for the tree's group until the ticket is done, at most the given seconds. If another
-# thread owns the group, it only wakes that thread.
-DispatchUntil = Callable[[Ticket, float, RequestWatch], None]
-
-
 class ClusterIssuer:
     """Carries out mutations by sending them to all members, this node included.
 
-    All methods need the tree's lock and release it while they wait.
+    All methods need the tree's lock and release it while they wait. *dispatch_until* dispatches for
+    the tree's group until the ticket is done, at most the given seconds. If another thread owns the
+    group, it only wakes that thread.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class ClusterIssuer:
         outbox: Outbox,
         *,
         yielding: WatchfulYielding,
-        dispatch_until: DispatchUntil,
+        dispatch_until: Callable[[Ticket, float, RequestWatch], None],
     ) -> None:
         self._replica = replica
         self._outbox = outbox
@@ -87,7 +85,7 @@ class ClusterIssuer:
         return self._refusal(size, CONTENT_TIMEOUT)
 
     def _refusal(self, size: int, seconds: float) -> PmxcfsError | None:
-        if self._progress.refuses(now=time.monotonic()):
+        if self._progress.cause is not None and self._progress.refuses(monotonic()):
             return Busy("the cluster delivers no changes of this node, nothing was changed")
         try:
             self._replica.check_writable(size, seconds)
@@ -101,7 +99,7 @@ class ClusterIssuer:
 
     def can_announce_later(self) -> bool:
         """Tell whether this node could send now, as far as it knows."""
-        return self._outbox.may_send(now=time.monotonic())
+        return self._outbox.may_send(monotonic())
 
     def announce(self, ticket: Announcement) -> None:
         """Create the file of *ticket* on all members, with its content, and rename it. Blocks.
@@ -131,12 +129,12 @@ class ClusterIssuer:
         Its record is written then. After *seconds* raises Busy, or Failed if only that is missing.
         Raises Signaled.
         """
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         if not await_done(ticket, seconds, self._yielding):
             raise Busy("an earlier change of the same file is still in progress")
         if self._replica.has_unwritten:  # its record waits, or is being written
             with self._yielding.waiting(must=True):
-                is_written = self._replica.write_out(max(until - time.monotonic(), 0.0))
+                is_written = self._replica.write_out(max(until - monotonic(), 0.0))
             if not is_written:
                 raise _unwritten()
         ticket.check()
@@ -159,7 +157,7 @@ class ClusterIssuer:
 
     def refuse(self) -> None:
         """Answer Busy to unsent changes, and limit waiting to STOP_TIMEOUT: the daemon stops."""
-        self._stops_at = min(self._stops_at, time.monotonic() + STOP_TIMEOUT)
+        self._stops_at = min(self._stops_at, monotonic() + STOP_TIMEOUT)
         self._refuse_unsent("the daemon is stopping, nothing was changed")
         self._outbox.hold(on=False)
 
@@ -168,7 +166,7 @@ class ClusterIssuer:
         for proposal in list(self._waiting):
             done = proposal.ticket.done()
             with self._yielding.waiting(must=True):
-                done.wait(max(0.0, self._stops_at - time.monotonic()))
+                done.wait(max(0.0, self._stops_at - monotonic()))
             if not proposal.ticket.is_done:
                 proposal.ticket.finish(self._give_up(proposal, "the daemon stopped"))
                 self._outbox.wake()
@@ -179,12 +177,16 @@ class ClusterIssuer:
 
     def _carry(self, ticket: Ticket, bodies: Sequence[Sendable]) -> None:
         """Send *bodies* for *ticket* and wait until it is done. Blocks."""
-        start, proposal = time.monotonic(), Proposal(ticket, bodies)
+        start, proposal = monotonic(), Proposal(ticket, bodies)
         ticket.done()  # creates the signal while the lock is held
         self._waiting[proposal] = None
         try:
-            with self._yielding.interruptible(lambda: self._withdraw(proposal, Signaled())):
+            interruption = self._yielding.interruptible(partial(self._answer_signaled, proposal))
+            interruption.begin()
+            try:
                 failure = self._send_and_wait(proposal, start)
+            finally:
+                interruption.end()
             if failure is not None and not ticket.is_done:
                 self._note_failure(failure)
         except PmxcfsError as error:
@@ -199,16 +201,20 @@ class ClusterIssuer:
     def _send_and_wait(self, proposal: Proposal, start: float) -> PmxcfsError | None:
         """Do what ``_await`` does, and write the record; *start* is the monotonic begin. Blocks."""
         ticket = proposal.ticket
-        if (refusal := self._refusal(0, timeout_for(ticket))) is not None:
+        refusal = self._refusal(0, timeout_for(ticket))
+        if refusal is not None:
             raise refusal
         self._replica.await_saver()
-        with self._yielding.waiting_with_watch() as watch:
+        watch = self._yielding.begin_waiting()
+        try:
             failure = self._await(proposal, watch)
             if isinstance(ticket.error, Signaled):
                 return None
-            seconds = min(DELIVERY_TIMEOUT, start + limit_for(ticket) - time.monotonic())
-            with self._yielding.during_write(watch):
-                is_written = self._replica.write_out(max(seconds, 0.0))
+            seconds = min(DELIVERY_TIMEOUT, start + limit_for(ticket) - monotonic())
+            self._yielding.expect_write(watch)
+            is_written = self._replica.write_out(max(seconds, 0.0))
+        finally:
+            self._yielding.end_waiting(watch)
         if ticket.is_done and ticket.error is None and not is_written:
             raise _unwritten()
         return failure
@@ -218,27 +224,29 @@ class ClusterIssuer:
 
         Return the error if it was given up; return None if the ticket is done.
         """
-        start, ticket = time.monotonic(), proposal.ticket
+        start, ticket = monotonic(), proposal.ticket
         timeout = timeout_for(ticket)
-        if self._progress.is_stuck:
+        if self._progress.cause is not None:
             timeout = min(timeout, ATTEMPT_TIMEOUT)
-        until = start + self._limited(timeout)
+        until = start + self._limited(timeout, start)
         self._outbox.queue(proposal)
         self._dispatch_until(ticket, until - start, watch)
         if ticket.is_done:
             return None
         watch.stop()
         done = ticket.done()
-        while (left := self._unsent_seconds(proposal, until)) > 0:
+        left = self._unsent_seconds(proposal, until)
+        while left > 0:
             if done.wait(left):
                 return None
+            left = self._unsent_seconds(proposal, until)
         refusal = Busy("the cluster is not in sync yet, nothing was changed")
         if self._outbox.withdraw(proposal, refusal):
             return refusal
         # It was sent, is being sent, or its ticket is just being finished.
-        now = time.monotonic()
+        now = monotonic()
         until = min((proposal.sent_at or now) + DELIVERY_TIMEOUT, start + limit_for(ticket))
-        if done.wait(self._limited(until - now)):
+        if done.wait(self._limited(until - now, now)):
             return None
         return self._give_up(proposal, "no delivery in time")
 
@@ -247,27 +255,31 @@ class ClusterIssuer:
 
         Behind a mutation that is overdue, it is until that one is given up.
         """
-        now, oldest = time.monotonic(), self._progress.oldest()
-        if not proposal.sent_at and self._progress.is_overdue(now=now):
+        now, oldest = monotonic(), self._progress.oldest
+        if not proposal.sent_at and self._progress.is_overdue(now):
             until = oldest + DELIVERY_TIMEOUT
-        return self._limited(until - now)
+        return self._limited(until - now, now)
 
     def _note_failure(self, error: PmxcfsError) -> None:
         """Note that a proposal was given up with *error*.
 
         If it was in flight for too long, refuse what has waited behind it.
         """
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._stops_at - STOP_TIMEOUT:
             return  # the limits are those of the daemon's stop
-        self._progress.failed(error, now=now)
-        if self._progress.is_overdue(now=now):
+        self._progress.failed(error, now)
+        if self._progress.is_overdue(now):
             self._refuse_unsent("an earlier change was not delivered in time, nothing was changed")
 
     def _refuse_unsent(self, reason: str) -> None:
         """Answer Busy, for this *reason*, to all callers of which nothing was sent."""
         for proposal in list(self._waiting):
             self._withdraw(proposal, Busy(reason))
+
+    def _answer_signaled(self, proposal: Proposal) -> None:
+        """Answer Signaled to the caller of *proposal*, if nothing of it was sent."""
+        self._withdraw(proposal, Signaled())
 
     def _withdraw(self, proposal: Proposal, error: PmxcfsError) -> None:
         """Answer *error* to the caller of *proposal*, if nothing of it was sent."""
@@ -278,7 +290,8 @@ class ClusterIssuer:
     def _give_up(self, proposal: Proposal, reason: str) -> PmxcfsError:
         """Send no further message of *proposal*; return the error for its caller."""
         self._outbox.drop(proposal)
-        seconds = time.monotonic() - (proposal.sent_at or time.monotonic())
+        now = monotonic()
+        seconds = now - (proposal.sent_at or now)
         _log.error(
             "the change of %s was sent but not delivered within %.1f s: its outcome is unknown",
             loggable_path(proposal.ticket.mutation.path),
@@ -286,9 +299,9 @@ class ClusterIssuer:
         )
         return outcome_unknown(reason)
 
-    def _limited(self, seconds: float) -> float:
-        """Return *seconds*, or less if the daemon is stopping."""
-        return max(0.0, min(seconds, self._stops_at - time.monotonic()))
+    def _limited(self, seconds: float, now: float) -> float:
+        """Return *seconds* from *now*, or less if the daemon is stopping."""
+        return max(0.0, min(seconds, self._stops_at - now))
 
 
 def _unwritten() -> PmxcfsError:

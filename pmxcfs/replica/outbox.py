@@ -12,11 +12,10 @@ Threads: any thread may use the outbox; no method blocks. Tickets are finished w
 held. Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
-import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from pmxcfs.errors import Failed, NoQuorum, PmxcfsError
+from pmxcfs.host.locking import Lock
 from pmxcfs.messages import Mutation, UnlockRequest
 from pmxcfs.replica.progress import Progress
 from pmxcfs.replica.quorum import QuorumFlag
@@ -29,33 +28,29 @@ Sendable = Mutation | UnlockRequest
 class Proposal:
     """A ticket and its messages, which are sent one directly after the other."""
 
-    __slots__ = ("_count", "_outstanding", "refusal", "sent_at", "ticket", "unsent")
-
     def __init__(self, ticket: Ticket, bodies: Sequence[Sendable]) -> None:
         self.ticket = ticket
-        self.unsent = deque(bodies)
+        self.unsent = list(bodies)
+        self.is_partly_sent = False  # whether at least one message was sent
         self.sent_at = 0.0  # monotonic seconds when the first message was sent; 0 if none was
         # Why it was to be withdrawn, once it was: it ends with that unless something was sent.
         self.refusal: PmxcfsError | None = None
-        self._count = self._outstanding = len(bodies)
-
-    @property
-    def is_partly_sent(self) -> bool:
-        """Tell whether at least one message was sent."""
-        return len(self.unsent) < self._count
+        self._part = 0  # the number of messages that were delivered
+        self._count = len(self.unsent)
 
     def arrived(self, change: Change | None, error: PmxcfsError | None) -> None:
         """Record the delivery of one message and its result. Needs the tree's lock.
 
         The ticket gets the first error, or the change of the last message.
         """
-        part = self._count - self._outstanding
-        self._outstanding -= 1
-        error = self.ticket.judge(error, part)
-        self.ticket.error = self.ticket.error or error
-        self.ticket.change = change
-        if not self._outstanding:
-            self.ticket.finish()
+        ticket = self.ticket
+        error = ticket.judge(error, self._part)
+        if ticket.error is None:
+            ticket.error = error
+        ticket.change = change
+        self._part += 1
+        if self._part == self._count:
+            ticket.finish()
 
 
 class Outbox:
@@ -66,8 +61,8 @@ class Outbox:
         self.wake = wake  # lets the group's thread check the outbox; never blocks
         self.progress = Progress()  # of what was sent
         self._quorum = quorum
-        self._lock = threading.Lock()
-        self._proposals: deque[Proposal] = deque()
+        self._lock = Lock()  # for what follows; a with statement would cost more than the rest
+        self._proposals: list[Proposal] = []
 
     def put(self, proposal: Proposal) -> None:
         """Queue *proposal* and wake the thread that sends it. Raises NoQuorum."""
@@ -79,12 +74,15 @@ class Outbox:
 
         Raises NoQuorum, or the error with which it was withdrawn before.
         """
-        with self._lock:
+        self._lock.acquire()
+        try:
             if proposal.refusal is not None:
                 raise proposal.refusal
             if not self._quorum.is_quorate:
                 raise NoQuorum("no quorum: the file system is read-only")
             self._proposals.append(proposal)
+        finally:
+            self._lock.release()
 
     def withdraw(self, proposal: Proposal, error: PmxcfsError) -> bool:
         """Withdraw *proposal*; tell whether it was queued, and nothing of it sent.
@@ -96,7 +94,7 @@ class Outbox:
             proposal.refusal = error
             return not proposal.sent_at and self._remove(proposal)
 
-    def next(self, *, now: float) -> Proposal | None:
+    def next(self, now: float) -> Proposal | None:
         """Return the proposal whose next message is to be sent now; None if none may be sent.
 
         *now* is monotonic, in seconds. Only the owner of the group calls this, and then ``sent`` or
@@ -104,14 +102,18 @@ class Outbox:
         """
         if not self._proposals:
             return None  # without the lock: a thread that queues wakes the owner or becomes it
-        with self._lock:
+        self._lock.acquire()
+        try:
             if not self._proposals or self.is_held or not self._quorum.is_quorate:
                 return None
             proposal = self._proposals[0]
-            if not proposal.is_partly_sent and self.progress.is_overdue(now=now):
+            if not proposal.is_partly_sent and self.progress.is_overdue(now):
                 return None
-            proposal.sent_at = proposal.sent_at or now
+            if not proposal.sent_at:
+                proposal.sent_at = now
             return proposal
+        finally:
+            self._lock.release()
 
     def not_sent(self, proposal: Proposal) -> bool:
         """Record that corosync did not take the message; tell whether to send it again."""
@@ -125,11 +127,15 @@ class Outbox:
 
     def sent(self, proposal: Proposal) -> None:
         """Record that the next message of *proposal* was sent."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             self.progress.sent(proposal, proposal.sent_at)
-            proposal.unsent.popleft()
+            proposal.is_partly_sent = True
+            del proposal.unsent[0]
             if not proposal.unsent:
                 self._remove(proposal)
+        finally:
+            self._lock.release()
 
     def drop(self, proposal: Proposal) -> None:
         """Remove *proposal* from the queue: send no further message of it."""
@@ -139,8 +145,7 @@ class Outbox:
     def clear(self) -> list[Proposal]:
         """Remove all proposals from the queue; return them in order."""
         with self._lock:
-            cleared = list(self._proposals)
-            self._proposals.clear()
+            cleared, self._proposals = self._proposals, []
             return cleared
 
     def refuse_unsent(self) -> None:
@@ -152,9 +157,9 @@ class Outbox:
                 proposal.ticket.finish(NoQuorum("the quorum was lost, nothing was changed"))
         self.wake()  # also wakes a request thread that owns the group and waits for one of these
 
-    def may_send(self, *, now: float) -> bool:
+    def may_send(self, now: float) -> bool:
         """Tell whether a change could be sent now (monotonic seconds), as far as is known here."""
-        return self._quorum.is_quorate and not self.is_held and self.progress.is_moving(now=now)
+        return self._quorum.is_quorate and not self.is_held and self.progress.is_moving(now)
 
     def hold(self, *, on: bool) -> None:
         """Stop sending (*on*), or send again. For tests."""

@@ -10,14 +10,15 @@ message of its own has come back. With the end of a synchronization both are tru
 STATE was a part of it. If the node is in sync and nothing is overdue, no message can be expected to
 come back. Then a change is let through after ATTEMPT_INTERVAL seconds, to find out.
 
-Threads: any thread may call the methods; none blocks. Times are monotonic seconds.
+Threads: only the owner of the group calls ``sent``, ``came_back``, ``sync_began``, ``synced`` and
+``left``. Any thread may call the others. None blocks. Times are monotonic seconds.
 Contract: docs/spec/filesystem.md, "When the cluster is stuck".
 """
 
 import logging
-import threading
 
 from pmxcfs.errors import PmxcfsError
+from pmxcfs.host.locking import Lock
 from pmxcfs.host.outage import Outage
 
 _log = logging.getLogger("pmxcfs.dcdb")
@@ -31,10 +32,12 @@ class Progress:
     """The changes in flight, and the state *stuck*."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.cause: PmxcfsError | None = None  # of the last failure, if no change came back since
+        self.oldest = 0.0  # when the oldest change in flight was sent; 0 if none is in flight
         self._in_flight: dict[object, float] = {}  # when each change was sent, in order
         self._is_in_sync = False
         self._attempt_at = 0.0  # when a stuck node that has nothing overdue lets a change through
+        self._lock = Lock()  # for what a failure changes
         self._outage: Outage[PmxcfsError] = Outage(
             _log,
             describe=lambda cause: f"changes are refused until the cluster delivers them: {cause}",
@@ -46,75 +49,67 @@ class Progress:
 
     def sent(self, change: object, at: float) -> None:
         """Note that a message of *change* was sent; its first one at the second *at*."""
-        with self._lock:
-            self._in_flight.setdefault(change, at)
+        self._in_flight.setdefault(change, at)
+        self._note_oldest()
 
     def came_back(self, change: object) -> None:
         """Note that a message of *change* was delivered to this node, which is in sync."""
-        with self._lock:
-            self._in_flight.pop(change, None)
-            self._outage.works()
+        self._in_flight.pop(change, None)
+        self._note_oldest()
+        self._works()
 
     def sync_began(self) -> None:
         """Note that the members have begun to synchronize."""
-        with self._lock:
-            self._is_in_sync = False
+        self._is_in_sync = False
 
     def synced(self) -> None:
         """Note that this node is in sync."""
-        with self._lock:
-            self._is_in_sync = True
-            self._outage.works()
+        self._is_in_sync = True
+        self._works()
 
     def left(self) -> None:
         """Note that the group was left: what was in flight does not come back."""
-        with self._lock:
-            self._is_in_sync = False
-            self._in_flight.clear()
+        self._is_in_sync = False
+        self._in_flight.clear()
+        self._note_oldest()
 
-    def failed(self, error: PmxcfsError, *, now: float) -> None:
+    def failed(self, error: PmxcfsError, now: float) -> None:
         """Note that a change was answered with *error*, as it was not sent or not delivered."""
         with self._lock:
             self._attempt_at = now + ATTEMPT_INTERVAL
+            self.cause = error
             self._outage.fails(error)
 
-    # Questions
+    def _note_oldest(self) -> None:
+        oldest = 0.0
+        for sent_at in self._in_flight.values():
+            oldest = sent_at
+            break
+        self.oldest = oldest
 
-    @property
-    def cause(self) -> PmxcfsError | None:
-        """Why the last change failed, if none has come back since."""
-        return self._outage.cause
+    def _works(self) -> None:
+        if self.cause is not None:
+            with self._lock:
+                self.cause = None
+                self._outage.works()
+
+    # Questions: each has the same answer before an event or after it, while that is being noted.
 
     @property
     def is_stuck(self) -> bool:
         """Whether the last change failed and none has come back since."""
         return self.cause is not None
 
-    def oldest(self) -> float:
-        """Return when the oldest change in flight was sent; 0 if none is in flight."""
-        with self._lock:
-            return self._oldest()
-
-    def is_overdue(self, *, now: float) -> bool:
+    def is_overdue(self, now: float) -> bool:
         """Return whether a change is in flight for more than OVERDUE seconds."""
-        with self._lock:
-            return self._is_overdue(now)
+        return self.oldest > 0 and now - self.oldest > OVERDUE
 
-    def is_moving(self, *, now: float) -> bool:
+    def is_moving(self, now: float) -> bool:
         """Return whether this node is in sync, and all its changes come back in time."""
-        with self._lock:
-            return self._is_in_sync and self.cause is None and not self._is_overdue(now)
+        return self._is_in_sync and self.cause is None and not self.is_overdue(now)
 
-    def refuses(self, *, now: float) -> bool:
+    def refuses(self, now: float) -> bool:
         """Return whether a change is to be refused at once."""
-        if not self.is_stuck:
+        if self.cause is None:
             return False
-        with self._lock:
-            return not self._is_in_sync or self._is_overdue(now) or now < self._attempt_at
-
-    def _oldest(self) -> float:
-        return next(iter(self._in_flight.values()), 0.0)
-
-    def _is_overdue(self, now: float) -> bool:
-        oldest = self._oldest()
-        return oldest > 0 and now - oldest > OVERDUE
+        return not self._is_in_sync or self.is_overdue(now) or now < self._attempt_at

@@ -3,12 +3,13 @@
 from libc.stdint cimport uint32_t
 
 from pmxcfs._core cimport Entry, Tree
+from pmxcfs.host.locking cimport Lock
 from pmxcfs.tree.apply cimport Change
 
 
 cdef class Signal:
     cdef bint _is_given
-    cdef object _lock
+    cdef Lock _lock
 
     cpdef object give(self)
     cpdef bint wait(self, double seconds) except -1

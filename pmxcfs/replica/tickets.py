@@ -5,12 +5,12 @@ Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 
 import math
-import threading
 from collections.abc import Callable
 
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Exists, GuestTaken, NotFound, PmxcfsError, Stale
 from pmxcfs.host.callers import UNKNOWN, Caller
+from pmxcfs.host.locking import Lock
 from pmxcfs.messages import Create, Delete, Mkdir, Mutation, Rename, Write
 from pmxcfs.tree.apply import Change
 
@@ -26,7 +26,7 @@ class Signal:
 
     def __init__(self) -> None:
         self._is_given = False
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._lock.acquire()
 
     def give(self) -> None:
@@ -37,7 +37,7 @@ class Signal:
 
     def wait(self, seconds: float) -> bool:
         """Wait until ``give`` was called, *seconds* at most; tell whether it was. Blocks."""
-        if not self._lock.acquire(timeout=-1 if seconds == _NEVER else seconds):
+        if not self._lock.acquire(True, -1.0 if seconds == _NEVER else seconds):
             return False
         self._lock.release()
         return True

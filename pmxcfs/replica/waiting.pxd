@@ -1,5 +1,5 @@
 # cython: language_level=3
-# The types of waiting.py, of which every change makes a watch.
+# The types of waiting.py, of which every change makes a watch and an interruption.
 
 
 cdef class RequestWatch:
@@ -8,3 +8,13 @@ cdef class RequestWatch:
     cdef object _call
 
     cpdef object stop(self)
+
+
+cdef class Interruption:
+    cdef object _request
+    cdef object _wake
+    cdef object _outer
+
+    cpdef object check(self)
+    cpdef object begin(self)
+    cpdef object end(self)

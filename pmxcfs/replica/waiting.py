@@ -52,10 +52,9 @@ class Interruption:
     """Calls *wake*, with the tree's lock held, when *request* is interrupted while the block runs.
 
     If that has happened before, the block is not entered: raises Signaled. Without a *request*
-    there is no program that could get a signal.
+    there is no program that could get a signal. Instead of a block there can be ``begin`` and, if
+    that has not raised, ``end``; a block costs more.
     """
-
-    __slots__ = ("_outer", "_request", "_wake")
 
     def __init__(self, request: Interruptible | None, wake: Callable[[], None]) -> None:
         self._request = request
@@ -72,15 +71,26 @@ class Interruption:
         if self.is_given:
             raise Signaled
 
-    def __enter__(self) -> Self:
-        self.check()
+    def begin(self) -> None:
+        """Call *wake* from now on when the request is interrupted. Raises Signaled if it was."""
+        request = self._request
+        if request is not None:
+            if request.is_interrupted:
+                raise Signaled
+            self._outer = request.on_interrupt
+            request.on_interrupt = self._wake
+
+    def end(self) -> None:
+        """Call *wake* no more."""
         if self._request is not None:
-            self._outer, self._request.on_interrupt = self._request.on_interrupt, self._wake
+            self._request.on_interrupt = self._outer
+
+    def __enter__(self) -> Self:
+        self.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._request is not None:
-            self._request.on_interrupt = self._outer
+        self.end()
 
 
 NOT_INTERRUPTIBLE = Interruption(None, lambda: None)
@@ -111,15 +121,21 @@ class Yielding(Protocol):
 class WatchfulYielding(Yielding, Protocol):
     """Yielding for a thread that may be the last worker that reads FUSE requests."""
 
-    def waiting_with_watch(self) -> AbstractContextManager[RequestWatch]:
-        """Release the lock until the block ends, and watch for requests meanwhile.
+    def begin_waiting(self) -> RequestWatch:
+        """Release the lock until ``end_waiting``, and watch for requests meanwhile.
 
-        Raises Busy if too many threads wait already. The block must stop the watch before it waits
-        without polling it.
+        Raises Busy if too many threads wait already. The watch must be stopped before the thread
+        waits without polling it.
         """
 
-    def during_write(self, watch: RequestWatch) -> AbstractContextManager[None]:
-        """Stop *watch* if the block, a write, takes longer than usual."""
+    def expect_write(self, watch: RequestWatch) -> None:
+        """Stop *watch* if the rest of the wait, a write, takes longer than usual. No lock needed.
+
+        *watch* is what ``begin_waiting`` returned.
+        """
+
+    def end_waiting(self, watch: RequestWatch) -> None:
+        """Take the lock again after a wait; *watch* is what ``begin_waiting`` returned."""
 
 
 def await_done(ticket: Ticket, seconds: float, yielding: Yielding) -> bool:

@@ -22,6 +22,16 @@ def writing(yielding: waiting.Yielding) -> Iterator[None]:
         yielding.end_write(watch)
 
 
+@contextlib.contextmanager
+def watching(yielding: waiting.WatchfulYielding) -> Iterator[RequestWatch]:
+    """Wait, and watch for requests, until the block ends."""
+    watch = yielding.begin_waiting()
+    try:
+        yield watch
+    finally:
+        yielding.end_waiting(watch)
+
+
 class Request:
     """A request whose program can get a signal."""
 
@@ -65,22 +75,24 @@ class Yielding:
 
     @contextlib.contextmanager
     def waiting(self, *, must: bool = False) -> Iterator[None]:
-        with self.waiting_with_watch(must=must):
+        watch = self.begin_waiting(must=must)
+        try:
             yield
+        finally:
+            self.end_waiting(watch)
 
-    @contextlib.contextmanager
-    def waiting_with_watch(self, *, must: bool = False) -> Iterator[RequestWatch]:
+    def begin_waiting(self, *, must: bool = False) -> RequestWatch:
         if self.count >= self.room and not must:
             raise Busy("full")
         self.count += 1
-        try:
-            with writing(self):
-                yield NO_WATCH
-        finally:
-            self.count -= 1
+        return self.begin_write()
 
-    def during_write(self, watch: RequestWatch) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def expect_write(self, watch: RequestWatch) -> None:
+        pass
+
+    def end_waiting(self, watch: RequestWatch) -> None:
+        self.end_write(watch)
+        self.count -= 1
 
     def await_away(self, count: int) -> None:
         """Wait until *count* threads have released the lock."""

@@ -1,5 +1,6 @@
 """The watch for stalled writes: which writes wake another worker, and that none is missed."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 
@@ -20,6 +21,22 @@ class Woken:
         self.watch = RequestWatch(-1, self.event.set, is_active=True)
 
 
+def begin(stalls: StallWatch, watch: RequestWatch) -> None:
+    """Begin a write, as ``Waits`` does."""
+    if stalls.writes.begin(watch):
+        stalls.wake()
+
+
+@contextlib.contextmanager
+def writing(stalls: StallWatch, watch: RequestWatch) -> Iterator[None]:
+    """Write until the block ends."""
+    begin(stalls, watch)
+    try:
+        yield
+    finally:
+        stalls.writes.end(watch)
+
+
 @pytest.fixture
 def stalls() -> Iterator[StallWatch]:
     made = StallWatch()
@@ -31,24 +48,24 @@ def stalls() -> Iterator[StallWatch]:
 
 def test_a_write_that_lasts_wakes_a_worker(stalls: StallWatch) -> None:
     woken = Woken()
-    with stalls.watching(woken.watch):
+    with writing(stalls, woken.watch):
         assert woken.event.wait(TIMEOUT)
     assert not woken.watch.is_active
-    assert not stalls.is_watching
+    assert not stalls.writes.running
 
 
 def test_every_write_that_lasts_wakes_a_worker(stalls: StallWatch) -> None:
     first, second = Woken(), Woken()
-    with stalls.watching(first.watch), stalls.watching(second.watch):
+    with writing(stalls, first.watch), writing(stalls, second.watch):
         assert first.event.wait(TIMEOUT)
         assert second.event.wait(TIMEOUT)
 
 
 def test_a_write_that_has_ended_wakes_nobody(stalls: StallWatch) -> None:
     short, other = Woken(), Woken()
-    with pytest.raises(KeyError), stalls.watching(short.watch):
+    with pytest.raises(KeyError), writing(stalls, short.watch):
         raise KeyError
-    with stalls.watching(other.watch):
+    with writing(stalls, other.watch):
         assert other.event.wait(TIMEOUT)  # by then the thread has looked
     assert short.watch.is_active
     assert not short.event.is_set()
@@ -60,7 +77,7 @@ def test_a_write_is_watched_after_a_long_time_without_one(
     monkeypatch.setattr(module, "IDLE_AFTER", 0.0)
     for _ in range(20):  # the thread falls asleep between them
         woken = Woken()
-        with stalls.watching(woken.watch):
+        with writing(stalls, woken.watch):
             assert woken.event.wait(TIMEOUT)
 
 
@@ -73,7 +90,7 @@ class Hesitant(threading.Event):
 
     def clear(self) -> None:
         if self._begin:
-            self._stalls.begin(self._begin.pop())
+            begin(self._stalls, self._begin.pop())
         super().clear()
 
 
@@ -87,7 +104,7 @@ def test_a_write_that_begins_as_the_thread_falls_asleep_is_watched(
     hesitant.set()
     stalls.start()
     assert woken.event.wait(TIMEOUT)
-    stalls.end(woken.watch)
+    stalls.writes.end(woken.watch)
     stalls.close(TIMEOUT)
     assert not stalls.is_alive
 

@@ -9,7 +9,7 @@ import pytest
 from pmxcfs.errors import Busy
 from pmxcfs.fuse.turns import SPARE_THREADS, Turns
 from pmxcfs.host.locking import Lock
-from tests.fakes.doubles.yielding import writing
+from tests.fakes.doubles.yielding import watching, writing
 
 TIMEOUT = 10.0  # seconds until a wait fails the test
 
@@ -176,7 +176,7 @@ def test_a_thread_that_watches_keeps_the_turn_until_the_watch_is_stopped() -> No
         stop, stopped = threading.Event(), threading.Event()
 
         def handle_watching() -> None:
-            with world.lock, world.turns.waiting_with_watch() as watch:
+            with world.lock, watching(world.turns) as watch:
                 assert watch.is_active
                 assert stop.wait(TIMEOUT)
                 watch.stop()
@@ -216,7 +216,7 @@ def test_a_wait_can_be_interrupted() -> None:
 
 
 def test_a_wait_of_another_thread_takes_no_turn_away() -> None:
-    with made() as world, world.lock, world.turns.waiting_with_watch() as watch:
+    with made() as world, world.lock, watching(world.turns) as watch:
         assert not watch.is_active
 
 

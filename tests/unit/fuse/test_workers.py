@@ -11,7 +11,7 @@ import pytest
 from pmxcfs.errors import Busy
 from pmxcfs.fuse import workers as module
 from pmxcfs.fuse.workers import RESERVED_WORKERS, Workers
-from tests.fakes.doubles.yielding import writing
+from tests.fakes.doubles.yielding import watching, writing
 
 TIMEOUT = 10.0  # seconds until a wait fails the test
 
@@ -118,7 +118,7 @@ def test_one_worker_is_unparked_when_the_last_reading_one_waits() -> None:
 def test_stopping_an_active_watch_unparks_one_worker_once() -> None:
     with made(RESERVED_WORKERS + 1) as world:
         parked = [world.park() for _ in range(RESERVED_WORKERS)]
-        with world.lock, world.workers.waiting_with_watch() as watch:
+        with world.lock, watching(world.workers) as watch:
             assert watch.is_active
             assert all(map(is_parked, parked))
             watch.stop()
@@ -131,7 +131,7 @@ def test_stopping_an_active_watch_unparks_one_worker_once() -> None:
 def test_the_watch_is_inactive_while_another_worker_reads() -> None:
     with made(RESERVED_WORKERS + 2) as world:
         parked = [world.park() for _ in range(RESERVED_WORKERS)]
-        with world.lock, world.workers.waiting_with_watch() as watch:
+        with world.lock, watching(world.workers) as watch:
             assert not watch.is_active
             watch.stop()
             assert all(map(is_parked, parked))
@@ -226,7 +226,7 @@ def test_a_write_that_fails_takes_the_lock_again() -> None:
         with pytest.raises(KeyError), writing(world.workers):
             raise KeyError
         assert world.lock.locked()
-        assert not world.workers.stalls.is_watching
+        assert not world.workers.stalls.writes.running
 
 
 def test_workers_that_must_wait_are_not_refused() -> None:

@@ -27,7 +27,7 @@ from pmxcfs.messages import (
     Write,
 )
 from pmxcfs.replica import cluster_issuer as module
-from pmxcfs.replica import progress
+from pmxcfs.replica import progress, tickets
 from pmxcfs.replica.cluster_issuer import MAX_MESSAGE, split
 from pmxcfs.replica.outbox import Proposal
 from pmxcfs.replica.tickets import Ticket
@@ -40,11 +40,17 @@ STUCK = "refused until the cluster delivers"
 ENOUGH = 1.0  # seconds; a timeout that leaves the test time to send the message
 
 
+def limit_sending(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let all changes wait at most *seconds* until they are sent."""
+    monkeypatch.setattr(tickets, "NAME_TIMEOUT", seconds)
+    monkeypatch.setattr(tickets, "CONTENT_TIMEOUT", seconds)
+
+
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: LONG)
+    limit_sending(monkeypatch, LONG)
     monkeypatch.setattr(module, "DELIVERY_TIMEOUT", LONG)
-    monkeypatch.setattr(module, "limit_for", lambda ticket: LONG)
+    monkeypatch.setattr(tickets, "NAME_LIMIT", LONG)
     monkeypatch.setattr(module, "STOP_TIMEOUT", LONG)
     made = World()
     yield made
@@ -82,7 +88,8 @@ def test_a_change_that_is_not_sent_in_time_is_withdrawn(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: dict[Mutation, float] = {Mkdir("a"): BRIEF, Mtime("a", 1): 2 * BRIEF}
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: limits[ticket.mutation])
+    monkeypatch.setattr(tickets, "NAME_TIMEOUT", limits[Mkdir("a")])
+    monkeypatch.setattr(tickets, "CONTENT_TIMEOUT", limits[Mtime("a", 1)])
     for mutation, limit in limits.items():
         world.outbox.progress.synced()
         start = time.monotonic()
@@ -98,7 +105,7 @@ def test_a_change_that_is_not_sent_in_time_is_withdrawn(
 def test_a_change_that_is_not_delivered_in_time_has_an_unknown_outcome(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    limit_sending(monkeypatch, ENOUGH)
     monkeypatch.setattr(module, "DELIVERY_TIMEOUT", BRIEF)
     start = time.monotonic()
     future = world.mkdir()
@@ -114,7 +121,7 @@ def test_a_change_given_up_while_it_is_being_sent_is_not_sent_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Corosync refuses the message after the caller has given up waiting."""
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    limit_sending(monkeypatch, ENOUGH)
     future = world.mkdir()
     proposal = world.outbox.next(now=time.monotonic())
     assert proposal is not None
@@ -278,7 +285,7 @@ def behind(world: World, monkeypatch: pytest.MonkeyPatch) -> Future[Change]:
     """A change that is overdue, and that is given up after ENOUGH seconds in flight."""
     world.outbox.progress.synced()
     monkeypatch.setattr(progress, "OVERDUE", BRIEF)
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    limit_sending(monkeypatch, ENOUGH)
     monkeypatch.setattr(module, "DELIVERY_TIMEOUT", ENOUGH)
     future = world.mkdir("overdue")
     world.first = world.send()
@@ -307,7 +314,7 @@ def test_changes_behind_an_overdue_one_are_refused_with_it(
 def test_changes_behind_an_overdue_one_are_sent_when_it_was_delivered(
     world: World, behind: Future[Change], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: BRIEF)
+    limit_sending(monkeypatch, BRIEF)
     second, third = world.mkdir("second"), world.mkdir("third")
     threading.Event().wait(2 * BRIEF)
     assert not second.done(), "it has the time of the overdue change"
@@ -355,8 +362,8 @@ def test_an_attempt_of_a_stuck_node_is_brief(world: World, monkeypatch: pytest.M
 def test_a_change_of_a_name_is_answered_in_time_even_if_it_was_sent_late(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
-    monkeypatch.setattr(module, "limit_for", lambda ticket: ENOUGH + BRIEF)
+    limit_sending(monkeypatch, ENOUGH)
+    monkeypatch.setattr(tickets, "NAME_LIMIT", ENOUGH + BRIEF)
     start = time.monotonic()
     future = world.mkdir()
     threading.Event().wait(ENOUGH / 2)
@@ -418,7 +425,7 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_withdrawn(world: World) -> No
 def test_the_rest_of_a_write_that_was_given_up_is_never_sent(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "timeout_for", lambda ticket: ENOUGH)
+    limit_sending(monkeypatch, ENOUGH)
     monkeypatch.setattr(module, "DELIVERY_TIMEOUT", BRIEF)
     future = world.begin(lambda: world.issuer.submit(two_parts()))
     world.send()

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,15 +30,13 @@ class Crowded(Yielding):
         self.go = threading.Event()
         self.is_crowded = True
 
-    @contextlib.contextmanager
-    def waiting_with_watch(self, *, must: bool = False) -> Iterator[RequestWatch]:
+    def begin_waiting(self, *, must: bool = False) -> RequestWatch:
         if self.is_crowded:
             self.is_crowded = False
             with writing(self):
                 assert self.go.wait(WAIT)
             raise Busy("full")
-        with super().waiting_with_watch(must=must) as watch:
-            yield watch
+        return super().begin_waiting(must=must)
 
 
 def test_a_change_that_another_thread_has_made_meanwhile_is_not_called_busy(

@@ -23,15 +23,15 @@ def fail(progress: Progress, *, now: float) -> None:
 
 def test_the_oldest_change_in_flight_is_overdue_after_two_seconds(progress: Progress) -> None:
     assert OVERDUE == 2.0
-    assert progress.oldest() == 0.0
+    assert progress.oldest == 0.0
     assert not progress.is_overdue(now=LATER)
     progress.sent("first", START)
     progress.sent("second", START + 1)
-    assert progress.oldest() == START
+    assert progress.oldest == START
     assert not progress.is_overdue(now=START + OVERDUE)
     assert progress.is_overdue(now=START + OVERDUE + 0.1)
     progress.came_back("first")
-    assert progress.oldest() == START + 1
+    assert progress.oldest == START + 1
     assert not progress.is_overdue(now=START + OVERDUE + 0.1)
 
 
@@ -44,10 +44,10 @@ def test_what_was_in_flight_when_the_group_was_left_is_not_overdue(progress: Pro
 def test_a_change_of_two_messages_is_in_flight_since_the_first(progress: Progress) -> None:
     progress.sent("whole", START)
     progress.sent("whole", START)
-    assert progress.oldest() == START
+    assert progress.oldest == START
     progress.came_back("whole")
     progress.came_back("whole")
-    assert progress.oldest() == 0.0
+    assert progress.oldest == 0.0
 
 
 def test_a_slow_change_alone_refuses_nothing(progress: Progress) -> None:
