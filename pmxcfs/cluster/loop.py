@@ -39,7 +39,7 @@ MAX_BURST = 256  # messages dispatched in a row before the owner sends and check
 MAX_TICK_INTERVAL = 1.0  # seconds between two checks of the deadlines
 _SYNCED = Mode.SYNCED  # Python 3.11 finds members of an Enum slowly
 
-# A delivered change and its sender, as in Deliver. A string, as Cython 0.29 can't subscript a class.
+# A delivered change and its sender. A string, as Cython 0.29 can't subscript a class.
 Delivery: TypeAlias = "tuple[Member, Normal]"
 
 

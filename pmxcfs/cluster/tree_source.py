@@ -55,12 +55,14 @@ class TreeSource:
         the group, changes the tree, so the objections need no lock.
         """
         self._taken_at = now
-        while (proposal := self._outbox.next(now)) is not None:
+        proposal = self._outbox.next(now)
+        while proposal is not None:
             self._current = proposal
             objection = None if proposal.is_partly_sent else proposal.ticket.objection()
             if objection is None:
                 return proposal.unsent[0]
             self.refused(objection)
+            proposal = self._outbox.next(now)
         return None
 
     def sent(self, serial: int) -> None:
