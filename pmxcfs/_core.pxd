@@ -64,7 +64,6 @@ cdef class Tree:
     cpdef object truncate_unpublished(
         self, Entry entry, size, int64_t now_ns, bint opening=*
     )
-    cpdef dict changed(self)
     cpdef object add_changed(self, dict inodes)
     cpdef object mark_written(self)
     cpdef list rows_before(self, uint64_t segment, Py_ssize_t large)

@@ -151,6 +151,12 @@ cdef Entry new_entry(uint64_t inode, uint8_t type):
     return entry
 
 
+cdef int check_file(Entry entry) except -1:
+    if entry.type != FILE:
+        raise ValueError(f"{entry!r} is not a file")
+    return 0
+
+
 cdef bint is_private_place(Entry parent, str name) except -1:
     """Tell whether *name* in *parent* is ``priv`` or ``nodes/NAME/priv``, or below one of them."""
     if parent.private:
@@ -294,8 +300,7 @@ cdef class Tree:
         self, Entry entry, offset, bytes data, bint truncate, uint32_t writer, uint32_t mtime
     ):
         """Write *data* at *offset* (bytes); if *truncate*, cut the file off behind *data*."""
-        if entry.type != FILE:
-            raise ValueError(f"{entry!r} is not a file")
+        check_file(entry)
         self.check_attached(entry)
         cdef Py_ssize_t start = as_size(offset)
         cdef Py_ssize_t end = end_of(start, data)
@@ -420,16 +425,11 @@ cdef class Tree:
 
     # Writing to the journal.
 
-    cpdef dict changed(self):
-        """Return {inode: entry, or None if it was removed} since the last mark_written.
-
-        The root is left out. An entry that was made and removed since counts as removed.
-        """
-        return {entry.inode: None if entry.parent is None else entry
-                for entry in self._touched if entry is not self.root}
-
     cpdef object add_changed(self, dict inodes):
-        """Add the inodes of ``changed`` to the keys of *inodes*."""
+        """Add the inodes that were changed since the last mark_written to the keys of *inodes*.
+
+        The root is left out. An entry that was made and removed since is among them.
+        """
         cdef Entry entry
         for entry in self._touched:
             if entry is not self.root:
@@ -531,8 +531,7 @@ cdef class Tree:
 
     cdef Draft draft_of(self, Entry entry):
         """Return the file's draft; create it from the published content if there is none."""
-        if entry.type != FILE:
-            raise ValueError(f"{entry!r} is not a file")
+        check_file(entry)
         if entry._draft is None:
             entry._draft = Draft.__new__(Draft)
             entry._draft.buffer.extend(entry.content)

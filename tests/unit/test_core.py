@@ -13,6 +13,7 @@ import pytest
 from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import Failed
 from pmxcfs.messages import EntryType, Record
+from tests.fakes.data.trees import changed_in
 from tests.places import VECTORS
 
 BY = {"writer": 1, "mtime": 1000}
@@ -173,7 +174,7 @@ def test_drop_removes_without_a_new_version(tree: Tree, file: Entry) -> None:
     tree.drop(file)
     assert tree.version == 3
     assert tree.find("file") is None
-    assert tree.changed() == {file.inode: None}
+    assert changed_in(tree) == {file.inode: None}
 
 
 def test_touch_stamps_only(tree: Tree, file: Entry) -> None:
@@ -302,7 +303,7 @@ def test_an_invalid_operation_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match=reason):
         attempt(tree, file)
     assert tree.checksum() == before
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
     assert tree.unpublished() == []
     assert tree.unpublished_growth == 0
 
@@ -330,7 +331,7 @@ def test_the_version_does_not_wrap(tree: Tree) -> None:
         with pytest.raises(Failed):
             attempt()
     assert (tree.version, entry.path, entry.content) == (last, "f", b"")
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
 
 
 def test_an_inode_that_is_in_use_is_not_given_again(tree: Tree) -> None:
@@ -348,17 +349,17 @@ def test_an_inode_that_is_in_use_is_not_given_again(tree: Tree) -> None:
 
 
 def test_changed_lists_the_changes_since_the_last_write(tree: Tree, file: Entry) -> None:
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
     made = make_file(tree, "made")
     gone = make_file(tree, "gone")
     tree.remove(gone, **BY)
-    assert tree.changed() == {made.inode: made, gone.inode: None}
+    assert changed_in(tree) == {made.inode: made, gone.inode: None}
     tree.touch(file, **BY)
-    assert list(tree.changed()) == [made.inode, gone.inode, file.inode]
+    assert list(changed_in(tree)) == [made.inode, gone.inode, file.inode]
     tree.mark_written()
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
     tree.remove(file, **BY)
-    assert tree.changed() == {file.inode: None}
+    assert changed_in(tree) == {file.inode: None}
 
 
 def test_a_rollback_restores_everything(tree: Tree, file: Entry) -> None:
@@ -378,7 +379,7 @@ def test_a_rollback_restores_everything(tree: Tree, file: Entry) -> None:
     assert tree.find("d/target") is target
     assert tree.find("file") is file
     assert (made.is_attached, made.path) == (False, "d")
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
     assert tree.rollback() == {}
 
 
@@ -387,7 +388,7 @@ def test_a_rolled_back_inode_is_given_again(tree: Tree) -> None:
     tree.rollback()
     entry = make_file(tree, "kept")
     assert entry.inode == lost.inode == 2
-    assert tree.changed() == {2: entry}
+    assert changed_in(tree) == {2: entry}
     with pytest.raises(ValueError, match="not in the tree"):
         tree.touch(lost, **BY)
 
@@ -501,7 +502,7 @@ def test_without_undo_there_is_no_rollback() -> None:
     entry = make_file(tree, "f")
     with pytest.raises(ValueError, match="no undo"):
         tree.rollback()
-    assert tree.changed() == {entry.inode: entry}
+    assert changed_in(tree) == {entry.inode: entry}
 
 
 # Loading.
@@ -523,7 +524,7 @@ def test_records_load_in_any_order(tree: Tree) -> None:
     assert (stamp_of(key), key.content, key.private) == ((12, 2, 22), b"secret", True)
     assert (odd.size, odd.private) == (0, False)
     assert (tree.entry_count, tree.content_bytes) == (3, 6)
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
 
 
 def record(

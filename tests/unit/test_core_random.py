@@ -23,6 +23,7 @@ from pmxcfs.messages import Create, Delete, Mkdir, Mtime, Mutation, Record, Rena
 from pmxcfs.text import to_bytes
 from pmxcfs.tree import apply as delivery
 from pmxcfs.tree.guests import GUEST_TYPES, Guests
+from tests.fakes.data.trees import changed_in
 from tests.fakes.models.oracle import Layer, Node, Oracle, Refused, is_private
 
 SKELETON = ("nodes", "nodes/a", "nodes/a/lxc", "nodes/a/qemu-server", "priv", "priv/lock", "d")
@@ -208,7 +209,7 @@ class Histories(RuleBasedStateMachine):
     @rule(file=files)
     def orphan(self, file: File) -> None:
         entry, node = file
-        if not entry.is_attached and self.tree.changed() == {}:
+        if not entry.is_attached and changed_in(self.tree) == {}:
             self.tree.orphan(entry)
             node.is_orphan = True
 
@@ -216,7 +217,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        for inode, entry in self.tree.changed().items():
+        for inode, entry in changed_in(self.tree).items():
             if entry is None:
                 self.saved.pop(inode, None)
             else:
@@ -238,12 +239,12 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def rollback(self) -> None:
-        touched = set(self.tree.changed())
+        touched = set(changed_in(self.tree))
         entries = self.tree.rollback()
         self.guests.rollback()
         self.oracle.rollback()
         assert {entry.inode for entry in entries} == touched
-        assert self.tree.changed() == {}
+        assert changed_in(self.tree) == {}
 
     # Invariants.
 

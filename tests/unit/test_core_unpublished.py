@@ -7,6 +7,7 @@ import pytest
 from pmxcfs._content import Unpublished
 from pmxcfs._core import Entry, Tree
 from pmxcfs.messages import EntryType
+from tests.fakes.data.trees import changed_in
 
 BY = {"writer": 1, "mtime": 1000}
 LATER = {"writer": 2, "mtime": 2000}
@@ -53,7 +54,7 @@ def test_dirty_bytes_are_visible_but_not_published(tree: Tree, file: Entry) -> N
     assert (file.content, file.size, tree.content_bytes) == (b"abcdef", 6, 6)
     assert tree.unpublished_growth == 4
     assert tree.checksum() == before
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
 
 
 def test_what_an_open_has_cut_off_is_read_until_something_follows(tree: Tree, file: Entry) -> None:

@@ -72,6 +72,13 @@ def forge(records: list[Record]) -> bytes:
     return index.HEADER.pack(*header, len(ordered), total) + b"".join(entries)
 
 
+def changed_in(tree: Tree) -> dict[int, Entry | None]:
+    """Return {inode: entry, or None if it was removed} since the last ``mark_written``."""
+    inodes: dict[int, None] = {}
+    tree.add_changed(inodes)
+    return {inode: tree.get(inode) for inode in inodes}
+
+
 def found(tree: Tree, inode: int) -> Entry:
     """Return the entry with this inode; fail if there is none."""
     entry = tree.get(inode)

@@ -21,6 +21,7 @@ from pmxcfs.storage import records, segment_file
 from pmxcfs.storage.records import Before
 from pmxcfs.tree.apply import Change
 from tests.conftest import ExpectLog
+from tests.fakes.data.trees import changed_in
 from tests.fakes.doubles.device import Device, device
 from tests.fakes.doubles.replicas import WAIT, StoredReplica, recovered_tree
 from tests.fakes.doubles.yielding import SingleYielding, Yielding
@@ -90,7 +91,7 @@ def test_a_mutation_is_stamped_written_and_announced(world: World) -> None:
     assert (change.entry.mtime, change.entry.writer, change.entry.version) == (1234, 0, 2)
     assert world.changes() == [(2, Mkdir("d"))]
     assert world.heard == [(Kind.MKDIR, "d", False)]
-    assert world.tree.changed() == {}
+    assert changed_in(world.tree) == {}
     assert (world.replica.writes, world.single.writes, world.single.waits) == (1, 1, 0)
 
 
@@ -230,7 +231,7 @@ def test_a_group_that_can_not_be_written_is_rolled_back(
     assert world.heard == []
     assert sorted(world.undone) == ["f.x", GUEST]
     assert world.replica.is_degraded
-    assert world.tree.changed() == {}
+    assert changed_in(world.tree) == {}
     del below.failures["write"]
     assert is_undone(world, before)
 
@@ -352,7 +353,7 @@ def fail(*_: object, **__: object) -> None:
 def check_changes_work(world: World, before: bytes) -> None:
     """Check that the tree is *before*, and that later changes are made and survive a restart."""
     assert world.tree.checksum() == before
-    assert (world.tree.changed(), list(world.guests)) == ({}, [])
+    assert (changed_in(world.tree), list(world.guests)) == ({}, [])
     world.replica.saver.start()
     world.issuer.submit(Create(GUEST))
     world.issuer.submit(Write(GUEST, 0, b"memory: 1", True))
@@ -420,7 +421,7 @@ def test_a_creation_can_be_written_alone(world: World) -> None:
     world.issuer.create(Create("f.x"))
     world.issuer.save()
     assert world.changes() == [(2, Create("f.x"))]
-    assert world.tree.changed() == {}
+    assert changed_in(world.tree) == {}
 
 
 @pytest.mark.parametrize(

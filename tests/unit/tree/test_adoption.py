@@ -11,6 +11,7 @@ from pmxcfs.tree.adoption import Reload, plan, record_of
 from tests.fakes.data.trees import (
     ROOT,
     at,
+    changed_in,
     directory,
     file,
     forge,
@@ -46,7 +47,7 @@ def test_nothing_differs() -> None:
     entry = found(tree, 2)
     assert become(tree, tree_of(file(2, "f", b"x"))) == Reload([], [], [], [])
     assert found(tree, 2) is entry
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
 
 
 def test_other_content_at_the_same_path_is_the_same_object() -> None:
@@ -56,7 +57,7 @@ def test_other_content_at_the_same_path_is_the_same_object() -> None:
     assert become(tree, leader) == Reload([], [], [entry], [])
     assert at(tree, "d/f") is entry
     assert (entry.content, entry.version) == (b"newer", 60)
-    assert tree.changed() == {3: entry}
+    assert changed_in(tree) == {3: entry}
 
 
 def test_a_new_mtime_is_an_attribute_change_only() -> None:
@@ -82,7 +83,7 @@ def test_a_new_entry_and_a_deleted_one() -> None:
     assert not inside.is_attached
     assert (gone.path, inside.path, inside.content) == ("d", "d/g", b"y")
     assert gone.children() == []
-    assert tree.changed() == {3: None, 4: None, 51: found(tree, 51)}
+    assert changed_in(tree) == {3: None, 4: None, 51: found(tree, 51)}
 
 
 def test_another_inode_at_the_same_path_is_another_object() -> None:
@@ -169,7 +170,7 @@ def test_a_whole_tree_and_back() -> None:
     become(tree, tree_of(*records))
     tree.mark_written()
     become(tree, tree_of(root=NEWER))
-    assert tree.changed() == {2: None, 3: None, 4: None}
+    assert changed_in(tree) == {2: None, 3: None, 4: None}
 
 
 def test_only_changed_directories_get_a_new_listing_version() -> None:
@@ -277,7 +278,7 @@ def test_an_invalid_tree_is_refused(records: list[Record]) -> None:
     with pytest.raises(BadMessage):
         plan(tree, forge(everything), changed)
     assert tree.index() == before
-    assert tree.changed() == {}
+    assert changed_in(tree) == {}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +336,7 @@ def test_an_unchanged_record_that_was_sent_changes_nothing() -> None:
     plan(tree, leader.index(), records_of(leader, [0, 2, 3, 4, 5, 9])).apply()
     assert tree.index() == leader.index()
     assert found(tree, 4) is entry
-    assert set(tree.changed()) == {9}
+    assert set(changed_in(tree)) == {9}
 
 
 @pytest.mark.parametrize(

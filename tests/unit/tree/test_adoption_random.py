@@ -19,7 +19,7 @@ from pmxcfs.messages import EntryType, Record
 from pmxcfs.replica.replica import Policy, Replica
 from pmxcfs.tree import index
 from pmxcfs.tree.adoption import Reload
-from tests.fakes.data.trees import ROOT, found, made_a_tree, records_of, tree_of
+from tests.fakes.data.trees import ROOT, changed_in, found, made_a_tree, records_of, tree_of
 from tests.fakes.doubles.replicas import replica_in
 from tests.fakes.doubles.store import query
 from tests.fakes.models.oracle import Layer, is_private
@@ -140,7 +140,7 @@ def test_an_adoption_gives_the_leaders_tree(
         for entry, *_ in [*before.values()]:
             tree.discard_unpublished(entry)
         assert tree.unpublished_growth == 0
-        assert tree.changed() == {}
+        assert changed_in(tree) == {}
 
 
 def names_in(entry: Entry) -> list[tuple[str, Entry]]:

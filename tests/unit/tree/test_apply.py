@@ -25,6 +25,7 @@ from pmxcfs.text import to_bytes, to_text
 from pmxcfs.tree import apply as delivery
 from pmxcfs.tree.apply import Change, HalfRenamed
 from pmxcfs.tree.guests import GuestPath, Guests
+from tests.fakes.data.trees import changed_in
 from tests.places import VECTORS
 
 DELIVERIES = VECTORS / "delivery.jsonl"
@@ -142,7 +143,7 @@ def test_half_a_rename_removes_the_target_without_a_new_version(node: Node) -> N
     assert caught.value.change == Change(Kind.DELETE, "g", target, source_directory=node.tree.root)
     assert node.tree.find("g") is None
     assert node.tree.version == 4
-    assert node.tree.changed()[target.inode] is None
+    assert changed_in(node.tree)[target.inode] is None
 
 
 def test_a_rename_of_a_full_directory_to_a_free_name_changes_nothing(node: Node) -> None:
@@ -181,7 +182,7 @@ def test_a_refusal_leaves_nothing_unsaved(node: Node) -> None:
     for mutation in (Mkdir("d"), Create("x/y"), Delete("x"), Write("x", 0, b"", truncate=True)):
         with pytest.raises(PmxcfsError):
             node.apply(mutation)
-    assert node.tree.changed() == {}
+    assert changed_in(node.tree) == {}
 
 
 def test_the_size_limit_comes_before_everything_else(node: Node) -> None:
