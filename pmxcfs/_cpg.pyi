@@ -2,6 +2,8 @@ from typing import Protocol, final
 
 from pmxcfs.messages import Group, Member, Message
 
+__pyx_capi__: dict[str, object]  # the C interface, for cimport
+
 class _Sink(Protocol):
     def on_deliver(self, member: Member, data: bytes) -> object: ...
     def on_confchg(
