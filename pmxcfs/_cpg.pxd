@@ -73,3 +73,4 @@ ctypedef cs_error_t (*membership_fn_t)(cpg_handle_t handle, const cpg_name *grou
 
 
 cpdef bytes encode(object message, object group)
+cpdef object decode(bytes data, group)

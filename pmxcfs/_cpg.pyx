@@ -19,6 +19,7 @@ from libc.string cimport memchr, memcpy, memset
 
 from pmxcfs._cserror cimport CS_DISPATCH_ONE_NONBLOCKING, CS_OK, cs_error_t
 from pmxcfs._cserror cimport after_dispatch, before_send, check
+from pmxcfs._tuples cimport named
 
 from pmxcfs.errors import BadMessage, OtherProtocol
 from pmxcfs.messages import (
@@ -277,11 +278,8 @@ cdef class _Reader:
         return 0
 
 
-def decode(bytes data not None, *, group not None):
-    """Decode a message of *group*.
-
-    Raises OtherProtocol, or BadMessage, which names the field that can't be decoded.
-    """
+cpdef object decode(bytes data, group):
+    """Decode a message of *group*. Raises OtherProtocol, or BadMessage, which names the field."""
     cdef _Reader reader = _Reader(data)
     if reader.left < HEADER_SIZE:
         raise BadMessage(f"header: {HEADER_SIZE} bytes wanted, {reader.left} left")
@@ -293,7 +291,7 @@ def decode(bytes data not None, *, group not None):
     if number == NORMAL:
         serial = reader.number(8, "count")
         body = read_change(reader, subtype) if group is TREE else read_status(reader, subtype)
-        return Normal(time, serial, body)
+        return named(Normal, (time, serial, body))
     if number > VERIFY or (group is not TREE and number not in _IN_BOTH_GROUPS):
         raise BadMessage(f"type {number} does not exist in {group.cpg_name}")
     return read_state(reader, number, time, read_epoch(reader))
@@ -367,10 +365,10 @@ cdef object read_change(_Reader reader, uint64_t kind):
     data = reader.blob(size, "data")
     reader.end()
     if body is Write:
-        return Write(path, offset, data, truncate)
+        return named(Write, (path, offset, data, truncate))
     if body is Rename:
-        return Rename(path, to)
-    return Mtime(path, offset) if body is Mtime else body(path)
+        return named(Rename, (path, to))
+    return named(body, (path, offset) if body is Mtime else (path,))
 
 
 cdef object read_status(_Reader reader, uint64_t subtype):
@@ -572,7 +570,7 @@ cdef void on_deliver(cpg_handle_t handle, const cpg_name *group, uint32_t nodeid
     cdef Cpg owner = owner_of(handle)
     try:  # msg is on the stack of cpg_dispatch: copy it
         data = PyBytes_FromStringAndSize(<char *>msg, <Py_ssize_t>msg_len)
-        owner._sink.on_deliver(Member(nodeid, pid), data)
+        owner._sink.on_deliver(named(Member, (nodeid, pid)), data)
     except BaseException as error:  # C code must not see it
         owner._raised = error
 

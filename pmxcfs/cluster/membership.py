@@ -20,7 +20,9 @@ from pmxcfs.cluster.corosync_reload import Reload
 from pmxcfs.cluster.group import GroupThread
 from pmxcfs.cluster.probe import Probe
 from pmxcfs.cluster.status_group import StatusContent, StatusGroup, StatusSource
-from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup, TreeSource
+from pmxcfs.cluster.tree_content import TreeContent
+from pmxcfs.cluster.tree_group import TreeGroup
+from pmxcfs.cluster.tree_source import Proposals, TreeSource
 from pmxcfs.cluster.watchers import ConfigWatch, QuorumWatch
 from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import ClusterConfig, SetKey
@@ -53,7 +55,6 @@ class Clustering:
         on_quorum: Callable[[bool], None],
         incomplete: Incomplete,
     ) -> None:
-        self._forced_quorum: bool | None = None  # set by a test, overrides corosync
         self._replica = replica
         self._status = status
         self._lock = lock
@@ -69,7 +70,7 @@ class Clustering:
             self.outbox,
             proposals,
             lock=lock,
-            quorum=self,
+            quorum=self._quorum,
             lock_has_expired=lock_has_expired,
             when_synced=self._follow_host_file,
             incomplete=incomplete,
@@ -111,12 +112,6 @@ class Clustering:
         self._quorum.close()
         self._config.close()
         self._host_file.close()
-
-    def refresh(self) -> bool:
-        """Return whether this node has quorum, after dispatching pending events. Does not block."""
-        if self._forced_quorum is not None:
-            return self._forced_quorum
-        return self._quorum.refresh()
 
     def set_address(self, address: str) -> None:
         """Send this node's IP *address* to all nodes. Takes the tree's lock."""
@@ -196,8 +191,8 @@ class Clustering:
 
         Needs the tree's lock.
         """
-        self._forced_quorum = on
-        self._set_quorum(self.refresh())
+        self._quorum.forced = on
+        self._set_quorum(self._quorum.refresh())
 
     def set_deadlines(self, **seconds: Any) -> None:
         """Replace some deadlines of the tree's group by *seconds*. For tests."""
@@ -206,7 +201,7 @@ class Clustering:
     # Events from corosync, on the watchers' and the group's threads.
 
     def _take_quorum(self, quorate: bool) -> None:
-        if self._forced_quorum is None:
+        if self._quorum.forced is None:
             with self._lock:
                 self._set_quorum(quorate)
         self.tree.wake()

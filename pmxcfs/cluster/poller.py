@@ -51,13 +51,13 @@ class Poller:
         ends the wait too, and stops the watch.
         """
         if watch is None or not watch.is_active:
-            return self._descriptor in dict(self._inner.poll(seconds, 2))
-        ready = dict(self._poll_with_watch(watch, seconds))
-        if self._watched in ready:
+            return _is_in(self._descriptor, self._inner.poll(seconds, 2))
+        ready = self._poll_with_watch(watch, seconds)
+        if _is_in(self._watched, ready):
             watch.stop()
-        if self._wakeup in ready:
+        if _is_in(self._wakeup, ready):
             self._inner.poll(0, 2)  # consumes the wake-up there, too
-        return self._descriptor in ready
+        return _is_in(self._descriptor, ready)
 
     def _poll_with_watch(self, watch: RequestWatch, seconds: float) -> list[tuple[int, int]]:
         if self._watched != watch.fileno():
@@ -72,3 +72,8 @@ class Poller:
     def unmute(self) -> None:
         """Undo ``mute``: an event that came meanwhile and was not consumed ends ``sleep`` now."""
         self._outer.modify(self._inner, select.EPOLLIN)
+
+
+def _is_in(descriptor: int, events: list[tuple[int, int]]) -> bool:
+    """Return whether *events* has one of *descriptor*."""
+    return descriptor in [ready for ready, _ in events]

@@ -19,9 +19,10 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from pmxcfs._cpg import Cpg
-from pmxcfs.cluster.group import Connect, Content, GroupThread
+from pmxcfs.cluster.group import Connect, GroupThread
+from pmxcfs.cluster.loop import Content, Delivery
 from pmxcfs.cluster.sender import Source
-from pmxcfs.dfsm.effects import Deliver, Merge
+from pmxcfs.dfsm.effects import Merge
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.threads import Wakeup
 from pmxcfs.messages import Body, Group, LogEntry, Member, SetKey
@@ -136,7 +137,7 @@ class StatusContent:
             self._status.log.adopt(merged)
             self._source.put(*self._status.keys.own_messages())
 
-    def deliver(self, changes: Sequence[Deliver]) -> bool:
+    def deliver(self, changes: Sequence[Delivery]) -> bool:
         """Apply log entries and other nodes' keys; needs no quorum. Takes the tree's lock."""
         now = time.monotonic()
         with self._lock:

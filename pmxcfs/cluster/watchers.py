@@ -135,6 +135,7 @@ class QuorumWatch(_Watch):
     def __init__(self, on_change: Callable[[bool], None], *, retry: float = RETRY_INTERVAL) -> None:
         super().__init__("quorum", logging.getLogger("pmxcfs.quorum"), retry)
         self._on_change = on_change
+        self.forced: bool | None = None  # set by a test: what ``refresh`` returns
         # Guards the three attributes below. Not held during blocking calls.
         self._lock = threading.Lock()
         self._connection: Quorum | None = None
@@ -148,6 +149,8 @@ class QuorumWatch(_Watch):
         For any thread; does not block. Without a connection it returns False and has the watcher's
         thread connect at once: the caller has just heard from corosync, so corosync is running.
         """
+        if self.forced is not None:
+            return self.forced
         with self._lock:
             if self._connection is None:
                 self._wakeup.set()

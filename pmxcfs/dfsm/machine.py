@@ -47,6 +47,7 @@ from pmxcfs.tree.index import check
 _NO_MEMBER = messages.Member(0, 0)
 _LONG_AGO = float("-inf")
 _NEVER = float("inf")
+_SYNCED = Mode.SYNCED  # Python 3.11 finds members of an Enum slowly
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Dfsm:
     @property
     def is_synced(self) -> bool:
         """Tell whether this node may send changes. Check before every attempt to send one."""
-        return self.mode is Mode.SYNCED
+        return self.mode is _SYNCED
 
     @property
     def is_common(self) -> bool:
@@ -184,6 +185,21 @@ class Dfsm:
             effects.append(Send(messages.SyncStart(at.wall, self._round.epoch)))
         return effects
 
+    def takes_change(self, sender: messages.Member, message: messages.Normal) -> bool:
+        """Handle the delivery of a change of *sender*: tell whether to apply it at once.
+
+        The short form of ``on_message``, as most messages are changes. Changes that wait until this
+        node is in sync are delivered by a later effect.
+        """
+        mode = self.mode
+        if mode is _SYNCED:
+            return True
+        if mode is Mode.UPDATE and sender in self._round.synced:
+            self._round.sync_queue.append(QueuedChange(sender, message))
+        elif mode is Mode.UPDATE or mode is Mode.START_SYNC:
+            self._message_queue.add(QueuedChange(sender, message))
+        return False
+
     def on_message(
         self, sender: messages.Member, message: messages.Message, *, at: Moment
     ) -> list[Effect]:
@@ -191,7 +207,7 @@ class Dfsm:
         if self.mode not in (Mode.START_SYNC, Mode.UPDATE, Mode.SYNCED):
             return []
         if isinstance(message, messages.Normal):
-            return self._on_normal(sender, message)
+            return [Deliver(sender, message)] if self.takes_change(sender, message) else []
         if isinstance(message, messages.SyncStart):
             return self._on_sync_start(sender, message, at)
         if message.epoch != self._round.epoch:
@@ -388,16 +404,6 @@ class Dfsm:
         return self._deliver_all()
 
     # Changes.
-
-    def _on_normal(self, sender: messages.Member, message: messages.Normal) -> list[Effect]:
-        if self.mode is Mode.SYNCED:
-            return [Deliver(sender, message)]
-        queued = QueuedChange(sender, message)
-        if self.mode is Mode.UPDATE and sender in self._round.synced:
-            self._round.sync_queue.append(queued)
-        else:
-            self._message_queue.add(queued)
-        return []
 
     def _deliver_all(self) -> list[Effect]:
         """Deliver the message queue. Every member drops the changes of senders that left."""

@@ -15,7 +15,9 @@ from pmxcfs.tree.apply import Change
 from pmxcfs.tree.modes import changes_mode
 from pmxcfs.vfs.writeback import OpenFile
 
-_UNLOCK = Kind.UNLOCK  # as a global, which is found faster than a member of an enumeration
+# As globals, which are found faster than members of an enumeration.
+_CREATE, _MKDIR, _RENAME, _WRITE = Kind.CREATE, Kind.MKDIR, Kind.RENAME, Kind.WRITE
+_MTIME, _UNLOCK = Kind.MTIME, Kind.UNLOCK
 
 
 class KernelCache:
@@ -54,7 +56,7 @@ class KernelCache:
         elif change.source and changes_mode(change.source, change.path):
             self._notifier.attributes([change.entry.node])
         elif change.has_new_time:  # the kernel has updated the ctime only
-            self._forget_inode(change.entry, pages=False)
+            self._forget_inode(change.entry, False)
 
     def on_undone(self, undone: Mapping[Entry, str], error: Exception) -> None:
         """Notify that changes were rolled back which the kernel may have cached.
@@ -68,11 +70,11 @@ class KernelCache:
                 if parent is not None:
                     self._forget_name(parent, name)
             if entry.is_attached:
-                self._forget_entry(entry, pages=True)
+                self._forget_entry(entry, True)
 
     def on_displaced(self, entry: Entry) -> None:
         """Notify that the content differs from the written pages that the kernel has cached."""
-        self._forget_inode(entry, pages=True)
+        self._forget_inode(entry, True)
 
     def on_name_gone(self, directory: Entry, name: str) -> None:
         """Notify that *directory* has no *name* any more, which the tree never had."""
@@ -102,37 +104,34 @@ class KernelCache:
             self._forget_name(directory, name)
         for entries, pages in ((reload.contents, True), (reload.attributes, False)):
             for entry in entries:
-                self._forget_entry(entry, pages=pages)
+                self._forget_entry(entry, pages)
         for entry in reload.gone:
-            self._forget_inode(entry, pages=False)
+            self._forget_inode(entry, False)
 
     def _on_foreign(self, change: Change) -> None:
         # By directory object, not by path: later changes may have renamed the directories.
         if change.source_directory is not None:
             name = (change.source or change.path).rpartition("/")[2]
-            self._forget_place(change.source_directory, name, before=change.entry)
-        if (
-            change.kind in (Kind.CREATE, Kind.MKDIR, Kind.RENAME)
-            and change.entry.parent is not None
-        ):
-            self._forget_place(
-                change.entry.parent, change.entry.name, before=change.replaced or change.entry
-            )
-        if change.kind in (Kind.WRITE, Kind.MTIME, Kind.RENAME):
-            self._forget_entry(change.entry, pages=change.kind is Kind.WRITE)
-        gone = change.replaced if change.kind is Kind.RENAME else change.entry
+            self._forget_place(change.source_directory, name, change.entry)
+        kind, entry = change.kind, change.entry
+        is_new_name = kind is _CREATE or kind is _MKDIR or kind is _RENAME
+        if is_new_name and entry.parent is not None:
+            self._forget_place(entry.parent, entry.name, change.replaced or entry)
+        if kind is _WRITE or kind is _MTIME or kind is _RENAME:
+            self._forget_entry(entry, kind is _WRITE)
+        gone = change.replaced if kind is _RENAME else entry
         if gone is not None and not gone.is_attached:  # it can be open, and has no link any more
-            self._forget_inode(gone, pages=False)
+            self._forget_inode(gone, False)
 
-    def _forget_entry(self, entry: Entry, *, pages: bool) -> None:
-        self._forget_inode(entry, pages=pages)
-        self._look_up_again(entry, pages=pages)
+    def _forget_entry(self, entry: Entry, pages: bool) -> None:
+        self._forget_inode(entry, pages)
+        self._look_up_again(entry, pages)
 
-    def _forget_inode(self, entry: Entry, *, pages: bool) -> None:
+    def _forget_inode(self, entry: Entry, pages: bool) -> None:
         if entry.node in self._known:
             self._notifier.inode(entry.node, pages=pages)
 
-    def _forget_place(self, directory: Entry, name: str, *, before: Entry | None) -> None:
+    def _forget_place(self, directory: Entry, name: str, before: Entry | None) -> None:
         """Drop *name* from the kernel's cache, if the kernel may hold *before* under it.
 
         Also if the kernel may know *name* as absent.
@@ -145,7 +144,7 @@ class KernelCache:
         if directory.node in self._known:
             self._notifier.entry(Name(directory.node, to_bytes(name)))
 
-    def _look_up_again(self, entry: Entry, *, pages: bool) -> None:
+    def _look_up_again(self, entry: Entry, pages: bool) -> None:
         parent = entry.parent
         if entry.node in self._known and parent is not None and parent.node in self._known:
             name = Name(parent.node, to_bytes(entry.name))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pmxcfs._cpg import decode, encode
-from pmxcfs.cluster.group import GroupThread
+from pmxcfs.cluster.loop import GroupLoop
 from pmxcfs.errors import ClusterError, Disconnected, TryAgain
 from pmxcfs.messages import Group, Member, Message
 
@@ -44,7 +44,7 @@ class World:
         self.says_goodbye = True  # a leave is answered by a membership without this node
         self.changed = threading.Condition(threading.RLock())
 
-    def connect(self, sink: GroupThread) -> "FakeCpg":
+    def connect(self, sink: GroupLoop) -> "FakeCpg":
         """Open a connection; stands in for the constructor of ``Cpg``."""
         with self.changed:
             self.handles.append(FakeCpg(self, sink, len(self.handles)))
@@ -88,7 +88,7 @@ class World:
 class FakeCpg:
     """One connection, with the interface of ``_cpg.Cpg``."""
 
-    def __init__(self, world: World, sink: GroupThread, number: int) -> None:
+    def __init__(self, world: World, sink: GroupLoop, number: int) -> None:
         self.calls: list[str] = []
         self.is_closed = False
         self._world = world

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from pmxcfs.cluster.group import GroupThread
+from pmxcfs.cluster.loop import Delivery
 from pmxcfs.cluster.status_group import StatusGroup
 from pmxcfs.cluster.tree_group import TreeGroup
-from pmxcfs.dfsm.effects import Commit, Deliver, SendUpdates
+from pmxcfs.dfsm.effects import Commit, SendUpdates
 from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.threads import Wakeup
@@ -69,13 +70,13 @@ class FakeContent:
     def checksum(self) -> bytes:
         return bytes([self.version] * 32)
 
-    def deliver(self, changes: Sequence[Deliver]) -> bool:
+    def deliver(self, changes: Sequence[Delivery]) -> bool:
         self.threads.append(threading.get_ident())
         if self.crash is not None:
             crash, self.crash = self.crash, None
             raise crash
         if self.is_quorate:
-            self.batches.append([change.message.body for change in changes])
+            self.batches.append([message.body for _, message in changes])
             self._note()
         return self.is_quorate
 

@@ -4,11 +4,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeSource
+from pmxcfs.cluster.tree_content import TreeContent
+from pmxcfs.cluster.tree_source import Proposals, TreeSource
 from pmxcfs.dfsm.effects import Commit, Deliver
 from pmxcfs.errors import Busy, Exists, Failed, IsADirectory, Signaled
 from pmxcfs.messages import (
@@ -79,8 +80,13 @@ class World:
         self.replica = self.stored.replica
         self.replica.subscribe(on_change=self._on_change)
         self.source = TreeSource(self.outbox, self.proposals, lock=self.lock)
-        self.content = TreeContent(
-            self.replica,
+        self.content = self.content_of(self.replica)
+        self.content.on_members([ME, PEER], me=ME)
+
+    def content_of(self, replica: Any) -> TreeContent:
+        """Return a content of this world with *replica*, which may be a stand-in."""
+        return TreeContent(
+            replica,
             self.outbox,
             self.proposals,
             lock=self.lock,
@@ -90,7 +96,6 @@ class World:
             clock=lambda: self.seconds,
             incomplete=self.incomplete,
         )
-        self.content.on_members([ME, PEER], me=ME)
 
     def _note_wake(self) -> None:
         self.wakes += 1
@@ -449,11 +454,11 @@ def test_only_changes_that_other_threads_see_hold_the_lock(world: World) -> None
     replica = SimpleNamespace(**{name: noted(name) for name in names})
     replica.tree, replica.save_notes = world.replica.tree, noted("save_notes")
     replica.departures = SimpleNamespace(agree=noted("agree"), remember=noted("remember"))
-    setattr(world.content, "_replica", replica)  # noqa: B010
-    world.content.state()
-    world.content.checksum()
-    world.content.commit(Commit(PEER, b"", cast("list[Record]", []), agreed=[PEER]))
-    world.content.on_synced([ME, PEER])
+    content = world.content_of(replica)
+    content.state()
+    content.checksum()
+    content.commit(Commit(PEER, b"", cast("list[Record]", []), agreed=[PEER]))
+    content.on_synced([ME, PEER])
     unlocked, locked = ("state", "checksum", "adopt"), ("agree", "remember", "save_notes")
     assert held == {**dict.fromkeys(unlocked, False), **dict.fromkeys(locked, True)}
 
@@ -520,8 +525,8 @@ def test_a_complete_tree_may_lead(world: World) -> None:
 def test_a_tree_is_complete_when_another_one_was_adopted(world: World) -> None:
     world.incomplete.is_set = True
     replica = SimpleNamespace(adopt=lambda *_, **__: None)
-    setattr(world.content, "_replica", replica)  # noqa: B010
-    world.content.commit(Commit(PEER, b"", cast("list[Record]", []), agreed=[PEER]))
+    commit = Commit(PEER, b"", cast("list[Record]", []), agreed=[PEER])
+    world.content_of(replica).commit(commit)
     assert not world.incomplete.is_set
 
 

@@ -10,13 +10,16 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from pmxcfs._cpg import decode
+from pmxcfs.cluster.loop import GroupLoop
 from pmxcfs.cluster.sender import Clock
-from pmxcfs.cluster.tree_group import Proposals, TreeContent, TreeGroup
+from pmxcfs.cluster.tree_content import TreeContent
+from pmxcfs.cluster.tree_group import TreeGroup
+from pmxcfs.cluster.tree_source import Proposals
 from pmxcfs.dfsm.timeouts import Deadlines
 from pmxcfs.errors import PmxcfsError
 from pmxcfs.host.threads import Wakeup
@@ -74,6 +77,7 @@ class Player(Clock):
         self.surprises: list[tuple[Message, Message]] = []
         self.is_over = threading.Event()
         self.thread: TreeGroup
+        self.sink: GroupLoop  # of the events
         self._pauses = False  # between two events the thread sends what is queued
         self._readable = os.eventfd(1)
 
@@ -87,7 +91,12 @@ class Player(Clock):
         message = self.next_to_send
         return message.time if message else 0
 
-    # The interface ``cluster.group.Handle``.
+    def open(self, sink: GroupLoop) -> Self:
+        """Be the connection whose events go to *sink*."""
+        self.sink = sink
+        return self
+
+    # The interface ``cluster.loop.Handle``.
 
     def connect(self) -> None: ...
 
@@ -126,10 +135,10 @@ class Player(Clock):
             return False
         event = self.events.popleft()
         if event.sender is None:
-            self.thread.on_confchg(*event.members)
+            self.sink.on_confchg(*event.members)
         else:
             self.unread -= event.sender == self.me
-            self.thread.on_deliver(event.sender, event.data)
+            self.sink.on_deliver(event.sender, event.data)
         return True
 
     def fileno(self) -> int:
@@ -191,9 +200,7 @@ def test_a_node_sends_the_recorded_bytes_and_ends_with_the_recorded_database(
             quorum=Quorate(),
             lock_has_expired=lambda path, checksum: False,
         )
-        player.thread = TreeGroup(
-            content, player, wakeup=wakeup, connect=lambda sink: player, clock=player
-        )
+        player.thread = TreeGroup(content, player, wakeup=wakeup, connect=player.open, clock=player)
         player.thread.dfsm.deadlines = NEVER
         player.thread.start()
         try:
