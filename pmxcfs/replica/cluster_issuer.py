@@ -85,7 +85,7 @@ class ClusterIssuer:
         return self._refusal(size, CONTENT_TIMEOUT)
 
     def _refusal(self, size: int, seconds: float) -> PmxcfsError | None:
-        if self._progress.cause is not None and self._progress.refuses(monotonic()):
+        if self._progress.is_stuck() and self._progress.refuses(monotonic()):
             return Busy("the cluster delivers no changes of this node, nothing was changed")
         try:
             self._replica.check_writable(size, seconds)
@@ -226,7 +226,7 @@ class ClusterIssuer:
         """
         start, ticket = monotonic(), proposal.ticket
         timeout = timeout_for(ticket)
-        if self._progress.cause is not None:
+        if self._progress.is_stuck():
             timeout = min(timeout, ATTEMPT_TIMEOUT)
         until = start + self._limited(timeout, start)
         self._outbox.queue(proposal)
