@@ -5,7 +5,8 @@ import os
 from bench.goals import KIB
 
 READ = os.O_RDONLY
-REWRITE, CREATE = os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_EXCL
+REWRITE = os.O_WRONLY | os.O_TRUNC
+CREATE = REWRITE | os.O_CREAT  # as editors, cp and a shell's > do; Proxmox VE's library has O_EXCL
 BUFFER = 64 * KIB  # the size of a reader's buffer for a small file
 
 

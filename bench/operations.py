@@ -171,13 +171,23 @@ def make_and_remove(place: Place, stack: ExitStack) -> Batch:
 
 
 def create(place: Place, stack: ExitStack) -> Batch:
-    """Create files; remove them untimed, so that there are never many more guests."""
-    create_one = timed(lambda i: write_file(place.new_file(i), CREATE, variant(SMALL, i)))
+    """Create the files of guests."""
+    return _create(place.new_file)
+
+
+def create_other(place: Place, stack: ExitStack) -> Batch:
+    """Create files that are no guest's."""
+    return _create(place.new_other_file)
+
+
+def _create(path: Callable[[int], str]) -> Batch:
+    """Create files; remove them untimed, so that there are never many more."""
+    create_one = timed(lambda i: write_file(path(i), CREATE, variant(SMALL, i)))
 
     def batch(numbers: range) -> list[float]:
         times = create_one(numbers)
         for i in numbers:
-            os.unlink(place.new_file(i))
+            os.unlink(path(i))
         return times
 
     return batch

@@ -28,6 +28,10 @@ class Place:
         """Return the path of a guest that does not exist."""
         return f"{self.home}/{FIRST_VMID + GUESTS + number}.conf"
 
+    def new_other_file(self, number: int) -> str:
+        """Return the path of a file that does not exist and is no guest's."""
+        return f"{self.home}/new{number}.cfg"
+
     def new_directory(self, number: int) -> str:
         """Return the path of a directory that does not exist."""
         return f"{self.home}/directory{number}"

@@ -1,12 +1,13 @@
 # cython: language_level=3
 # Named tuples, made without running Python code: calling their class costs ten times as much.
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport PyObject
 
 cdef extern from "Python.h":
-    PyTypeObject PyTuple_Type
+    ctypedef struct TypeObject "PyTypeObject":
+        object (*tp_new)(type kind, object arguments, PyObject *keywords)
+    TypeObject PyTuple_Type
 
 
 cdef inline object named(type kind, tuple fields):
     # An object of *kind*, a NamedTuple without defaults that are left out, with these *fields*.
-    cdef tuple arguments = (fields,)
-    return PyTuple_Type.tp_new(kind, <PyObject *>arguments, NULL)
+    return PyTuple_Type.tp_new(kind, (fields,), NULL)

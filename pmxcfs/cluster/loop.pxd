@@ -3,6 +3,8 @@
 cimport cython
 
 from pmxcfs._cpg cimport decode
+from pmxcfs.cluster.poller cimport Poller
+from pmxcfs.cluster.sender cimport Clock, Sender
 from pmxcfs.host.locking cimport Lock
 from pmxcfs.replica.waiting cimport RequestWatch
 
@@ -24,24 +26,25 @@ cdef class GroupLoop:
     cdef object _group
     cdef object _dfsm
     cdef object _content
-    cdef object _sender
+    cdef Sender _sender
     cdef object _membership
-    cdef object _clock
+    cdef Clock _clock
     cdef object _wakeup
     cdef object _is_stopping
     cdef object _handle
-    cdef object _poller
+    cdef Poller _poller
     cdef RequestWatch _watch
     cdef object _failure
     cdef list _events
     cdef list _batch
     cdef double _tick_at
 
-    cdef object _serve_once(self, handle, poller)
+    cdef object _serve_once(self, handle, Poller poller)
     cdef object _raise_failure(self)
-    @cython.locals(seconds=double, left=double)
+    @cython.locals(poller=Poller, seconds=double, left=double)
     cdef bint _dispatch_until(self, awaited, double until, RequestWatch watch) except -1
-    cdef bint _dispatch_and_send_briefly(self, handle, poller, double seconds) except -1
+    cdef bint _dispatch_and_send_briefly(self, handle, Poller poller, double seconds) except -1
+    @cython.locals(sender=Sender)
     cdef bint _is_quiet(self) except -1
     @cython.locals(until=double)
     cdef double _sleep_seconds(self) except? -1

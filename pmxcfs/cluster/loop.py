@@ -21,12 +21,12 @@ Contract: docs/spec/cluster.md, "State machine" and "One owner of a handle".
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from pmxcfs._cpg import decode
 from pmxcfs.cluster.poller import Poller
 from pmxcfs.cluster.sender import Clock, Sender
-from pmxcfs.dfsm.effects import Deliver, Effect
+from pmxcfs.dfsm.effects import Deliver, Effect, Mode
 from pmxcfs.dfsm.machine import Dfsm
 from pmxcfs.dfsm.timeouts import Moment
 from pmxcfs.errors import BadMessage, OtherProtocol
@@ -37,8 +37,10 @@ from pmxcfs.replica.waiting import RequestWatch
 
 MAX_BURST = 256  # messages dispatched in a row before the owner sends and checks deadlines
 MAX_TICK_INTERVAL = 1.0  # seconds between two checks of the deadlines
+_SYNCED = Mode.SYNCED  # Python 3.11 finds members of an Enum slowly
 
-Delivery = tuple[Member, Normal]  # a delivered change and its sender, as in Deliver
+# A delivered change and its sender. A string, as Cython 0.29 can't subscript a class.
+Delivery: TypeAlias = "tuple[Member, Normal]"
 
 
 class Content(Protocol):
@@ -273,7 +275,7 @@ class GroupLoop:
         sender = self._sender
         if sender.is_retrying or sender.has_messages or self._is_stopping():
             return False
-        return self._dfsm.is_synced
+        return self._dfsm.mode is _SYNCED
 
     # What both do.
 
@@ -309,7 +311,7 @@ class GroupLoop:
     def _dispatch_until_echoed(self, handle: Handle) -> None:
         """Dispatch pending events until the node is out of sync or has no message in flight."""
         for _ in range(MAX_BURST):
-            if not self._dfsm.is_synced or not handle.dispatch_one():
+            if self._dfsm.mode is not _SYNCED or not handle.dispatch_one():
                 return
             self._take_events()
             if not self._sender.in_flight:

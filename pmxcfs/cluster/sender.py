@@ -41,7 +41,7 @@ MOST_LOTS = 2  # sent in one call while a change is in flight
 LOT, LOT_BYTES = 32, 1 << 14  # UPDATEs sent without a look at the changes, and their bytes
 _NEVER = float("inf")
 _BEHIND_CHANGES = (Update, UpdateComplete)  # messages that changes do not wait for
-_START_SYNC = Mode.START_SYNC  # Python 3.11 finds members slowly
+_START_SYNC, _SYNCED = Mode.START_SYNC, Mode.SYNCED  # Python 3.11 finds members slowly
 
 
 class Clock:
@@ -59,7 +59,7 @@ class Clock:
 class Source(Protocol):
     """The queue of this node's changes. Each ``take`` is followed by one call of another method."""
 
-    def take(self, *, now: float) -> Body | None:
+    def take(self, now: float) -> Body | None:
         """Return the next body, or None if there is none to send at the monotonic second *now*."""
 
     def sent(self, serial: int) -> None:
@@ -204,14 +204,14 @@ class Sender:
 
     def _may_send_change(self) -> bool:
         """Return whether a change of this node may be the next message."""
-        if not self._dfsm.is_synced or self._changes_in_flight >= MOST_CHANGES_IN_FLIGHT:
+        if self._dfsm.mode is not _SYNCED or self._changes_in_flight >= MOST_CHANGES_IN_FLIGHT:
             return False
         return not self._queue or isinstance(self._queue[0], _BEHIND_CHANGES)
 
     def _send_change(self, mcast: Callable[[bytes], None]) -> bool:
         """Send the next change of this node; return whether there was one."""
         now = self._clock.monotonic()
-        body = self._source.take(now=now)
+        body = self._source.take(now)
         if body is None:
             self._trying_since = None
             return False

@@ -68,7 +68,7 @@ class StatusSource:
         if value is not None:
             self._bytes -= _cost(key, value)
 
-    def take(self, *, now: float) -> Body | None:
+    def take(self, now: float) -> Body | None:
         """Return the next body, a key if there is any, or None if there is no unsent message."""
         with self._lock:
             if self._keys:

@@ -1,5 +1,9 @@
 # cython: language_level=3
 # The types of tree_content.py, which delivers every change.
+cimport cython
+
+from pmxcfs.cluster.tree_source cimport Proposals
+from pmxcfs.replica.outbox cimport Outbox, Proposal
 from pmxcfs.replica.tickets cimport Ticket
 
 
@@ -9,8 +13,8 @@ cdef class TreeContent:
     cdef bint _must_lead
     cdef object _nodes
     cdef object _clock
-    cdef object _outbox
-    cdef object _proposals
+    cdef Outbox _outbox
+    cdef Proposals _proposals
     cdef object _lock
     cdef object _quorum
     cdef object _lock_has_expired
@@ -18,9 +22,13 @@ cdef class TreeContent:
     cdef object _me
     cdef object _members
 
-    cdef object _take_own(self, serial)
-    cdef object _deliver(self, list tickets, proposals)
-    cdef object _on_unlock_request(self, request, proposal)
+    @cython.locals(proposal=Proposal)
+    cdef Proposal _take_own(self, serial)
+
+    @cython.locals(ticket=Ticket, proposal=Proposal)
+    cdef object _deliver(self, list tickets, list proposals)
+    cdef object _on_unlock_request(self, request, Proposal proposal)
 
 
-cdef Ticket _ticket_of(sender, message, proposal)
+@cython.locals(asked=Ticket)
+cdef Ticket _ticket_of(sender, message, Proposal proposal)

@@ -189,7 +189,7 @@ class TreeContent:
             self._outbox.progress.came_back(proposal)
         return proposal
 
-    def _deliver(self, tickets: list[Ticket], proposals: Sequence[Proposal | None]) -> None:
+    def _deliver(self, tickets: list[Ticket], proposals: list[Proposal | None]) -> None:
         """Apply *tickets*, each with its proposal in *proposals*; None: of another node."""
         if not tickets:
             return
@@ -214,12 +214,13 @@ def _ticket_of(sender: Member, message: Normal, proposal: Proposal | None) -> Ti
     body: Any = message.body  # a Mutation, as messages of the status group do not come here
     if proposal is None:
         return Ticket(body, writer=sender.nodeid, mtime=message.time, foreign=True)
+    asked = proposal.ticket
     return Ticket(
         body,
         writer=sender.nodeid,
         mtime=message.time,
         # A caller that gave up waiting got an error, so the kernel does not know of the change.
-        foreign=proposal.ticket.is_done,
-        caller=proposal.ticket.caller,
-        made=proposal.ticket.made,
+        foreign=asked.is_done,
+        caller=asked.caller,
+        made=asked.made,
     )

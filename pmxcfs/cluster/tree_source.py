@@ -48,19 +48,21 @@ class TreeSource:
         self._current: Proposal | None = None
         self._taken_at = 0.0  # monotonic
 
-    def take(self, *, now: float) -> messages.Body | None:
+    def take(self, now: float) -> messages.Body | None:
         """Return the next body to send, or None. *now* is monotonic.
 
         Proposals to which there is an objection are finished with it. Only the caller, which owns
         the group, changes the tree, so the objections need no lock.
         """
         self._taken_at = now
-        while (proposal := self._outbox.next(now=now)) is not None:
+        proposal = self._outbox.next(now)
+        while proposal is not None:
             self._current = proposal
             objection = None if proposal.is_partly_sent else proposal.ticket.objection()
             if objection is None:
                 return proposal.unsent[0]
             self.refused(objection)
+            proposal = self._outbox.next(now)
         return None
 
     def sent(self, serial: int) -> None:

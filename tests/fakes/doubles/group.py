@@ -130,7 +130,7 @@ class FakeSource:
         self.bodies: list[Body] = []
         self.sent_count = 0
 
-    def take(self, *, now: float) -> Body | None:
+    def take(self, now: float) -> Body | None:
         return self.bodies[0] if self.bodies else None
 
     def sent(self, serial: int) -> None:

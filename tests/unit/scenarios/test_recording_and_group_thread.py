@@ -148,7 +148,7 @@ class Player(Clock):
 
     # The interface ``cluster.sender.Source``.
 
-    def take(self, *, now: float) -> Body | None:
+    def take(self, now: float) -> Body | None:
         message = self.next_to_send
         return message.body if isinstance(message, Normal) else None
 
