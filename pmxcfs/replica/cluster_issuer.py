@@ -45,6 +45,7 @@ _log = logging.getLogger("pmxcfs.dcdb")
 # Bytes of the largest message that corosync sends atomically (cpg_max_atomic_msgsize_get).
 MAX_MESSAGE = (1 << 20) - 1024
 _AROUND_DATA = 16 + 8 + 20 + 1  # bytes of header, counter and lengths, and the NUL after the path
+_ROOM = MAX_MESSAGE - _AROUND_DATA  # bytes of one message for a path and data
 DELIVERY_TIMEOUT = 10.0  # seconds from sending to delivery
 STOP_TIMEOUT = 1.0  # seconds that all changes together may wait once the daemon is stopping
 
@@ -313,7 +314,7 @@ def split(mutation: Mutation) -> list[Mutation]:
     """Return the messages for *mutation*: two for a WRITE that is too large for one."""
     if not isinstance(mutation, Write):
         return [mutation]
-    room = MAX_MESSAGE - _AROUND_DATA - len(to_bytes(mutation.path))
+    room = _ROOM - len(to_bytes(mutation.path))
     if len(mutation.data) <= room:
         return [mutation]
     head, rest = mutation.data[:room], mutation.data[room:]
