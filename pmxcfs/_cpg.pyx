@@ -20,6 +20,7 @@ from libc.string cimport memchr, memcpy, memset
 from pmxcfs._cserror cimport CS_DISPATCH_ONE_NONBLOCKING, CS_OK, cs_error_t
 from pmxcfs._cserror cimport after_dispatch, before_send, check
 from pmxcfs._tuples cimport named
+from pmxcfs.text cimport to_bytes, to_text
 
 from pmxcfs.errors import BadMessage, OtherProtocol
 from pmxcfs.messages import (
@@ -27,7 +28,6 @@ from pmxcfs.messages import (
     Rename, SetKey, State, SyncStart, Unlock, UnlockRequest, Update, UpdateComplete, Verify,
     VerifyRequest, Write,
 )
-from pmxcfs.text import to_bytes, to_text
 
 cdef enum:  # types of messages
     NORMAL = 0

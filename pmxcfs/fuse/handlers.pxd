@@ -9,6 +9,7 @@ from pmxcfs.host.callers cimport Callers
 from pmxcfs.text cimport to_bytes, to_text
 from pmxcfs.tree.modes cimport mode_of, without_quorum
 from pmxcfs.vfs.filesystem cimport FileSystem
+from pmxcfs.vfs.pending cimport PendingFiles
 from pmxcfs.vfs.writeback cimport Writeback
 
 
@@ -18,7 +19,7 @@ cdef class Handlers:
     cdef readonly object requests
     cdef FileSystem _files
     cdef Writeback _writeback
-    cdef object _pending
+    cdef PendingFiles _pending
     cdef dict _pending_files
     cdef object _ownership
     cdef Callers _callers

@@ -45,6 +45,7 @@ _log = logging.getLogger("pmxcfs.dcdb")
 # Bytes of the largest message that corosync sends atomically (cpg_max_atomic_msgsize_get).
 MAX_MESSAGE = (1 << 20) - 1024
 _AROUND_DATA = 16 + 8 + 20 + 1  # bytes of header, counter and lengths, and the NUL after the path
+_ROOM = MAX_MESSAGE - _AROUND_DATA  # bytes of one message for a path and data
 DELIVERY_TIMEOUT = 10.0  # seconds from sending to delivery
 STOP_TIMEOUT = 1.0  # seconds that all changes together may wait once the daemon is stopping
 
@@ -85,7 +86,7 @@ class ClusterIssuer:
         return self._refusal(size, CONTENT_TIMEOUT)
 
     def _refusal(self, size: int, seconds: float) -> PmxcfsError | None:
-        if self._progress.cause is not None and self._progress.refuses(monotonic()):
+        if self._progress.is_stuck() and self._progress.refuses(monotonic()):
             return Busy("the cluster delivers no changes of this node, nothing was changed")
         try:
             self._replica.check_writable(size, seconds)
@@ -226,7 +227,7 @@ class ClusterIssuer:
         """
         start, ticket = monotonic(), proposal.ticket
         timeout = timeout_for(ticket)
-        if self._progress.cause is not None:
+        if self._progress.is_stuck():
             timeout = min(timeout, ATTEMPT_TIMEOUT)
         until = start + self._limited(timeout, start)
         self._outbox.queue(proposal)
@@ -313,7 +314,7 @@ def split(mutation: Mutation) -> list[Mutation]:
     """Return the messages for *mutation*: two for a WRITE that is too large for one."""
     if not isinstance(mutation, Write):
         return [mutation]
-    room = MAX_MESSAGE - _AROUND_DATA - len(to_bytes(mutation.path))
+    room = _ROOM - len(to_bytes(mutation.path))
     if len(mutation.data) <= room:
         return [mutation]
     head, rest = mutation.data[:room], mutation.data[room:]

@@ -19,6 +19,7 @@ cdef class Progress:
     @cython.locals(oldest=double)
     cdef object _note_oldest(self)
     cdef object _works(self)
+    cpdef bint is_stuck(self) except -1
     cpdef bint is_overdue(self, double now) except -1
     cpdef bint is_moving(self, double now) except -1
     cpdef bint refuses(self, double now) except -1

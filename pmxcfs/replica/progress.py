@@ -95,9 +95,8 @@ class Progress:
 
     # Questions: each has the same answer before an event or after it, while that is being noted.
 
-    @property
     def is_stuck(self) -> bool:
-        """Whether the last change failed and none has come back since."""
+        """Return whether the last change failed and none has come back since."""
         return self.cause is not None
 
     def is_overdue(self, now: float) -> bool:

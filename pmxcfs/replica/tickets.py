@@ -18,7 +18,7 @@ NAME_TIMEOUT = 2.0  # seconds that a change of a name may wait: the kernel locks
 CONTENT_TIMEOUT = 10.0  # seconds that any other change may wait
 NAME_LIMIT = 10.25  # seconds until a change of a name is answered, sent or not
 _NEVER = math.inf
-_OF_NAMES = (Mkdir, Create, Delete, Rename)  # mutations that let the kernel lock a directory
+_OF_NAMES = frozenset([Mkdir, Create, Delete, Rename])  # they let the kernel lock a directory
 
 
 class Signal:

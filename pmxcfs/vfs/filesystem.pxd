@@ -8,6 +8,7 @@ from pmxcfs.replica.tickets cimport Ticket
 from pmxcfs.text cimport to_bytes
 from pmxcfs.tree.apply cimport Change
 from pmxcfs.tree.guests cimport parse_guest_path
+from pmxcfs.vfs.pending cimport PendingFiles, is_dead
 from pmxcfs.vfs.space cimport Space
 from pmxcfs.vfs.writeback cimport OpenFile, Writeback
 
@@ -16,7 +17,7 @@ cdef class FileSystem:
     cdef readonly QuorumFlag quorum
     cdef readonly Space space
     cdef readonly Writeback writeback
-    cdef readonly object pending
+    cdef readonly PendingFiles pending
     cdef dict _pending_files
     cdef Tree _tree
     cdef object _issuer

@@ -89,7 +89,7 @@ class PendingFiles:
 
     def oldest_ns(self) -> int:
         """Return when the oldest file was made that waits for the timer; 0 if none does."""
-        return min((since for since in self.files.values() if since != _NEVER), default=0)
+        return min([since for since in self.files.values() if since != _NEVER], default=0)
 
     def pass_over(self, entry: Entry) -> None:
         """Let a file wait for a request, and not for the timer."""

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 from pmxcfs._core cimport Entry, Tree
 from pmxcfs.replica.quorum cimport QuorumFlag
 from pmxcfs.replica.tickets cimport Ticket
+from pmxcfs.vfs.pending cimport PendingFiles
 
 
 cdef class OpenFile:
@@ -31,7 +32,7 @@ cdef class Writeback:
     cdef object _on_unpublished
     cdef object _on_displaced
     cdef object _on_name_gone
-    cdef object _pending
+    cdef PendingFiles _pending
     cdef dict _pending_files
     cdef dict _running
     cdef dict _refused

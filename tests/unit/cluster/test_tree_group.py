@@ -297,7 +297,7 @@ def test_a_signal_does_not_make_this_node_stuck(world: World) -> None:
     world.source.not_sent()
     with pytest.raises(Signaled):
         proposal.ticket.result()
-    assert not world.outbox.progress.is_stuck
+    assert not world.outbox.progress.is_stuck()
 
 
 def test_after_a_withdrawal_the_next_proposal_is_sent_at_once(world: World) -> None:
@@ -318,7 +318,7 @@ def test_a_proposal_to_which_there_is_an_objection_is_not_sent(world: World) -> 
         refused.result()
     world.source.sent(1)
     assert world.source.take(now=1.0) is None
-    assert not world.outbox.progress.is_stuck
+    assert not world.outbox.progress.is_stuck()
 
 
 @pytest.mark.expect_log(STUCK)
@@ -334,7 +334,7 @@ def test_a_refused_proposal_gets_the_error_and_a_partly_sent_one_fails(world: Wo
     world.source.refused(Busy("no room"))
     with pytest.raises(Failed, match="only a part"):
         half.ticket.result()
-    assert world.outbox.progress.is_stuck
+    assert world.outbox.progress.is_stuck()
     assert world.source.take(now=1.0) is None
 
 
@@ -356,9 +356,9 @@ def test_a_stuck_node_recovers_by_a_delivery_or_a_synchronization(world: World) 
     world.send(1)
     progress.failed(Busy("late"), now=1.0)
     world.deliver(of(PEER, Mkdir("b"), serial=1))
-    assert progress.is_stuck, "a message of another node tells nothing"
+    assert progress.is_stuck(), "a message of another node tells nothing"
     world.deliver(of(ME, Mkdir("a"), serial=1))
-    assert not progress.is_stuck
+    assert not progress.is_stuck()
     world.post(Mkdir("c"))
     world.send(2)
     progress.failed(Busy("late"), now=1.0)

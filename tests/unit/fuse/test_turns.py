@@ -252,6 +252,25 @@ def test_a_write_that_lasts_gives_the_turn_away() -> None:
         world.turns.stalls.close(TIMEOUT)
 
 
+def test_a_write_that_lasts_at_the_end_of_a_wait_gives_the_turn_away() -> None:
+    with made() as world:
+        world.turns.stalls.start()
+
+        def handle_watching() -> None:
+            with world.lock, watching(world.turns) as watch:
+                world.turns.expect_write(watch)
+                world.released.wait(TIMEOUT)
+            assert not world.turns.stalls.writes.running
+            world.handle()
+
+        world.device.ask(handle_watching)
+        world.device.ask(world.handle)
+        world.await_handled(1)
+        world.released.set()
+        world.await_handled(2)
+        world.turns.stalls.close(TIMEOUT)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_close_ends_threads_that_have_no_turn(count: int) -> None:
     with made() as world:

@@ -59,11 +59,11 @@ def test_a_slow_change_alone_refuses_nothing(progress: Progress) -> None:
 def test_a_stuck_node_refuses_until_a_change_comes_back(progress: Progress) -> None:
     progress.sent("first", START)
     fail(progress, now=START + 10)
-    assert progress.is_stuck
+    assert progress.is_stuck()
     assert progress.refuses(now=START + 10)
     assert progress.refuses(now=LATER), "the change may still come back"
     progress.came_back("first")
-    assert not progress.is_stuck
+    assert not progress.is_stuck()
     assert not progress.refuses(now=LATER)
 
 
@@ -91,10 +91,10 @@ def test_a_stuck_node_with_nothing_in_flight_lets_attempts_through(progress: Pro
     fail(progress, now=START)
     assert progress.refuses(now=START + 0.9 * ATTEMPT_INTERVAL)
     assert not progress.refuses(now=START + ATTEMPT_INTERVAL)
-    assert progress.is_stuck
+    assert progress.is_stuck()
     fail(progress, now=START + 5)
     assert progress.refuses(now=START + 5)
     progress.sent("attempt", START + 6)
     assert not progress.refuses(now=START + 6.1), "others need not fail beside the attempt"
     progress.came_back("attempt")
-    assert not progress.is_stuck
+    assert not progress.is_stuck()
