@@ -41,16 +41,21 @@ cdef class GroupLoop:
 
     cdef object _serve_once(self, handle, Poller poller)
     cdef object _raise_failure(self)
+
     @cython.locals(poller=Poller, seconds=double, left=double)
     cdef bint _dispatch_until(self, awaited, double until, RequestWatch watch) except -1
     cdef bint _dispatch_and_send_briefly(self, handle, Poller poller, double seconds) except -1
+
     @cython.locals(sender=Sender)
     cdef bint _is_quiet(self) except -1
+
     @cython.locals(until=double)
     cdef double _sleep_seconds(self) except? -1
+
     @cython.locals(now=double)
     cdef object _tick(self)
     cdef double _tick_interval(self) except? -1
+
     @cython.locals(count=int)
     cdef int _dispatch(self, handle) except -1
     cdef object _dispatch_until_echoed(self, handle)

@@ -14,11 +14,13 @@ cdef class KernelCache:
     cdef object _may_be_absent
 
     cdef object _on_own(self, Change change)
+
     @cython.locals(entry=Entry, gone=Entry)
     cdef object _on_foreign(self, Change change)
     cdef object _forget_entry(self, Entry entry, bint pages)
     cdef object _forget_inode(self, Entry entry, bint pages)
     cdef object _forget_place(self, Entry directory, str name, Entry before)
     cdef object _forget_name(self, Entry directory, str name)
+
     @cython.locals(parent=Entry)
     cdef object _look_up_again(self, Entry entry, bint pages)
