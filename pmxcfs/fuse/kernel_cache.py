@@ -16,8 +16,7 @@ from pmxcfs.tree.modes import changes_mode
 from pmxcfs.vfs.writeback import OpenFile
 
 # As globals, which are found faster than members of an enumeration.
-_CREATE, _MKDIR, _RENAME, _WRITE = Kind.CREATE, Kind.MKDIR, Kind.RENAME, Kind.WRITE
-_MTIME, _UNLOCK = Kind.MTIME, Kind.UNLOCK
+_RENAME, _WRITE, _MTIME, _UNLOCK = Kind.RENAME, Kind.WRITE, Kind.MTIME, Kind.UNLOCK
 
 
 class KernelCache:
@@ -109,14 +108,15 @@ class KernelCache:
             self._forget_inode(entry, False)
 
     def _on_foreign(self, change: Change) -> None:
-        # By directory object, not by path: later changes may have renamed the directories.
+        # By directory object, not by path: later changes may have renamed the directories. By the
+        # names of this change: later ones may have moved or replaced the entry.
         if change.source_directory is not None:
             name = (change.source or change.path).rpartition("/")[2]
             self._forget_place(change.source_directory, name, change.entry)
         kind, entry = change.kind, change.entry
-        is_new_name = kind is _CREATE or kind is _MKDIR or kind is _RENAME
-        if is_new_name and entry.parent is not None:
-            self._forget_place(entry.parent, entry.name, change.replaced or entry)
+        if change.directory is not None:
+            name = change.path.rpartition("/")[2]
+            self._forget_place(change.directory, name, change.replaced or entry)
         if kind is _WRITE or kind is _MTIME or kind is _RENAME:
             self._forget_entry(entry, kind is _WRITE)
         gone = change.replaced if kind is _RENAME else entry

@@ -13,6 +13,7 @@ cdef class Change:
     cdef readonly str source
     cdef readonly Entry replaced
     cdef readonly Entry source_directory
+    cdef readonly Entry directory
     cdef readonly bint has_new_time
 
 

@@ -54,14 +54,17 @@ class Change:
         replaced: Entry | None = None,
         *,
         source_directory: Entry | None = None,
+        directory: Entry | None = None,
         has_new_time: bool = False,
     ) -> None:
         self.kind = kind
-        self.path = path  # current path of the entry; for DELETE and UNLOCK its last path
+        self.path = path  # of the entry afterwards; for DELETE and UNLOCK its last path
         self.entry = entry  # a listener may let another object stand in for it
         self.source = source  # RENAME: the old path
         self.replaced = replaced  # RENAME: the entry that was at the path before
         self.source_directory = source_directory  # RENAME, DELETE, UNLOCK: the old parent
+        # CREATE, MKDIR, RENAME: the new parent. Later changes can have moved the entry once more.
+        self.directory = directory
         self.has_new_time = has_new_time  # RENAME: the mtime changed, too
 
     def __eq__(self, other: object) -> bool:
@@ -74,8 +77,8 @@ class Change:
         return f"Change{self._fields()}"
 
     def _fields(self) -> tuple[object, ...]:
-        where = self.path, self.entry, self.source, self.replaced, self.source_directory
-        return self.kind, *where, self.has_new_time
+        where = self.path, self.entry, self.source, self.replaced
+        return self.kind, *where, self.source_directory, self.directory, self.has_new_time
 
 
 class HalfRenamed(NotEmpty):
@@ -148,7 +151,7 @@ def _create(tree: Tree, guests: Guests, mutation: Create, writer: int, mtime: in
         raise Exists(f"{path!r} exists already")
     entry = tree.create(parent, name, _FILE, writer=writer, mtime=mtime)
     _register(guests, guest)
-    return Change(_CREATE, entry.path, entry)
+    return Change(_CREATE, entry.path, entry, directory=parent)
 
 
 def _mkdir(tree: Tree, mutation: Mkdir, writer: int, mtime: int) -> Change:
@@ -156,7 +159,7 @@ def _mkdir(tree: Tree, mutation: Mkdir, writer: int, mtime: int) -> Change:
     if parent.child(name) is not None:
         raise Exists(f"{mutation.path!r} exists already")
     entry = tree.create(parent, name, _DIRECTORY, writer=writer, mtime=mtime)
-    return Change(_MKDIR, entry.path, entry)
+    return Change(_MKDIR, entry.path, entry, directory=parent)
 
 
 def _delete(tree: Tree, guests: Guests, mutation: Delete, writer: int, mtime: int) -> Change:
@@ -199,6 +202,7 @@ def _rename(tree: Tree, guests: Guests, mutation: Rename, writer: int, mtime: in
         source,
         replaced,
         source_directory=source_directory,
+        directory=parent,
         has_new_time=has_new_time,
     )
 

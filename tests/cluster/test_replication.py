@@ -70,6 +70,29 @@ def test_every_kind_of_change_is_seen_on_all_nodes(cluster: Cluster, report: Rep
     report(f"replication: {len(times)} changes of all kinds, {milliseconds(times)}")
 
 
+def test_what_is_replaced_while_a_node_stands_still_is_seen_there(cluster: Cluster) -> None:
+    """Its daemon applies all of it together, and announces it then: most results are gone again."""
+    writer, reader = cluster.agents(cluster[1], cluster[2])
+    names = [f"file{number}" for number in range(20)]
+    for name in names:
+        writer("put", name, b"first")
+        see(cluster, reader, "get", name, wanted=b"first")
+    see(cluster, reader, "get", "moved", wanted=ABSENT)
+    cluster[2].daemon.freeze()
+    for content in (b"second", b"third"):
+        for name in names:
+            writer("put", f"{name}.tmp", content)
+            writer("rename", f"{name}.tmp", name)
+    writer("rename", names[0], "moved")
+    cluster[2].daemon.thaw()
+    cluster.wait_for_agreement()
+    (seen,) = reader.do(("get", names[0]))
+    assert seen.error == ABSENT
+    for name in ("moved", *names[1:]):
+        (found,) = reader.do(("get", name))
+        assert found.value == b"third", name
+
+
 def test_a_change_is_quickly_seen_on_the_others(cluster: Cluster, report: Report) -> None:
     writer, reader = cluster.agents(cluster[1], cluster[2])
     writer("put", "file", b"0")

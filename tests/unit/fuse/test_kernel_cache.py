@@ -6,9 +6,10 @@ from pmxcfs._core import Entry, Tree
 from pmxcfs.errors import StoreError
 from pmxcfs.fuse.kernel_cache import KernelCache
 from pmxcfs.fuse.node_ids import Handle
-from pmxcfs.messages import EntryType, Kind
+from pmxcfs.messages import Create, EntryType, Kind, Mutation, Rename
 from pmxcfs.tree.adoption import Reload
-from pmxcfs.tree.apply import Change
+from pmxcfs.tree.apply import Change, apply
+from pmxcfs.tree.guests import Guests
 from pmxcfs.vfs.writeback import OpenFile
 from tests.fakes.doubles.kernel import Recorder, Sent
 
@@ -75,7 +76,8 @@ def test_a_foreign_mtime_invalidates_attributes_and_entry(world: World) -> None:
 
 @pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR])
 def test_a_foreign_creation_invalidates_the_entry(world: World, kind: Kind) -> None:
-    assert world.tell(Change(kind, "f", world.file)) == [("entry", 1, b"f", 0, False)]
+    made = Change(kind, "f", world.file, directory=world.root)
+    assert world.tell(made) == [("entry", 1, b"f", 0, False)]
 
 
 @pytest.mark.parametrize("kind", [Kind.DELETE, Kind.UNLOCK])
@@ -104,9 +106,10 @@ def test_an_entry_removed_from_a_directory_that_was_renamed_since_is_invalidated
 @pytest.mark.parametrize("kind", [Kind.CREATE, Kind.MKDIR])
 def test_a_foreign_creation_invalidates_a_negative_entry(world: World, kind: Kind) -> None:
     new = world.make(world.root, "new", known=False)
-    assert world.tell(Change(kind, "new", new)) == []
+    made = Change(kind, "new", new, directory=world.root)
+    assert world.tell(made) == []
     world.absent.add((1, b"new"))
-    assert world.tell(Change(kind, "new", new)) == [("entry", 1, b"new", 0, False)]
+    assert world.tell(made) == [("entry", 1, b"new", 0, False)]
 
 
 def test_a_foreign_removal_invalidates_a_negative_entry(world: World) -> None:
@@ -122,9 +125,10 @@ def test_a_foreign_rename_invalidates_both_entries_and_the_mode(world: World) ->
     world.absent.add((world.priv.node, b"g"))
     world.tree.rename(world.file, world.priv, "g", writer=9, mtime=1)
     priv, node = world.priv.node, world.file.node
-    assert world.tell(
-        Change(Kind.RENAME, "priv/g", world.file, "f", source_directory=world.root)
-    ) == [
+    renamed = Change(
+        Kind.RENAME, "priv/g", world.file, "f", source_directory=world.root, directory=world.priv
+    )
+    assert world.tell(renamed) == [
         ("entry", 1, b"f", 0, False),
         ("entry", priv, b"g", 0, False),
         ("inode", node, False),
@@ -135,11 +139,46 @@ def test_a_foreign_rename_invalidates_both_entries_and_the_mode(world: World) ->
 def test_an_entry_replaced_by_a_foreign_rename_is_invalidated(world: World) -> None:
     temporary = world.make(world.root, "f.tmp", known=False)
     world.tree.rename(temporary, world.root, "f", writer=9, mtime=1)
-    replaced = Change(Kind.RENAME, "f", temporary, "f.tmp", world.file)
+    replaced = Change(
+        Kind.RENAME,
+        "f",
+        temporary,
+        "f.tmp",
+        world.file,
+        source_directory=world.root,
+        directory=world.root,
+    )
     assert world.tell(replaced) == [
         ("entry", 1, b"f", 0, False),
         ("inode", world.file.node, False),
     ]
+
+
+def apply_together(world: World, *mutations: Mutation) -> list[Sent]:
+    """Apply *mutations* of another node, then announce all; return the entries' notifications."""
+    guests = Guests()
+    changes = [apply(world.tree, guests, mutation, 9, 1) for mutation in mutations]
+    return [sent for change in changes for sent in world.tell(change) if sent[0] == "entry"]
+
+
+def test_an_entry_replaced_twice_at_a_time_is_invalidated(world: World) -> None:
+    """The first replacement has no place any more when it is announced."""
+    for name in ("first", "second"):
+        world.make(world.root, name, known=False)
+    sent = apply_together(world, Rename("first", "f"), Rename("second", "f"))
+    assert sent == [("entry", 1, b"f", 0, False)]
+
+
+def test_an_entry_whose_replacement_was_moved_on_is_invalidated(world: World) -> None:
+    world.make(world.root, "first", known=False)
+    sent = apply_together(world, Rename("first", "f"), Rename("f", "priv/f"))
+    assert ("entry", 1, b"f", 0, False) in sent
+
+
+def test_a_negative_entry_is_invalidated_if_the_new_file_was_moved_on(world: World) -> None:
+    world.absent.add((1, b"new"))
+    sent = apply_together(world, Create("new"), Rename("new", "priv/new"))
+    assert sent[0] == ("entry", 1, b"new", 0, False)
 
 
 def test_what_an_adopted_tree_lacks_loses_its_links(world: World) -> None:
@@ -150,8 +189,9 @@ def test_what_an_adopted_tree_lacks_loses_its_links(world: World) -> None:
 
 def test_a_directory_that_is_not_cached_needs_no_notification(world: World) -> None:
     inside = world.make(world.unknown, "f", known=False)
-    for kind in (Kind.CREATE, Kind.WRITE):
-        assert world.tell(Change(kind, "unknown/f", inside)) == []
+    made = Change(Kind.CREATE, "unknown/f", inside, directory=world.unknown)
+    for change in (made, Change(Kind.WRITE, "unknown/f", inside)):
+        assert world.tell(change) == []
     gone = Change(Kind.DELETE, "unknown/f", inside, source_directory=world.unknown)
     assert world.tell(gone) == []
 

@@ -109,21 +109,22 @@ def test_the_recordings_are_complete() -> None:
 
 def test_a_change_describes_the_mutation(node: Node) -> None:
     made = node.apply(Mkdir("//d/"))
-    assert made == Change(Kind.MKDIR, "d", made.entry)
+    root = node.tree.root
+    assert made == Change(Kind.MKDIR, "d", made.entry, directory=root)
     file = node.apply(Create("d//f")).entry
     assert node.apply(Write("d/f", 0, b"x", truncate=False)) == Change(Kind.WRITE, "d/f", file)
     other = node.apply(Create("g")).entry
     moved = node.apply(Rename("d/f", "/g"))
-    assert moved == Change(Kind.RENAME, "g", file, "d/f", other, source_directory=made.entry)
+    assert moved == Change(
+        Kind.RENAME, "g", file, "d/f", other, source_directory=made.entry, directory=root
+    )
     assert node.apply(Mtime("g", 7)) == Change(Kind.MTIME, "g", file)
     assert node.apply(Rename("g", "h"), mtime=7) == Change(
-        Kind.RENAME, "h", file, "g", source_directory=node.tree.root
+        Kind.RENAME, "h", file, "g", source_directory=root, directory=root
     )
     again = node.apply(Rename("h", "g"), mtime=8)
     assert again.has_new_time
-    assert node.apply(Delete("g")) == Change(
-        Kind.DELETE, "g", file, source_directory=node.tree.root
-    )
+    assert node.apply(Delete("g")) == Change(Kind.DELETE, "g", file, source_directory=root)
     assert not file.is_attached
     assert not other.is_attached
 
