@@ -14,7 +14,7 @@ follow one another, the more of them corosync packs into a packet; a packet with
 corosync as much CPU time as a full one. While a change is in flight, a call of ``send`` ends after
 MOST_LOTS, so that the owner can dispatch the change.
 
-Threads: only the owner of the group (see ``group``) uses a Sender.
+Threads: only the owner of the group (see ``loop``) uses a Sender.
 Contract: docs/spec/cluster.md, "A mutation must not block forever".
 """
 

@@ -20,6 +20,8 @@ cdef class Progress:
     cdef object _note_oldest(self)
     cdef object _works(self)
     cpdef bint is_stuck(self) except -1
+
+    @cython.locals(oldest=double)
     cpdef bint is_overdue(self, double now) except -1
     cpdef bint is_moving(self, double now) except -1
     cpdef bint refuses(self, double now) except -1

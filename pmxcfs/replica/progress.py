@@ -101,7 +101,8 @@ class Progress:
 
     def is_overdue(self, now: float) -> bool:
         """Return whether a change is in flight for more than OVERDUE seconds."""
-        return self.oldest > 0 and now - self.oldest > OVERDUE
+        oldest = self.oldest
+        return oldest > 0 and now - oldest > OVERDUE
 
     def is_moving(self, now: float) -> bool:
         """Return whether this node is in sync, and all its changes come back in time."""

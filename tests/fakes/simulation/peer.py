@@ -1,6 +1,7 @@
 """One node in memory: a ``Dfsm``, the content of its group, and effects carried out on a bus.
 
-A ``Peer`` has the role of ``cluster.group.GroupThread``, without threads, handles and a database.
+A ``Peer`` has the role of ``cluster.group.GroupThread`` and its loop, without threads, handles and
+a database.
 """
 
 import json
