@@ -10,8 +10,8 @@ change and dispatches until the change is delivered; that saves two thread switc
 request thread gives the ownership back when this node is no longer in sync, and it leaves work that
 can take long to the group's thread.
 
-Threads: the group's thread calls ``serve``, and ``has_left`` and ``clear`` after it; request threads
-call ``dispatch_until``. Any thread may call ``tick_soon``; only the owner calls the rest.
+Threads: the group's thread calls ``serve``, and ``has_left`` and ``clear`` after it; request
+threads call ``dispatch_until``. Any thread may call ``tick_soon``; only the owner calls the rest.
 Lock order: the ownership lock comes before all other locks, the tree's included. A request thread
 takes it only if it is free.
 
