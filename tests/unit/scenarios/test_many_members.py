@@ -58,16 +58,20 @@ class Lowest:
     """The lowest member of a group."""
 
     def __init__(self, directory: Path, entries: int) -> None:
-        stored = StoredReplica(directory)
-        stored.tree.load(records(entries))
+        self._stored = StoredReplica(directory)
+        self._stored.tree.load(records(entries))
         self._content = TreeContent(
-            stored.replica,
+            self._stored.replica,
             Outbox(QuorumFlag(is_quorate=True), wake=lambda: None),
             Proposals(),
             lock=contextlib.nullcontext(),
             quorum=Quorum(),
             lock_has_expired=lambda path, checksum: False,
         )
+
+    def close(self) -> None:
+        """Close the database and the journal."""
+        self._stored.storage.close()
 
     def decide(self, others: Sequence[bytes]) -> Cost:
         """Go through a round in which the *others* have these indexes."""
@@ -89,6 +93,15 @@ class Lowest:
         cost = Cost(time.process_time() - start, traced() - before, [each.inode for each in sent])
         assert machine.mode is Mode.SYNCED
         return cost
+
+
+def traced_cost(lowest: Lowest, others: Sequence[bytes]) -> Cost:
+    """Have *lowest* decide while its allocations are traced, which takes longer."""
+    tracemalloc.start()
+    try:
+        return lowest.decide(others)
+    finally:
+        tracemalloc.stop()
 
 
 def traced() -> int:
@@ -160,13 +173,9 @@ def test_equal_states_are_kept_once_and_nothing_is_made_of_different_ones(
 ) -> None:
     state = index_of(FEW)
     others = SITUATIONS[situation](state)
-    lowest = Lowest(tmp_path, FEW)
-    assert lowest.decide(others).sent == needed(state, others)
-    tracemalloc.start()
-    try:
-        cost = lowest.decide(others)
-    finally:
-        tracemalloc.stop()
+    with contextlib.closing(Lowest(tmp_path, FEW)) as lowest:
+        assert lowest.decide(others).sent == needed(state, others)
+        cost = traced_cost(lowest, others)
     kept = len({state, *others})
     assert cost.peak < (kept + SPARE) * len(state) + len(cost.sent) * RECORD_SIZE
 
@@ -177,14 +186,10 @@ def test_the_lowest_of_many_members_decides_soon(
     tmp_path: Path, report: Report, situation: str
 ) -> None:
     others = SITUATIONS[situation](index_of(MANY))
-    lowest = Lowest(tmp_path, MANY)
-    first = lowest.decide(others)  # all entries are hashed
-    again = lowest.decide(others)
-    tracemalloc.start()
-    try:
-        traced_one = lowest.decide(others)
-    finally:
-        tracemalloc.stop()
+    with contextlib.closing(Lowest(tmp_path, MANY)) as lowest:
+        first = lowest.decide(others)  # all entries are hashed
+        again = lowest.decide(others)
+        traced_one = traced_cost(lowest, others)
     report(
         f"{OTHERS + 1} members with {MANY} entries, {situation}: decision in {again.seconds:.2f} s "
         f"of processor time, in {first.seconds:.2f} s after a start; "
