@@ -174,7 +174,7 @@ class Clustering:
     def refusal(self) -> str:
         """Why changes are refused since one was not sent or not delivered; empty if they aren't."""
         progress = self.outbox.progress
-        return str(progress.cause or "") if progress.refuses(now=time.monotonic()) else ""
+        return str(progress.cause or "") if progress.refuses(time.monotonic()) else ""
 
     @property
     def host_file_error(self) -> str:

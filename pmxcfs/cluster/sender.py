@@ -20,6 +20,7 @@ Contract: docs/spec/cluster.md, "A mutation must not block forever".
 
 import contextlib
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -39,7 +40,7 @@ MOST_BYTES_IN_FLIGHT = 1 << 20  # of messages of the state machine, and one more
 MOST_CHANGES_IN_FLIGHT = 32
 MOST_LOTS = 2  # sent in one call while a change is in flight
 LOT, LOT_BYTES = 32, 1 << 14  # UPDATEs sent without a look at the changes, and their bytes
-_NEVER = float("inf")
+_NEVER = math.inf
 _BEHIND_CHANGES = (Update, UpdateComplete)  # messages that changes do not wait for
 _START_SYNC, _SYNCED = Mode.START_SYNC, Mode.SYNCED  # Python 3.11 finds members slowly
 

@@ -18,6 +18,7 @@ filesystem.md, "When the cluster is stuck".
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
@@ -71,7 +72,7 @@ class ClusterIssuer:
         self._progress = outbox.progress
         self._yielding = yielding
         self._dispatch_until = dispatch_until
-        self._stops_at = float("inf")  # monotonic seconds; all waiting ends then
+        self._stops_at = math.inf  # monotonic seconds; all waiting ends then
         self._waiting: dict[Proposal, None] = {}  # proposals with a waiting caller, in order
 
     def submit(self, mutation: Mutation) -> Change:

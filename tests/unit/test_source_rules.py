@@ -427,3 +427,52 @@ def test_compiled_python_avoids_what_cython_0_29_can_not_run(path: Path) -> None
     assert "NamedTuple" not in [base.id for base in bases if isinstance(base, ast.Name)]
     values = [node.value for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
     assert not [value for value in [*bases, *values] if isinstance(value, ast.Subscript)]
+
+
+@pytest.mark.parametrize("path", compiled_python(), ids=name_of)
+def test_compiled_python_has_no_numbers_as_texts(path: Path) -> None:
+    """What Cython 3.0 makes of ``float("inf")`` has a warning of gcc: use ``math.inf``."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "float"]
+    assert not [call for call in named if isinstance(call.args[0], ast.Constant)]
+
+
+# A cpdef function with one argument that must be given, beside self.
+OF_ONE = re.compile(r"cpdef [^\n(=]*?(?P<name>\w+)\((?:self, )?[\w ]*?(?P<argument>\w+)\)")
+
+
+def functions_of_one(source: str) -> set[tuple[str, str]]:
+    """Return the names of the cpdef functions with one argument, and of the argument."""
+    found = {(match["name"], match["argument"]) for match in OF_ONE.finditer(source)}
+    return {(name, argument) for name, argument in found if argument != "self"}
+
+
+OF_ONE_ARGUMENT = {
+    pair for kind in ("pxd", "pyx") for path in PACKAGE.rglob(f"*.{kind}")
+    for pair in functions_of_one(path.read_text())
+}  # fmt: skip
+
+
+def test_functions_with_one_argument_are_found() -> None:
+    source = (
+        "    cpdef bint refuses(self, double now) except -1\n"
+        "cpdef list split(mutation)\n"
+        "    cpdef object end(self)\n"
+        "    cpdef object refusal(self, Py_ssize_t size=*)\n"
+        "    cpdef object failed(self, error, double now)\n"
+    )
+    assert functions_of_one(source) == {("refuses", "now"), ("split", "mutation")}
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]), ids=name_of
+)
+def test_no_function_of_one_argument_is_called_by_its_keyword(path: Path) -> None:
+    """Cython 0.29 makes functions that take no keyword of them."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    keywords = [
+        (getattr(call.func, "attr", getattr(call.func, "id", "")), call.keywords[0].arg)
+        for call in calls
+        if len(call.keywords) == 1 and not call.args
+    ]
+    assert not OF_ONE_ARGUMENT.intersection(keywords)

@@ -77,7 +77,7 @@ class World:
 
     def send(self, *, now: float = 0.0) -> Proposal:
         """Send the next message."""
-        proposal = self.outbox.next(now=now or time.monotonic())
+        proposal = self.outbox.next(now or time.monotonic())
         assert proposal is not None
         self.outbox.sent(proposal)
         return proposal

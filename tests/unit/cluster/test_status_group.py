@@ -27,7 +27,7 @@ def entry(text: str, *, node: str = "node2", time: int = 1000) -> LogEntry:
 def drain(source: StatusSource) -> list[Body]:
     """Send all queued messages; return their bodies."""
     found: list[Body] = []
-    while (body := source.take(now=1.0)) is not None:
+    while (body := source.take(1.0)) is not None:
         found.append(body)
         source.sent(len(found))
     return found
@@ -40,7 +40,7 @@ def test_only_the_newest_value_of_a_key_is_sent() -> None:
     source.put(SetKey("a", b"2"))
     assert drain(source) == [SetKey("b", b"1"), SetKey("a", b"2")]
     assert len(wakes) == 2
-    assert source.take(now=1.0) is None
+    assert source.take(1.0) is None
 
 
 def test_keys_are_sent_before_log_entries_which_keep_their_order() -> None:
@@ -57,13 +57,13 @@ def test_a_message_that_was_not_sent_is_the_next_again(gone: str) -> None:
     source.put(SetKey("a", b"1"), SetKey("b", b"1"), line)
 
     def fail() -> None:
-        source.take(now=1.0)
+        source.take(1.0)
         source.not_sent() if gone == "not_sent" else source.refused(Busy("no room"))
 
     fail()
-    assert source.take(now=1.0) == SetKey("a", b"1")
+    assert source.take(1.0) == SetKey("a", b"1")
     source.sent(1)
-    source.take(now=1.0)
+    source.take(1.0)
     source.sent(2)
     fail()
     assert drain(source) == [line]
@@ -72,7 +72,7 @@ def test_a_message_that_was_not_sent_is_the_next_again(gone: str) -> None:
 def test_a_newer_value_replaces_one_that_was_not_sent() -> None:
     source = StatusSource(wake=lambda: None)
     source.put(SetKey("a", b"old"), SetKey("b", b"1"))
-    source.take(now=1.0)
+    source.take(1.0)
     source.put(SetKey("a", b"new"))
     source.not_sent()
     assert drain(source) == [SetKey("b", b"1"), SetKey("a", b"new")]
@@ -85,7 +85,7 @@ def test_a_long_outage_costs_bounded_memory(
     source = StatusSource(wake=lambda: None)
     for number in range(100):
         source.put(SetKey(f"key{number}", bytes(1000)))
-        source.take(now=1.0)
+        source.take(1.0)
         source.not_sent()
     for number in range(2000):
         source.put(SetKey("same", bytes(number % 1000)))
@@ -100,7 +100,7 @@ def test_the_newest_log_entries_are_kept() -> None:
     source = StatusSource(wake=lambda: None)
     lines = [entry(f"{number}") for number in range(module.MAX_UNSENT_ENTRIES + 5)]
     source.put(*lines[:-1])
-    assert source.take(now=1.0) == lines[4]
+    assert source.take(1.0) == lines[4]
     source.put(lines[-1])
     source.not_sent()
     assert drain(source) == lines[5:]

@@ -124,7 +124,7 @@ class World:
         return proposal
 
     def send(self, serial: int) -> Body:
-        body = self.source.take(now=1.0)
+        body = self.source.take(1.0)
         assert body is not None
         self.source.sent(serial)
         return body
@@ -272,7 +272,7 @@ def test_the_loss_of_the_group_finishes_only_sent_proposals(world: World) -> Non
         with pytest.raises(Failed, match="unknown"):
             proposal.ticket.result()
     assert not waiting.ticket.is_done
-    assert world.source.take(now=1.0) == Mkdir("b")
+    assert world.source.take(1.0) == Mkdir("b")
 
 
 # Sending.
@@ -281,7 +281,7 @@ def test_the_loss_of_the_group_finishes_only_sent_proposals(world: World) -> Non
 @pytest.mark.expect_log(STUCK)
 def test_a_proposal_withdrawn_while_corosync_is_busy_gets_busy(world: World) -> None:
     proposal, other = world.post(Mkdir("a")), world.post(Mkdir("b"))
-    assert world.source.take(now=1.0) == Mkdir("a")
+    assert world.source.take(1.0) == Mkdir("a")
     assert not world.outbox.withdraw(proposal, Busy("too late"))
     world.source.not_sent()
     with pytest.raises(Busy, match="too late"):
@@ -292,7 +292,7 @@ def test_a_proposal_withdrawn_while_corosync_is_busy_gets_busy(world: World) -> 
 
 def test_a_signal_does_not_make_this_node_stuck(world: World) -> None:
     proposal = world.post(Mkdir("a"))
-    assert world.source.take(now=1.0) == Mkdir("a")
+    assert world.source.take(1.0) == Mkdir("a")
     assert not world.outbox.withdraw(proposal, Signaled())
     world.source.not_sent()
     with pytest.raises(Signaled):
@@ -304,7 +304,7 @@ def test_after_a_withdrawal_the_next_proposal_is_sent_at_once(world: World) -> N
     proposal = world.post(Mkdir("a"))
     world.post(Mkdir("b"))
     assert world.outbox.withdraw(proposal, Busy("too late"))
-    assert world.source.take(now=1.0) == Mkdir("b")
+    assert world.source.take(1.0) == Mkdir("b")
 
 
 def test_a_proposal_to_which_there_is_an_objection_is_not_sent(world: World) -> None:
@@ -313,11 +313,11 @@ def test_a_proposal_to_which_there_is_an_objection_is_not_sent(world: World) -> 
     world.outbox.put(Proposal(refused, [Delete("name")]))
     allowed = Ticket(Delete("other"), objection=lambda: None)
     world.outbox.put(Proposal(allowed, [Delete("other")]))
-    assert world.source.take(now=1.0) == Delete("other")
+    assert world.source.take(1.0) == Delete("other")
     with pytest.raises(IsADirectory):
         refused.result()
     world.source.sent(1)
-    assert world.source.take(now=1.0) is None
+    assert world.source.take(1.0) is None
     assert not world.outbox.progress.is_stuck()
 
 
@@ -325,26 +325,26 @@ def test_a_proposal_to_which_there_is_an_objection_is_not_sent(world: World) -> 
 def test_a_refused_proposal_gets_the_error_and_a_partly_sent_one_fails(world: World) -> None:
     whole = world.post(Mkdir("a"))
     half = world.post(Write("f", 0, b"a", truncate=True), Write("f", 1, b"b", truncate=False))
-    assert world.source.take(now=1.0)
+    assert world.source.take(1.0)
     world.source.refused(Busy("no room"))
     with pytest.raises(Busy, match="no room"):
         whole.ticket.result()
     world.send(1)
-    assert world.source.take(now=1.0)
+    assert world.source.take(1.0)
     world.source.refused(Busy("no room"))
     with pytest.raises(Failed, match="only a part"):
         half.ticket.result()
     assert world.outbox.progress.is_stuck()
-    assert world.source.take(now=1.0) is None
+    assert world.source.take(1.0) is None
 
 
 def test_nothing_is_sent_behind_an_overdue_change_until_it_is_delivered(world: World) -> None:
     world.post(Mkdir("a"))
     world.post(Mkdir("b"))
     world.send(1)
-    assert world.source.take(now=2.0 + OVERDUE) is None
+    assert world.source.take(2.0 + OVERDUE) is None
     world.deliver(of(ME, Mkdir("a"), serial=1))
-    assert world.source.take(now=2.0 + OVERDUE) == Mkdir("b")
+    assert world.source.take(2.0 + OVERDUE) == Mkdir("b")
 
 
 @pytest.mark.expect_log(STUCK)
@@ -364,17 +364,17 @@ def test_a_stuck_node_recovers_by_a_delivery_or_a_synchronization(world: World) 
     progress.failed(Busy("late"), now=1.0)
     world.content.on_left()
     world.content.on_members([ME, PEER], me=ME)
-    assert progress.refuses(now=1000.0)
+    assert progress.refuses(1000.0)
     world.content.on_synced(())
-    assert not progress.refuses(now=1000.0)
+    assert not progress.refuses(1000.0)
 
 
 def test_a_held_outbox_sends_nothing(world: World) -> None:
     world.outbox.hold(on=True)
     world.post(Mkdir("a"))
-    assert world.source.take(now=1.0) is None
+    assert world.source.take(1.0) is None
     world.outbox.hold(on=False)
-    assert world.source.take(now=1.0) == Mkdir("a")
+    assert world.source.take(1.0) == Mkdir("a")
     assert world.wakes == 3
 
 

@@ -41,7 +41,7 @@ def announce(world: World, ticket: Announcement) -> "Future[None]":
 def test_a_new_file_is_sent_with_its_content_and_its_name_back_to_back(world: World) -> None:
     ticket = announcement(rename=True)
     future = announce(world, ticket)
-    proposal = world.outbox.next(now=time.monotonic())
+    proposal = world.outbox.next(time.monotonic())
     assert proposal is not None
     assert list(proposal.unsent) == [ticket.create, ticket.content, ticket.rename]
     for _ in range(3):

@@ -65,7 +65,7 @@ def test_a_change_is_answered_when_it_is_delivered(world: World) -> None:
     assert world.replica.writes == 0
     world.arrive(proposal)
     assert future.result(DEADLINE) is proposal.ticket.change
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
     assert world.replica.writes == 1  # the request thread writes the record itself
 
 
@@ -73,7 +73,7 @@ def test_a_change_is_not_sent_while_too_much_waits_to_be_saved(world: World) -> 
     world.replica.busy = Busy("too many changes wait to be saved")
     with world.lock, pytest.raises(Busy, match="to be saved"):
         world.issuer.submit(Mkdir("a"))
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
 
 
 def test_the_error_of_delivery_is_the_answer(world: World) -> None:
@@ -97,7 +97,7 @@ def test_a_change_that_is_not_sent_in_time_is_withdrawn(
         with pytest.raises(Busy, match="nothing was changed"):
             future.result(DEADLINE)
         assert time.monotonic() - start >= limit
-        assert world.outbox.next(now=1.0) is None
+        assert world.outbox.next(1.0) is None
 
 
 @pytest.mark.expect_log(STUCK)
@@ -123,7 +123,7 @@ def test_a_change_given_up_while_it_is_being_sent_is_not_sent_again(
     """Corosync refuses the message after the caller has given up waiting."""
     limit_sending(monkeypatch, ENOUGH)
     future = world.mkdir()
-    proposal = world.outbox.next(now=time.monotonic())
+    proposal = world.outbox.next(time.monotonic())
     assert proposal is not None
     while proposal.refusal is None:  # until its caller has given up
         threading.Event().wait(0.005)
@@ -132,12 +132,12 @@ def test_a_change_given_up_while_it_is_being_sent_is_not_sent_again(
         proposal.ticket.finish(Busy("no room"))
     with pytest.raises(Busy, match="no room"):
         future.result(DEADLINE)
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
 
 
 def test_a_message_that_corosync_refused_stays_first(world: World) -> None:
     futures = [world.mkdir("a"), world.mkdir("b")]
-    first = world.outbox.next(now=1.0)
+    first = world.outbox.next(1.0)
     assert first is not None
     assert world.outbox.not_sent(first)
     assert first.sent_at == 0.0
@@ -152,7 +152,7 @@ def test_without_quorum_nothing_is_queued(world: World) -> None:
     with world.lock, pytest.raises(NoQuorum):
         world.issuer.submit(Mkdir("a"))
     world.quorum.is_quorate = True
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
 
 
 def test_losing_the_quorum_ends_all_waiting_at_once(world: World) -> None:
@@ -166,21 +166,21 @@ def test_losing_the_quorum_ends_all_waiting_at_once(world: World) -> None:
     with pytest.raises(Failed, match="outcome is unknown"):
         sent.result(DEADLINE)
     world.quorum.is_quorate = True
-    assert world.outbox.next(now=1.0) is None, "the rest would go into whatever is there by then"
+    assert world.outbox.next(1.0) is None, "the rest would go into whatever is there by then"
 
 
 def test_a_node_that_can_t_write_its_database_sends_nothing(world: World) -> None:
     world.replica.failure = StoreError("the disk is full")
     with world.lock, pytest.raises(StoreError, match="full"):
         world.issuer.submit(Mkdir("a"))
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
 
 
 def test_if_too_many_requests_wait_the_next_is_refused_and_not_sent(world: World) -> None:
     world.yielding.room = 0
     with world.lock, pytest.raises(Busy, match="full"):
         world.issuer.submit(Mkdir("a"))
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
 
 
 @pytest.mark.expect_log("sent but not delivered within")
@@ -224,7 +224,7 @@ def test_expiring_a_lock_sends_an_unlock_request_and_a_utime(world: World) -> No
     proposal = world.send()
     second = world.send()
     assert proposal is second
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
     world.arrive(proposal)
     assert not future.done()
     world.arrive(proposal, Exists("as delivered"))
@@ -289,7 +289,7 @@ def behind(world: World, monkeypatch: pytest.MonkeyPatch) -> Future[Change]:
     monkeypatch.setattr(module, "DELIVERY_TIMEOUT", ENOUGH)
     future = world.mkdir("overdue")
     world.first = world.send()
-    while not world.outbox.progress.is_overdue(now=time.monotonic()):
+    while not world.outbox.progress.is_overdue(time.monotonic()):
         threading.Event().wait(0.005)
     return future
 
@@ -301,14 +301,14 @@ def test_changes_behind_an_overdue_one_are_refused_with_it(
 ) -> None:
     calls = [functools.partial(world.issuer.submit, m) for m in (Mkdir("a"), Mtime("b", 1))]
     unsent = [world.begin(call) for call in calls]
-    assert world.outbox.next(now=time.monotonic()) is None
+    assert world.outbox.next(time.monotonic()) is None
     with pytest.raises(Failed, match="outcome is unknown"):
         behind.result(DEADLINE)
     for future in unsent:
         with pytest.raises(Busy, match="nothing was changed"):
             future.result(BRIEF)
     world.outbox.progress.came_back(world.first)
-    assert world.outbox.next(now=time.monotonic()) is None, "what was refused is never sent"
+    assert world.outbox.next(time.monotonic()) is None, "what was refused is never sent"
 
 
 def test_changes_behind_an_overdue_one_are_sent_when_it_was_delivered(
@@ -339,7 +339,7 @@ def test_a_stuck_node_refuses_at_once_until_a_change_comes_back(
     assert isinstance(world.issuer.refusal(), Busy)
     world.arrive(world.first)
     assert world.issuer.refusal() is None
-    assert world.outbox.next(now=time.monotonic()) is None
+    assert world.outbox.next(time.monotonic()) is None
 
 
 @pytest.mark.expect_log(STUCK)
@@ -377,10 +377,10 @@ def test_the_rest_of_a_write_is_sent_though_another_change_is_overdue(world: Wor
     future = world.begin(lambda: world.issuer.submit(two_parts()))
     proposal = world.send()
     later = time.monotonic() + progress.OVERDUE + 1
-    assert world.outbox.next(now=later) is proposal
+    assert world.outbox.next(later) is proposal
     world.outbox.sent(proposal)
     other = world.mkdir()
-    assert world.outbox.next(now=later) is None
+    assert world.outbox.next(later) is None
     for _ in range(2):
         world.arrive(proposal)
     assert future.result(DEADLINE)
@@ -413,7 +413,7 @@ def test_a_write_of_which_a_part_was_sent_can_t_be_withdrawn(world: World) -> No
     world.arrive(proposal)
     assert proposal.is_partly_sent
     assert not world.outbox.withdraw(proposal, Busy("too late"))
-    assert world.outbox.next(now=1.0) is proposal
+    assert world.outbox.next(1.0) is proposal
     assert world.outbox.not_sent(proposal), "the rest is still to be sent"
     world.send()
     world.arrive(proposal)
@@ -431,7 +431,7 @@ def test_the_rest_of_a_write_that_was_given_up_is_never_sent(
     world.send()
     with pytest.raises(Failed):
         future.result(DEADLINE)
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
 
 
 @pytest.mark.parametrize("path", ["a", "nodes/" + "n" * 250])
@@ -483,7 +483,7 @@ def test_a_change_whose_program_gets_a_signal_is_withdrawn(world: World) -> None
     with pytest.raises(Signaled):
         future.result(DEADLINE)
     assert world.queued.acquire(timeout=DEADLINE), "the owner of the group was not woken"
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
     assert world.replica.writes == 0, "there is nothing of it to write"
 
 
@@ -501,7 +501,7 @@ def test_a_change_that_was_sent_is_answered_by_its_delivery_in_spite_of_a_signal
 
 def test_a_signal_while_a_change_is_being_sent_counts_if_that_fails(world: World) -> None:
     future, request = interruptible(world, lambda: world.issuer.submit(Mkdir("a")))
-    proposal = world.outbox.next(now=1.0)
+    proposal = world.outbox.next(1.0)
     assert proposal is not None
     with world.lock:
         request.interrupt()
@@ -519,7 +519,7 @@ def test_a_change_that_is_withdrawn_before_it_is_queued_is_not_sent(world: World
     assert not world.outbox.withdraw(proposal, Signaled())
     with pytest.raises(Signaled):
         world.outbox.queue(proposal)
-    assert world.outbox.next(now=1.0) is None
+    assert world.outbox.next(1.0) is None
 
 
 def test_a_wait_for_the_change_of_another_thread_ends_by_a_signal(world: World) -> None:
