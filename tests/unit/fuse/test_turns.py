@@ -235,26 +235,30 @@ def test_a_stop_is_not_held_up_by_a_handler_that_waits() -> None:
         assert world.turns.is_over.is_set()
 
 
+def check_another_reads_beside(world: World, handle: Callable[[], None]) -> None:
+    """Assert that a request is handled while *handle*, whose write lasts, handles another one."""
+    world.turns.stalls.start()
+    world.device.ask(handle)
+    world.device.ask(world.handle)
+    world.await_handled(1)
+    world.released.set()
+    world.await_handled(2)
+    world.turns.stalls.close(TIMEOUT)
+
+
 def test_a_write_that_lasts_gives_the_turn_away() -> None:
     with made() as world:
-        world.turns.stalls.start()
 
         def handle_writing() -> None:
             with world.lock, writing(world.turns):
                 world.released.wait(TIMEOUT)
             world.handle()
 
-        world.device.ask(handle_writing)
-        world.device.ask(world.handle)
-        world.await_handled(1)
-        world.released.set()
-        world.await_handled(2)
-        world.turns.stalls.close(TIMEOUT)
+        check_another_reads_beside(world, handle_writing)
 
 
 def test_a_write_that_lasts_at_the_end_of_a_wait_gives_the_turn_away() -> None:
     with made() as world:
-        world.turns.stalls.start()
 
         def handle_watching() -> None:
             with world.lock, watching(world.turns) as watch:
@@ -263,12 +267,7 @@ def test_a_write_that_lasts_at_the_end_of_a_wait_gives_the_turn_away() -> None:
             assert not world.turns.stalls.writes.running
             world.handle()
 
-        world.device.ask(handle_watching)
-        world.device.ask(world.handle)
-        world.await_handled(1)
-        world.released.set()
-        world.await_handled(2)
-        world.turns.stalls.close(TIMEOUT)
+        check_another_reads_beside(world, handle_watching)
 
 
 @pytest.mark.parametrize("count", [1, 3])
